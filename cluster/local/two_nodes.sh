@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Two Ray nodes on one machine: a head and a worker node, each a raylet of its own.
+#
+#   cluster/local/two_nodes.sh start|status|stop
+#
+# Ports, CPUs and the folder can be set: PORT DASHBOARD_PORT HEAD_CPUS WORKER_CPUS NODES_DIR.
+# `stop` ends only what `start` started; `ray stop` would end every Ray of this machine.
+set -euo pipefail
+
+PORT=${PORT:-6390}
+DASHBOARD_PORT=${DASHBOARD_PORT:-8270}
+HEAD_CPUS=${HEAD_CPUS:-2}
+WORKER_CPUS=${WORKER_CPUS:-2}
+# Short on purpose: Ray puts Unix sockets below it, whose paths may have 107 bytes.
+NODES_DIR=${NODES_DIR:-/tmp/encsearch-nodes-$PORT}
+START_TIMEOUT_S=120
+STOP_TIMEOUT_S=20
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# A job's `python` is the first on the PATH of the node that runs it: it must be the one Ray runs in.
+[[ -x $repository/.venv/bin/ray ]] && export PATH="$repository/.venv/bin:$PATH"
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled}
+export RAY_USAGE_STATS_ENABLED=0
+# Without bytecode each Ray process compiles its imports again.
+unset PYTHONDONTWRITEBYTECODE RAY_ADDRESS RAY_API_SERVER_ADDRESS
+
+main() {
+  case ${1:-} in
+    start) start ;;
+    status) status ;;
+    stop) stop ;;
+    *) echo "usage: $0 start|status|stop" >&2; exit 2 ;;
+  esac
+}
+
+start() {
+  if alive head; then
+    echo "already running; to start afresh: $0 stop" >&2
+    exit 1
+  fi
+  mkdir -p "$NODES_DIR"
+  launch head --head --port="$PORT" --num-cpus="$HEAD_CPUS" --temp-dir="$NODES_DIR/ray" \
+    --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --include-dashboard=true \
+    --ray-client-server-port=$((PORT + 1)) --dashboard-agent-listen-port=$((PORT + 2))
+  wait_for_line head 'Ray runtime started'
+  launch worker --address="127.0.0.1:$PORT" --num-cpus="$WORKER_CPUS" \
+    --dashboard-agent-listen-port=$((PORT + 3))
+  wait_for_line worker 'Ray runtime started'
+  print_addresses
+}
+
+status() {
+  local role
+  for role in head worker; do
+    alive $role && echo "$role: running (pid $(cat "$NODES_DIR/$role.pid"))" || echo "$role: not running"
+  done
+  alive head || exit 1
+  print_addresses
+  ray status --address="127.0.0.1:$PORT"
+}
+
+stop() {
+  end worker
+  end head
+  echo "stopped; logs stay in $NODES_DIR"
+}
+
+print_addresses() {
+  echo "export RAY_ADDRESS=127.0.0.1:$PORT RAY_AUTH_MODE=$RAY_AUTH_MODE"
+  echo "# dashboard and job server: http://127.0.0.1:$DASHBOARD_PORT"
+}
+
+# launch ROLE FLAG...: `ray start --block` in a session of its own, so that its group holds every child.
+launch() {
+  local role=$1
+  shift
+  setsid ray start --block --node-ip-address=127.0.0.1 --disable-usage-stats "$@" \
+    >"$NODES_DIR/$role.log" 2>&1 </dev/null &
+  echo $! >"$NODES_DIR/$role.pid"
+}
+
+wait_for_line() {
+  local role=$1 line=$2 deadline=$((SECONDS + START_TIMEOUT_S))
+  until grep -q "$line" "$NODES_DIR/$role.log"; do
+    if ! alive "$role" || ((SECONDS > deadline)); then
+      echo "the $role node did not start; the end of $NODES_DIR/$role.log:" >&2
+      tail -n 15 "$NODES_DIR/$role.log" >&2
+      stop >&2
+      exit 1
+    fi
+    sleep 0.5
+  done
+}
+
+# The command is looked at too: after a reboot the pid may be somebody else's.
+alive() {
+  [[ -f $NODES_DIR/$1.pid ]] && [[ $(ps -o args= -p "$(cat "$NODES_DIR/$1.pid")") == *"ray start --block"* ]]
+}
+
+# end ROLE: ask, wait, then kill what is left of the session that `launch` opened.
+end() {
+  local role=$1 pid deadline=$((SECONDS + STOP_TIMEOUT_S))
+  [[ -f $NODES_DIR/$role.pid ]] || return 0
+  pid=$(cat "$NODES_DIR/$role.pid")
+  if alive "$role"; then
+    kill -TERM "$pid"
+    while alive "$role" && ((SECONDS < deadline)); do sleep 0.5; done
+  fi
+  pkill -KILL --session "$pid" || true
+  rm -f "$NODES_DIR/$role.pid"
+}
+
+main "$@"

@@ -1,0 +1,1 @@
+"""The command line: the composition root. Heavy imports happen inside the commands."""

@@ -1,0 +1,57 @@
+"""What people and machines read: lines on stderr, results on stdout."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+
+
+def say(line: str) -> None:
+    """One line for people, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def emit(result: Any, as_json: bool, text: str) -> None:
+    """The command's result on stdout: as JSON, or as text for people."""
+    print(json.dumps(result, indent=2) if as_json else text, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A plain text table; numbers are aligned right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in [list(header), *cells]:
+        parts = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        )
+        lines.append("  ".join(parts).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def short(value: Any) -> str:
+    """A parameter as a person would write it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else short(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "-"
+    return True

@@ -1,0 +1,95 @@
+"""`encsearch data import|scenes|check|stats`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from encsearch.cli.console import emit, json_option, percent, say, table
+
+
+@click.group()
+def data() -> None:
+    """Import, generate, check and describe data sets."""
+
+
+@data.group("import")
+def import_() -> None:
+    """Import a data set into a Parquet store."""
+
+
+@import_.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path))
+def camvid(source: Path, store: Path) -> None:
+    """CamVid: train/, trainannot/, val/, valannot/ and optionally test/, testannot/."""
+    from encsearch.data.importers.camvid import import_camvid
+
+    _say_written(import_camvid(source, store), store)
+
+
+@import_.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--classes", help="Class names, comma-separated; default: SOURCE/classes.txt.")
+@click.option("--val-fraction", default=0.2, show_default=True, help="When there are no train/ and val/.")
+def folder(source: Path, store: Path, classes: str | None, val_fraction: float) -> None:
+    """Pairs of files of one name in images/ and masks/, with or without train/ and val/ in each."""
+    from encsearch.data.importers.folder import import_folder
+
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    _say_written(import_folder(source, store, classes=names, val_fraction=val_fraction), store)
+
+
+@data.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--train", "num_train", default=1600, show_default=True, type=click.IntRange(1))
+@click.option("--val", "num_val", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--test", "num_test", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--size", default=64, show_default=True, type=click.IntRange(32, 512), help="Image side, px.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, seed: int) -> None:
+    """Generate `scenes`: look-alike classes that only the rest of the image tells apart."""
+    from encsearch.data.scenes import generate_scenes
+
+    manifest = generate_scenes(
+        store, num_train=num_train, num_val=num_val, num_test=num_test, size=size, seed=seed
+    )
+    _say_written(manifest, store)
+
+
+@data.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@json_option
+def check(store: Path, as_json: bool) -> None:
+    """Verify every checksum, decode every sample, look for leaks; exit code 2 when something is wrong."""
+    from encsearch.data.store import StoreError, check_store
+
+    result = check_store(store)
+    lines = [*(f"problem: {p}" for p in result.problems), *(f"warning: {w}" for w in result.warnings)]
+    counted = ", ".join(f"{name} {count}" for name, count in result.counts.items())
+    emit(asdict(result), as_json, "\n".join([*lines, f"{store}: {counted}"]))
+    if result.problems:
+        raise StoreError(f"{store}: {len(result.problems)} problems; import the data set again")
+
+
+@data.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--split", default="train", show_default=True)
+@json_option
+def stats(store: Path, split: str, as_json: bool) -> None:
+    """Pixels and images of each class in a split."""
+    from encsearch.data.store import split_stats
+
+    result = split_stats(store, split)
+    rows = [(c.name, c.pixels, percent(c.pixel_share), percent(c.image_share)) for c in result.classes]
+    text = table(["class", "pixels", "% of pixels", "% of images"], rows)
+    emit(asdict(result), as_json, text)
+
+
+def _say_written(manifest: object, store: Path) -> None:
+    from encsearch.data.store import Manifest
+
+    assert isinstance(manifest, Manifest)
+    counts = ", ".join(f"{name} {split.num_samples}" for name, split in manifest.splits.items())
+    say(f"wrote {store}: {counts}; {len(manifest.info.classes)} classes; {manifest.fingerprint[:12]}")

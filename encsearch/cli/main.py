@@ -1,0 +1,82 @@
+"""`encsearch`: the table of commands, and how an error becomes one line and an exit code."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from encsearch import __version__
+from encsearch.cli.console import say
+from encsearch.errors import TrainingError, UserError
+
+# name: (module, help). The module is imported when its command runs, so `--help` stays instant.
+COMMANDS = {
+    "demo": ("demo", "The whole of it on generated data: sweep, confirm, promote, predict, report."),
+    "data": ("data", "Import, generate, check and describe data sets."),
+    "check": ("training", "Validate a recipe against its data, without training."),
+    "train": ("training", "Train one configuration by Ray Train and record it."),
+    "sweep": ("sweeping", "Search hyperparameters, confirm the finalists, write a report."),
+    "report": ("sweeping", "Write the HTML report of a sweep anew."),
+    "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),
+    "predict": ("models", "Write label maps and overlays of images."),
+    "promote": ("models", "Register the best checkpoint and move an alias to it, if it is better."),
+    "ui": ("models", "Print the command and the links that open MLflow on the records."),
+    "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
+    "jobs": ("jobs", "List, follow and stop jobs."),
+    "config": ("settings", "Print a recipe with every default resolved."),
+    "schema": ("settings", "Print the JSON schema of a recipe, or every config path."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"encsearch.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Train EncNet on Ray, search its hyperparameters, promote the best model.
+
+    Exit codes: 0 done; 1 failed; 2 usage or config; 3 preflight refused; 4 promotion gate refused.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its code; people get one line for an error, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(args=arguments, prog_name="encsearch", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        say(f"error: {' '.join(error.format_message().split())}")
+        code = 2
+    except (UserError, TrainingError) as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    say("terminated")
+    sys.exit(128 + signum)

@@ -1,0 +1,405 @@
+"""The experiment as one frozen tree of values, and the one path language that names its leaves.
+
+`optim.lr` is the key in YAML, the override on the command line, the dimension of a sweep, the Optuna
+parameter and the MLflow param. Every default lives in this file.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from encsearch.errors import UserError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the samples come from; splits are named in the store."""
+
+    store: str = Field(description="folder of the Parquet store that `encsearch data` wrote")
+    train_split: str = "train"
+    val_split: str = "val"
+    threads: Positive = Field(2, description="decoding threads a worker")
+
+
+class AugmentConfig(Section):
+    """Random changes of a training image; one affine warp and one colour matrix carry them out."""
+
+    crop: Positive | None = Field(None, description="side of the square crop, px; null: image size")
+    flip: Probability = 0.5
+    scale: tuple[float, float] = Field((1.0, 1.0), description="range of the zoom factor")
+    rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
+    jitter: float = Field(0.0, ge=0, le=0.9, description="largest relative change of brightness, contrast, saturation")
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "AugmentConfig":
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale needs 0 < low <= high, but got (low={low:g}, high={high:g})")
+        return self
+
+
+class ModelConfig(Section):
+    """EncNet and the baselines it is compared with; the paper's symbol is named where it has one."""
+
+    backbone: BackboneName = "resnet50"
+    weights: str | None = Field(None, description="state-dict file of the backbone (.safetensors or .pth)")
+    output_stride: Literal[4, 8, 16, 32] = Field(8, description="resnet*: 8, 16 or 32; tiny: 4 or 8")
+    context: Literal["encoding", "gate", "none"] = Field(
+        "encoding", description="encoding: EncNet; gate: global average pooling in its place; none: FCN"
+    )
+    num_codewords: int = Field(32, ge=1, le=1024, description="K")
+    channels: Positive = Field(512, description="channels of the features that are encoded, C")
+    aggregate: Literal["sum", "mean"] = Field("mean", description="over K: sum (paper) or mean (reference code)")
+    scaling: Literal["multiply", "residual"] = Field(
+        "residual", description="multiply: x*gamma (paper); residual: relu(x + x*gamma) (reference code)"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _stride_exists(self) -> "ModelConfig":
+        allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
+        if self.output_stride not in allowed:
+            raise ValueError(f"output_stride={self.output_stride} does not exist for {self.backbone}; try {allowed}")
+        return self
+
+
+class LossConfig(Section):
+    """Pixel cross-entropy plus the two weighted terms of the paper."""
+
+    se_weight: float = Field(0.2, ge=0, le=10, description="weight of the SE-loss (alpha)")
+    aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
+
+
+class OptimConfig(Section):
+    """SGD with the poly schedule lr * (1 - progress) ** power, for the global batch size."""
+
+    lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
+    head_lr_factor: float = Field(10.0, gt=0, le=1000)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+    poly_power: float = Field(0.9, ge=0, le=10)
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+
+
+class TrainConfig(Section):
+    """How long, how much at once, and from which seed."""
+
+    epochs: Positive = 50
+    steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
+    global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
+    val_batch_size: Positive = Field(8, description="images a worker and step in validation")
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sync_bn: Literal["auto", "off"] = Field("auto", description="auto: SyncBatchNorm with several GPU workers")
+
+
+class ScalingConfig(Section):
+    """Workers of one training."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(2, ge=0, description="worker failures to recover from")
+
+
+class Dimension(Section):
+    """One searched path: exactly one of a choice or a range with inclusive end points."""
+
+    choice: tuple[bool | int | float | str, ...] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Dimension":
+        given = self.model_fields_set
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of choice, uniform, loguniform, integer, but got {sorted(given)}")
+        if self.kind != "choice":
+            low, high = self.values
+            if not low < high:
+                raise ValueError(f"`low < high` must hold, but got (low={low:g}, high={high:g})")
+            if self.kind == "loguniform" and low <= 0:
+                raise ValueError(f"loguniform needs low > 0, but got {low:g}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The choices, or (low, high)."""
+        values: tuple[Any, ...] = getattr(self, self.kind)
+        return values
+
+
+class AshaConfig(Section):
+    """Asynchronous successive halving over epochs."""
+
+    grace_epochs: Positive = 1
+    reduction_factor: int = Field(3, ge=2)
+
+
+class ConfirmConfig(Section):
+    """The best configurations are trained again from scratch before one is named the winner."""
+
+    finalists: Positive = 1
+    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    num_workers: Positive | None = Field(None, description="of a finalist's training; null: scaling.num_workers")
+    epochs: Positive | None = Field(None, description="of a finalist's training; null: train.epochs")
+
+
+class SearchConfig(Section):
+    """A sweep: which paths, how many trials, which sampler and scheduler."""
+
+    space: dict[str, Dimension] = Field(min_length=1)
+    num_trials: Positive = 20
+    max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
+    sampler: Literal["tpe", "random"] = "tpe"
+    startup_trials: Positive = Field(10, description="random trials before TPE begins to model")
+    seed: int = Field(0, ge=0, lt=2**31)
+    scheduler: Literal["asha", "none"] = "asha"
+    asha: AshaConfig = AshaConfig()
+    enqueue: tuple[dict[str, Any], ...] = Field((), description="points to try first, as path: value")
+    confirm: ConfirmConfig = ConfirmConfig()
+
+
+class PromoteConfig(Section):
+    """Name in the model registry, and what a candidate must gain over the champion."""
+
+    model_name: str = "encnet"
+    alias: str = Field("champion", pattern=r"^[a-zA-Z][\w.-]*$")
+    margin: float = Field(0.0, ge=0, le=1, description="mIoU that the candidate must be ahead by")
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> "PromoteConfig":
+        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+            raise ValueError(f"alias={self.alias} is reserved by MLflow; try champion")
+        return self
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = Field("encnet", pattern=r"^[\w.-]+$", max_length=80)
+    metric: str = Field("mIoU", description="the figure that is maximised: mIoU, pixAcc or mIoU/GROUP")
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    search: SearchConfig | None = None
+    promote: PromoteConfig = PromoteConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Config":
+        worker_counts = [self.scaling.num_workers]
+        if self.search and self.search.confirm.num_workers:
+            worker_counts.append(self.search.confirm.num_workers)
+        for workers in worker_counts:
+            size = self.train.global_batch_size
+            if size % workers:
+                below, above = size // workers * workers, (size // workers + 1) * workers
+                fits = " or ".join(str(n) for n in (below, above) if n)
+                raise ValueError(f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}")
+        return self
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> "Config":
+        if not self.search:
+            return self
+        for path, dimension in self.search.space.items():
+            _check_searchable(path)
+            for value in dimension.values:
+                _check_leaf(self, path, value, where=f"search.space.{path}")
+        for number, point in enumerate(self.search.enqueue):
+            for path, value in point.items():
+                if path not in self.search.space:
+                    raise ValueError(f"search.enqueue[{number}] names {path}, which search.space does not search")
+                _check_leaf(self, path, value, where=f"search.enqueue[{number}]")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe and apply `path=value` overrides, the later one winning.
+
+    Raises UserError with one line that names the path, the value and what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
+    for item in overrides:
+        key, value = _parse_override(item)
+        _check_path(key)
+        _set_leaf(tree, key, value)
+    return _validate(tree, where=str(path))
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The same configuration with the leaves named by `values` (path -> value) replaced."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for path, value in values.items():
+        _check_path(path)
+        _set_leaf(tree, path, value)
+    return _validate(tree, where="override")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every leaf by its path; sequences and the search space as JSON text."""
+    leaves: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and prefix != "search.space":
+            for key, child in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            leaves[prefix] = json.dumps(value) if isinstance(value, list | dict) else value
+
+    visit("", config.model_dump(mode="json"))
+    return leaves
+
+
+def to_json(config: Config) -> str:
+    """The one string in which a configuration crosses to a worker; `from_json` validates it there."""
+    return config.model_dump_json(exclude_unset=True)
+
+
+def from_json(text: str) -> Config:
+    return Config.model_validate_json(text)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every default written out."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    return text
+
+
+def paths() -> list[str]:
+    """Every path of the configuration, sections included."""
+    found: list[str] = []
+
+    def visit(section: type[BaseModel], prefix: str) -> None:
+        for name, info in section.model_fields.items():
+            found.append(prefix + name)
+            child = _section_of(info.annotation)
+            if child:
+                visit(child, f"{prefix}{name}.")
+
+    visit(Config, "")
+    return found
+
+
+def json_schema() -> dict[str, Any]:
+    return Config.model_json_schema()
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    candidates = [annotation, *get_args(annotation)] if get_origin(annotation) is not dict else []
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _check_path(path: str) -> None:
+    known = paths()
+    parent_is_free = path.startswith("search.space.")
+    if path in known or parent_is_free:
+        return
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else "`encsearch schema` lists them"
+    raise UserError(f"unknown config path {path}; {hint}")
+
+
+def _check_searchable(path: str) -> None:
+    try:
+        _check_path(path)
+    except UserError as error:
+        raise ValueError(f"search.space: {error}") from None
+    if path.split(".")[0] not in {"augment", "model", "loss", "optim", "train"}:
+        raise ValueError(f"search.space: {path} is not searchable; only augment, model, loss, optim and train are")
+
+
+def _check_leaf(config: Config, path: str, value: Any, where: str) -> None:
+    tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
+    _set_leaf(tree, path, value)
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {value!r} is not valid: {message}") from None
+
+
+def _parse_override(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {item!r} is not of the form path=value, as in optim.lr=0.02")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+    return key, _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; a number was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
+    if path.startswith("search.space."):
+        parts = ["search", "space", path.removeprefix("search.space.")]
+    else:
+        parts = path.split(".")
+    for part in parts[:-1]:
+        child = tree.get(part)
+        if not isinstance(child, dict):
+            child = tree[part] = {}
+        tree = child
+    tree[parts[-1]] = value
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
+        return f"unknown config path {path}; " + (f"did you mean {near[0]}?" if near else "`encsearch schema` lists them")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    if problem["type"] == "missing":
+        return f"{path} is missing; add it to the recipe or give {path}=VALUE"
+    return f"{path}={problem['input']!r}: {message}"

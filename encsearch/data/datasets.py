@@ -1,0 +1,110 @@
+"""What a segmentation data set is to the rest of the program."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encsearch.errors import UserError
+
+IGNORE = 255
+"""Mask value of a pixel that counts neither in the loss nor in a metric."""
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Name and classes of a data set; the position of a class is its value in the masks.
+
+    `groups` are named subsets of the classes, each of which gets a mIoU of its own.
+    Raises UserError when the parts do not fit together: they come from people's files.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= IGNORE:
+            raise UserError(f"{self.name}: {len(self.classes)} classes, but a mask holds 1 to {IGNORE}")
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise UserError(f"{self.name}: class {repeated[0]!r} is named twice; class names must differ")
+        if len(self.palette) != len(self.classes):
+            raise UserError(f"{self.name}: {len(self.palette)} colours for {len(self.classes)} classes")
+        for group, members in self.groups.items():
+            strangers = [name for name in members if name not in self.classes]
+            if strangers:
+                raise UserError(f"{self.name}: group {group} names {strangers[0]!r}, which is no class")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; `from_dict` is its inverse."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "palette": [list(colour) for colour in self.palette],
+            "groups": {group: list(members) for group, members in self.groups.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DatasetInfo":
+        return cls(
+            name=values["name"],
+            classes=tuple(values["classes"]),
+            palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
+            groups={group: tuple(members) for group, members in values["groups"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its labels: image (H, W, 3) uint8 RGB, mask (H, W) uint8 with 255 = ignore."""
+
+    id: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as a store holds it.
+
+    `image` is a PNG or JPEG file, `mask` an 8-bit grey PNG of class indices with 255 = ignore; `group` is
+    the video or scene that the image is from, "" where that is not known.
+    """
+
+    id: str
+    image: bytes
+    mask: bytes
+    group: str
+
+
+class SegmentationDataset(Protocol):
+    """The seam: anything with these four trains. `__getitem__` must be safe to call from several threads."""
+
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the samples or the classes do, and only then."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def default_palette(num_classes: int) -> tuple[Colour, ...]:
+    """The colour map of PASCAL VOC: the bits of the class index, dealt in turn to red, green and blue."""
+    colours = []
+    for index in range(num_classes):
+        red, green, blue = (
+            sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+        )
+        colours.append((red, green, blue))
+    return tuple(colours)

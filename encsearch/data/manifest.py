@@ -1,0 +1,110 @@
+"""The manifest of a store: what is in it, and the hashes that prove it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from encsearch.data.datasets import DatasetInfo
+from encsearch.errors import UserError
+
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class StoreError(UserError):
+    """The store is missing, damaged, of another version, or has no such split."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file, named relative to the store."""
+
+    file: str
+    sha256: str
+    bytes: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class SplitManifest:
+    """The shards of a split in order, and `digest`, a SHA-256 of its samples' ids, pixels and masks."""
+
+    num_samples: int
+    digest: str
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a store without opening a shard."""
+
+    version: int
+    info: DatasetInfo
+    fingerprint: str
+    splits: Mapping[str, SplitManifest]
+
+    def split(self, name: str) -> SplitManifest:
+        """Raises StoreError for a split that does not exist, with the names of those that do."""
+        if name not in self.splits:
+            raise StoreError(f"split {name!r} is not in the store; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def content_fingerprint(info: DatasetInfo, digests: Mapping[str, str]) -> str:
+    """SHA-256 of the classes and of every split's digest.
+
+    It names the content and not the files: the same samples written with other shard sizes or another
+    Parquet library have the same fingerprint.
+    """
+    content = {"info": info.to_dict(), "splits": dict(digests)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and verify the manifest of the store at `path`. Raises StoreError."""
+    store = Path(path)
+    file = store / MANIFEST_FILE
+    if not store.is_dir():
+        raise StoreError(f"{store}: no such store; make one with `encsearch data import` or `data scenes`")
+    try:
+        values = json.loads(file.read_bytes())
+        version = values["version"]
+    except FileNotFoundError:
+        raise StoreError(f"{store}: not a store, it has no {MANIFEST_FILE}; import the data again") from None
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
+    if version != VERSION:
+        raise StoreError(
+            f"{store}: the store has version {version}, but this program reads version {VERSION}; "
+            "import the data again"
+        )
+    try:
+        manifest = _from_dict(values)
+    except (ValueError, KeyError, TypeError, AttributeError, UserError):
+        raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
+    digests = {name: split.digest for name, split in manifest.splits.items()}
+    if content_fingerprint(manifest.info, digests) != manifest.fingerprint:
+        raise StoreError(f"{file}: damaged, its fingerprint does not fit its content; import the data again")
+    return manifest
+
+
+def manifest_json(manifest: Manifest) -> str:
+    values = asdict(manifest) | {"info": manifest.info.to_dict()}
+    return json.dumps(values, indent=1) + "\n"
+
+
+def _from_dict(values: Mapping[str, Any]) -> Manifest:
+    splits = {
+        name: SplitManifest(
+            num_samples=split["num_samples"],
+            digest=split["digest"],
+            shards=tuple(Shard(**shard) for shard in split["shards"]),
+        )
+        for name, split in values["splits"].items()
+    }
+    return Manifest(values["version"], DatasetInfo.from_dict(values["info"]), values["fingerprint"], splits)

@@ -1,0 +1,90 @@
+"""A row of a store: a sample with what is derived from it, so that figures need no decoding."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encsearch.data.codec import decode_image, decode_mask
+from encsearch.data.datasets import IGNORE, EncodedSample
+from encsearch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample as a shard holds it.
+
+    `histogram` counts the pixels of each class; the rest of height x width is ignored. `encoded_sha256` is
+    of the bytes, `image_sha256` and `mask_sha256` are of the pixels, whatever file held them.
+    """
+
+    id: str
+    image: bytes
+    mask: bytes
+    height: int
+    width: int
+    histogram: tuple[int, ...]
+    group: str
+    encoded_sha256: str
+    image_sha256: str
+    mask_sha256: str
+
+
+def make_row(sample: EncodedSample, num_classes: int, where: str) -> Row:
+    """Decode a sample and derive its row.
+
+    Raises UserError, which begins with `where`, when a file is damaged, the sizes of image and mask differ,
+    or the mask holds a value that is neither a class nor 255.
+    """
+    image = decode_image(sample.image, where)
+    mask = decode_mask(sample.mask, f"{where} (mask)")
+    check_pair(image.shape[:2], mask, num_classes, where)
+    counts = np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
+    height, width = mask.shape
+    return Row(
+        id=sample.id,
+        image=sample.image,
+        mask=sample.mask,
+        height=height,
+        width=width,
+        histogram=tuple(counts.tolist()),
+        group=sample.group,
+        encoded_sha256=encoded_sha256(sample.id, sample.image, sample.mask),
+        image_sha256=_array_sha256(image),
+        mask_sha256=_array_sha256(mask),
+    )
+
+
+def check_pair(image_size: tuple[int, ...], mask: NDArray[np.uint8], num_classes: int, where: str) -> None:
+    """Raises UserError when the mask does not fit an image of `image_size` (H, W) or the classes."""
+    if image_size != mask.shape:
+        (height, width), (mask_height, mask_width) = image_size, mask.shape
+        raise UserError(f"{where}: the image is {width}x{height} but its mask {mask_width}x{mask_height}")
+    values = np.unique(mask)
+    strangers = values[(values >= num_classes) & (values != IGNORE)]
+    if strangers.size:
+        raise UserError(
+            f"{where}: mask value {strangers[0]} is no class; the {num_classes} classes are "
+            f"0..{num_classes - 1}, and {IGNORE} is ignored"
+        )
+
+
+def encoded_sha256(sample_id: str, image: bytes, mask: bytes) -> str:
+    """Of the id and the two files, each with its length before it."""
+    digest = hashlib.sha256()
+    for part in (sample_id.encode(), image, mask):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def content_line(row: Row) -> bytes:
+    """What a row adds to the digest of its split: the same for the same pixels in other files."""
+    return f"{row.id}\0{row.image_sha256}\0{row.mask_sha256}\n".encode()
+
+
+def _array_sha256(array: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()

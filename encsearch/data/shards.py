@@ -1,0 +1,268 @@
+"""The files of a store: Parquet shards that prove themselves, and the Arrow cache that is read at random.
+
+Parquet is the source of truth, with a checksum on every page; its row groups decode too slowly for random
+access (0.4 to 0.9 of the speed of plain decoding), so each shard is copied once to an Arrow IPC file, which
+is memory-mapped: all workers of a machine share its pages. Neither format notices a flipped byte unless it
+is asked to, so a shard is hashed before it is copied, and every row of the cache when it is read.
+"""
+
+import bisect
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encsearch.data.datasets import IGNORE, DatasetInfo
+from encsearch.data.manifest import VERSION, Shard, StoreError
+from encsearch.data.rows import Row, encoded_sha256
+
+ROW_GROUP_BYTES = 8 * 2**20
+
+_FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # HuggingFace's form of an image column
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", _FILE),
+        ("mask", _FILE),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("presence", pa.list_(pa.bool_())),  # by class: does any pixel have it
+        ("histogram", pa.list_(pa.int64())),  # by class: pixels; the rest of height x width is ignored
+        ("group", pa.string()),
+        ("sha256", pa.struct([("encoded", pa.string()), ("image", pa.string()), ("mask", pa.string())])),
+    ]
+)
+_CACHED = ["id", "image.bytes", "mask.bytes", "sha256.encoded"]
+
+
+@dataclass(frozen=True)
+class CachedRow:
+    """What a sample is decoded from."""
+
+    id: str
+    image: bytes
+    mask: bytes
+
+
+class ShardWriter:
+    """Writes rows to one Parquet file, a row group at a time; `close` makes it durable."""
+
+    def __init__(self, file: Path, info: DatasetInfo) -> None:
+        about = {"version": VERSION, "info": info.to_dict(), "ignore": IGNORE}
+        self.file = file
+        self.num_bytes = 0
+        self._num_rows = 0
+        self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+        self._sink = file.open("wb")
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            _SCHEMA.with_metadata({"encsearch": json.dumps(about)}),
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+
+    def write(self, row: Row) -> None:
+        self._pending.append(_to_columns(row))
+        self._pending_bytes += len(row.image) + len(row.mask)
+        self.num_bytes += len(row.image) + len(row.mask)
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def close(self) -> Shard:
+        if self._pending:
+            self._write_row_group()
+        self._writer.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        self._sink.close()
+        return Shard(self.file.name, file_sha256(self.file), self.file.stat().st_size, self._num_rows)
+
+    def abort(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        self._sink.close()
+
+    def _write_row_group(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._writer.schema))
+        self._num_rows += len(self._pending)
+        self._pending, self._pending_bytes = [], 0
+
+
+def read_rows(store: Path, shard: Shard) -> Iterator[Row]:
+    """Every row of a shard in order. Raises StoreError, also if the SHA-256 is not the manifest's."""
+    for batch in _read_columns(store, shard, _SCHEMA.names):
+        for columns in batch.to_pylist():
+            yield _from_columns(columns)
+
+
+def read_facts(store: Path, shard: Shard) -> Iterator[dict[str, Any]]:
+    """height, width, presence and histogram of every row, as a dict; images and masks stay on the disk."""
+    for batch in _read_columns(store, shard, ["height", "width", "presence", "histogram"], hashed=False):
+        yield from batch.to_pylist()
+
+
+class RowCache:
+    """Random access to the rows of several shards by way of their Arrow copies; safe to share by threads."""
+
+    def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
+        folder = _cache_folder(store)
+        self._folder = folder
+        self._batches: list[Any] = []
+        self._starts: list[int] = []
+        self._num_rows = 0
+        for shard in shards:
+            _check_size(store, shard)
+            for batch in _cached_batches(store, shard, folder):
+                self._batches.append(batch)
+                self._starts.append(self._num_rows)
+                self._num_rows += batch.num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> CachedRow:
+        """Raises StoreError when the row is not, byte for byte, the row that was written."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        batch, offset = self._batches[number], index - self._starts[number]
+        sample_id, image, mask, sha256 = (batch.column(name)[offset].as_py() for name in _CACHED)
+        if encoded_sha256(sample_id, image, mask) != sha256:
+            raise StoreError(f"{self._folder}: row {index} of the cache is damaged; delete it, it is rebuilt")
+        return CachedRow(sample_id, image, mask)
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_shard(store: Path, shard: Shard) -> None:
+    """Raises StoreError when the file is not the one that the manifest describes."""
+    _check_size(store, shard)
+    found = file_sha256(store / shard.file)
+    if found != shard.sha256:
+        raise StoreError(
+            f"{store / shard.file}: damaged, its sha256 is {found[:12]}... but the manifest says "
+            f"{shard.sha256[:12]}...; restore the file or import the data again"
+        )
+
+
+def _check_size(store: Path, shard: Shard) -> None:
+    try:
+        size = (store / shard.file).stat().st_size
+    except OSError as error:
+        raise StoreError(f"{store / shard.file}: cannot be read ({error.strerror}); restore it") from None
+    if size != shard.bytes:
+        raise StoreError(
+            f"{store / shard.file}: damaged, {size} bytes but the manifest says {shard.bytes}; "
+            "restore the file or import the data again"
+        )
+
+
+def _to_columns(row: Row) -> dict[str, Any]:
+    image_suffix = "png" if row.image.startswith(b"\x89PNG") else "jpg"
+    return {
+        "id": row.id,
+        "image": {"bytes": row.image, "path": f"{row.id}.{image_suffix}"},
+        "mask": {"bytes": row.mask, "path": f"{row.id}.png"},
+        "height": row.height,
+        "width": row.width,
+        "presence": [count > 0 for count in row.histogram],
+        "histogram": list(row.histogram),
+        "group": row.group,
+        "sha256": {"encoded": row.encoded_sha256, "image": row.image_sha256, "mask": row.mask_sha256},
+    }
+
+
+def _from_columns(columns: dict[str, Any]) -> Row:
+    return Row(
+        id=columns["id"],
+        image=columns["image"]["bytes"],
+        mask=columns["mask"]["bytes"],
+        height=columns["height"],
+        width=columns["width"],
+        histogram=tuple(columns["histogram"]),
+        group=columns["group"],
+        encoded_sha256=columns["sha256"]["encoded"],
+        image_sha256=columns["sha256"]["image"],
+        mask_sha256=columns["sha256"]["mask"],
+    )
+
+
+def _read_columns(store: Path, shard: Shard, columns: list[str], *, hashed: bool = True) -> Iterator[Any]:
+    """Record batches of one row group each. Page checksums are verified; the whole file too if `hashed`."""
+    if hashed:
+        check_shard(store, shard)
+    else:
+        _check_size(store, shard)
+    try:
+        with pq.ParquetFile(store / shard.file, page_checksum_verification=True) as parquet:
+            for number in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(number, columns=columns, use_threads=False).to_batches()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{store / shard.file}: damaged ({_one_line(error)}); import it again") from None
+
+
+def _cached_batches(store: Path, shard: Shard, folder: Path) -> list[Any]:
+    """The record batches of a shard, mapped into memory; the Arrow copy is made first if there is none."""
+    file = folder / f"{shard.sha256}.arrow"
+    if not file.exists():
+        _build_cache(store, shard, file)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)  # a flipped offset would read outside the file
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{file}: damaged ({_one_line(error)}); delete it, it is rebuilt") from None
+    if sum(batch.num_rows for batch in batches) != shard.num_samples:
+        raise StoreError(f"{file}: damaged, not {shard.num_samples} rows; delete it, it is rebuilt")
+    return batches
+
+
+def _build_cache(store: Path, shard: Shard, file: Path) -> None:
+    """Copy a verified shard. Two processes may do so at once: each renames a whole file of its own."""
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as sink:
+            writer = None
+            for batch in _read_columns(store, shard, _CACHED):
+                table = pa.Table.from_batches([batch]).flatten().select(_CACHED)
+                writer = writer or pa.ipc.new_file(sink, table.schema)
+                writer.write_table(table)
+            assert writer is not None, "a shard has at least one row"
+            writer.close()
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        raise StoreError(
+            f"{file.parent}: cannot write a cache of {shard.bytes} bytes ({_one_line(error)}); make room"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cache_folder(store: Path) -> Path:
+    """`.cache` in the store; for a read-only store a folder of the user, shared by all stores."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encsearch"
+    for folder in (store / ".cache", user_cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise StoreError(f"neither {store} nor {user_cache} is writable; set XDG_CACHE_HOME to one that is")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,164 @@
+"""The store: a folder of Parquet shards and a manifest that is written last.
+
+store/
+  manifest.json          classes, splits, and a SHA-256 of every shard
+  train-00000.parquet    id, image, mask, height, width, presence, histogram, group, sha256
+  val-00000.parquet
+  .cache/                Arrow copies for random access; may be deleted
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from encsearch.data.audit import ClassStats, SplitStats, StoreCheck, check_store, split_stats
+from encsearch.data.codec import decode_image, decode_mask
+from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample
+from encsearch.data.manifest import (
+    MANIFEST_FILE,
+    VERSION,
+    Manifest,
+    Shard,
+    SplitManifest,
+    StoreError,
+    content_fingerprint,
+    manifest_json,
+    read_manifest,
+)
+from encsearch.data.rows import content_line, make_row
+from encsearch.data.shards import RowCache, ShardWriter
+from encsearch.errors import UserError
+
+__all__ = [
+    "ClassStats",
+    "Manifest",
+    "SplitStats",
+    "StoreCheck",
+    "StoreError",
+    "StoreSplit",
+    "check_store",
+    "open_split",
+    "read_manifest",
+    "split_stats",
+    "write_store",
+]
+
+
+def write_store(
+    path: str | Path,
+    info: DatasetInfo,
+    splits: Mapping[str, Iterable[EncodedSample]],
+    *,
+    shard_bytes: int = 128 * 2**20,
+) -> Manifest:
+    """Write a store, all of it or nothing: it is built beside `path` and renamed when it is whole.
+
+    Samples are taken one at a time and kept in their order; memory holds one row group of 8 MB. Every
+    sample is decoded. Raises UserError when `path` is in use, and for a sample that is damaged, whose image
+    and mask differ in size, whose mask holds a value that is no class, or whose id is taken in its split;
+    errors of the iterables pass through.
+    """
+    store = Path(path)
+    _check_free(store)
+    building = store.with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        building.mkdir(parents=True)
+        written = {
+            name: _write_split(building, name, info, samples, shard_bytes) for name, samples in splits.items()
+        }
+        digests = {name: split.digest for name, split in written.items()}
+        manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
+        _write_durably(building / MANIFEST_FILE, manifest_json(manifest))
+        _check_free(store)
+        os.replace(building, store)
+        _sync_folder(store.parent)
+    except OSError as error:
+        raise UserError(f"{store}: cannot write the store ({error}); nothing was left behind") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def open_split(path: str | Path, split: str) -> "StoreSplit":
+    """One split for random access. The first to open it verifies its shards and copies them to the cache.
+
+    Raises StoreError for a store or a split that is missing, of another version, or damaged.
+    """
+    manifest = read_manifest(path)
+    return StoreSplit(manifest, RowCache(Path(path), manifest.split(split).shards))
+
+
+class StoreSplit:
+    """A SegmentationDataset in memory-mapped files; safe to read from several threads."""
+
+    def __init__(self, manifest: Manifest, rows: RowCache) -> None:
+        self.info = manifest.info
+        self.fingerprint = manifest.fingerprint
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises StoreError when the cache was damaged since it was written."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        row = self._rows[index]
+        return Sample(row.id, decode_image(row.image, row.id), decode_mask(row.mask, row.id))
+
+
+def _write_split(
+    folder: Path, name: str, info: DatasetInfo, samples: Iterable[EncodedSample], shard_bytes: int
+) -> SplitManifest:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"split {name!r}: a split's name has only letters, digits, _ and -")
+    shards: list[Shard] = []
+    ids: set[str] = set()
+    digest = hashlib.sha256()
+    with ExitStack() as files:
+        writer: ShardWriter | None = None
+        for sample in samples:
+            where = f"{name}/{sample.id}"
+            if sample.id in ids:
+                raise UserError(f"{where}: the id is in the split twice; ids must differ")
+            ids.add(sample.id)
+            row = make_row(sample, len(info.classes), where)
+            digest.update(content_line(row))
+            if writer is None:
+                writer = ShardWriter(folder / f"{name}-{len(shards):05d}.parquet", info)
+                files.callback(writer.abort)
+            writer.write(row)
+            if writer.num_bytes >= shard_bytes:
+                shards.append(writer.close())
+                writer = None
+        if writer:
+            shards.append(writer.close())
+    if not shards:
+        raise UserError(f"split {name} has no samples; leave it out or give it some")
+    return SplitManifest(len(ids), digest.hexdigest(), tuple(shards))
+
+
+def _check_free(store: Path) -> None:
+    if store.exists() and (not store.is_dir() or any(store.iterdir())):
+        raise UserError(f"{store}: exists and is not empty; give another folder or delete it")
+
+
+def _write_durably(file: Path, text: str) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, not only the bytes in its files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""From a configuration to what the loop needs, and the checks that cost no training time."""
+
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from encsearch.config import Config, LossConfig
+from encsearch.data.datasets import DatasetInfo
+from encsearch.data.loading import TrainStream, validation_batches
+from encsearch.data.store import open_split, read_manifest
+from encsearch.errors import PreflightError, UserError
+from encsearch.model.encnet import EncNet
+from encsearch.train.loop import Loaders, Plan
+from encsearch.train.state import TrainState, new_optimizer
+
+# Weights, and as much again for the momentum; two checkpoints are kept while a third is written.
+BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that `fit` takes, and what the data set says of itself."""
+
+    state: TrainState
+    loaders: Loaders
+    loss: LossConfig
+    plan: Plan
+    info: DatasetInfo
+    fingerprint: str
+
+
+def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
+    """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
+
+    Initial weights depend on `train.seed` alone, so they are the same on every rank.
+    """
+    assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
+    train = open_split(config.data.store, config.data.train_split)
+    val = open_split(config.data.store, config.data.val_split)
+    torch.manual_seed(config.train.seed)
+    model = EncNet.from_config(config.model, len(train.info.classes))
+    state = new_state(model, config, world_size=world_size, device=device)
+    batch_size = config.train.global_batch_size
+    loaders = Loaders(
+        train=TrainStream(
+            train,
+            config.augment,
+            global_batch_size=batch_size,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
+            threads=config.data.threads,
+        ),
+        validation=partial(
+            validation_batches,
+            val,
+            batch_size=config.train.val_batch_size,
+            rank=rank,
+            world_size=world_size,
+            threads=config.data.threads,
+        ),
+    )
+    plan = Plan(
+        epochs=config.train.epochs,
+        steps_per_epoch=config.train.steps_per_epoch or -(-len(train) // batch_size),
+        global_batch_size=batch_size,
+        seed=config.train.seed,
+        poly_power=config.optim.poly_power,
+        clip_norm=config.optim.clip_norm,
+        bf16=config.train.precision == "bf16",
+        classes=train.info.classes,
+        groups=train.info.groups,
+        device=torch.device(device),
+        rank=rank,
+        world_size=world_size,
+    )
+    return Experiment(state, loaders, config.loss, plan, train.info, train.fingerprint)
+
+
+def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:
+    """A fresh optimizer for the model, and DistributedDataParallel around it with several ranks.
+
+    Batch norm: SyncBatchNorm with several GPU ranks. On the CPU, which has none, and with `sync_bn: off`
+    each rank normalises by its own part of the batch, and the loop averages the running statistics.
+    """
+    model = model.to(device)
+    network: nn.Module = model
+    if world_size > 1:
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu and config.train.sync_bn == "auto":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        network = nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
+        )
+    return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found before any training time is spent."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    num_parameters: int
+    steps_per_epoch: int
+    fingerprint: str
+
+
+def preflight(config: Config, out: Path) -> Preflight:
+    """Check that the recipe can run here: store, splits, metric, model, free disk under `out`.
+
+    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    """
+    try:
+        manifest = read_manifest(config.data.store)
+        sizes = {}
+        for key in ("train_split", "val_split"):
+            split = getattr(config.data, key)
+            sizes[key] = len(open_split(config.data.store, split))
+    except UserError as error:
+        raise PreflightError(str(error)) from None
+    _check_metric(config.metric, manifest.info)
+    with torch.device("meta"):
+        # Weights are read when the training starts; their file is checked here by name only.
+        shape = config.model.model_copy(update={"weights": None})
+        num_parameters = sum(p.numel() for p in EncNet.from_config(shape, len(manifest.info.classes)).parameters())
+    if config.model.weights and not Path(config.model.weights).is_file():
+        raise PreflightError(f"model.weights={config.model.weights}: no such file")
+    _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
+    return Preflight(
+        num_train=sizes["train_split"],
+        num_val=sizes["val_split"],
+        num_classes=len(manifest.info.classes),
+        num_parameters=num_parameters,
+        steps_per_epoch=config.train.steps_per_epoch
+        or -(-sizes["train_split"] // config.train.global_batch_size),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _check_metric(metric: str, info: DatasetInfo) -> None:
+    known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
+    if metric not in known:
+        raise PreflightError(f"metric={metric} is not measured on {info.name}; there are {', '.join(known)}")
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise PreflightError(
+            f"{existing}: {free / 2**20:.0f} MiB are free, but the checkpoints of one training need "
+            f"{needed / 2**20:.0f} MiB; free some space or choose another folder with --out"
+        )

@@ -1,0 +1,131 @@
+"""Label maps from a trained model: `load(source).predict(images)`."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.bundle import Bundle, read_bundle
+from encsearch.data.datasets import IGNORE, Colour
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import PreflightError, UserError
+from encsearch.model.encnet import EncNetOutput
+
+Picture = NDArray[np.uint8] | str | Path
+"""(H, W, 3) uint8 RGB, or a file that Pillow reads."""
+
+
+def load(source: str | Path, device: str = "cpu") -> "Predictor":
+    """Load a model from a bundle's folder or from MLflow.
+
+    MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
+    that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
+    store or device that cannot be used.
+    """
+    if not str(source).startswith(("models:/", "runs:/")):
+        return Predictor(read_bundle(Path(source)), device)
+    # Importing mlflow costs seconds, which a folder need not pay.
+    from encsearch.tracking.mlflow import connect
+    from encsearch.tracking.registry import download_bundle
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return Predictor(read_bundle(download_bundle(connect(), str(source), Path(scratch))), device)
+
+
+class Predictor:
+    """A model on its device. `info` names the classes and colours of the label maps.
+
+    Raises PreflightError if the device does not exist here.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
+        self.info = bundle.info
+        self._device = _existing_device(device)
+        self._model = bundle.model.to(self._device)
+        self._batch_size = batch_size
+
+    def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
+        """The (H, W) uint8 label map of each image, in order; sizes are free and may differ.
+
+        One image counts as a list of one. Neighbours of the same size go through the model together, at
+        most `batch_size` of them. Raises UserError for a file or an array that is no such image.
+        """
+        return [
+            label_map
+            for output in self._outputs(images)
+            for label_map in output.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+        ]
+
+    def predict_presence(self, images: Picture | Iterable[Picture]) -> list[dict[str, float]]:
+        """The probability of each class to be somewhere in the image, from the SE-loss branch.
+
+        Raises UserError for a model without one.
+        """
+        found: list[dict[str, float]] = []
+        for output in self._outputs(images):
+            if output.presence_logits is None:
+                raise UserError("this model predicts no presence: it was trained with model.context=none")
+            probabilities = output.presence_logits.sigmoid().tolist()
+            found += [dict(zip(self.info.classes, row, strict=True)) for row in probabilities]
+        return found
+
+    def _outputs(self, images: Picture | Iterable[Picture]) -> Iterator[EncNetOutput]:
+        """One output a batch; only one batch of images and logits is in memory at a time."""
+        for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
+            tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
+            with torch.inference_mode():
+                yield self._model(tensors.to(self._device))
+
+
+def overlay(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[Colour], alpha: float = 0.5
+) -> NDArray[np.uint8]:
+    """Blend the classes' colours into an (H, W, 3) image with weight `alpha`; ignored pixels stay."""
+    assert image.shape[:2] == mask.shape, (image.shape, mask.shape)
+    colours = np.zeros((IGNORE + 1, 3), dtype=np.float32)
+    colours[: len(palette)] = palette
+    weight = alpha * (mask != IGNORE)[..., None]
+    blended: NDArray[np.uint8] = (image * (1 - weight) + colours[mask] * weight).round().astype(np.uint8)
+    return blended
+
+
+def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """One picture as a list of one; a stack (B, H, W, 3) is already many."""
+    if isinstance(images, str | Path):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return images
+
+
+def _pixels(picture: Picture) -> NDArray[np.uint8]:
+    if isinstance(picture, str | Path):
+        try:
+            with Image.open(picture) as file:
+                return np.asarray(file.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"{picture}: cannot be read as an image ({error.strerror or error})") from None
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise UserError(f"an image is (H, W, 3) uint8 RGB, but got {picture.shape} {picture.dtype}")
+    return picture
+
+
+def _batches(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    for _, same_sized in groupby(pictures, key=lambda pixels: pixels.shape):
+        while batch := list(islice(same_sized, size)):
+            yield batch
+
+
+def _existing_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name} is not a device; try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PreflightError(f"device={name}, but PyTorch {torch.__version__} finds no GPU here; try cpu")
+    return device

@@ -1,0 +1,80 @@
+"""What a training says about itself: one `Report` an epoch, taken by a `Recorder`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a training at the end of one epoch; every figure is global over all ranks.
+
+    `metrics` are scalars by name ("mIoU", "pixAcc", "train/loss", "lr", ...); `class_iou` is the
+    intersection over union by class name, without the absent classes; `confusion` is the
+    (num_classes, num_classes) matrix of validation pixels, rows the truth, columns the prediction.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    metrics: Mapping[str, float]
+    class_iou: Mapping[str, float] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; `from_dict` is its inverse."""
+        return asdict(self) | {"metrics": dict(self.metrics), "class_iou": dict(self.class_iou)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        confusion = tuple(tuple(row) for row in values["confusion"])
+        return cls(**{**values, "confusion": confusion})
+
+
+class Recorder(Protocol):
+    """Takes the reports of one training, in order, and is closed once with its true status."""
+
+    def log(self, report: Report) -> None: ...
+
+    def close(self, status: Status) -> None: ...
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Close the recorder with the status that is true: how the block ended decides it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        recorder.close("KILLED")
+        raise
+    except BaseException:
+        recorder.close("FAILED")
+        raise
+    recorder.close("FINISHED")
+
+
+class NullRecorder:
+    """Records nothing."""
+
+    def log(self, report: Report) -> None:
+        pass
+
+    def close(self, status: Status) -> None:
+        pass
+
+
+class MemoryRecorder:
+    """Keeps the reports in a list, for tests and notebooks."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.status: Status | None = None
+
+    def log(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def close(self, status: Status) -> None:
+        self.status = status

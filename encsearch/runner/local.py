@@ -1,0 +1,40 @@
+"""A training in this process: no Ray, one device. For notebooks, benchmarks and machines without Ray."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from encsearch.config import Config
+from encsearch.experiment import build
+from encsearch.records import Recorder, Report
+from encsearch.runner.result import RunResult, best_report
+from encsearch.train.checkpoint import save_checkpoint
+from encsearch.train.loop import fit
+
+
+def run_local(config: Config, run_dir: Path, recorder: Recorder, *, device: str = "cpu") -> RunResult:
+    """Train to the end of the plan and keep the best checkpoint under `run_dir`.
+
+    Raises TrainingError (non-finite gradient) and closes nothing: the caller owns the recorder.
+    """
+    started = time.monotonic()
+    experiment = build(config, device=device)
+    best_checkpoint = run_dir / "best"
+    reports: list[Report] = []
+    for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
+        reports.append(report)
+        if report is best_report(tuple(reports), config.metric):
+            partial = run_dir / "best.tmp"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_checkpoint(experiment.state, partial)
+            _replace(partial, best_checkpoint)
+        recorder.log(report)
+    best = best_report(tuple(reports), config.metric)
+    return RunResult(tuple(reports), best, best_checkpoint, time.monotonic() - started)
+
+
+def _replace(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(source, target)

@@ -1,0 +1,138 @@
+"""A training by Ray Train workers: DDP over any number of processes, and recovery of a lost one.
+
+The workers know nothing of tracking. Their reports go through Ray Train's controller, which runs on the
+driver's node, into a spool file; the driver forwards the spool to the recorder. One record so outlives any
+number of worker restarts.
+"""
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from encsearch.config import Config, ScalingConfig, from_json, to_json
+from encsearch.errors import TrainingError
+from encsearch.experiment import build
+from encsearch.records import Recorder, Report
+from encsearch.runner.result import RunResult, best_report
+from encsearch.spool import SpoolReader, append, forwarding
+from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.loop import fit
+from encsearch.train.state import TrainState
+
+COLLECTIVE_TIMEOUT_S = 300
+
+
+def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResult:
+    """Train with `config.scaling.num_workers` DDP workers; Ray is already connected.
+
+    A lost worker restarts the group from the last checkpoint, at most `scaling.max_failures` times.
+    A second call with the same `run_dir` goes on from its last checkpoint.
+    Raises TrainingError when the training ends without a result. The caller closes the recorder.
+    """
+    started = time.monotonic()
+    run_dir = run_dir.absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    spool = run_dir / "reports.jsonl"
+    # Ray prints every worker's stack; people get one line from the TrainingError.
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": to_json(config)},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=_scaling(config.scaling),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(run_dir),
+            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=config.metric, checkpoint_score_order="max"
+            ),
+            callbacks=[_SpoolReports(spool)],
+            worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
+        ),
+    )
+    with forwarding(spool, recorder):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise TrainingError(_reason(error)) from None
+    if result.return_value:
+        raise TrainingError(result.return_value)
+    reports = tuple(SpoolReader(spool).new_reports())
+    if not reports or not result.best_checkpoints:
+        raise TrainingError(f"{run_dir}: the training ended without a report")
+    best_checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][config.metric])
+    best = Report.from_dict(metrics["report"])
+    assert best.metrics[config.metric] == best_report(reports, config.metric).metrics[config.metric]
+    return RunResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
+
+
+def _scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
+    resources = {"CPU": scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    return ray.train.ScalingConfig(
+        num_workers=scaling.num_workers,
+        use_gpu=scaling.gpus_per_worker > 0,
+        resources_per_worker=resources,
+    )
+
+
+class _SpoolReports(UserCallback):
+    """Runs in the controller: appends each epoch's report once, also when a restart repeats the epoch."""
+
+    def __init__(self, spool: Path) -> None:
+        self.spool = spool
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        report = Report.from_dict(metrics[0]["report"])
+        written = SpoolReader(self.spool).new_reports()
+        if not written or report.step > written[-1].step:
+            append(self.spool, report)
+
+
+def _train_worker(arguments: dict[str, str]) -> str | None:
+    """Train one rank; returns why the training cannot go on, or None at its end.
+
+    A non-finite gradient is the same on every rank and would come again: raised, Ray would retry it.
+    """
+    config = from_json(arguments["config"])
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    device = str(ray.train.torch.get_device())
+    experiment = build(config, rank=rank, world_size=context.get_world_size(), device=device)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(experiment.state, Path(folder))
+    try:
+        for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
+            _publish(report, experiment.state, rank)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def _publish(report: Report, state: TrainState, rank: int) -> None:
+    """Every rank reports; rank 0 hands in the checkpoint, with the metrics of the same step."""
+    metrics = {**report.metrics, "report": report.to_dict()}
+    if rank > 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(state, Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """The first worker's own words, or Ray's."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    cause: Exception = failures[0] if failures else error
+    return str(cause).strip().splitlines()[-1]

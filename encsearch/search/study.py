@@ -1,0 +1,123 @@
+"""The study of a sweep: Optuna's journal file is the one source of truth about its trials.
+
+    number, values = study.ask()
+    study.report(number, epoch, value)        # once an epoch
+    study.complete(number) | study.prune(number) | study.fail(number, reason)
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from encsearch.config import Dimension, SearchConfig
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study knows it; `value` is its best epoch's, also when it was pruned."""
+
+    number: int
+    values: Mapping[str, Any]
+    state: str
+    value: float | None
+    curve: tuple[tuple[int, float], ...]
+    seconds: float
+    reason: str | None
+
+    @property
+    def epochs(self) -> int:
+        return self.curve[-1][0] if self.curve else 0
+
+
+class Study:
+    """Ask and tell over a persistent Optuna study; one driver owns it, any process may read the file."""
+
+    def __init__(self, folder: Path, name: str, search: SearchConfig) -> None:
+        """Open the study in `folder`, or create it there and queue `search.enqueue` once."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._search = search
+        self._study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
+            study_name=name,
+            direction="maximize",
+            sampler=_sampler(search),
+            load_if_exists=True,
+        )
+        self._open: dict[int, optuna.Trial] = {}
+        if not self._study.get_trials(deepcopy=False):
+            for point in search.enqueue:
+                self._study.enqueue_trial(dict(point))
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """The number of a new trial and its values by config path."""
+        trial = self._study.ask({path: _distribution(d) for path, d in self._search.space.items()})
+        self._open[trial.number] = trial
+        return trial.number, dict(trial.params)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Store the metric of one epoch; an epoch that was stored before is left as it is."""
+        self._open[number].report(value, epoch)
+
+    def complete(self, number: int) -> None:
+        """The trial ran all its epochs; its value is that of its best one."""
+        self._study.tell(number, self._best(number))
+
+    def prune(self, number: int) -> None:
+        """The scheduler stopped the trial: its curve is kept, and it is not taken for a finished one."""
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        self._open[number].set_user_attr("reason", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials that were started, by number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return tuple(_record(t) for t in trials if t.state != TrialState.WAITING)
+
+    def _best(self, number: int) -> float:
+        curve = self._study.get_trials(deepcopy=False)[number].intermediate_values
+        return max(curve.values())
+
+
+def _sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=search.seed)
+    return optuna.samplers.TPESampler(n_startup_trials=search.startup_trials, seed=search.seed)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.kind == "choice":
+        return CategoricalDistribution(dimension.values)
+    low, high = dimension.values
+    if dimension.kind == "integer":
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log=dimension.kind == "loguniform")
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
+    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    return TrialRecord(
+        number=trial.number,
+        values=dict(trial.params),
+        state=trial.state.name,
+        value=max((v for _, v in curve), default=None),
+        curve=curve,
+        seconds=seconds,
+        reason=trial.user_attrs.get("reason"),
+    )

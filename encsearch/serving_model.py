@@ -1,0 +1,26 @@
+"""The model as MLflow loads and serves it: MLflow runs this file, and nothing of the package imports it.
+
+Images (B, H, W, 3) uint8 -> label maps (B, H, W) uint8.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from numpy.typing import NDArray
+
+from encsearch.predict import load
+
+
+class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """MLflow calls `load_context` once, with that argument name, and `predict` for every request."""
+
+    def load_context(self, context: Any) -> None:
+        self._predictor = load(Path(context.artifacts["bundle"]))
+
+    def predict(self, model_input: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.stack(self._predictor.predict(model_input))
+
+
+mlflow.models.set_model(SegmentationModel())

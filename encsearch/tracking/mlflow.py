@@ -1,0 +1,242 @@
+"""MLflow as the record of runs. An outage of the server costs the training neither data nor time.
+
+This module and registry.py beside it are the only ones of the package that import mlflow.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Experiment, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from encsearch.errors import PreflightError, UserError
+from encsearch.records import Report, Status
+from encsearch.spool import append
+from encsearch.tracking.uris import resolve_uri, sqlite_path, without_secrets
+
+UNSENT_FILE = "unsent.jsonl"
+MAX_PARAM_LENGTH = 6000
+PARAMS_A_REQUEST = 100  # the server's limit
+METRICS_A_REQUEST = 500
+REPORTS_A_LOG = 20  # of a backlog: keeps the epoch after an outage short
+STORE_FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """An open tracking store and the experiment in it that runs go to."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+
+def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
+    """Open the store and find or create the experiment; an empty SQLite file takes 20 s to set up.
+
+    `uri` defaults to MLFLOW_TRACKING_URI, else ./mlflow.db with the artifacts in ./mlruns beside it;
+    `experiment` to MLFLOW_EXPERIMENT_NAME, else "encsearch". Raises PreflightError, for a server that does
+    not answer after 10 s.
+    """
+    uri = resolve_uri(uri)
+    name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
+    with answering(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
+    if found.lifecycle_stage != "active":
+        raise PreflightError(
+            f"experiment {name} in MLflow at {without_secrets(uri)} is deleted; restore it or name another"
+        )
+    return Tracking(client, uri, found.experiment_id)
+
+
+def start_run(
+    tracking: Tracking,
+    *,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    artifact_dir: Path | None = None,
+    parent_run_id: str | None = None,
+) -> "MlflowRecorder":
+    """Create a run with its params (a flattened config) and tags, as a child of `parent_run_id` if given.
+
+    What lies in `artifact_dir` when the recorder is closed is uploaded. Raises PreflightError.
+    """
+    parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+    entries = [Param(path, _param_text(value)) for path, value in params.items()]
+    with answering(tracking.uri):
+        run = tracking.client.create_run(tracking.experiment_id, run_name=name, tags={**tags, **parent})
+        for start in range(0, len(entries), PARAMS_A_REQUEST):
+            tracking.client.log_batch(run.info.run_id, params=entries[start : start + PARAMS_A_REQUEST])
+    return MlflowRecorder(tracking, run.info.run_id, artifact_dir, last_epoch=-1, best={})
+
+
+def resume_run(tracking: Tracking, run_id: str, artifact_dir: Path | None = None) -> "MlflowRecorder":
+    """Open an existing run again; reports of epochs that it has are ignored, so a spool can be replayed."""
+    with answering(tracking.uri):
+        try:
+            metrics = tracking.client.get_run(run_id).data.metrics
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"MLflow at {without_secrets(tracking.uri)} has no run {run_id}") from None
+        tracking.client.update_run(run_id, status="RUNNING")
+    best = {key.removeprefix("best/"): value for key, value in metrics.items() if key.startswith("best/")}
+    return MlflowRecorder(tracking, run_id, artifact_dir, last_epoch=int(metrics.get("epoch", -1)), best=best)
+
+
+class MlflowRecorder:
+    """A `Recorder` that writes to one MLflow run.
+
+    A store that does not answer neither raises nor holds the training up: reports wait in memory with their
+    time stamps and go out with a later one, and after a failed try none is made for ten times as long as it
+    took. Sending a report twice changes nothing, since MLflow identifies a metric by key, time, step and
+    value. The first report of an epoch stands; one that a restarted training repeats is ignored.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        run_id: str,
+        artifact_dir: Path | None,
+        *,
+        last_epoch: int,
+        best: Mapping[str, float],
+    ) -> None:
+        self.run_id = run_id
+        self._client = tracking.client
+        self._shown_uri = without_secrets(tracking.uri)
+        self._artifact_dir = artifact_dir
+        self._last_epoch = last_epoch
+        self._best = dict(best)
+        self._unsent: deque[tuple[Report, list[Metric]]] = deque()
+        self._next_try_s = 0.0
+        self._has_warned = False
+        self._is_closed = False
+
+    def log(self, report: Report) -> None:
+        """Send the report, or keep it for later; never raises for a store that fails."""
+        if report.epoch <= self._last_epoch:
+            return
+        self._last_epoch = report.epoch
+        self._unsent.append((report, self._metrics(report)))
+        started_s = time.monotonic()
+        if started_s < self._next_try_s:
+            return
+        try:
+            self._send(REPORTS_A_LOG)
+        except STORE_FAILURES as error:
+            now_s = time.monotonic()
+            self._next_try_s = now_s + max(1.0, 10 * (now_s - started_s))
+            self._warn_once(error)
+
+    def close(self, status: Status) -> None:
+        """Send what is left, upload the artifacts, set the status. A second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self._send(len(self._unsent))
+            try:
+                if self._artifact_dir and self._artifact_dir.is_dir():
+                    self._client.log_artifacts(self.run_id, str(self._artifact_dir))
+            finally:
+                self._client.set_terminated(self.run_id, status)
+        except STORE_FAILURES as error:
+            _warn(f"{self._failure(error)}; {self._keep_unsent()}")
+
+    def _send(self, max_reports: int) -> None:
+        for _ in range(min(max_reports, len(self._unsent))):
+            _, metrics = self._unsent[0]
+            for start in range(0, len(metrics), METRICS_A_REQUEST):
+                self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_A_REQUEST])
+            self._unsent.popleft()
+
+    def _metrics(self, report: Report) -> list[Metric]:
+        """Every figure of the report; "epoch" comes last, so that a run that has it has them all."""
+        values = dict(report.metrics)
+        values |= {f"IoU/{_metric_name(name)}": iou for name, iou in report.class_iou.items()}
+        for name, value in report.metrics.items():
+            if name.startswith(("mIoU", "pixAcc")):
+                self._best[name] = max(value, self._best.get(name, value))
+                values[f"best/{name}"] = self._best[name]
+        values |= {"seconds": report.seconds, "epoch": report.epoch}
+        now_ms = int(time.time() * 1000)
+        return [Metric(_metric_name(name), value, now_ms, report.step) for name, value in values.items()]
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._has_warned:
+            _warn(f"{self._failure(error)}; the training goes on and its reports are sent later")
+        self._has_warned = True
+
+    def _failure(self, error: Exception) -> str:
+        return f"MLflow at {self._shown_uri} fails for run {self.run_id} ({one_line(error)})"
+
+    def _keep_unsent(self) -> str:
+        """Write the waiting reports as a spool beside the artifacts; says where they are."""
+        if not self._unsent:
+            return "its metrics are stored, its artifacts or its status may not be"
+        if self._artifact_dir is None:
+            return f"{len(self._unsent)} reports were not sent"
+        self._artifact_dir.mkdir(parents=True, exist_ok=True)
+        path = self._artifact_dir / UNSENT_FILE
+        for report, _ in self._unsent:
+            append(path, report)
+        return f"{len(self._unsent)} reports were not sent and lie in {path}"
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn a failure of the store into a PreflightError of one line, without secrets."""
+    try:
+        yield
+    except (*STORE_FAILURES, ImportError) as error:
+        raise PreflightError(
+            f"MLflow at {without_secrets(uri)} cannot be used: {one_line(error)};"
+            " check MLFLOW_TRACKING_URI and that the server runs"
+        ) from None
+
+
+def one_line(error: Exception) -> str:
+    """The error's innermost message, which is the one that says why, short and without secrets."""
+    text = without_secrets(" ".join(str(error).split()))
+    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
+    return cause.group() if cause else text[:200]
+
+
+def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
+    database = sqlite_path(uri)
+    artifacts = (database.parent / "mlruns" / name).as_uri() if database else None
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name)  # another process was first
+
+
+def _param_text(value: Any) -> str:
+    """As the recipe would write it: null, true, 0.01; text as it is."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:MAX_PARAM_LENGTH]
+
+
+def _metric_name(name: str) -> str:
+    """MLflow takes letters, digits and _-. :/ in a metric's name."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

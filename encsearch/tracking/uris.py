@@ -1,0 +1,57 @@
+"""Tracking URIs as text: which one holds, and how one is shown."""
+
+import os
+import re
+from pathlib import Path
+
+from encsearch.errors import PreflightError
+
+SQLITE = "sqlite:///"
+
+
+def resolve_uri(uri: str | None) -> str:
+    """`uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory.
+
+    The path of an SQLite URI becomes absolute. Raises PreflightError for a store that MLflow cannot open.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    scheme = uri.partition(":")[0]
+    if scheme == "sqlite":
+        return SQLITE + str(_checked_database(uri))
+    if scheme not in {"http", "https", "postgresql", "mysql", "mssql"} and "+" not in scheme:
+        raise PreflightError(
+            f"tracking URI {without_secrets(uri)} is not one that MLflow can use;"
+            f" try {SQLITE}mlflow.db or http://HOST:5000"
+        )
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite URI, None for any other."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def without_secrets(text: str) -> str:
+    """`text` with user and password cut out of every URI in it."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def _checked_database(uri: str) -> Path:
+    """The absolute path, refused here because MLflow 3.17 tries for 100 s to open what is no database."""
+    relative = sqlite_path(uri)
+    if relative is None or relative == Path():
+        raise PreflightError(f"tracking URI {uri} names no file; try {SQLITE}mlflow.db")
+    path = relative.absolute()
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise PreflightError(f"{path}: the tracking database is not writable; name another file in the URI")
+    if path.exists() and not path.is_file():
+        raise PreflightError(f"{path}: the tracking database is not a file; name another path in the URI")
+    if path.exists() and path.stat().st_size and not _is_sqlite(path):
+        raise PreflightError(f"{path}: not an SQLite database; name another file in the URI")
+    return path
+
+
+def _is_sqlite(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"

@@ -1,0 +1,68 @@
+"""Two gloo processes against one: the same sums, the same gradients, every validation sample once."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from encsearch.config import Config, from_json, to_json, with_values
+from encsearch.experiment import build, new_state
+from encsearch.model.encnet import EncNet
+from encsearch.train.loop import fit
+
+
+def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
+    """Without batch norm (each rank's own on the CPU) weights and reports agree to rounding.
+
+    The void bands are unequal over the ranks, so a mean of per-rank means would give other weights.
+    """
+    config = with_values(toy_config, {"model.dropout": 0, "loss.se_weight": 0.2})
+    _train(0, 1, None, to_json(config), tmp_path)
+    port = _free_port()
+    torch.multiprocessing.spawn(
+        _train, (2, f"tcp://127.0.0.1:{port}", to_json(config), tmp_path), nprocs=2, join=True
+    )
+
+    one = torch.load(tmp_path / "0-of-1.pt", weights_only=True)
+    ranks = [torch.load(tmp_path / f"{rank}-of-2.pt", weights_only=True) for rank in (0, 1)]
+    for name, weight in one["weights"].items():
+        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name]), name
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    assert ranks[0]["confusion"] == ranks[1]["confusion"]
+    assert sum(map(sum, ranks[0]["confusion"])) == 10 * 32 * 30
+    assert ranks[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def _train(rank: int, world_size: int, rendezvous: str | None, config_json: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    config = from_json(config_json)
+    if rendezvous:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    experiment = build(config, rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    model = _without_batch_norm(EncNet.from_config(config.model, num_classes=3))
+    state = new_state(model, config, world_size=world_size)
+    report = list(fit(state, experiment.loaders, experiment.loss, experiment.plan))[-1]
+    torch.save(
+        {"weights": model.state_dict(), "confusion": report.confusion, "loss": report.metrics["train/loss"]},
+        out / f"{rank}-of-{world_size}.pt",
+    )
+    if rendezvous:
+        dist.destroy_process_group()
+
+
+def _without_batch_norm(module: EncNet) -> EncNet:
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, nn.Identity())
+    return module
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

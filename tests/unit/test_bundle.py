@@ -1,0 +1,150 @@
+"""Bundles and the predictor over them: what goes in comes out, and damage is one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.bundle import read_bundle, write_bundle
+from encsearch.config import Config, DataConfig, ModelConfig
+from encsearch.data.datasets import IGNORE, DatasetInfo
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import UserError
+from encsearch.model.encnet import EncNet
+from encsearch.predict import load, overlay
+
+INFO = DatasetInfo(
+    name="toy",
+    classes=("sky", "road", "car"),
+    palette=((0, 0, 255), (9, 9, 9), (255, 0, 0)),
+    groups={"things": ("car",)},
+)
+CONFIG = Config(
+    data=DataConfig(store="store"),
+    model=ModelConfig(backbone="tiny", output_stride=4, num_codewords=4, channels=8, weights="not-there.pth"),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> EncNet:
+    torch.manual_seed(0)
+    return EncNet.from_config(CONFIG.model.model_copy(update={"weights": None}), len(INFO.classes)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: EncNet) -> Path:
+    path = tmp_path / "bundle"
+    write_bundle(path, model, CONFIG, INFO, fingerprint="abc", metrics={"mIoU": 0.5})
+    return path
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_bundle_comes_back_whole_without_the_backbones_weight_file(folder: Path, model: EncNet) -> None:
+    bundle = read_bundle(folder)
+    assert (bundle.config, bundle.info, bundle.fingerprint) == (CONFIG, INFO, "abc")
+    assert bundle.metrics == {"mIoU": 0.5}
+    assert not bundle.model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(bundle.model.state_dict()[name], tensor), name
+
+
+def test_reading_draws_no_random_numbers(folder: Path) -> None:
+    before = torch.get_rng_state()
+    read_bundle(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_writing_replaces_an_older_bundle_and_leaves_nothing_else(folder: Path, model: EncNet) -> None:
+    write_bundle(folder, model, CONFIG, INFO, fingerprint="new", metrics={})
+    assert read_bundle(folder).fingerprint == "new"
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def other_classes(folder: Path) -> None:
+    path = folder / "dataset.json"
+    path.write_text('{"name": "x", "classes": ["a"], "palette": [[0, 0, 0]], "groups": {}, "fingerprint": ""}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (cut_weights, "not the weights of this model"),
+        (other_classes, "not the weights of this model"),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json: damaged"),
+        (lambda folder: (folder / "dataset.json").write_text("{}"), "dataset.json: damaged"),
+        (lambda folder: (folder / "metrics.json").write_text("[]"), "metrics.json: damaged"),
+        (lambda folder: (folder / "config.yaml").write_text("model: {depth: 3}"), "config.yaml: "),
+    ],
+)
+def test_damage_is_told_in_one_line(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_label_maps_have_the_images_sizes_and_order(folder: Path, model: EncNet) -> None:
+    images = [picture(33, 47, 0), picture(33, 47, 1), picture(16, 24, 2), picture(33, 47, 3)]
+    masks = load(folder).predict(images)
+    assert [mask.shape for mask in masks] == [image.shape[:2] for image in images]
+    for image, mask in zip(images, masks, strict=True):
+        assert mask.dtype == np.uint8
+        with torch.no_grad():
+            logits = model(to_image_tensor(image)[None]).logits
+        # Batched and single convolutions may differ in the last bit, which can tip a tie.
+        assert (mask == logits[0].argmax(0).numpy()).mean() > 0.99
+
+
+def test_one_array_one_file_and_a_stack_are_taken(folder: Path, tmp_path: Path) -> None:
+    image = picture(20, 30)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    predictor = load(folder)
+    expected = predictor.predict(image)
+    assert len(expected) == 1
+    for same in (tmp_path / "image.png", str(tmp_path / "image.png"), [image], image[None]):
+        assert np.array_equal(predictor.predict(same)[0], expected[0])
+
+
+def test_presence_is_a_probability_for_each_class(folder: Path) -> None:
+    (presence,) = load(folder).predict_presence(picture(20, 30))
+    assert list(presence) == list(INFO.classes)
+    assert all(0 <= probability <= 1 for probability in presence.values())
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"\(4, 4\) uint8"),
+        (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\) float32"),
+        (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) uint8"),
+        ("missing.png", "missing.png: cannot be read as an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(folder: Path, image: NDArray[np.uint8] | str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(folder).predict([image])
+
+
+def test_an_unknown_device_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="device=gpu9"):
+        load(folder, device="gpu9")
+
+
+def test_overlay_blends_the_classes_and_spares_ignored_pixels() -> None:
+    image = np.full((1, 3, 3), 100, dtype=np.uint8)
+    mask = np.array([[0, 2, IGNORE]], dtype=np.uint8)
+    blended = overlay(image, mask, INFO.palette, alpha=0.5)
+    assert blended.tolist() == [[[50, 50, 178], [178, 50, 50], [100, 100, 100]]]

@@ -1,0 +1,182 @@
+"""EncNet and its baselines: outputs at the size of the images, one context vector, two parameter groups."""
+
+import importlib.metadata
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+import torch
+
+import encsearch
+from encsearch.config import ModelConfig
+from encsearch.model.context import ContextEncodingModule, PooledGate
+from encsearch.model.encnet import EncNet
+
+Context = Literal["encoding", "gate", "none"]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def small(context: Context = "encoding", output_stride: int = 4, dropout: float = 0.1) -> EncNet:
+    return EncNet(
+        "tiny",
+        num_codewords=4,
+        num_classes=5,
+        context=context,
+        channels=8,
+        output_stride=output_stride,
+        dropout=dropout,
+    )
+
+
+@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("size", [(97, 131), (64, 64), (1, 1), (3, 200)])
+def test_logits_have_the_size_of_the_images(context: Context, size: tuple[int, int]) -> None:
+    output = small(context).eval()(torch.randn(2, 3, *size))
+    assert output.logits.shape == (2, 5, *size)
+    assert output.logits.isfinite().all()
+    assert output.aux_logits is None
+    if context == "none":
+        assert output.presence_logits is None
+    else:
+        assert output.presence_logits is not None
+        assert output.presence_logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_parameter_is_trained_even_by_one_image(context: Context, batch: int) -> None:
+    model = small(context).train()
+    output = model(torch.randn(batch, 3, 33, 47))
+    assert output.aux_logits is not None
+    assert output.aux_logits.shape == (batch, 5, 33, 47)
+    sum(part.square().sum() for part in output if part is not None).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_default_is_the_papers_network_for_pascal_context() -> None:
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in EncNet().named_parameters()}
+    assert shapes["context.encoding.1.codewords"] == (32, 512)
+    assert shapes["head.project.0.weight"] == (512, 2048, 3, 3)
+    assert shapes["head.classify.1.weight"] == (59, 512, 1, 1)
+    assert shapes["aux_head.project.0.weight"] == (256, 1024, 3, 3)
+
+
+def test_baseline_lacks_the_context_module_and_nothing_else() -> None:
+    encnet, fcn = small("encoding").state_dict(), small("none").state_dict()
+    assert {key for key in encnet if not key.startswith("context.")} == set(fcn)
+
+
+def test_context_reaches_every_pixel() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., 60:, 60:] += 3
+    for context, reaches in (("encoding", True), ("gate", True), ("none", False)):
+        model = small(context).eval()
+        far_corner = (model(images).logits - model(changed).logits)[..., :8, :8]
+        assert bool(far_corner.abs().max() > 0) is reaches
+
+
+@pytest.mark.parametrize("context", ["encoding", "gate"])
+def test_context_module_scales_channels_as_paper_or_reference(context: Context) -> None:
+    features = torch.randn(2, 8, 6, 6)
+    scaled = {}
+    for scaling in ("multiply", "residual"):
+        torch.manual_seed(0)
+        module = (
+            ContextEncodingModule(8, 5, num_codewords=4, aggregate="sum", scaling=scaling)
+            if context == "encoding"
+            else PooledGate(8, 5, scaling=scaling)
+        )
+        scaled[scaling] = module.eval()(features).features
+    scaling_factors = scaled["multiply"] / features
+    assert scaling_factors.min() > 0
+    assert scaling_factors.max() < 1
+    torch.testing.assert_close(scaling_factors, scaling_factors[..., :1, :1].expand_as(features))
+    torch.testing.assert_close(scaled["residual"], torch.relu(features + scaled["multiply"]))
+
+
+def test_mean_over_codewords_is_the_sum_divided_by_their_number() -> None:
+    presence = {}
+    for aggregate in ("sum", "mean"):
+        torch.manual_seed(0)
+        module = ContextEncodingModule(8, 5, num_codewords=4, aggregate=aggregate, scaling="multiply").eval()
+        torch.nn.init.zeros_(module.gate.presence.bias)
+        presence[aggregate] = module(torch.randn(2, 8, 6, 6)).presence_logits
+    torch.testing.assert_close(presence["sum"], 4 * presence["mean"])
+
+
+def test_gate_leaves_its_statistics_alone_on_a_single_image() -> None:
+    gate = PooledGate(8, 5, scaling="residual").train()
+    before = gate.norm.running_mean.clone()
+    gate(torch.randn(1, 8, 4, 4))
+    assert torch.equal(gate.norm.running_mean, before)
+    gate(torch.randn(2, 8, 4, 4))
+    assert not torch.equal(gate.norm.running_mean, before)
+
+
+def test_bfloat16_autocast_gives_float32_logits_near_the_exact_ones() -> None:
+    model, images = small().eval(), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        exact = model(images).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(images).logits
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.05)
+
+
+def test_memory_format_does_not_matter() -> None:
+    model, images = small().eval(), torch.randn(2, 3, 33, 47)
+    with torch.inference_mode():
+        expected = model(images).logits
+        found = model.to(memory_format=torch.channels_last)(
+            images.to(memory_format=torch.channels_last)
+        ).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm() -> None:
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(small("gate"))
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert all(type(norm) is torch.nn.SyncBatchNorm for norm in norms)
+    model.eval()(torch.randn(1, 3, 16, 16))
+
+
+def test_config_builds_the_same_network_as_the_arguments() -> None:
+    config = ModelConfig(backbone="tiny", num_codewords=4, channels=8, output_stride=4, context="encoding")
+    built = EncNet.from_config(config, num_classes=5)
+    built.load_state_dict(small().state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    expected = small()
+    expected.load_state_dict(built.state_dict())
+    assert torch.equal(built.eval()(images).logits, expected.eval()(images).logits)
+
+
+def test_heads_learn_faster_and_every_parameter_is_in_one_group() -> None:
+    model = small()
+    backbone, heads = model.parameter_groups(lr=0.01, head_lr_factor=10)
+    assert (backbone["lr"], heads["lr"]) == (0.01, 0.1)
+    grouped = {id(p) for p in backbone["params"]}, {id(p) for p in heads["params"]}
+    assert grouped[0] == {id(p) for p in model.backbone.parameters()}
+    assert not grouped[0] & grouped[1]
+    assert grouped[0] | grouped[1] == {id(p) for p in model.parameters()}
+
+
+def test_importing_the_package_loads_neither_torch_nor_mlflow() -> None:
+    code = "import sys, encsearch; print(*sorted({'torch', 'mlflow', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_package_offers_encnet_and_its_version() -> None:
+    assert encsearch.EncNet is EncNet
+    assert encsearch.__version__ == importlib.metadata.version("encsearch")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = encsearch.nothing

@@ -1,0 +1,106 @@
+"""The training loop: what it reports, what it resumes to, when it gives up."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from encsearch.config import Config, with_values
+from encsearch.errors import TrainingError, UserError
+from encsearch.experiment import Experiment, build
+from encsearch.records import MemoryRecorder, Report
+from encsearch.runner.local import run_local
+from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.loop import fit
+from encsearch.train.schedules import poly
+
+
+def reports_of(experiment: Experiment, count: int | None = None) -> list[Report]:
+    e = experiment
+    return list(islice(fit(e.state, e.loaders, e.loss, e.plan), count))
+
+
+def test_reports_every_epoch_with_the_figures_of_that_step(toy_config: Config) -> None:
+    reports = reports_of(build(toy_config))
+
+    assert [r.epoch for r in reports] == [1, 2]
+    assert [r.step for r in reports] == [3, 6]
+    assert {"mIoU", "pixAcc", "mIoU/objects", "train/loss", "train/se_loss", "lr"} <= set(reports[0].metrics)
+    validation_pixels = 10 * 32 * 30  # the void band does not count
+    assert sum(map(sum, reports[-1].confusion)) == validation_pixels
+
+
+def test_learns_the_toy_set(toy_config: Config) -> None:
+    reports = reports_of(build(with_values(toy_config, {"train.epochs": 12})))
+
+    assert reports[-1].metrics["mIoU"] > 0.8 > reports[0].metrics["mIoU"]
+
+
+@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+def test_every_context_trains_with_any_loss_weight(toy_config: Config, context: str) -> None:
+    config = with_values(toy_config, {"model.context": context, "loss.se_weight": 0, "train.epochs": 1})
+
+    assert len(reports_of(build(config))) == 1
+
+
+def test_bf16_trains(toy_config: Config) -> None:
+    reports = reports_of(build(with_values(toy_config, {"train.precision": "bf16", "train.epochs": 1})))
+
+    assert 0 < reports[0].metrics["train/loss"] < 10
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(toy_config: Config, tmp_path: Path) -> None:
+    whole = build(toy_config)
+    expected = reports_of(whole)
+
+    first = build(toy_config)
+    reports_of(first, 1)
+    save_checkpoint(first.state, tmp_path)
+    resumed = build(toy_config)
+    load_checkpoint(resumed.state, tmp_path)
+    (report,) = reports_of(resumed)
+
+    assert report.metrics == expected[1].metrics
+    for ours, theirs in zip(resumed.state.model.parameters(), whole.state.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_diverging_training_stops_with_the_step_and_the_rate(toy_config: Config) -> None:
+    config = with_values(toy_config, {"optim.lr": 10, "optim.head_lr_factor": 1000, "train.epochs": 40})
+
+    with pytest.raises(TrainingError, match=r"non-finite gradient by step \d+ of 120 \(lr="):
+        reports_of(build(config))
+
+
+def test_the_rate_follows_the_poly_schedule(toy_config: Config) -> None:
+    reports = reports_of(build(toy_config))
+
+    assert reports[-1].metrics["lr"] == pytest.approx(0.02 * (1 - 5 / 6) ** 0.9)
+    assert poly(0, 0.9) == 1
+
+
+def test_a_damaged_checkpoint_is_one_line(toy_config: Config, tmp_path: Path) -> None:
+    state = build(toy_config).state
+    save_checkpoint(state, tmp_path)
+    (tmp_path / "optimizer.pt").write_bytes(b"not a checkpoint")
+
+    with pytest.raises(UserError, match="optimizer state cannot be read"):
+        load_checkpoint(state, tmp_path)
+
+    (tmp_path / "model.safetensors").write_bytes(b"nor weights")
+    with pytest.raises(UserError, match="model weights cannot be read"):
+        load_checkpoint(state, tmp_path)
+
+
+def test_the_local_runner_keeps_the_checkpoint_of_the_best_report(toy_config: Config, tmp_path: Path) -> None:
+    recorder = MemoryRecorder()
+
+    result = run_local(toy_config, tmp_path, recorder)
+
+    assert recorder.reports == list(result.reports)
+    assert result.best.metrics["mIoU"] == max(r.metrics["mIoU"] for r in result.reports)
+    state = build(toy_config).state
+    load_checkpoint(state, result.best_checkpoint)
+    assert state.step == result.best.step
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
