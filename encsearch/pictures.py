@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Array = NDArray[np.uint8]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 IGNORE = 255
 INK = (29, 33, 41)
@@ -39,15 +40,17 @@ def sheet(
     rows: Sequence[Sequence[Array]],
     column_titles: Sequence[str],
     row_titles: Sequence[str] = (),
-    legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
+    classes: Sequence[str] = (),
+    palette: Array | None = None,
     min_cell_px: int = 240,
 ) -> Image.Image:
-    """A contact sheet: pictures (H, W, 3) in a grid under their titles, and the class colours below.
+    """A contact sheet: pictures (H, W, 3) in a grid under their titles, and a legend of `classes` below.
 
     Pictures narrower than `min_cell_px` are enlarged by a whole factor without smoothing, all by the same
     one, so that a pixel of a mask stays a square.
     """
     assert rows, "a sheet has at least one row"
+    assert len(classes) <= (0 if palette is None else len(palette)), "every class of the legend has a colour"
     assert all(len(row) == len(column_titles) for row in rows), "one title a column"
     height = max(picture.shape[0] for row in rows for picture in row)
     width = max(picture.shape[1] for row in rows for picture in row)
@@ -60,8 +63,8 @@ def sheet(
         shape=(len(rows), len(column_titles)),
     )
     total_width = max(grid.right + MARGIN, 360)
-    swatches = _flow(legend, font, total_width - 2 * MARGIN)
-    legend_height = 16 + 28 * (1 + max((line for line, _, _, _ in swatches), default=-1))
+    swatches = _flow(classes, font, total_width - 2 * MARGIN)
+    legend_height = 16 + 28 * (swatches[-1][0] + 1) if swatches else 0
     canvas = Image.new("RGB", (total_width, grid.bottom + legend_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(column_titles):
@@ -73,9 +76,9 @@ def sheet(
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
             canvas.paste(_enlarged(picture, factor), grid.corner(row, column))
-    for line, x, name, colour in swatches:
+    for (line, x), name, colour in zip(swatches, classes, () if palette is None else palette, strict=False):
         y = grid.bottom + 16 + 28 * line
-        draw.rounded_rectangle((MARGIN + x, y, MARGIN + x + 20, y + 20), 4, colour, MUTED)
+        draw.rounded_rectangle((MARGIN + x, y, MARGIN + x + 20, y + 20), 4, tuple(colour.tolist()), MUTED)
         draw.text((MARGIN + x + 28, y + 10), name, INK, font, anchor="lm")
     return canvas
 
@@ -101,22 +104,20 @@ class _Grid:
         return self.corner(self.shape[0], 0)[1] - GAP
 
 
-def _flow(
-    legend: Sequence[tuple[str, tuple[int, int, int]]], font: ImageFont.ImageFont, width: int
-) -> list[tuple[int, int, str, tuple[int, int, int]]]:
-    """(line, x, name, colour) of each legend entry, broken into lines of `width` px."""
+def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:
+    """(line, x) of each legend entry, broken into lines of `width` px."""
     placed = []
     line = x = 0
-    for name, colour in legend:
+    for name in names:
         entry_width = 28 + _width(font, name) + 24
         if x and x + entry_width > width:
             line, x = line + 1, 0
-        placed.append((line, x, name, colour))
+        placed.append((line, x))
         x += entry_width
     return placed
 
 
-def _width(font: ImageFont.ImageFont, text: str) -> int:
+def _width(font: Font, text: str) -> int:
     return int(np.ceil(font.getlength(text)))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from numpy.typing import NDArray
 
 from encsearch.predict import load
 
@@ -19,7 +18,8 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self._predictor = load(Path(context.artifacts["bundle"]))
 
-    def predict(self, model_input: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # MLflow 3.17 warns of every type hint here that is not a list or a pydantic model.
+    def predict(self, model_input):  # type: ignore[no-untyped-def]
         return np.stack(self._predictor.predict(model_input))
 
 

@@ -1,191 +1,298 @@
-"""`scenes`: generated images on which context decides, because the same object has two names.
+"""`scenes`: generated images on which context decides, because the same thing has four names.
 
-A picture shows a corner of a room and a table in it. What lies on the table is a round or a long thing,
-and it is a plate and a knife in a kitchen but a saw blade and a file in a workshop. The pixels of the thing, and all
-pixels within `MARGIN_PX` of it, have the same distribution in every room; the room shows only at the far
-side of the picture, in its furniture and its floor. docs/scenes.md is the specification.
+A picture shows part of a room with a table in it. On the table lie round and long things: a plate and a
+knife if the room is a kitchen, a blade and a file if it is a workshop, and they look alike. Nothing within
+`MARGIN` of such a thing depends on the room, which shows in its furniture and floor at the far end of the
+picture. docs/scenes.md is the specification.
+
+Lengths are in units, 1/64 of the picture's side; coordinates have their origin at its centre.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from numpy.random import Generator
+from numpy.typing import NDArray
 
-Array = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.uint8]
+from encsearch.data.codec import encode_png
+from encsearch.data.datasets import Colour, DatasetInfo, EncodedSample
+from encsearch.data.manifest import Manifest
+from encsearch.data.store import write_store
+from encsearch.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SCENES = ("kitchen", "bedroom", "office", "workshop")
-TABLE, TILES, CARPET = 0, 1, 2
-CLASSES = (
-    "table", "tiles", "carpet",
-    "stove", "bed", "screen", "vice",
-    "plate", "mirror", "disk", "blade",
-    "knife", "comb", "pen", "file",
-)  # fmt: skip
-FIRST_CUE, FIRST_ROUND, FIRST_LONG = 3, 7, 11
+STUFF = ("table", "tiles", "carpet")
+CUES = ("stove", "bed", "screen", "vice")  # one a scene, as are the things of each look-alike group
+ROUND = ("plate", "mirror", "disk", "blade")
+LONG = ("knife", "comb", "pen", "file")
+CLASSES = STUFF + CUES + ROUND + LONG
+_TABLE, _TILES, _CARPET = range(3)
+_FIRST_CUE, _FIRST_ROUND, _FIRST_LONG = (CLASSES.index(names[0]) for names in (CUES, ROUND, LONG))
 
-MARGIN_PX = 20  # at 64 px: no pixel this near to an ambiguous object depends on the scene
-MIN_SIZE = 64
-FOREIGN_CUE = 0.1
-TILE_SHARE = (0.9, 0.1, 0.35, 0.65)
-NUM_CUES = (3, 4)
-NUM_THINGS = (2, 4)
+UNITS = 64
+MARGIN = 20
+"""In a square of this half side about any pixel of an ambiguous thing, nothing depends on the scene."""
+
+P_FOREIGN_CUE = 0.1
+TILE_SHARE = (0.9, 0.1, 0.35, 0.65)  # of the floor, by scene
+
+_PALETTE: tuple[Colour, ...] = (
+    (176, 148, 112), (205, 205, 215), (110, 70, 85),
+    (230, 120, 0), (40, 60, 200), (0, 150, 130), (190, 20, 30),
+    (255, 190, 90), (130, 160, 255), (90, 240, 210), (255, 120, 140),
+    (140, 70, 0), (10, 20, 110), (0, 80, 70), (100, 0, 20),
+)  # fmt: skip
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.uint8]
+Field = NDArray[np.float32]
+
+INFO = DatasetInfo(
+    name="scenes",
+    classes=CLASSES,
+    palette=_PALETTE,
+    groups={"ambiguous": ROUND + LONG, "cues": CUES, "stuff": STUFF, "small": CUES + LONG},
+)
+
+
+def generate_scenes(
+    store: str | Path,
+    *,
+    num_train: int = 2000,
+    num_val: int = 400,
+    num_test: int = 400,
+    size: int = 64,
+    seed: int = 0,
+) -> Manifest:
+    """Write the data set as a store of `size` x `size` px pictures; the arguments determine every byte.
+
+    A smaller split is the beginning of a larger one. The scene is part of a sample's id.
+    Raises UserError for a size under 64, a negative seed, and what `write_store` refuses: no samples, a
+    folder in use.
+    """
+    if size < UNITS:
+        raise UserError(f"size={size}: scenes are at least {UNITS} px, or their small things vanish")
+    if seed < 0:
+        raise UserError(f"seed={seed} is negative; try 0")
+    counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
+    return write_store(store, INFO, {split: _encoded(seed, split, n, size) for split, n in counts.items()})
+
+
+def scene_sample(seed: int, split: str, index: int, size: int = UNITS) -> tuple[Image, Mask, int]:
+    """Image (size, size, 3), mask (size, size) and the index of the scene, from the four arguments alone."""
+    key = (seed, SPLITS.index(split), index)
+    layout = draw_layout(np.random.default_rng((*key, 0)), size)
+    rng = np.random.default_rng((*key, 1))
+    scene = int(rng.integers(len(SCENES)))
+    image, mask = render(layout, scene, cue_scenes=draw_cue_scenes(rng, scene, len(layout.cues)))
+    return image, mask, scene
 
 
 @dataclass(frozen=True)
-class Thing:
-    y: float
+class Placement:
+    """Where a thing lies (x, y, in units), its radius (units), its angle (radians) and its shade (-1..1)."""
+
     x: float
+    y: float
     radius: float
     angle: float
-    kind: int
     shade: float
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All that does not depend on the scene; lengths in px of a 64 px image."""
+    """All of a picture that is drawn without knowing the scene; fields are (size, size)."""
 
-    distance: Array  # from the edge of the table, > 0 on the table
-    floor_field: Array  # its quantile decides between tiles and carpet
-    cues: tuple[Thing, ...]
-    things: tuple[Thing, ...]
-    gain: Array
-    noise: Array
-    grain: Array
-    phase: tuple[int, int]
-
-
-def scene_sample(seed: int, split: str, index: int, size: int = 64) -> tuple[Mask, Mask, int]:
-    key = (seed, SPLITS.index(split), index)
-    scene_rng = np.random.default_rng((*key, 1))
-    scene = int(scene_rng.integers(len(SCENES)))
-    layout = draw_layout(np.random.default_rng((*key, 0)), size)
-    image, mask = render(layout, scene, scene_rng)
-    return image, mask, scene
+    x: Field
+    y: Field
+    on_table: NDArray[np.bool_]
+    grain: Field
+    floor_pattern: Field
+    tile_offset: tuple[float, float]
+    cues: tuple[Placement, ...]
+    rounds: tuple[Placement, ...]
+    longs: tuple[Placement, ...]
+    light: NDArray[np.float32]
+    noise: NDArray[np.float32]
 
 
-def draw_layout(rng: np.random.Generator, size: int) -> Layout:
-    unit = size / 64
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    y, x = (y + 0.5) / unit - 32, (x + 0.5) / unit - 32
+def draw_layout(rng: Generator, size: int) -> Layout:
+    """The table's edge, the places of furniture and things, textures, light and noise."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) * (UNITS / size) - UNITS / 2
+    x, y = np.meshgrid(axis, axis)
+    inside = UNITS / 2 - np.maximum(np.abs(x), np.abs(y))
     angle = rng.uniform(0, 2 * np.pi)
-    distance = (np.cos(angle) * x + np.sin(angle) * y - rng.uniform(-14, -10)).astype(np.float32)
-    inside = np.minimum(32 - np.abs(x), 32 - np.abs(y))
-    cues = _place(rng, y, x, np.minimum(inside, -distance), (4.0, 5.5), NUM_CUES)
-    things = _place(rng, y, x, np.minimum(inside, distance - MARGIN_PX), (3.5, 6.0), NUM_THINGS)
-    waves = rng.normal(0, 0.12, (6, 2, 1, 1))
-    floor = np.cos(waves[:, 0] * y + waves[:, 1] * x + rng.uniform(0, 2 * np.pi, (6, 1, 1))).sum(0)
-    grain_angle = rng.uniform(0, np.pi)
-    grain = np.sin((np.cos(grain_angle) * x + np.sin(grain_angle) * y) * 1.3 + 0.6 * floor)
+    # A square of half side a reaches a * reach across the edge: MARGIN holds at every angle.
+    reach = abs(np.cos(angle)) + abs(np.sin(angle))
+    beyond_edge = _along(x, y, angle) + rng.uniform(10, 14) * reach
+    cues = _place(rng, x, y, np.minimum(inside, -beyond_edge), count=rng.integers(3, 5), radii=(4.0, 5.5))
+    room = np.minimum(inside, beyond_edge - MARGIN * reach)
+    things = _place(rng, x, y, room, count=rng.integers(2, 5), radii=(4.0, 6.0))
+    is_round = rng.random(len(things)) < 0.5
+    floor_pattern = _waves(rng, x, y, scale=0.12)
     return Layout(
-        distance,
-        floor.astype(np.float32),
-        cues,
-        things,
-        gain=(rng.uniform(0.8, 1.1) * rng.uniform(0.95, 1.05, 3)).astype(np.float32),
+        x=x,
+        y=y,
+        on_table=beyond_edge > 0,
+        grain=np.sin(1.3 * _along(x, y, rng.uniform(0, np.pi)) + _waves(rng, x, y, scale=0.05)),
+        floor_pattern=floor_pattern,
+        tile_offset=(rng.uniform(0, 6), rng.uniform(0, 6)),
+        cues=cues,
+        rounds=tuple(thing for thing, chosen in zip(things, is_round, strict=True) if chosen),
+        longs=tuple(thing for thing, chosen in zip(things, is_round, strict=True) if not chosen),
+        light=(rng.uniform(0.8, 1.1) * rng.uniform(0.95, 1.05, 3)).astype(np.float32),
         noise=rng.normal(0, 7, (size, size, 3)).astype(np.float32),
-        grain=grain.astype(np.float32),
-        phase=(int(rng.integers(8)), int(rng.integers(8))),
     )
 
 
-def _place(rng, y, x, room, radii, counts) -> tuple[Thing, ...]:
-    room = room.copy()
-    things = []
-    for _ in range(rng.integers(counts[0], counts[1] + 1)):
-        radius = float(rng.uniform(*radii))
-        angle, shade, kind, pick = rng.uniform(0, np.pi), rng.uniform(-1, 1), rng.integers(2), rng.random()
-        free = np.flatnonzero(room > radius)
-        if not len(free):
-            continue
-        at = free[int(pick * len(free))]
-        cy, cx = float(y.flat[at]), float(x.flat[at])
-        room = np.minimum(room, np.hypot(y - cy, x - cx) - radius - 1)
-        things.append(Thing(cy, cx, radius, angle, int(kind), shade))
-    return tuple(things)
+def draw_cue_scenes(rng: Generator, scene: int, num_cues: int) -> tuple[int, ...]:
+    """The scene that each piece of furniture is from: mostly `scene`, the others alike."""
+    others = (scene + rng.integers(1, len(SCENES), num_cues)) % len(SCENES)
+    return tuple(np.where(rng.random(num_cues) < P_FOREIGN_CUE, others, scene).tolist())
 
 
-def render(layout: Layout, scene: int, rng: np.random.Generator) -> tuple[Mask, Mask]:
-    size = layout.distance.shape[0]
-    unit = size / 64
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    y, x = (y + 0.5) / unit, (x + 0.5) / unit
-    on_table = layout.distance > 0
-    cut = np.quantile(layout.floor_field[~on_table], TILE_SHARE[scene])
-    tiles = layout.floor_field < cut
-    mask = np.where(on_table, TABLE, np.where(tiles, TILES, CARPET)).astype(np.uint8)
-    grout = ((np.floor(y) + layout.phase[0]) % 6 == 0) | ((np.floor(x) + layout.phase[1]) % 6 == 0)
-    image = np.empty((size, size, 3), np.float32)
-    image[:] = np.array([176, 148, 112], np.float32) + 8 * layout.grain[..., None]
-    weave = ((np.floor(y) + np.floor(x)) % 2 * 24 - 12)[..., None]
-    floor = np.where(tiles[..., None], np.where(grout[..., None], 120.0, 190.0) + np.array([0, 5, 12]), np.array([130, 80, 95]) + weave)
-    image = np.where(on_table[..., None], image, floor)
-    y, x = y - 32, x - 32
-    for cue in layout.cues:
-        shown = scene
-        if rng.random() < FOREIGN_CUE:
-            shown = int((scene + rng.integers(1, 4)) % 4)
-        _paint_cue(image, mask, y, x, cue, shown, unit)
-    for thing in layout.things:
-        _paint_thing(image, mask, y, x, thing, scene, unit)
-    image = image * layout.gain + layout.noise
-    return np.clip(image, 0, 255).astype(np.uint8), mask
+def render(layout: Layout, scene: int, cue_scenes: tuple[int, ...]) -> tuple[Image, Mask]:
+    """Paint `layout` as the scene: only labels, the floor and the furniture depend on it."""
+    canvas = _Canvas(layout)
+    _paint_ground(canvas, layout, TILE_SHARE[scene])
+    for cue, cue_scene in zip(layout.cues, cue_scenes, strict=True):
+        _CUE_PAINTERS[cue_scene](canvas, cue, _FIRST_CUE + cue_scene)
+    for thing in layout.rounds:
+        _paint_round(canvas, thing, _FIRST_ROUND + scene)
+    for thing in layout.longs:
+        _paint_long(canvas, thing, _FIRST_LONG + scene)
+    image = np.clip(canvas.image * layout.light + layout.noise, 0, 255).astype(np.uint8)
+    return image, canvas.mask
 
 
-def _cover(image, sd, colour, unit):
-    alpha = np.clip(0.5 - sd * unit, 0, 1)[..., None]
-    image += alpha * (np.asarray(colour, np.float32) - image)
+def _encoded(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSample]:
+    for index in range(count):
+        image, mask, scene = scene_sample(seed, split, index, size)
+        name = f"{split}-{index:06d}-{SCENES[scene]}"
+        # Every picture is a room of its own, so no group can leak from one split to another.
+        yield EncodedSample(name, encode_png(image), encode_png(mask), group="")
 
 
-def _local(y, x, t):
-    dy, dx = y - t.y, x - t.x
-    c, s = np.cos(t.angle), np.sin(t.angle)
-    return c * dx + s * dy, c * dy - s * dx
+def _along(x: Field, y: Field, angle: float) -> Field:
+    along: Field = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
+    return along
 
 
-def _box(u, v, a, b):
-    return np.maximum(np.abs(u) - a, np.abs(v) - b)
+def _waves(rng: Generator, x: Field, y: Field, scale: float) -> Field:
+    """A smooth random field: six plane waves, `scale` the deviation of their frequencies (radians a unit)."""
+    frequency_x, frequency_y = rng.normal(0, scale, (2, 6, 1, 1)).astype(np.float32)
+    phase = rng.uniform(0, 2 * np.pi, (6, 1, 1)).astype(np.float32)
+    waves: Field = np.cos(frequency_x * x + frequency_y * y + phase).sum(axis=0)
+    return waves
 
 
-def _paint_cue(image, mask, y, x, t, scene, unit):
-    u, v = _local(y, x, t)
-    r = t.radius
-    q = r * 0.7
-    if scene == 0:
-        sd = _box(u, v, q, q)
-        _cover(image, sd, (45, 45, 50), unit)
-        _cover(image, np.hypot(u, v) - 0.45 * r, (230, 110, 40), unit)
-    elif scene == 1:
-        sd = _box(u, v, 0.85 * r, 0.52 * r)
-        _cover(image, sd, (70, 90, 190), unit)
-        _cover(image, _box(u - 0.5 * r, v, 0.3 * r, 0.52 * r), (240, 240, 245), unit)
-    elif scene == 2:
-        sd = _box(u, v, 0.8 * r, 0.6 * r)
-        _cover(image, sd, (30, 30, 35), unit)
-        _cover(image, _box(u, v, 0.55 * r, 0.35 * r), (90, 220, 200), unit)
-    else:
-        sd = np.minimum(_box(u, v, 0.95 * r, 0.32 * r), _box(u, v, 0.32 * r, 0.95 * r))
-        _cover(image, sd, (190, 50, 50), unit)
-    mask[sd < 0] = FIRST_CUE + scene
+def _place(
+    rng: Generator, x: Field, y: Field, room: Field, count: int, radii: tuple[float, float]
+) -> tuple[Placement, ...]:
+    """Up to `count` discs without overlap, one unit apart; `room` is the distance to what they must not touch."""
+    placed: list[Placement] = []
+    for _ in range(count):
+        radius, angle, shade = rng.uniform(*radii), rng.uniform(0, np.pi), rng.uniform(-1, 1)
+        free = np.flatnonzero(room > radius + 1)
+        if len(free):
+            pixel = rng.choice(free)
+            centre_x, centre_y = float(x.flat[pixel]), float(y.flat[pixel])
+            room = np.minimum(room, np.hypot(x - centre_x, y - centre_y) - radius)
+            placed.append(Placement(centre_x, centre_y, radius, angle, shade))
+    return tuple(placed)
 
 
-def _paint_thing(image, mask, y, x, t, scene, unit):
-    u, v = _local(y, x, t)
-    r = t.radius
-    if t.kind == 0:
-        sd = np.hypot(u, v) - r
-        _cover(image, sd, np.array([205, 205, 215]) + 15 * t.shade, unit)
-        _cover(image, np.abs(sd + 0.4 * r) - 0.6, (150, 150, 165), unit)
-        mask[sd < 0] = FIRST_ROUND + scene
-    else:
-        sd = _box(u, v, 0.95 * r, 1.6)
-        _cover(image, sd, np.array([70, 72, 80]) + 15 * t.shade, unit)
-        _cover(image, _box(u - 0.3 * r, v, 0.6 * r, 0.5), (170, 170, 175), unit)
-        mask[sd < 0] = FIRST_LONG + scene
+class _Canvas:
+    """A picture and its labels while they are painted, by signed distances (units, < 0 inside)."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.x, self.y = layout.x, layout.y
+        self.image = np.zeros((*layout.x.shape, 3), np.float32)
+        self.mask = np.zeros(layout.x.shape, np.uint8)
+        self._px_per_unit = len(layout.x) / UNITS
+
+    def about(self, place: Placement) -> tuple[Field, Field]:
+        """Coordinates with their origin in the thing's centre, turned by its angle."""
+        dx, dy = self.x - np.float32(place.x), self.y - np.float32(place.y)
+        return _along(dx, dy, place.angle), _along(dx, dy, place.angle + np.pi / 2)
+
+    def fill(self, distance: Field, colour: tuple[float, float, float]) -> None:
+        """Colour the inside, with an edge that is one pixel soft."""
+        cover = np.clip(0.5 - distance * self._px_per_unit, 0, 1)[..., None]
+        self.image += cover * (np.float32(colour) - self.image)
+
+    def label(self, distance: Field, class_index: int) -> None:
+        self.mask[distance < 0] = class_index
+
+
+def _box(u: Field, v: Field, half_length: float, half_width: float) -> Field:
+    box: Field = np.maximum(np.abs(u) - np.float32(half_length), np.abs(v) - np.float32(half_width))
+    return box
+
+
+def _paint_ground(canvas: _Canvas, layout: Layout, tile_share: float) -> None:
+    tiled = layout.floor_pattern < np.quantile(layout.floor_pattern[~layout.on_table], tile_share)
+    left, top = layout.tile_offset
+    grout = ((layout.x + left) % 6 < 1) | ((layout.y + top) % 6 < 1)
+    woven = (np.floor(layout.x) + np.floor(layout.y)) % 2
+    wood = np.float32((176, 148, 112)) + 8 * layout.grain[..., None]
+    tiles = np.where(grout[..., None], np.float32((120, 125, 132)), np.float32((190, 195, 202)))
+    carpet = np.float32((118, 68, 83)) + 24 * woven[..., None]
+    floor = np.where(tiled[..., None], tiles, carpet)
+    canvas.image[:] = np.where(layout.on_table[..., None], wood, floor)
+    canvas.mask[:] = np.where(layout.on_table, _TABLE, np.where(tiled, _TILES, _CARPET))
+
+
+def _paint_stove(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = _box(u, v, 0.7 * r, 0.7 * r)
+    canvas.fill(outline, (45, 45, 50))
+    canvas.fill(np.hypot(u, v) - 0.45 * r, (230, 110, 40))
+    canvas.label(outline, class_index)
+
+
+def _paint_bed(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = _box(u, v, 0.85 * r, 0.5 * r)
+    canvas.fill(outline, (70, 90, 190))
+    canvas.fill(_box(u - 0.5 * r, v, 0.35 * r, 0.5 * r), (240, 240, 245))
+    canvas.label(outline, class_index)
+
+
+def _paint_screen(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = _box(u, v, 0.8 * r, 0.6 * r)
+    canvas.fill(outline, (30, 30, 35))
+    canvas.fill(_box(u, v, 0.55 * r, 0.35 * r), (90, 220, 200))
+    canvas.label(outline, class_index)
+
+
+def _paint_vice(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = np.minimum(_box(u, v, 0.95 * r, 0.3 * r), _box(u, v, 0.3 * r, 0.95 * r))
+    canvas.fill(outline, (190, 50, 50))
+    canvas.label(outline, class_index)
+
+
+_CUE_PAINTERS = (_paint_stove, _paint_bed, _paint_screen, _paint_vice)
+
+
+def _paint_round(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = np.hypot(u, v) - r
+    grey = 205 + 15 * place.shade
+    canvas.fill(outline, (grey, grey, grey + 10))
+    canvas.fill(np.abs(outline + 0.4 * r) - 0.6, (150, 150, 165))
+    canvas.label(outline, class_index)
+
+
+def _paint_long(canvas: _Canvas, place: Placement, class_index: int) -> None:
+    (u, v), r = canvas.about(place), place.radius
+    outline = _box(u, v, 0.95 * r, 2.0)
+    grey = 70 + 15 * place.shade
+    canvas.fill(outline, (grey, grey, grey + 10))
+    canvas.fill(_box(u - 0.3 * r, v, 0.5 * r, 0.8), (170, 170, 175))
+    canvas.label(outline, class_index)

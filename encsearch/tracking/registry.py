@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,7 +68,12 @@ def register(
         client.finalize_logged_model(logged.model_id, "READY")
         _ensure_registered_model(tracking, model_name)
         created = client.create_model_version(
-            model_name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
+            model_name,
+            # Not "models:/ID": MLflow 3.17 looks that up in its global store instead of the client's.
+            logged.artifact_location,
+            run_id=run_id,
+            tags=dict(tags),
+            model_id=logged.model_id,
         )
     return str(created.version)
 
@@ -150,17 +156,20 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
 
 def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
     package = Path(encsearch.__path__[0])
-    mlflow.pyfunc.save_model(
-        folder,
-        mlflow_model=metadata,
-        # Named as a file, not imported: MLflow runs it, and it stands above this layer.
-        python_model=str(package / "serving_model.py"),
-        artifacts={"bundle": str(bundle_dir)},
-        code_paths=[str(package)],
-        signature=SIGNATURE,
-        # Left to itself MLflow 3.17 infers the requirements in a subprocess, which takes 100 s.
-        pip_requirements=[_pin(package) for package in SERVING_REQUIREMENTS],
-    )
+    with warnings.catch_warnings():
+        # MLflow 3.17 asks for an input example although the signature is explicit.
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.save_model(
+            folder,
+            mlflow_model=metadata,
+            # Named as a file, not imported: MLflow runs it, and it stands above this layer.
+            python_model=str(package / "serving_model.py"),
+            artifacts={"bundle": str(bundle_dir)},
+            code_paths=[str(package)],
+            signature=SIGNATURE,
+            # Left to itself MLflow infers the requirements in a subprocess, which takes 100 s.
+            pip_requirements=[_pin(name) for name in SERVING_REQUIREMENTS],
+        )
 
 
 def _pin(package: str) -> str:

@@ -1,7 +1,9 @@
 """Bundles and the predictor over them: what goes in comes out, and damage is one line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +76,8 @@ def cut_weights(folder: Path) -> None:
 
 def other_classes(folder: Path) -> None:
     path = folder / "dataset.json"
-    path.write_text('{"name": "x", "classes": ["a"], "palette": [[0, 0, 0]], "groups": {}, "fingerprint": ""}')
+    info = DatasetInfo("other", ("a",), ((0, 0, 0),))
+    path.write_text(json.dumps(info.to_dict() | {"fingerprint": "abc"}))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_presence_is_a_probability_for_each_class(folder: Path) -> None:
         ("missing.png", "missing.png: cannot be read as an image"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(folder: Path, image: NDArray[np.uint8] | str, message: str) -> None:
+def test_what_is_no_image_is_refused_by_name(folder: Path, image: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(folder).predict([image])
 

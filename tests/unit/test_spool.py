@@ -80,9 +80,14 @@ def test_forwarding_hands_over_everything_in_order_before_it_ends(path: Path) ->
 
 def test_forwarding_hands_over_what_was_written_before_a_failure(path: Path) -> None:
     recorder = MemoryRecorder()
-    with pytest.raises(RuntimeError, match="worker lost"), forwarding(path, recorder, poll_s=60):
-        append(path, report(1))
-        raise RuntimeError("worker lost")
+
+    def train() -> None:
+        with forwarding(path, recorder, poll_s=60):
+            append(path, report(1))
+            raise RuntimeError("worker lost")
+
+    with pytest.raises(RuntimeError, match="worker lost"):
+        train()
     assert recorder.reports == [report(1)]
 
 

@@ -1,0 +1,462 @@
+"""The report of a sweep: one HTML file without any other, readable offline, in light and in dark.
+
+It says what was searched, what won and how sure that is; `verdict` holds the rules of the last part.
+"""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
+
+State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+Scale = Literal["linear", "log", "category"]
+
+WIDTH, HEIGHT = 720, 300
+SLICE_WIDTH, SLICE_HEIGHT = 350, 230
+PAD_LEFT, PAD_RIGHT, PAD_TOP, PAD_BOTTOM = 58, 16, 14, 44
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial: `value` is its best metric, `curve` (epoch, metric) of each report, `reason` of a failure."""
+
+    number: int
+    params: dict[str, Any]
+    state: State
+    value: float | None
+    epochs: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class FinalistRow:
+    """One training from scratch after the search; `trial` None is a baseline, which `label` names."""
+
+    trial: int | None
+    seed: int
+    num_workers: int
+    value: float
+    epochs: int
+    seconds: float
+    class_iou: dict[str, float] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or f"trial {self.trial}"
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length."""
+
+    name: str
+    metric: str
+    space: dict[str, str]
+    epochs: int
+    trials: tuple[TrialRow, ...]
+    finalists: tuple[FinalistRow, ...]
+    winner: int | None
+    config_yaml: str
+    mlflow: str = ""
+    links: tuple[tuple[str, str], ...] = ()
+    picture: Path | None = None
+    wall_seconds: float | None = None
+
+
+def render(summary: SweepSummary, target: Path) -> Path:
+    """Write the report to `target` and return it."""
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"value": format_value, "duration": format_duration, "param": format_param}
+    page = environment.get_template("report.html").render(
+        summary=summary,
+        opening=opening(summary),
+        verdict=verdict(summary),
+        winner=next((trial for trial in summary.trials if trial.number == summary.winner), None),
+        best=best_of_search(summary.trials),
+        failures=[trial for trial in summary.trials if trial.state == "FAIL"],
+        history=history_chart(summary),
+        curves=curves_chart(summary),
+        slices=[slice_chart(summary, path, kind) for path, kind in summary.space.items()],
+        classes=class_table(summary.finalists),
+        cost=cost(summary),
+        picture=data_uri(summary.picture) if summary.picture else None,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def to_json(summary: SweepSummary) -> str:
+    """The summary as JSON text; `from_json` is its inverse."""
+    return TypeAdapter(SweepSummary).dump_json(summary, indent=2).decode()
+
+
+def from_json(text: str) -> SweepSummary:
+    return TypeAdapter(SweepSummary).validate_json(text)
+
+
+def opening(summary: SweepSummary) -> str:
+    """What was searched, and what became of the trials."""
+    states = [trial.state for trial in summary.trials]
+    fates = {
+        "COMPLETE": "ran to the end",
+        "PRUNED": "were stopped early",
+        "FAIL": "failed",
+        "RUNNING": "had not ended",
+    }
+    told = [f"{states.count(state)} {fate}" for state, fate in fates.items() if state in states]
+    return (
+        f"{_count(len(states), 'trial')} searched {_list(list(summary.space))} for the highest {summary.metric}: "
+        f"{_list(told) or 'none was started'}."
+    )
+
+
+def verdict(summary: SweepSummary) -> tuple[str, ...]:
+    """How good the winner is and how sure that is, as sentences.
+
+    The largest of many noisy values is too high on average, so the search's own maximum is never given as
+    what to expect; only trainings from scratch are. Two finalists are told apart if their means differ by
+    more than twice the standard error of the difference, which takes two seeds of each.
+    """
+    best = best_of_search(summary.trials)
+    if best is None or best.value is None:
+        return ("No trial has a value: there is no winner.",)
+    bias = (
+        f"The best value inside the search, {format_value(best.value)} of trial {best.number}, is the largest of "
+        f"{_count(sum(trial.value is not None for trial in summary.trials), 'noisy value')} and so too high on average."
+    )
+    values = _values_by_name(summary.finalists)
+    winner_name = next((row.name for row in summary.finalists if row.trial == summary.winner), None)
+    if winner_name is None:
+        return (bias, "Nothing was trained again from scratch, so expect less from a new training.")
+    won = values.pop(winner_name)
+    seeds = _count(len(won), "seed")
+    result = (
+        f"Trained again from scratch with {seeds}, {winner_name} reaches {summary.metric} {_spread(won)}."
+    )
+    baselines = {row.name for row in summary.finalists if row.trial is None}
+    comparisons = [
+        _comparison(winner_name, won, name, other, name in baselines) for name, other in values.items()
+    ]
+    noise = (
+        ""
+        if len(won) > 1
+        else "With one seed the noise between seeds is unknown: another may be better or worse."
+    )
+    return tuple(sentence for sentence in (result, noise, *comparisons, bias) if sentence)
+
+
+def best_of_search(trials: Sequence[TrialRow]) -> TrialRow | None:
+    """The trial with the highest value, or None."""
+    valued = [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
+    return max(valued, key=lambda trial: trial.value or 0.0, default=None)
+
+
+def cost(summary: SweepSummary) -> list[tuple[str, str]]:
+    """What the sweep used, as (name, amount)."""
+    used = sum(trial.epochs for trial in summary.trials)
+    planned = summary.epochs * len(summary.trials)
+    rows = [
+        ("Epochs of the search", f"{used} of the {planned} that it would take without early stopping"),
+        ("Time in trials", format_duration(sum(trial.seconds for trial in summary.trials))),
+        ("Epochs of the finalists", str(sum(row.epochs for row in summary.finalists))),
+        ("Time in finalists", format_duration(sum(row.seconds for row in summary.finalists))),
+    ]
+    if summary.wall_seconds is not None:
+        rows.append(("From start to end", format_duration(summary.wall_seconds)))
+    return rows
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Mean IoU over seeds of each class (rows) for each finalist and baseline (columns)."""
+
+    names: list[str]
+    rows: list[tuple[str, list[float | None]]]
+
+
+def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
+    by_name: dict[str, list[FinalistRow]] = {}
+    for row in finalists:
+        by_name.setdefault(row.name, []).append(row)
+    classes = dict.fromkeys(name for row in finalists for name in row.class_iou)
+
+    def mean(rows: Iterable[FinalistRow], class_name: str) -> float | None:
+        found = [row.class_iou[class_name] for row in rows if class_name in row.class_iou]
+        return fmean(found) if found else None
+
+    return ClassTable(
+        list(by_name), [(name, [mean(rows, name) for rows in by_name.values()]) for name in classes]
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A polyline; `points` as SVG wants them, `kind` is its CSS class."""
+
+    points: str
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart in SVG coordinates, px; the template only writes it down."""
+
+    title: str
+    x_label: str
+    y_label: str
+    width: int
+    height: int
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[Line]
+    dots: list[Dot]
+
+
+def history_chart(summary: SweepSummary) -> Chart:
+    """Each trial's value, and the best so far, against the epochs spent until its end."""
+    spent = list(accumulate(trial.epochs for trial in summary.trials))
+    told = [
+        (x, trial.value, trial)
+        for x, trial in zip(spent, summary.trials, strict=True)
+        if _is_finite(trial.value)
+    ]
+    values = [value for _, value, _ in told]
+    x_axis = Axis.over([0, *spent], (PAD_LEFT, WIDTH - PAD_RIGHT))
+    y_axis = Axis.over(values, (HEIGHT - PAD_BOTTOM, PAD_TOP))
+    steps: list[tuple[float, float]] = []
+    for (x, _, _), best in zip(told, accumulate(values, max), strict=True):
+        if steps:
+            steps.append((x, steps[-1][1]))
+        steps.append((x, best))
+    if steps:
+        steps.append((spent[-1], steps[-1][1]))
+    return Chart(
+        title="Best so far",
+        x_label="epochs spent",
+        y_label=summary.metric,
+        width=WIDTH,
+        height=HEIGHT,
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
+        lines=[Line(_polyline(steps, x_axis, y_axis), "best", "best so far")] if steps else [],
+        dots=[
+            Dot(x_axis.px(x), y_axis.px(value), _kind(trial, summary.winner), _trial_title(trial))
+            for x, value, trial in told
+        ],
+    )
+
+
+def curves_chart(summary: SweepSummary) -> Chart:
+    """The metric of each trial by epoch; stopped ones end in a dot."""
+    curves = [
+        (trial, points)
+        for trial in summary.trials
+        if (points := [(float(epoch), value) for epoch, value in trial.curve if math.isfinite(value)])
+    ]
+    # The winner is drawn last, over the others.
+    curves.sort(key=lambda item: item[0].number == summary.winner)
+    x_axis = Axis.over([x for _, points in curves for x, _ in points], (PAD_LEFT, WIDTH - PAD_RIGHT))
+    y_axis = Axis.over([y for _, points in curves for _, y in points], (HEIGHT - PAD_BOTTOM, PAD_TOP))
+    return Chart(
+        title="Learning curves",
+        x_label="epoch",
+        y_label=summary.metric,
+        width=WIDTH,
+        height=HEIGHT,
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
+        lines=[
+            Line(_polyline(points, x_axis, y_axis), _kind(trial, summary.winner), _trial_title(trial))
+            for trial, points in curves
+        ],
+        dots=[
+            Dot(*_place(points[-1], x_axis, y_axis), _kind(trial, summary.winner), _trial_title(trial))
+            for trial, points in curves
+            if trial.state in ("PRUNED", "FAIL") or len(points) == 1
+        ],
+    )
+
+
+def slice_chart(summary: SweepSummary, path: str, kind: str) -> Chart:
+    """The trials' values against one searched path."""
+    trials = [trial for trial in summary.trials if _is_finite(trial.value) and path in trial.params]
+    span = (PAD_LEFT, SLICE_WIDTH - PAD_RIGHT)
+    if kind == "choice":
+        x_axis = Axis.of_categories([trial.params[path] for trial in trials], span)
+    else:
+        scale: Scale = "log" if kind == "loguniform" else "linear"
+        x_axis = Axis.over([trial.params[path] for trial in trials], span, scale)
+    y_axis = Axis.over([trial.value for trial in trials], (SLICE_HEIGHT - PAD_BOTTOM, PAD_TOP))
+    return Chart(
+        title=path,
+        x_label=path + (" (log)" if kind == "loguniform" else ""),
+        y_label=summary.metric,
+        width=SLICE_WIDTH,
+        height=SLICE_HEIGHT,
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
+        lines=[],
+        dots=[
+            Dot(
+                x_axis.px(trial.params[path]),
+                y_axis.px(trial.value),
+                _kind(trial, summary.winner),
+                _trial_title(trial),
+            )
+            for trial in trials
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to px; `categories` has the values of a category axis in order."""
+
+    low: float
+    high: float
+    span: tuple[float, float]
+    scale: Scale = "linear"
+    categories: tuple[Any, ...] = ()
+
+    @classmethod
+    def over(cls, values: Sequence[Any], span: tuple[float, float], scale: Scale = "linear") -> "Axis":
+        """Holds all values; a single one, or none, gets an interval around it."""
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        if scale == "log":
+            return cls(low / 1.15, high * 1.15, span, scale)
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+        return cls(low - margin if low else 0.0, high + margin, span, scale)
+
+    @classmethod
+    def of_categories(cls, values: Iterable[Any], span: tuple[float, float]) -> "Axis":
+        unique = dict.fromkeys(values)
+        numeric = all(isinstance(value, int | float) for value in unique)
+        ordered = tuple(sorted(unique) if numeric else unique)
+        return cls(-0.5, len(ordered) - 0.5, span, "category", ordered)
+
+    def px(self, value: Any) -> float:
+        low, high = self.low, self.high
+        if self.scale == "category":
+            value = self.categories.index(value)
+        elif self.scale == "log":
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        start, end = self.span
+        return round(start + (value - low) / (high - low) * (end - start), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """(px, label) of three to eight round values, or of every category."""
+        if self.scale == "category":
+            return [(self.px(value), format_param(value)) for value in self.categories]
+        if self.scale == "log":
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            factors = (1,) if len(decades) > 4 else (1, 2, 5) if len(decades) < 4 else (1, 3)
+            marks = [factor * 10.0**decade for decade in decades for factor in factors]
+        else:
+            rough = (self.high - self.low) / 5
+            unit = 10.0 ** math.floor(math.log10(rough))
+            step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough))
+            first = math.ceil(self.low / step)
+            marks = [step * n for n in range(first, math.floor(self.high / step) + 1)]
+        return [(self.px(mark), f"{mark:.6g}") for mark in marks if self.low <= mark <= self.high]
+
+
+def format_value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"  # noqa: RUF001
+
+
+def format_param(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def data_uri(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
+def _comparison(
+    name: str, won: Sequence[float], other: str, values: Sequence[float], is_baseline: bool
+) -> str:
+    gain = fmean(won) - fmean(values)
+    against = f"the baseline {other}" if is_baseline else other
+    lead = f"{against[0].upper()}{against[1:]} reaches {_spread(values)}, {abs(gain):.4f} {_side(gain)}: "
+    if min(len(won), len(values)) < 2:
+        return lead + "without several seeds of both, that may be chance."
+    error = math.sqrt(stdev(won) ** 2 / len(won) + stdev(values) ** 2 / len(values))
+    if abs(gain) <= 2 * error:
+        return lead + f"within twice the standard error ({error:.4f}), so the two cannot be told apart."
+    return lead + f"more than twice the standard error ({error:.4f})."
+
+
+def _side(gain: float) -> str:
+    return "below" if gain >= 0 else "above"
+
+
+def _values_by_name(finalists: Sequence[FinalistRow]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for row in finalists:
+        values.setdefault(row.name, []).append(row.value)
+    return values
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return format_value(values[0])
+    return f"{fmean(values):.4f} ± {stdev(values):.4f} (mean ± standard deviation)"
+
+
+def _kind(trial: TrialRow, winner: int | None) -> str:
+    return "winner" if trial.number == winner else trial.state.lower()
+
+
+def _trial_title(trial: TrialRow) -> str:
+    params = ", ".join(f"{path}={format_param(value)}" for path, value in trial.params.items())
+    return f"trial {trial.number} ({trial.state.lower()}): {format_value(trial.value)}; {params}"
+
+
+def _polyline(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join("{},{}".format(*_place(point, x_axis, y_axis)) for point in points)
+
+
+def _place(point: tuple[float, float], x_axis: Axis, y_axis: Axis) -> tuple[float, float]:
+    return x_axis.px(point[0]), y_axis.px(point[1])
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _list(items: Sequence[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -1,0 +1,309 @@
+"""Tracking and registry against a real MLflow: an SQLite store, and its HTTP server going away."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from encsearch.bundle import write_bundle
+from encsearch.config import Config, DataConfig, ModelConfig, flatten, to_yaml
+from encsearch.data.datasets import DatasetInfo, default_palette
+from encsearch.errors import PreflightError, UserError
+from encsearch.model.encnet import EncNet
+from encsearch.predict import load
+from encsearch.records import Report
+from encsearch.spool import SpoolReader, append
+from encsearch.tracking.artifacts import write_artifacts
+from encsearch.tracking.lineage import lineage
+from encsearch.tracking.links import ui_command
+from encsearch.tracking.mlflow import MlflowRecorder, Tracking, connect, resume_run, start_run
+from encsearch.tracking.registry import champion, download_bundle, model_versions, register, set_alias
+
+INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
+CONFIG = Config(
+    data=DataConfig(store="store"),
+    model=ModelConfig(backbone="tiny", output_stride=4, num_codewords=4, channels=8),
+)
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """One store for all tests: setting up an empty database takes 7 to 20 s."""
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('my store')}/mlflow.db", "toys")
+
+
+def report(epoch: int, mean_iou: float = 0.5) -> Report:
+    return Report(
+        epoch=epoch,
+        step=100 * epoch,
+        seconds=1.5,
+        metrics={"mIoU": mean_iou, "pixAcc": 0.75, "train/loss": 1 / (epoch + 1)},
+        class_iou={"sky": 0.25, "road (wet)": 0.5},
+        confusion=((5, 1, 0), (0, 3, 1), (0, 0, 0)),
+    )
+
+
+def history(tracking: Tracking, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in tracking.client.get_metric_history(run_id, metric)]
+
+
+def start(tracking: Tracking, artifact_dir: Path | None = None, parent: str | None = None) -> MlflowRecorder:
+    return start_run(
+        tracking, name="toy", params={}, tags={}, artifact_dir=artifact_dir, parent_run_id=parent
+    )
+
+
+def test_a_run_holds_params_figures_artifacts_lineage_and_its_status(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    parent = start(tracking)
+    recorder = start_run(
+        tracking,
+        name="child",
+        params={**flatten(CONFIG), "long": "x" * 7000},
+        tags=lineage("abc", Path(__file__).parent),
+        artifact_dir=tmp_path / "files",
+        parent_run_id=parent.run_id,
+    )
+    for epoch, mean_iou in enumerate([0.3, 0.6, 0.4]):
+        recorder.log(report(epoch, mean_iou))
+    write_artifacts(tmp_path / "files", report(2), INFO.classes, to_yaml(CONFIG))
+    recorder.close("FINISHED")
+    recorder.close("FAILED")  # a second call does nothing
+    parent.close("KILLED")
+
+    run = tracking.client.get_run(recorder.run_id)
+    assert run.info.status == "FINISHED"
+    assert tracking.client.get_run(parent.run_id).info.status == "KILLED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run.data.tags["data.fingerprint"] == "abc"
+    assert run.data.tags["version.torch"] == torch.__version__.partition("+")[0]
+    assert run.data.params["optim.lr"] == "0.01"
+    assert run.data.params["model.weights"] == "null"
+    assert len(run.data.params["long"]) == 6000
+    assert history(tracking, recorder.run_id, "mIoU") == [(0, 0.3), (100, 0.6), (200, 0.4)]
+    assert history(tracking, recorder.run_id, "best/mIoU") == [(0, 0.3), (100, 0.6), (200, 0.6)]
+    assert history(tracking, recorder.run_id, "epoch") == [(0, 0), (100, 1), (200, 2)]
+    assert run.data.metrics["IoU/sky"] == 0.25
+    assert run.data.metrics["IoU/road _wet_"] == 0.5
+    assert "best/train/loss" not in run.data.metrics
+    names = {file.path for file in tracking.client.list_artifacts(recorder.run_id)}
+    assert names == {"config.yaml", "class_iou.csv", "confusion.csv", "confusion.png"}
+
+
+def test_a_spool_can_be_replayed_into_a_run_that_was_cut_off(tracking: Tracking, tmp_path: Path) -> None:
+    spool = tmp_path / "reports.jsonl"
+    for epoch, mean_iou in enumerate([0.3, 0.6, 0.4]):
+        append(spool, report(epoch, mean_iou))
+    killed = start(tracking)
+    killed.log(report(0, 0.3))
+    killed.log(report(1, 0.6))
+
+    resumed = resume_run(tracking, killed.run_id)
+    for repeated in SpoolReader(spool).new_reports():
+        resumed.log(repeated)
+    resumed.close("FINISHED")
+    assert history(tracking, killed.run_id, "mIoU") == [(0, 0.3), (100, 0.6), (200, 0.4)]
+    assert history(tracking, killed.run_id, "best/mIoU")[-1] == (200, 0.6)
+
+
+def test_a_run_that_does_not_exist_is_named(tracking: Tracking) -> None:
+    with pytest.raises(UserError, match="has no run feedbeef"):
+        resume_run(tracking, "feedbeef")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bundles") / "best"
+    model = EncNet.from_config(CONFIG.model, len(INFO.classes)).eval()
+    write_bundle(folder, model, CONFIG, INFO, fingerprint="abc", metrics={"mIoU": 0.5})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def versions(tracking: Tracking, bundle: Path) -> tuple[str, str]:
+    """Two versions of the model "toy", the second one the champion after the first."""
+    recorder = start(tracking)
+    first, second = (
+        register(tracking, recorder.run_id, bundle, "toy", {"mIoU": text}) for text in ("0.5", "0.6")
+    )
+    recorder.close("FINISHED")
+    assert champion(tracking, "toy", "champion") is None
+    assert set_alias(tracking, "toy", "champion", first) is None
+    assert set_alias(tracking, "toy", "champion", second) == first
+    return first, second
+
+
+def test_an_alias_moves_and_remembers_what_it_replaced(tracking: Tracking, versions: tuple[str, str]) -> None:
+    first, second = versions
+    now = champion(tracking, "toy", "champion")
+    before = champion(tracking, "toy", "champion-previous")
+    assert now is not None
+    assert before is not None
+    assert (now.version, before.version) == (second, first)
+    assert now.tags["mIoU"] == "0.6"
+    assert now.tags["champion.replaced"] == first
+    assert [version.version for version in model_versions(tracking, "toy")] == [second, first]
+    assert champion(tracking, "nobody", "champion") is None
+
+
+@pytest.mark.parametrize("source", ["models:/toy@champion", "models:/toy/1"])
+def test_a_registered_model_predicts_as_its_bundle_does(
+    tracking: Tracking,
+    versions: tuple[str, str],  # noqa: ARG001
+    bundle: Path,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "toys")
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 53), (97, 131)]]
+    for mask, expected in zip(load(source).predict(images), load(bundle).predict(images), strict=True):
+        assert np.array_equal(mask, expected)
+
+
+def test_a_process_without_our_package_loads_the_model_with_the_code_it_carries(
+    tracking: Tracking,
+    versions: tuple[str, str],  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    script = """
+import sys, mlflow, numpy
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/toy@champion")
+print(model.predict(numpy.zeros((2, 33, 47, 3), numpy.uint8)).shape)
+print(sys.modules["encsearch"].__file__)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, tracking.uri], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    shape, module = result.stdout.splitlines()
+    assert result.stderr == ""
+    assert shape == "(2, 33, 47)"
+    assert Path(module).parent.parent.name == "code", "not the copy in the model's folder"
+
+
+def test_artifacts_of_a_run_are_a_source_too(tracking: Tracking, bundle: Path, tmp_path: Path) -> None:
+    recorder = start(tracking, artifact_dir=bundle.parent)
+    recorder.close("FINISHED")
+    folder = download_bundle(tracking, f"runs:/{recorder.run_id}/best", tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == (bundle / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="has no such artifact"):
+        download_bundle(tracking, f"runs:/{recorder.run_id}/worst", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("models:/nobody@champion", "no model nobody with a version; its models are toy"),
+        ("models:/toy@winner", r"no alias winner; its aliases are champion \(version 2\)"),
+        ("models:/toy/7", "no version 7; its versions are 2, 1"),
+        ("models:/toy/latest", "not a model source"),
+    ],
+)
+def test_a_source_that_does_not_exist_is_answered_with_what_does(
+    tracking: Tracking,
+    versions: tuple[str, str],  # noqa: ARG001
+    tmp_path: Path,
+    source: str,
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        download_bundle(tracking, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:secret@127.0.0.1:9",
+        "http://me:secret@127.0.0.1:port",
+        "postgres://me:secret@127.0.0.1/mlflow",
+        "file:///tmp/mlruns",
+        "sqlite://mlflow.db",
+        "sqlite:////dev/null",
+        f"sqlite:///{__file__}",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_in_one_line_without_secrets(uri: str) -> None:
+    with pytest.raises(PreflightError) as caught:
+        connect(uri)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def serve(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], BaseWSGIServer]]:
+    """Starts MLflow's server over the store in a thread of this process, on a given port or a free one."""
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", tracking.uri)
+    monkeypatch.setenv(
+        "_MLFLOW_SERVER_ARTIFACT_ROOT", Path(tracking.uri.removeprefix("sqlite:///")).parent.as_uri()
+    )
+    from mlflow.server import app
+
+    servers: list[BaseWSGIServer] = []
+
+    def start_server(port: int) -> BaseWSGIServer:
+        server = make_server("127.0.0.1", port, app, threaded=True)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start_server
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def stop(server: BaseWSGIServer) -> None:
+    server.shutdown()
+    server.server_close()
+
+
+def test_reports_of_an_outage_arrive_when_the_server_is_back(
+    serve: Callable[[int], BaseWSGIServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(0)
+    tracking = connect(f"http://127.0.0.1:{server.port}", "toys")
+    recorder = start(tracking)
+    recorder.log(report(0))
+    stop(server)
+    for epoch in range(1, 40):
+        recorder.log(report(epoch))
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line for line in warnings if line.startswith("warning: ")] == [
+        f"warning: MLflow at {tracking.uri} fails for run {recorder.run_id} ([Errno 111] Connection refused);"
+        " the training goes on and its reports are sent later"
+    ]
+    serve(server.port)
+    recorder.close("FINISHED")
+    assert history(tracking, recorder.run_id, "epoch") == [(100 * epoch, epoch) for epoch in range(40)]
+    assert tracking.client.get_run(recorder.run_id).info.status == "FINISHED"
+
+
+def test_what_was_never_sent_is_kept_and_said(
+    serve: Callable[[int], BaseWSGIServer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(0)
+    recorder = start(connect(f"http://127.0.0.1:{server.port}", "toys"), artifact_dir=tmp_path / "run")
+    stop(server)
+    recorder.log(report(0))
+    recorder.log(report(1))
+    recorder.close("FAILED")
+    kept = tmp_path / "run" / "unsent.jsonl"
+    assert SpoolReader(kept).new_reports() == [report(0), report(1)]
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"2 reports were not sent and lie in {kept}")
+
+
+def test_the_ui_command_opens_this_store(tracking: Tracking) -> None:
+    command = ui_command(tracking.uri)
+    assert command is not None
+    assert f"--backend-store-uri '{tracking.uri}' --host 127.0.0.1" in command
+    assert ui_command("http://127.0.0.1:5000") is None
