@@ -162,6 +162,9 @@ class ConfirmConfig(Section):
     seeds: tuple[int, ...] = Field((1,), min_length=1)
     num_workers: Positive | None = Field(None, description="of a finalist's training; null: scaling.num_workers")
     epochs: Positive | None = Field(None, description="of a finalist's training; null: train.epochs")
+    baselines: tuple[Literal["none", "gate"], ...] = Field(
+        (), description="values of model.context to train beside the winner, everything else as it has it"
+    )
 
 
 class SearchConfig(Section):

@@ -33,8 +33,9 @@ def load(source: str | Path, device: str = "cpu") -> "Predictor":
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.registry import download_bundle
 
+    tracking = connect(experiment="Default")  # which every store has: loading must not create one
     with tempfile.TemporaryDirectory() as scratch:
-        return Predictor(read_bundle(download_bundle(connect(), str(source), Path(scratch))), device)
+        return Predictor(read_bundle(download_bundle(tracking, str(source), Path(scratch))), device)
 
 
 class Predictor:

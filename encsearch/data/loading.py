@@ -27,6 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _ORDER, _AUGMENTATION = 0, 1  # keep the random numbers of the two purposes apart
+_MAX_WAITING_BATCHES = 4  # of validation; bounds the memory that a data set of many sizes takes
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,6 @@ def validation_batches(
             yield _to_batch(rest)
     finally:
         items.close()
-
-
-_MAX_WAITING_BATCHES = 4  # bounds the memory that a data set of many sizes takes
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ _PALETTE: tuple[Colour, ...] = (
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 
 INFO = DatasetInfo(
     name="scenes",
@@ -128,9 +128,11 @@ def draw_layout(rng: Generator, size: int) -> Layout:
     # A square of half side a reaches a * reach across the edge: MARGIN holds at every angle.
     reach = abs(np.cos(angle)) + abs(np.sin(angle))
     beyond_edge = _along(x, y, angle) + rng.uniform(10, 14) * reach
-    cues = _place(rng, x, y, np.minimum(inside, -beyond_edge), count=rng.integers(3, 5), radii=(4.0, 5.5))
+    cues = _place(
+        rng, x, y, np.minimum(inside, -beyond_edge), count=int(rng.integers(3, 5)), radii=(4.0, 5.5)
+    )
     room = np.minimum(inside, beyond_edge - MARGIN * reach)
-    things = _place(rng, x, y, room, count=rng.integers(2, 5), radii=(4.0, 6.0))
+    things = _place(rng, x, y, room, count=int(rng.integers(2, 5)), radii=(4.0, 6.0))
     is_round = rng.random(len(things)) < 0.5
     floor_pattern = _waves(rng, x, y, scale=0.12)
     return Layout(
@@ -192,7 +194,7 @@ def _waves(rng: Generator, x: Field, y: Field, scale: float) -> Field:
 def _place(
     rng: Generator, x: Field, y: Field, room: Field, count: int, radii: tuple[float, float]
 ) -> tuple[Placement, ...]:
-    """Up to `count` discs without overlap, one unit apart; `room` is the distance to what they must not touch."""
+    """Up to `count` discs, one unit apart; `room` is the distance to what they must not touch."""
     placed: list[Placement] = []
     for _ in range(count):
         radius, angle, shade = rng.uniform(*radii), rng.uniform(0, np.pi), rng.uniform(-1, 1)
@@ -222,7 +224,7 @@ class _Canvas:
     def fill(self, distance: Field, colour: tuple[float, float, float]) -> None:
         """Colour the inside, with an edge that is one pixel soft."""
         cover = np.clip(0.5 - distance * self._px_per_unit, 0, 1)[..., None]
-        self.image += cover * (np.float32(colour) - self.image)
+        self.image += cover * (np.array(colour, np.float32) - self.image)
 
     def label(self, distance: Field, class_index: int) -> None:
         self.mask[distance < 0] = class_index
@@ -238,11 +240,10 @@ def _paint_ground(canvas: _Canvas, layout: Layout, tile_share: float) -> None:
     left, top = layout.tile_offset
     grout = ((layout.x + left) % 6 < 1) | ((layout.y + top) % 6 < 1)
     woven = (np.floor(layout.x) + np.floor(layout.y)) % 2
-    wood = np.float32((176, 148, 112)) + 8 * layout.grain[..., None]
-    tiles = np.where(grout[..., None], np.float32((120, 125, 132)), np.float32((190, 195, 202)))
-    carpet = np.float32((118, 68, 83)) + 24 * woven[..., None]
-    floor = np.where(tiled[..., None], tiles, carpet)
-    canvas.image[:] = np.where(layout.on_table[..., None], wood, floor)
+    tiles = (190, 195, 202) - 70 * grout[..., None]
+    carpet = (118, 68, 83) + 24 * woven[..., None]
+    wood = (176, 148, 112) + 8 * layout.grain[..., None]
+    canvas.image[:] = np.where(layout.on_table[..., None], wood, np.where(tiled[..., None], tiles, carpet))
     canvas.mask[:] = np.where(layout.on_table, _TABLE, np.where(tiled, _TILES, _CARPET))
 
 

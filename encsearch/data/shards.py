@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,14 @@ _SCHEMA = pa.schema(
         ("sha256", pa.struct([("encoded", pa.string()), ("image", pa.string()), ("mask", pa.string())])),
     ]
 )
-_CACHED = ["id", "image.bytes", "mask.bytes", "sha256.encoded"]
+_CACHE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image.bytes", pa.binary()),
+        ("mask.bytes", pa.binary()),
+        ("sha256.encoded", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -85,10 +93,12 @@ class ShardWriter:
         self._sink.flush()
         os.fsync(self._sink.fileno())
         self._sink.close()
-        return Shard(self.file.name, file_sha256(self.file), self.file.stat().st_size, self._num_rows)
+        return Shard(self.file.name, _file_sha256(self.file), self.file.stat().st_size, self._num_rows)
 
     def abort(self) -> None:
-        """Let go of the file, whatever state it is in."""
+        """Let go of the file, which is about to be deleted; why is known by now."""
+        with suppress(OSError, ValueError):
+            self._writer.close()
         self._sink.close()
 
     def _write_row_group(self) -> None:
@@ -105,8 +115,8 @@ def read_rows(store: Path, shard: Shard) -> Iterator[Row]:
 
 
 def read_facts(store: Path, shard: Shard) -> Iterator[dict[str, Any]]:
-    """height, width, presence and histogram of every row, as a dict; images and masks stay on the disk."""
-    for batch in _read_columns(store, shard, ["height", "width", "presence", "histogram"], hashed=False):
+    """height, width, presence and histogram of every row, as a dict; no image is decoded. Raises StoreError."""
+    for batch in _read_columns(store, shard, ["height", "width", "presence", "histogram"]):
         yield from batch.to_pylist()
 
 
@@ -114,14 +124,13 @@ class RowCache:
     """Random access to the rows of several shards by way of their Arrow copies; safe to share by threads."""
 
     def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
-        folder = _cache_folder(store)
-        self._folder = folder
+        self._store = store
         self._batches: list[Any] = []
         self._starts: list[int] = []
         self._num_rows = 0
         for shard in shards:
             _check_size(store, shard)
-            for batch in _cached_batches(store, shard, folder):
+            for batch in _cached_batches(store, shard):
                 self._batches.append(batch)
                 self._starts.append(self._num_rows)
                 self._num_rows += batch.num_rows
@@ -132,39 +141,12 @@ class RowCache:
     def __getitem__(self, index: int) -> CachedRow:
         """Raises StoreError when the row is not, byte for byte, the row that was written."""
         number = bisect.bisect_right(self._starts, index) - 1
-        batch, offset = self._batches[number], index - self._starts[number]
-        sample_id, image, mask, sha256 = (batch.column(name)[offset].as_py() for name in _CACHED)
+        offset = index - self._starts[number]
+        sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
         if encoded_sha256(sample_id, image, mask) != sha256:
-            raise StoreError(f"{self._folder}: row {index} of the cache is damaged; delete it, it is rebuilt")
+            folders = " or ".join(str(folder) for folder in _cache_folders(self._store))
+            raise StoreError(f"row {index} is damaged in the cache; delete {folders}, they are rebuilt")
         return CachedRow(sample_id, image, mask)
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def check_shard(store: Path, shard: Shard) -> None:
-    """Raises StoreError when the file is not the one that the manifest describes."""
-    _check_size(store, shard)
-    found = file_sha256(store / shard.file)
-    if found != shard.sha256:
-        raise StoreError(
-            f"{store / shard.file}: damaged, its sha256 is {found[:12]}... but the manifest says "
-            f"{shard.sha256[:12]}...; restore the file or import the data again"
-        )
-
-
-def _check_size(store: Path, shard: Shard) -> None:
-    try:
-        size = (store / shard.file).stat().st_size
-    except OSError as error:
-        raise StoreError(f"{store / shard.file}: cannot be read ({error.strerror}); restore it") from None
-    if size != shard.bytes:
-        raise StoreError(
-            f"{store / shard.file}: damaged, {size} bytes but the manifest says {shard.bytes}; "
-            "restore the file or import the data again"
-        )
 
 
 def _to_columns(row: Row) -> dict[str, Any]:
@@ -197,12 +179,9 @@ def _from_columns(columns: dict[str, Any]) -> Row:
     )
 
 
-def _read_columns(store: Path, shard: Shard, columns: list[str], *, hashed: bool = True) -> Iterator[Any]:
-    """Record batches of one row group each. Page checksums are verified; the whole file too if `hashed`."""
-    if hashed:
-        check_shard(store, shard)
-    else:
-        _check_size(store, shard)
+def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any]:
+    """Record batches of one row group each, of a file that is hashed first; then of pages with checksums."""
+    _check_shard(store, shard)
     try:
         with pq.ParquetFile(store / shard.file, page_checksum_verification=True) as parquet:
             for number in range(parquet.num_row_groups):
@@ -211,10 +190,41 @@ def _read_columns(store: Path, shard: Shard, columns: list[str], *, hashed: bool
         raise StoreError(f"{store / shard.file}: damaged ({_one_line(error)}); import it again") from None
 
 
-def _cached_batches(store: Path, shard: Shard, folder: Path) -> list[Any]:
+def _file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_shard(store: Path, shard: Shard) -> None:
+    """Raises StoreError when the file is not the one that the manifest describes."""
+    _check_size(store, shard)
+    found = _file_sha256(store / shard.file)
+    if found != shard.sha256:
+        raise StoreError(
+            f"{store / shard.file}: damaged, its sha256 is {found[:12]}... but the manifest says "
+            f"{shard.sha256[:12]}...; restore the file or import the data again"
+        )
+
+
+def _check_size(store: Path, shard: Shard) -> None:
+    try:
+        size = (store / shard.file).stat().st_size
+    except OSError as error:
+        raise StoreError(f"{store / shard.file}: cannot be read ({error.strerror}); restore it") from None
+    if size != shard.bytes:
+        raise StoreError(
+            f"{store / shard.file}: damaged, {size} bytes but the manifest says {shard.bytes}; "
+            "restore the file or import the data again"
+        )
+
+
+def _cached_batches(store: Path, shard: Shard) -> list[Any]:
     """The record batches of a shard, mapped into memory; the Arrow copy is made first if there is none."""
-    file = folder / f"{shard.sha256}.arrow"
-    if not file.exists():
+    name = f"{shard.sha256}.arrow"
+    folders = _cache_folders(store)
+    file = next((folder / name for folder in folders if (folder / name).exists()), None)
+    if file is None:
+        file = _first_writable(folders) / name
         _build_cache(store, shard, file)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
@@ -223,8 +233,8 @@ def _cached_batches(store: Path, shard: Shard, folder: Path) -> list[Any]:
             batch.validate(full=True)  # a flipped offset would read outside the file
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{file}: damaged ({_one_line(error)}); delete it, it is rebuilt") from None
-    if sum(batch.num_rows for batch in batches) != shard.num_samples:
-        raise StoreError(f"{file}: damaged, not {shard.num_samples} rows; delete it, it is rebuilt")
+    if reader.schema != _CACHE_SCHEMA or sum(batch.num_rows for batch in batches) != shard.num_samples:
+        raise StoreError(f"{file}: damaged, not the rows of {shard.file}; delete it, it is rebuilt")
     return batches
 
 
@@ -233,13 +243,10 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as sink:
-            writer = None
-            for batch in _read_columns(store, shard, _CACHED):
-                table = pa.Table.from_batches([batch]).flatten().select(_CACHED)
-                writer = writer or pa.ipc.new_file(sink, table.schema)
-                writer.write_table(table)
-            assert writer is not None, "a shard has at least one row"
-            writer.close()
+            with pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
+                for batch in _read_columns(store, shard, _CACHE_SCHEMA.names):
+                    table = pa.Table.from_batches([batch]).flatten()
+                    writer.write_table(table.select(_CACHE_SCHEMA.names).cast(_CACHE_SCHEMA))
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, file)
@@ -251,17 +258,21 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _cache_folder(store: Path) -> Path:
+def _cache_folders(store: Path) -> tuple[Path, Path]:
     """`.cache` in the store; for a read-only store a folder of the user, shared by all stores."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encsearch"
-    for folder in (store / ".cache", user_cache):
-        try:
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return store / ".cache", user_cache / "encsearch"
+
+
+def _first_writable(folders: tuple[Path, Path]) -> Path:
+    for folder in folders:
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise StoreError(f"neither {store} nor {user_cache} is writable; set XDG_CACHE_HOME to one that is")
+            if os.access(folder, os.W_OK):
+                return folder
+    raise StoreError(
+        f"cannot write {folders[0]} or {folders[1]}; set XDG_CACHE_HOME to a folder you can write"
+    )
 
 
 def _one_line(error: BaseException) -> str:

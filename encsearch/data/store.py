@@ -65,7 +65,7 @@ def write_store(
     """
     store = Path(path)
     _check_free(store)
-    building = store.with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
+    building = store.absolute().with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
     try:
         building.mkdir(parents=True)
         written = {

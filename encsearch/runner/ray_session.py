@@ -1,10 +1,13 @@
 """Attach to the cluster that RAY_ADDRESS names, or start a local one that is quiet and cheap."""
 
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
@@ -29,36 +32,54 @@ QUIET = {
 
 
 @contextmanager
-def ray_session(*, num_cpus: int | None = None) -> Iterator[None]:
-    """A connection to Ray for the duration of the block.
+def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
+    """A connection to Ray for the duration of the block, on which one training of `needs` fits.
 
     RAY_ADDRESS names a running cluster; without it a local one is started, with a token of its own, and
-    stopped at the end. `num_cpus` is the number of logical CPUs of a local one. Already connected: reused.
-    Raises PreflightError when the cluster cannot be reached.
+    stopped at the end. Already connected: reused. Raises PreflightError when the cluster cannot be reached,
+    or has too little for one training, which would wait for ever.
     """
-    for name, value in (CHEAPER_TRAIN | QUIET).items():
-        os.environ.setdefault(name, value)
-    # Ray writes a token of mode 0644 into the home folder unless it is given one.
-    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
+    is_own = not ray.is_initialized()
+    if is_own:
+        _connect(needs)
     try:
-        ray.init(
-            num_cpus=None if "RAY_ADDRESS" in os.environ else num_cpus,
-            log_to_driver=False,
-            logging_level="ERROR",
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else True,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "a local cluster")
-        reason = str(error).strip().splitlines()[0]
-        raise PreflightError(f"Ray at {address} cannot be reached: {reason}") from None
-    try:
+        if lacking := lacks(needs, ray.cluster_resources()):
+            raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
         yield
     finally:
-        ray.shutdown()
+        if is_own:
+            ray.shutdown()
+
+
+def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
+    """What the cluster has too little of for one training, in words with both numbers; None if it fits."""
+    for name, each in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker)):
+        needed, present = needs.num_workers * each, resources.get(name, 0)
+        if needed > present:
+            return f"{needed:g} {name}s ({needs.num_workers} workers x {each:g}), but the cluster has {present:g}"
+    return None
+
+
+def _connect(needs: ScalingConfig) -> None:
+    import ray
+
+    for name, value in (CHEAPER_TRAIN | QUIET).items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    arguments: dict[str, Any] = {}
+    if address is None:
+        # Ray would write a token of mode 0644 into the home folder; this one is of this session alone.
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
+        # Trials need the dashboard's state service to free the resources of one that was stopped.
+        arguments = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": True}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "a local cluster"
+        reason = str(error).strip().splitlines()[0]
+        raise PreflightError(f"Ray at {where} cannot be reached: {reason}") from None

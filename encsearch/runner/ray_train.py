@@ -6,8 +6,12 @@ number of worker restarts.
 """
 
 import logging
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +62,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
             worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
         ),
     )
-    with forwarding(spool, recorder):
+    with forwarding(spool, recorder), _own_interrupt():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -72,6 +76,21 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
     best = Report.from_dict(metrics["report"])
     assert best.metrics[config.metric] == best_report(reports, config.metric).metrics[config.metric]
     return RunResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt: Ray 2.60 installs a handler that ends the process with code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        if not ended.code:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:

@@ -3,36 +3,83 @@
 A sweep's own maximum is the best of many noisy figures and so too high; a finalist's figure is not selected.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from encsearch.config import Config
+from encsearch.config import Config, with_values
 from encsearch.records import Recorder, recording
 from encsearch.runner.ray_train import run_ray_train
-from encsearch.search.finalists import Finalist, finalist_config, pick_finalists
+from encsearch.search.finalists import (
+    BASELINE_LABELS,
+    Finalist,
+    finalist_config,
+    pick_finalists,
+    pick_winner,
+)
 from encsearch.search.study import TrialRecord
 
 
-def confirm(
-    config: Config,
-    records: Sequence[TrialRecord],
-    folder: Path,
-    open_recorder: Callable[[int, int, Config], Recorder],
-    trained: Callable[[Finalist], None],
-) -> list[Finalist]:
-    """Train every finalist with every confirmation seed by Ray Train, one after the other.
+class ConfirmObserver(Protocol):
+    """What the sweep's owner does about its finalists."""
 
-    `trained` is called before the recorder that `open_recorder(trial, seed, config)` returned is closed.
+    def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
+        """A training starts; its recorder is closed with its true status."""
+        ...
+
+    def finalist_trained(self, finalist: Finalist) -> None:
+        """A training has ended; its recorder is still open."""
+        ...
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """All trainings after the search, and the finalist that won."""
+
+    finalists: tuple[Finalist, ...]
+    baselines: tuple[Finalist, ...]
+    winner: Finalist
+
+
+def confirm(
+    config: Config, records: Sequence[TrialRecord], folder: Path, observer: ConfirmObserver
+) -> Confirmation:
+    """Train every finalist, then the baselines at the winner's values, with every confirmation seed.
+
+    By Ray Train, one training after the other, each in its own folder below `folder`.
     """
     assert config.search is not None
-    finalists = []
-    for record in pick_finalists(records, config.search.confirm.finalists):
-        for seed in config.search.confirm.seeds:
-            trial_config = finalist_config(config, record.values, seed)
-            recorder = open_recorder(record.number, seed, trial_config)
-            with recording(recorder):
-                result = run_ray_train(trial_config, folder / f"trial{record.number}-seed{seed}", recorder)
-                finalist = Finalist(record.number, seed, trial_config, result)
-                trained(finalist)
-            finalists.append(finalist)
-    return finalists
+    plan = config.search.confirm
+    finalists = [
+        _train(
+            f"trial{record.number}-seed{seed}",
+            record.number,
+            finalist_config(config, record.values, seed),
+            folder,
+            observer,
+        )
+        for record in pick_finalists(records, plan.finalists)
+        for seed in plan.seeds
+    ]
+    best = pick_winner(finalists)
+    baselines = [
+        _train(
+            f"{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
+            None,
+            with_values(best.config, {"model.context": context, "train.seed": seed}),
+            folder,
+            observer,
+        )
+        for context in plan.baselines
+        for seed in plan.seeds
+    ]
+    return Confirmation(tuple(finalists), tuple(baselines), best)
+
+
+def _train(name: str, trial: int | None, config: Config, folder: Path, observer: ConfirmObserver) -> Finalist:
+    recorder = observer.open_finalist(name, trial, config)
+    with recording(recorder):
+        finalist = Finalist(name, trial, config, run_ray_train(config, folder / name, recorder))
+        observer.finalist_trained(finalist)
+    return finalist

@@ -1,4 +1,4 @@
-"""Which trials are confirmed, and which confirmed training wins: pure decisions."""
+"""Which trials are confirmed, with which configuration, and which one wins: pure decisions."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,15 @@ from encsearch.config import Config, with_values
 from encsearch.runner.result import RunResult
 from encsearch.search.study import TrialRecord
 
+BASELINE_LABELS = {"none": "FCN", "gate": "pooled gate"}
+
 
 @dataclass(frozen=True)
 class Finalist:
-    """One confirmed training of a trial's configuration."""
+    """One training from scratch of a trial's configuration; `trial` is None for a baseline."""
 
-    trial: int
-    seed: int
+    name: str
+    trial: int | None
     config: Config
     result: RunResult
 
@@ -47,9 +49,9 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int) -> Con
     return with_values(config, changed).model_copy(update={"search": None})
 
 
-def winner(finalists: Sequence[Finalist]) -> Finalist:
+def pick_winner(finalists: Sequence[Finalist]) -> Finalist:
     """Of the trial with the best mean over its seeds, the training with the best value."""
-    by_trial: dict[int, list[Finalist]] = {}
+    by_trial: dict[int | None, list[Finalist]] = {}
     for finalist in finalists:
         by_trial.setdefault(finalist.trial, []).append(finalist)
     best = max(by_trial.values(), key=lambda group: statistics.fmean(f.value for f in group))

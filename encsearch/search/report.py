@@ -4,9 +4,10 @@ It says what was searched, what won and how sure that is; `verdict` holds the ru
 """
 
 import base64
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,17 +16,20 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
-State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
-Scale = Literal["linear", "log", "category"]
+from encsearch.search.charts import Axis, Chart, Dot, Line, Scale, format_param
 
-WIDTH, HEIGHT = 720, 300
+State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+
+WIDTH, HEIGHT = 540, 280
 SLICE_WIDTH, SLICE_HEIGHT = 350, 230
+# Two-sided 95 % quantiles for 1, 2, ... degrees of freedom; the last one serves above.
+STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 PAD_LEFT, PAD_RIGHT, PAD_TOP, PAD_BOTTOM = 58, 16, 14, 44
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial: `value` is its best metric, `curve` (epoch, metric) of each report, `reason` of a failure."""
+    """One trial: `value` is its best metric, `curve` the (epoch, metric) of each report."""
 
     number: int
     params: dict[str, Any]
@@ -101,7 +105,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
 
 def to_json(summary: SweepSummary) -> str:
     """The summary as JSON text; `from_json` is its inverse."""
-    return TypeAdapter(SweepSummary).dump_json(summary, indent=2).decode()
+    return json.dumps(asdict(summary), default=str, indent=2)
 
 
 def from_json(text: str) -> SweepSummary:
@@ -113,30 +117,29 @@ def opening(summary: SweepSummary) -> str:
     states = [trial.state for trial in summary.trials]
     fates = {
         "COMPLETE": "ran to the end",
-        "PRUNED": "were stopped early",
+        "PRUNED": "stopped early",
         "FAIL": "failed",
         "RUNNING": "had not ended",
     }
     told = [f"{states.count(state)} {fate}" for state, fate in fates.items() if state in states]
-    return (
-        f"{_count(len(states), 'trial')} searched {_list(list(summary.space))} for the highest {summary.metric}: "
-        f"{_list(told) or 'none was started'}."
-    )
+    searched = f"{_count(len(states), 'trial')} searched {_list(list(summary.space))}"
+    return f"{searched} for the highest {summary.metric}: {_list(told) or 'none was started'}."
 
 
 def verdict(summary: SweepSummary) -> tuple[str, ...]:
     """How good the winner is and how sure that is, as sentences.
 
     The largest of many noisy values is too high on average, so the search's own maximum is never given as
-    what to expect; only trainings from scratch are. Two finalists are told apart if their means differ by
-    more than twice the standard error of the difference, which takes two seeds of each.
+    what to expect; only trainings from scratch are. Two of them are told apart if the 95 % interval of the
+    difference of their means leaves out 0, which takes two seeds of each.
     """
     best = best_of_search(summary.trials)
-    if best is None or best.value is None:
+    if best is None:
         return ("No trial has a value: there is no winner.",)
+    noisy = _count(len(_valued(summary.trials)), "noisy value")
     bias = (
-        f"The best value inside the search, {format_value(best.value)} of trial {best.number}, is the largest of "
-        f"{_count(sum(trial.value is not None for trial in summary.trials), 'noisy value')} and so too high on average."
+        f"The best value inside the search, {format_value(best.value)} of trial {best.number}, "
+        f"is the largest of {noisy} and so too high on average."
     )
     values = _values_by_name(summary.finalists)
     winner_name = next((row.name for row in summary.finalists if row.trial == summary.winner), None)
@@ -148,9 +151,7 @@ def verdict(summary: SweepSummary) -> tuple[str, ...]:
         f"Trained again from scratch with {seeds}, {winner_name} reaches {summary.metric} {_spread(won)}."
     )
     baselines = {row.name for row in summary.finalists if row.trial is None}
-    comparisons = [
-        _comparison(winner_name, won, name, other, name in baselines) for name, other in values.items()
-    ]
+    comparisons = [_comparison(won, name, other, name in baselines) for name, other in values.items()]
     noise = (
         ""
         if len(won) > 1
@@ -161,8 +162,20 @@ def verdict(summary: SweepSummary) -> tuple[str, ...]:
 
 def best_of_search(trials: Sequence[TrialRow]) -> TrialRow | None:
     """The trial with the highest value, or None."""
-    valued = [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
-    return max(valued, key=lambda trial: trial.value or 0.0, default=None)
+    sound = [(value, trial) for value, trial in _valued(trials) if trial.state != "FAIL"]
+    return max(sound, key=lambda pair: pair[0])[1] if sound else None
+
+
+def difference_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of mean(ours) - mean(theirs), two values of each at least.
+
+    Student's t with the smaller sample's degrees of freedom: wider than Welch's, as few seeds call for.
+    """
+    freedom = min(len(ours), len(theirs)) - 1
+    error = math.sqrt(stdev(ours) ** 2 / len(ours) + stdev(theirs) ** 2 / len(theirs))
+    half = STUDENT_T_95[min(freedom, len(STUDENT_T_95)) - 1] * error
+    gain = fmean(ours) - fmean(theirs)
+    return gain - half, gain + half
 
 
 def cost(summary: SweepSummary) -> list[tuple[str, str]]:
@@ -203,54 +216,20 @@ def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
     )
 
 
-@dataclass(frozen=True)
-class Line:
-    """A polyline; `points` as SVG wants them, `kind` is its CSS class."""
-
-    points: str
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Dot:
-    x: float
-    y: float
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart in SVG coordinates, px; the template only writes it down."""
-
-    title: str
-    x_label: str
-    y_label: str
-    width: int
-    height: int
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[Line]
-    dots: list[Dot]
-
-
 def history_chart(summary: SweepSummary) -> Chart:
     """Each trial's value, and the best so far, against the epochs spent until its end."""
     spent = list(accumulate(trial.epochs for trial in summary.trials))
-    told = [
-        (x, trial.value, trial)
-        for x, trial in zip(spent, summary.trials, strict=True)
-        if _is_finite(trial.value)
-    ]
+    end_of = {trial.number: end for trial, end in zip(summary.trials, spent, strict=True)}
+    told = [(float(end_of[trial.number]), value, trial) for value, trial in _valued(summary.trials)]
     values = [value for _, value, _ in told]
     x_axis = Axis.over([0, *spent], (PAD_LEFT, WIDTH - PAD_RIGHT))
     y_axis = Axis.over(values, (HEIGHT - PAD_BOTTOM, PAD_TOP))
     steps: list[tuple[float, float]] = []
-    for (x, _, _), best in zip(told, accumulate(values, max), strict=True):
-        if steps:
-            steps.append((x, steps[-1][1]))
-        steps.append((x, best))
+    for x, value, trial in told:
+        if trial.state == "FAIL":
+            continue
+        best = max(value, steps[-1][1]) if steps else value
+        steps += [(x, steps[-1][1] if steps else value), (x, best)]
     if steps:
         steps.append((spent[-1], steps[-1][1]))
     return Chart(
@@ -302,14 +281,16 @@ def curves_chart(summary: SweepSummary) -> Chart:
 
 def slice_chart(summary: SweepSummary, path: str, kind: str) -> Chart:
     """The trials' values against one searched path."""
-    trials = [trial for trial in summary.trials if _is_finite(trial.value) and path in trial.params]
+    told = [
+        (trial.params[path], value, trial) for value, trial in _valued(summary.trials) if path in trial.params
+    ]
     span = (PAD_LEFT, SLICE_WIDTH - PAD_RIGHT)
     if kind == "choice":
-        x_axis = Axis.of_categories([trial.params[path] for trial in trials], span)
+        x_axis = Axis.of_categories([x for x, _, _ in told], span)
     else:
         scale: Scale = "log" if kind == "loguniform" else "linear"
-        x_axis = Axis.over([trial.params[path] for trial in trials], span, scale)
-    y_axis = Axis.over([trial.value for trial in trials], (SLICE_HEIGHT - PAD_BOTTOM, PAD_TOP))
+        x_axis = Axis.over([x for x, _, _ in told], span, scale)
+    y_axis = Axis.over([y for _, y, _ in told], (SLICE_HEIGHT - PAD_BOTTOM, PAD_TOP))
     return Chart(
         title=path,
         x_label=path + (" (log)" if kind == "loguniform" else ""),
@@ -320,75 +301,14 @@ def slice_chart(summary: SweepSummary, path: str, kind: str) -> Chart:
         y_ticks=y_axis.ticks(),
         lines=[],
         dots=[
-            Dot(
-                x_axis.px(trial.params[path]),
-                y_axis.px(trial.value),
-                _kind(trial, summary.winner),
-                _trial_title(trial),
-            )
-            for trial in trials
+            Dot(x_axis.px(x), y_axis.px(y), _kind(trial, summary.winner), _trial_title(trial))
+            for x, y, trial in told
         ],
     )
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Maps values to px; `categories` has the values of a category axis in order."""
-
-    low: float
-    high: float
-    span: tuple[float, float]
-    scale: Scale = "linear"
-    categories: tuple[Any, ...] = ()
-
-    @classmethod
-    def over(cls, values: Sequence[Any], span: tuple[float, float], scale: Scale = "linear") -> "Axis":
-        """Holds all values; a single one, or none, gets an interval around it."""
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        if scale == "log":
-            return cls(low / 1.15, high * 1.15, span, scale)
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-        return cls(low - margin if low else 0.0, high + margin, span, scale)
-
-    @classmethod
-    def of_categories(cls, values: Iterable[Any], span: tuple[float, float]) -> "Axis":
-        unique = dict.fromkeys(values)
-        numeric = all(isinstance(value, int | float) for value in unique)
-        ordered = tuple(sorted(unique) if numeric else unique)
-        return cls(-0.5, len(ordered) - 0.5, span, "category", ordered)
-
-    def px(self, value: Any) -> float:
-        low, high = self.low, self.high
-        if self.scale == "category":
-            value = self.categories.index(value)
-        elif self.scale == "log":
-            value, low, high = math.log(value), math.log(low), math.log(high)
-        start, end = self.span
-        return round(start + (value - low) / (high - low) * (end - start), 1)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """(px, label) of three to eight round values, or of every category."""
-        if self.scale == "category":
-            return [(self.px(value), format_param(value)) for value in self.categories]
-        if self.scale == "log":
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            factors = (1,) if len(decades) > 4 else (1, 2, 5) if len(decades) < 4 else (1, 3)
-            marks = [factor * 10.0**decade for decade in decades for factor in factors]
-        else:
-            rough = (self.high - self.low) / 5
-            unit = 10.0 ** math.floor(math.log10(rough))
-            step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough))
-            first = math.ceil(self.low / step)
-            marks = [step * n for n in range(first, math.floor(self.high / step) + 1)]
-        return [(self.px(mark), f"{mark:.6g}") for mark in marks if self.low <= mark <= self.high]
-
-
 def format_value(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"  # noqa: RUF001
-
-
-def format_param(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_duration(seconds: float) -> str:
@@ -402,18 +322,17 @@ def data_uri(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
-def _comparison(
-    name: str, won: Sequence[float], other: str, values: Sequence[float], is_baseline: bool
-) -> str:
+def _comparison(won: Sequence[float], other: str, values: Sequence[float], is_baseline: bool) -> str:
     gain = fmean(won) - fmean(values)
     against = f"the baseline {other}" if is_baseline else other
     lead = f"{against[0].upper()}{against[1:]} reaches {_spread(values)}, {abs(gain):.4f} {_side(gain)}: "
     if min(len(won), len(values)) < 2:
         return lead + "without several seeds of both, that may be chance."
-    error = math.sqrt(stdev(won) ** 2 / len(won) + stdev(values) ** 2 / len(values))
-    if abs(gain) <= 2 * error:
-        return lead + f"within twice the standard error ({error:.4f}), so the two cannot be told apart."
-    return lead + f"more than twice the standard error ({error:.4f})."
+    low, high = difference_interval(won, values)
+    interval = f"the 95 % interval of the difference, {low:+.4f} to {high:+.4f},"
+    if low <= 0 <= high:
+        return f"{lead}{interval} holds 0, so the two cannot be told apart."
+    return f"{lead}{interval} leaves out 0."
 
 
 def _side(gain: float) -> str:
@@ -450,8 +369,9 @@ def _place(point: tuple[float, float], x_axis: Axis, y_axis: Axis) -> tuple[floa
     return x_axis.px(point[0]), y_axis.px(point[1])
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _valued(trials: Sequence[TrialRow]) -> list[tuple[float, TrialRow]]:
+    """The trials that have a finite value, with it."""
+    return [(t.value, t) for t in trials if t.value is not None and math.isfinite(t.value)]
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,6 +4,7 @@ This module and registry.py beside it are the only ones of the package that impo
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -148,8 +149,8 @@ class MlflowRecorder:
             return
         self._is_closed = True
         try:
-            self._send(len(self._unsent))
             try:
+                self._send(len(self._unsent))
                 if self._artifact_dir and self._artifact_dir.is_dir():
                     self._client.log_artifacts(self.run_id, str(self._artifact_dir))
             finally:
@@ -169,9 +170,11 @@ class MlflowRecorder:
         values = dict(report.metrics)
         values |= {f"IoU/{_metric_name(name)}": iou for name, iou in report.class_iou.items()}
         for name, value in report.metrics.items():
-            if name.startswith(("mIoU", "pixAcc")):
-                self._best[name] = max(value, self._best.get(name, value))
-                values[f"best/{name}"] = self._best[name]
+            # A score of a diverged epoch is NaN, which is greater than nothing.
+            if name.startswith(("mIoU", "pixAcc")) and value > self._best.get(name, -math.inf):
+                self._best[name] = value
+        # Logged every time, since the UI ranks by a metric's last value.
+        values |= {f"best/{name}": value for name, value in self._best.items()}
         values |= {"seconds": report.seconds, "epoch": report.epoch}
         now_ms = int(time.time() * 1000)
         return [Metric(_metric_name(name), value, now_ms, report.step) for name, value in values.items()]
@@ -213,7 +216,7 @@ def one_line(error: Exception) -> str:
     """The error's innermost message, which is the one that says why, short and without secrets."""
     text = without_secrets(" ".join(str(error).split()))
     cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
-    return cause.group() if cause else text[:200]
+    return cause.group().strip(" :") if cause else text[:200]
 
 
 def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:

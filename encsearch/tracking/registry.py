@@ -17,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-import encsearch
 from encsearch.errors import UserError
 from encsearch.tracking.mlflow import Tracking, answering
 from encsearch.tracking.uris import without_secrets
@@ -60,13 +59,16 @@ def register(
     installed encsearch. Returns the version. Raises PreflightError.
     """
     client = tracking.client
-    with answering(tracking.uri), tempfile.TemporaryDirectory() as scratch:
+    with answering(tracking.uri):
+        _ensure_registered_model(tracking, model_name)
         logged = client.create_logged_model(tracking.experiment_id, name=model_name, source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _save_pyfunc(folder, bundle_dir, Model(run_id=run_id, model_id=logged.model_id))
-        client.log_model_artifacts(logged.model_id, str(folder))
+        with answering(tracking.uri):
+            client.log_model_artifacts(logged.model_id, str(folder))
+    with answering(tracking.uri):
         client.finalize_logged_model(logged.model_id, "READY")
-        _ensure_registered_model(tracking, model_name)
         created = client.create_model_version(
             model_name,
             # Not "models:/ID": MLflow 3.17 looks that up in its global store instead of the client's.
@@ -155,7 +157,7 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
 
 
 def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
-    package = Path(encsearch.__path__[0])
+    package = Path(__file__).parents[1]
     with warnings.catch_warnings():
         # MLflow 3.17 asks for an input example although the signature is explicit.
         warnings.simplefilter("ignore", UserWarning)
@@ -195,7 +197,7 @@ def _registered_model(tracking: Tracking, name: str) -> Any:
 
 
 def _resolve(tracking: Tracking, source: str) -> str:
-    """The URI of the exact version, so that an alias that moves meanwhile cannot mix two models."""
+    """Where the artifacts lie; MLflow 3.17 would look "models:/" up in its global store, not the client's."""
     if re.fullmatch(r"runs:/[^/]+/.+", source):
         return source
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))", source)
@@ -206,7 +208,8 @@ def _resolve(tracking: Tracking, source: str) -> str:
         )
     name, alias, version = parts.groups()
     found = _find_version(tracking, name, version) if version else _find_alias(tracking, name, alias)
-    return f"models:/{name}/{found.version}"
+    with answering(tracking.uri):
+        return str(tracking.client.get_model_version_download_uri(name, found.version))
 
 
 def _find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:

@@ -1,5 +1,6 @@
 """Tracking and registry against a real MLflow: an SQLite store, and its HTTP server going away."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -113,6 +114,15 @@ def test_a_spool_can_be_replayed_into_a_run_that_was_cut_off(tracking: Tracking,
     assert history(tracking, killed.run_id, "best/mIoU")[-1] == (200, 0.6)
 
 
+def test_a_diverged_epoch_is_recorded_and_is_not_the_best(tracking: Tracking) -> None:
+    recorder = start(tracking)
+    for epoch, mean_iou in enumerate([0.3, float("nan"), 0.2]):
+        recorder.log(report(epoch, mean_iou))
+    recorder.close("FAILED")
+    assert math.isnan(history(tracking, recorder.run_id, "mIoU")[1][1])
+    assert history(tracking, recorder.run_id, "best/mIoU") == [(0, 0.3), (100, 0.3), (200, 0.3)]
+
+
 def test_a_run_that_does_not_exist_is_named(tracking: Tracking) -> None:
     with pytest.raises(UserError, match="has no run feedbeef"):
         resume_run(tracking, "feedbeef")
@@ -157,22 +167,23 @@ def test_an_alias_moves_and_remembers_what_it_replaced(tracking: Tracking, versi
 @pytest.mark.parametrize("source", ["models:/toy@champion", "models:/toy/1"])
 def test_a_registered_model_predicts_as_its_bundle_does(
     tracking: Tracking,
-    versions: tuple[str, str],  # noqa: ARG001
+    versions: tuple[str, str],
     bundle: Path,
     source: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "toys")
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 53), (97, 131)]]
     for mask, expected in zip(load(source).predict(images), load(bundle).predict(images), strict=True):
         assert np.array_equal(mask, expected)
+    names = {experiment.name for experiment in tracking.client.search_experiments()}
+    assert names == {"Default", "toys"}, "loading a model must not create an experiment"
 
 
 def test_a_process_without_our_package_loads_the_model_with_the_code_it_carries(
     tracking: Tracking,
-    versions: tuple[str, str],  # noqa: ARG001
+    versions: tuple[str, str],
     tmp_path: Path,
 ) -> None:
     script = """
@@ -203,7 +214,7 @@ def test_artifacts_of_a_run_are_a_source_too(tracking: Tracking, bundle: Path, t
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("models:/nobody@champion", "no model nobody with a version; its models are toy"),
+        ("models:/nobody@champion", "no model nobody with a version; its models are .*toy"),
         ("models:/toy@winner", r"no alias winner; its aliases are champion \(version 2\)"),
         ("models:/toy/7", "no version 7; its versions are 2, 1"),
         ("models:/toy/latest", "not a model source"),
@@ -211,7 +222,7 @@ def test_artifacts_of_a_run_are_a_source_too(tracking: Tracking, bundle: Path, t
 )
 def test_a_source_that_does_not_exist_is_answered_with_what_does(
     tracking: Tracking,
-    versions: tuple[str, str],  # noqa: ARG001
+    versions: tuple[str, str],
     tmp_path: Path,
     source: str,
     message: str,
@@ -286,6 +297,19 @@ def test_reports_of_an_outage_arrive_when_the_server_is_back(
     recorder.close("FINISHED")
     assert history(tracking, recorder.run_id, "epoch") == [(100 * epoch, epoch) for epoch in range(40)]
     assert tracking.client.get_run(recorder.run_id).info.status == "FINISHED"
+
+
+def test_the_registry_over_http_needs_no_global_store(
+    serve: Callable[[int], BaseWSGIServer], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracking = connect(f"http://127.0.0.1:{serve(0).port}", "toys")
+    recorder = start(tracking)
+    version = register(tracking, recorder.run_id, bundle, "served", {"mIoU": "0.5"})
+    recorder.close("FINISHED")
+    folder = download_bundle(tracking, f"models:/served/{version}", tmp_path / "fetched")
+    assert (folder / "model.safetensors").read_bytes() == (bundle / "model.safetensors").read_bytes()
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_what_was_never_sent_is_kept_and_said(

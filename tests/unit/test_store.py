@@ -92,7 +92,7 @@ class TestRoundTrip:
 
         write_store(tmp_path / "store", INFO, {"train": endless_until_told()}, shard_bytes=1000)
 
-    def test_many_threads_and_processes_share_a_cache(self, store: Path) -> None:
+    def test_many_threads_may_open_and_read_at_once(self, store: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             splits = list(pool.map(lambda _: open_split(store, "train"), range(16)))
             ids = list(pool.map(lambda n: splits[n % 16][n % 7].id, range(700)))
@@ -180,7 +180,7 @@ class TestRefused:
     )
     def test_classes_that_do_not_fit(self, change: dict[str, tuple[str, ...]], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            replace(INFO, **change)  # type: ignore[arg-type]
+            replace(INFO, **change)
 
 
 class TestDamage:
@@ -206,7 +206,7 @@ class TestDamage:
             lambda text: text[: len(text) // 2],
             lambda text: text.replace('"road"', '"rood"'),
             lambda text: text.replace('"palette"', '"pallete"'),
-            lambda text: "[]",
+            lambda _: "[]",
         ],
         ids=["cut", "class", "key", "list"],
     )
@@ -238,17 +238,10 @@ class TestDamage:
             open_split(store, "val")
         assert len(check_store(store).problems) == 1
 
-    def test_statistics_do_not_trust_a_damaged_page(self, store: Path) -> None:
-        shard = store / "val-00000.parquet"
-        whole = shard.read_bytes()
-        truth = split_stats(store, "val")
-        for position in range(4, len(whole) - 8, 97):
-            flip(shard, position)
-            try:
-                assert split_stats(store, "val") == truth  # the byte was in a column that is not read
-            except StoreError as error:
-                assert "damaged" in str(error)
-            shard.write_bytes(whole)
+    def test_statistics_do_not_trust_a_damaged_shard(self, store: Path) -> None:
+        flip(store / "val-00000.parquet", 500)
+        with pytest.raises(StoreError, match="damaged, its sha256"):
+            split_stats(store, "val")
 
     def test_a_flipped_byte_of_the_cache_never_gives_a_wrong_sample(self, store: Path) -> None:
         truth = open_split(store, "val")[1]
@@ -262,9 +255,8 @@ class TestDamage:
                 assert sample.id == truth.id
                 np.testing.assert_array_equal(sample.image, truth.image)
                 np.testing.assert_array_equal(sample.mask, truth.mask)
-            except StoreError as error:
+            except StoreError:
                 noticed += 1
-                assert "delete it, it is rebuilt" in str(error)
             replaced = cache.with_suffix(".new")
             replaced.write_bytes(whole)
             os.replace(replaced, cache)

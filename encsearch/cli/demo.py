@@ -1,0 +1,68 @@
+"""`encsearch demo`: everything that encsearch does, once, on generated data."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from encsearch.cli.console import say
+
+if TYPE_CHECKING:
+    from encsearch.workflow.sweep import Swept
+
+NUM_PICTURES = 6
+
+
+@click.command()
+@click.option("--recipe", default="jobs/recipes/demo.yaml", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+def demo(recipe: str, out: Path) -> None:
+    """Generate `scenes`, sweep EncNet on it, confirm, promote, predict unseen images, report."""
+    from encsearch.config import load_config
+
+    store = (out / "scenes").absolute()
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
+    config = load_config(recipe, [f"data.store={store}"])
+
+    from encsearch.cli.progress import progress
+    from encsearch.cli.sweeping import swept_text
+    from encsearch.data.scenes import generate_scenes
+    from encsearch.errors import GateRefusedError
+    from encsearch.workflow.links import links_of
+    from encsearch.workflow.promote import promote
+    from encsearch.workflow.sweep import sweep
+
+    with progress() as shown:
+        if not store.exists():
+            shown.say("generating the data set scenes")
+            generate_scenes(store)
+        done = sweep(config, out / "runs", shown)
+        try:
+            shown.say("; ".join(promote(str(done.folder)).reasons))
+        except GateRefusedError as refused:
+            # A second demo on the same records: the first one's champion may be as good.
+            shown.say(str(refused))
+        shown.say("predicting unseen images with the champion")
+        champion = f"models:/{config.promote.model_name}@{config.promote.alias}"
+        picture = _predict_unseen(champion, done, done.folder / "unseen.png")
+    print(swept_text(done))
+    print(f"picture: {picture}")
+    for name, link in links_of(done.folder).items():
+        print(f"{name}: {link}")
+    say("done")
+
+
+def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
+    """A sheet of test images: truth, the baseline's and the champion's label maps."""
+    from encsearch.data.store import open_split
+    from encsearch.panels import comparison_sheet, evenly_spaced
+    from encsearch.predict import Predictor, load
+    from encsearch.workflow.recorded import checkpoint_model
+
+    baseline = done.confirmation.baselines[0]
+    fcn = checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+    test = open_split(done.summary.store, "test")
+    models = {"FCN": Predictor(fcn), "EncNet": load(champion)}
+    comparison_sheet(evenly_spaced(test, NUM_PICTURES), test.info, models).save(target)
+    return target

@@ -1,0 +1,104 @@
+"""`encsearch eval`, `predict`, `promote` and `ui`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from encsearch.cli.console import emit, json_option, percent, say, table
+
+model_argument = click.argument("model")
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@click.command("eval")
+@model_argument
+@click.option("--store", help="Store to score on; default: the one that the model was trained on.")
+@click.option("--split", default="val", show_default=True)
+@device_option
+@json_option
+def eval_(model: str, store: str | None, split: str, device: str, as_json: bool) -> None:
+    """Score MODEL (a run's folder, a bundle, or models:/NAME@ALIAS) on every sample of a split."""
+    from encsearch.evaluation import score_bundle
+    from encsearch.predict import fetch_bundle
+    from encsearch.workflow.folder import bundle_source
+
+    bundle = fetch_bundle(bundle_source(model))
+    store = store or bundle.config.data.store
+    result, confusion = score_bundle(bundle, store, split, device=device)
+    rows = [(name, percent(result.class_iou.get(name))) for name in bundle.info.classes]
+    scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in result.to_metrics().items())
+    text = f"{table(['class', 'IoU %'], rows)}\n{store} {split}: {scores}"
+    emit({**asdict(result), "confusion": confusion.tolist(), "store": store, "split": split}, as_json, text)
+
+
+@click.command()
+@model_argument
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@device_option
+@json_option
+def predict(model: str, images: tuple[Path, ...], out: Path, device: str, as_json: bool) -> None:
+    """Segment IMAGES (files or folders) with MODEL: NAME.png, the label map, and NAME.overlay.png."""
+    import numpy as np
+    from PIL import Image
+
+    from encsearch.errors import UserError
+    from encsearch.pictures import overlay
+    from encsearch.predict import load, read_image
+    from encsearch.workflow.folder import bundle_source
+
+    files = [file for path in images for file in _image_files(path)]
+    if not files:
+        raise UserError(f"{', '.join(map(str, images))}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) found")
+    predictor = load(bundle_source(model), device=device)
+    palette = np.array(predictor.info.palette, dtype=np.uint8)
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for number, file in enumerate(files, start=1):
+        pixels = read_image(file)
+        (label_map,) = predictor.predict(pixels)
+        target = out / f"{file.stem}.png"
+        Image.fromarray(label_map).save(target)
+        Image.fromarray(overlay(pixels, label_map, palette)).save(out / f"{file.stem}.overlay.png")
+        found = [predictor.info.classes[int(label)] for label in np.unique(label_map)]
+        results.append({"image": str(file), "labels": str(target), "classes": found})
+        if number % 50 == 0:
+            say(f"{number} of {len(files)} images")
+    emit(results, as_json, "\n".join(f"{r['labels']}: {', '.join(r['classes'])}" for r in results))
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", "alias", help="Alias to move; default: the recipe's promote.alias.")
+@click.option("--store", help="Store to compare on; default: the candidate's.")
+@json_option
+def promote(source: str, alias: str | None, store: str | None, as_json: bool) -> None:
+    """Register the best model of SOURCE (a run's folder or MLflow run id) and move the alias to it.
+
+    The current holder of the alias is scored on the same data first; exit code 4 if it is as good.
+    """
+    from encsearch.workflow.promote import promote as run
+
+    done = run(source, alias=alias, store=store)
+    text = f"{done.uri} is now version {done.version}"
+    text += f" (was {done.replaced})" if done.replaced else ""
+    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@json_option
+def ui(folder: Path | None, as_json: bool) -> None:
+    """Print the command that opens MLflow, and the links to the run or sweep in FOLDER."""
+    from encsearch.workflow.links import links_of
+
+    links = links_of(folder)
+    emit(links, as_json, "\n".join(f"{name}: {link}" for name, link in links.items()))
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return [path]

@@ -1,0 +1,103 @@
+"""Progress for people: a live table on a terminal, plain lines anywhere else. Both go to stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from encsearch.cli.console import say, short
+from encsearch.config import Config
+from encsearch.records import Report
+from encsearch.search.ledger import TrialEvent
+from encsearch.workflow.progress import Progress
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """The progress that fits where stderr goes."""
+    if not sys.stderr.isatty():
+        yield LineProgress()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+        yield LiveProgress(live)
+
+
+class LineProgress:
+    """One line an event; of a trial its start and its end."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        say(f"[{_clock(time.monotonic() - self._started)}] {line}")
+
+    def epoch(self, name: str, report: Report, config: Config) -> None:
+        self.say(epoch_line(name, report, config))
+
+    def trial(self, event: TrialEvent, config: Config) -> None:
+        values = values_text(event)
+        if event.state == "RUNNING" and event.epoch == 0:
+            self.say(f"trial {event.number} starts: {values}")
+        elif event.state != "RUNNING":
+            value = "-" if event.value is None else f"{event.value:.4f}"
+            reason = f" ({event.reason})" if event.reason else ""
+            epochs = f"{event.epoch}/{config.train.epochs} epochs"
+            self.say(f"trial {event.number} {event.state}: {config.metric} {value}, {epochs}{reason}")
+
+
+class LiveProgress:
+    """A table of the running and the last finished trials under the lines, redrawn at every event."""
+
+    ROWS = 16
+
+    def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
+        self._live = live
+        self._lines = LineProgress()
+        self._events: dict[int, TrialEvent] = {}
+        self._status = ""
+
+    def say(self, line: str) -> None:
+        self._live.console.print(line, highlight=False, markup=False)
+
+    def epoch(self, name: str, report: Report, config: Config) -> None:
+        self._status = epoch_line(name, report, config)
+        self._draw(config)
+
+    def trial(self, event: TrialEvent, config: Config) -> None:
+        self._events[event.number] = event
+        self._draw(config)
+
+    def _draw(self, config: Config) -> None:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{config.name}: {len(self._events)} trials", title_justify="left")
+        for heading in ("trial", "values", "epoch", config.metric, "state"):
+            table.add_column(heading)
+        newest = sorted(self._events.values(), key=lambda e: (e.state == "RUNNING", e.number))
+        for event in newest[-self.ROWS :]:
+            value = "" if event.value is None else f"{event.value:.4f}"
+            epoch = f"{event.epoch}/{config.train.epochs}"
+            table.add_row(str(event.number), values_text(event), epoch, value, event.state)
+        parts = ([table] if self._events else []) + ([Text(self._status)] if self._status else [])
+        self._live.update(Group(*parts), refresh=True)
+
+
+def epoch_line(name: str, report: Report, config: Config) -> str:
+    value, loss = report.metrics[config.metric], report.metrics["train/loss"]
+    return (
+        f"{name} epoch {report.epoch}/{config.train.epochs}: {config.metric} {value:.4f}, "
+        f"loss {loss:.4f}, {report.seconds:.1f} s"
+    )
+
+
+def values_text(event: TrialEvent) -> str:
+    return ", ".join(f"{path}={short(value)}" for path, value in event.values.items())
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

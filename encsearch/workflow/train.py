@@ -1,0 +1,73 @@
+"""`encsearch train`: one configuration, by Ray Train or in this process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from encsearch.config import Config, to_yaml
+from encsearch.experiment import preflight
+from encsearch.records import recording
+from encsearch.runner.local import run_local
+from encsearch.runner.ray_session import ray_session
+from encsearch.runner.result import RunResult
+from encsearch.tracking.mlflow import connect
+from encsearch.tracking.uris import without_secrets
+from encsearch.workflow.folder import BUNDLE, RunSummary, new_folder, write_summary
+from encsearch.workflow.progress import Progress
+from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_panels
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    folder: Path
+    summary: RunSummary
+    result: RunResult
+
+
+def train(config: Config, out: Path, progress: Progress, *, in_process: bool = False) -> Trained:
+    """Train, record in MLflow, keep the best checkpoint as a bundle in a new folder below `out`.
+
+    Raises PreflightError before anything is started, TrainingError when the training fails.
+    """
+    config = config.model_copy(update={"search": None})
+    found = preflight(config, out)
+    tracking = connect()
+    folder = new_folder(out, config.name)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    recorder = recorder_of(
+        config,
+        tracking,
+        name=folder.name,
+        kind="training",
+        artifacts=folder / "artifacts",
+        follow=lambda report: progress.epoch(config.name, report, config),
+    )
+    progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
+    with recording(recorder):
+        if in_process:
+            result = run_local(config, folder / "checkpoints", recorder)
+        else:
+            # Ray costs seconds to import, which a training without it need not pay.
+            from encsearch.runner.ray_train import run_ray_train
+
+            with ray_session(needs=config.scaling):
+                result = run_ray_train(config, folder / "checkpoints", recorder)
+        bundle = checkpoint_model(config, result.best_checkpoint, result.best.metrics)
+        save_model(bundle, folder / BUNDLE)
+        write_panels(bundle, recorder.artifacts)
+    summary = RunSummary(
+        kind="training",
+        name=config.name,
+        metric=config.metric,
+        value=result.best.metrics[config.metric],
+        fingerprint=found.fingerprint,
+        store=config.data.store,
+        split=config.data.val_split,
+        tracking_uri=without_secrets(tracking.uri),
+        experiment_id=tracking.experiment_id,
+        run_id=recorder.run_id,
+        bundle=str(BUNDLE),
+    )
+    write_summary(folder, summary)
+    return Trained(folder, summary, result)

@@ -1,0 +1,151 @@
+"""The one path language: what a recipe may say, and what it is told when it may not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from encsearch.config import (
+    Config,
+    flatten,
+    from_json,
+    json_schema,
+    load_config,
+    paths,
+    to_json,
+    to_yaml,
+    with_values,
+)
+from encsearch.errors import UserError
+
+RECIPE = """
+name: example
+data: {store: somewhere}
+model: {backbone: tiny, output_stride: 4}
+search:
+  space:
+    model.num_codewords: {choice: [8, 16]}
+    loss.se_weight: {uniform: [0.0, 1.0]}
+    optim.lr: {loguniform: [1e-3, 1e-1]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_an_override_wins_over_the_recipe_and_the_recipe_over_the_default(recipe: Path) -> None:
+    config = load_config(recipe, ["optim.lr=1e-3", "optim.lr=0.02", "model.weights=null"])
+
+    assert (config.optim.lr, config.model.output_stride, config.optim.momentum) == (0.02, 4, 0.9)
+
+
+def test_it_crosses_as_json_and_as_yaml_unchanged(recipe: Path, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    (tmp_path / "copy.yaml").write_text(to_yaml(config))
+
+    assert from_json(to_json(config)) == config
+    assert load_config(tmp_path / "copy.yaml") == config
+
+
+def test_values_are_set_by_path(recipe: Path) -> None:
+    config = with_values(load_config(recipe), {"model.num_codewords": 64, "loss.se_weight": 0.0})
+
+    assert (config.model.num_codewords, config.loss.se_weight) == (64, 0.0)
+
+
+def test_flatten_names_every_leaf_by_its_path(recipe: Path) -> None:
+    leaves = flatten(load_config(recipe))
+
+    assert leaves["optim.lr"] == 0.01
+    assert leaves["model.num_codewords"] == 32
+    assert set(json.loads(leaves["search.space"])) == {"model.num_codewords", "loss.se_weight", "optim.lr"}
+
+
+def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> None:
+    config = load_config(recipe, ["search.space.optim.lr={uniform: [0.1, 0.2]}"])
+
+    assert config.search is not None
+    assert config.search.space["optim.lr"].values == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=0.1", "unknown config path optim.lrr; did you mean optim.lr?"),
+        ("modle.dropout=0.1", "unknown config path modle.dropout; did you mean model.dropout?"),
+        ("optim.lr=-1", "optim.lr=-1: Input should be greater than 0"),
+        ("model.num_codewords=0", "model.num_codewords=0: Input should be greater than or equal to 1"),
+        ("model.output_stride=16", "output_stride=16 does not exist for tiny"),
+        ("augment.scale=[2, 1]", "scale needs 0 < low <= high, but got (low=2, high=1)"),
+        ("scaling.num_workers=3", "global_batch_size=16 is not divisible by num_workers=3; try 15 or 18"),
+        ("search.confirm.num_workers=5", "is not divisible by num_workers=5; try 15 or 20"),
+        ("promote.alias=v3", "alias=v3 is reserved by MLflow"),
+        ("optim.lr", "override 'optim.lr' is not of the form path=value"),
+        ("search.space.optim.lrr={uniform: [0, 1]}", "search.space: unknown config path optim.lrr; did you mean optim.lr?"),
+        ("search.space.data.store={choice: [a, b]}", "data.store is not searchable"),
+        ("search.space.optim.lr={uniform: [0, 1]}", "search.space.optim.lr: 0.0 is not valid"),
+        ("search.space.optim.lr={uniform: [2, 1]}", "`low < high` must hold, but got (low=2, high=1)"),
+        ("search.space.optim.lr={choice: [1], uniform: [0, 1]}", "exactly one of"),
+        ("search.space.train.global_batch_size={choice: [8, 9]}", None),
+        ("search.enqueue=[{optim.momentum: 0.5}]", "search.enqueue[0] names optim.momentum"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_way_out(recipe: Path, override: str, message: str | None) -> None:
+    if message is None:
+        load_config(recipe, [override])
+        return
+    with pytest.raises(UserError) as caught:
+        load_config(recipe, [override])
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_searched_batch_size_must_divide_at_every_end_point(recipe: Path) -> None:
+    with pytest.raises(UserError, match="9 is not valid: global_batch_size=9 is not divisible by num_workers=2"):
+        load_config(
+            recipe, ["scaling.num_workers=2", "search.space.train.global_batch_size={choice: [8, 9]}"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: [", "not valid YAML"),
+        ("- a\n- b", "a recipe is a mapping of sections, but this is list"),
+        ("name: x", "data is missing"),
+        ("data: {store: x}\nmodle: {}", "unknown config path modle; did you mean model?"),
+    ],
+)
+def test_a_broken_recipe_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+
+    with pytest.raises(UserError, match="recipe.yaml") as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_schema_and_the_paths_agree() -> None:
+    assert "optim.lr" in paths()
+    assert "search.asha.grace_epochs" in paths()
+    assert set(json_schema()["properties"]) == {path for path in paths() if "." not in path}
+
+
+def test_the_shipped_recipes_are_valid() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
+
+    assert recipes
+    for recipe in recipes:
+        assert isinstance(load_config(recipe), Config)
