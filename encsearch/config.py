@@ -42,7 +42,9 @@ class AugmentConfig(Section):
     flip: Probability = 0.5
     scale: tuple[float, float] = Field((1.0, 1.0), description="range of the zoom factor")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
-    jitter: float = Field(0.0, ge=0, le=0.9, description="largest relative change of brightness, contrast, saturation")
+    jitter: float = Field(
+        0.0, ge=0, le=0.9, description="largest relative change of brightness, contrast, saturation"
+    )
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> "AugmentConfig":
@@ -63,7 +65,9 @@ class ModelConfig(Section):
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
     channels: Positive = Field(512, description="channels of the features that are encoded, C")
-    aggregate: Literal["sum", "mean"] = Field("mean", description="over K: sum (paper) or mean (reference code)")
+    aggregate: Literal["sum", "mean"] = Field(
+        "mean", description="over K: sum (paper) or mean (reference code)"
+    )
     scaling: Literal["multiply", "residual"] = Field(
         "residual", description="multiply: x*gamma (paper); residual: relu(x + x*gamma) (reference code)"
     )
@@ -73,7 +77,9 @@ class ModelConfig(Section):
     def _stride_exists(self) -> "ModelConfig":
         allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
         if self.output_stride not in allowed:
-            raise ValueError(f"output_stride={self.output_stride} does not exist for {self.backbone}; try {allowed}")
+            raise ValueError(
+                f"output_stride={self.output_stride} does not exist for {self.backbone}; try {allowed}"
+            )
         return self
 
 
@@ -104,7 +110,9 @@ class TrainConfig(Section):
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
-    sync_bn: Literal["auto", "off"] = Field("auto", description="auto: SyncBatchNorm with several GPU workers")
+    sync_bn: Literal["auto", "off"] = Field(
+        "auto", description="auto: SyncBatchNorm with several GPU workers"
+    )
 
 
 class ScalingConfig(Section):
@@ -128,7 +136,9 @@ class Dimension(Section):
     def _one_kind(self) -> "Dimension":
         given = self.model_fields_set
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of choice, uniform, loguniform, integer, but got {sorted(given)}")
+            raise ValueError(
+                f"needs exactly one of choice, uniform, loguniform, integer, but got {sorted(given)}"
+            )
         if self.kind != "choice":
             low, high = self.values
             if not low < high:
@@ -160,7 +170,9 @@ class ConfirmConfig(Section):
 
     finalists: Positive = 1
     seeds: tuple[int, ...] = Field((1,), min_length=1)
-    num_workers: Positive | None = Field(None, description="of a finalist's training; null: scaling.num_workers")
+    num_workers: Positive | None = Field(
+        None, description="of a finalist's training; null: scaling.num_workers"
+    )
     epochs: Positive | None = Field(None, description="of a finalist's training; null: train.epochs")
     baselines: tuple[Literal["none", "gate"], ...] = Field(
         (), description="values of model.context to train beside the winner, everything else as it has it"
@@ -221,7 +233,9 @@ class Config(Section):
             if size % workers:
                 below, above = size // workers * workers, (size // workers + 1) * workers
                 fits = " or ".join(str(n) for n in (below, above) if n)
-                raise ValueError(f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}")
+                raise ValueError(
+                    f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -235,7 +249,9 @@ class Config(Section):
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
                 if path not in self.search.space:
-                    raise ValueError(f"search.enqueue[{number}] names {path}, which search.space does not search")
+                    raise ValueError(
+                        f"search.enqueue[{number}] names {path}, which search.space does not search"
+                    )
                 _check_leaf(self, path, value, where=f"search.enqueue[{number}]")
         return self
 
@@ -325,13 +341,15 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 
 def _check_path(path: str) -> None:
-    known = paths()
-    parent_is_free = path.startswith("search.space.")
-    if path in known or parent_is_free:
-        return
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else "`encsearch schema` lists them"
-    raise UserError(f"unknown config path {path}; {hint}")
+    if path not in paths() and not path.startswith("search.space."):
+        raise UserError(_unknown(path))
+
+
+def _unknown(path: str) -> str:
+    near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
+    return f"unknown config path {path}; " + (
+        f"did you mean {near[0]}?" if near else "`encsearch schema --paths` lists them"
+    )
 
 
 def _check_searchable(path: str) -> None:
@@ -340,7 +358,9 @@ def _check_searchable(path: str) -> None:
     except UserError as error:
         raise ValueError(f"search.space: {error}") from None
     if path.split(".")[0] not in {"augment", "model", "loss", "optim", "train"}:
-        raise ValueError(f"search.space: {path} is not searchable; only augment, model, loss, optim and train are")
+        raise ValueError(
+            f"search.space: {path} is not searchable; only augment, model, loss, optim and train are"
+        )
 
 
 def _check_leaf(config: Config, path: str, value: Any, where: str) -> None:
@@ -398,8 +418,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
-        return f"unknown config path {path}; " + (f"did you mean {near[0]}?" if near else "`encsearch schema` lists them")
+        return _unknown(path)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -128,7 +128,9 @@ def preflight(config: Config, out: Path) -> Preflight:
     with torch.device("meta"):
         # Weights are read when the training starts; their file is checked here by name only.
         shape = config.model.model_copy(update={"weights": None})
-        num_parameters = sum(p.numel() for p in EncNet.from_config(shape, len(manifest.info.classes)).parameters())
+        num_parameters = sum(
+            p.numel() for p in EncNet.from_config(shape, len(manifest.info.classes)).parameters()
+        )
     if config.model.weights and not Path(config.model.weights).is_file():
         raise PreflightError(f"model.weights={config.model.weights}: no such file")
     _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)

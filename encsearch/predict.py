@@ -1,7 +1,7 @@
 """Label maps from a trained model: `load(source).predict(images)`."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from encsearch.bundle import Bundle, read_bundle
-from encsearch.data.datasets import IGNORE, Colour
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.encnet import EncNetOutput
@@ -21,21 +20,26 @@ Picture = NDArray[np.uint8] | str | Path
 
 
 def load(source: str | Path, device: str = "cpu") -> "Predictor":
-    """Load a model from a bundle's folder or from MLflow.
+    """Load a model, ready to predict, from a source that `fetch_bundle` takes."""
+    return Predictor(fetch_bundle(source), device)
+
+
+def fetch_bundle(source: str | Path) -> Bundle:
+    """Read a model from a bundle's folder or from MLflow.
 
     MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
     that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
-    store or device that cannot be used.
+    store that cannot be used.
     """
     if not str(source).startswith(("models:/", "runs:/")):
-        return Predictor(read_bundle(Path(source)), device)
+        return read_bundle(Path(source))
     # Importing mlflow costs seconds, which a folder need not pay.
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.registry import download_bundle
 
     tracking = connect(experiment="Default")  # which every store has: loading must not create one
     with tempfile.TemporaryDirectory() as scratch:
-        return Predictor(read_bundle(download_bundle(tracking, str(source), Path(scratch))), device)
+        return read_bundle(download_bundle(tracking, str(source), Path(scratch)))
 
 
 class Predictor:
@@ -83,16 +87,13 @@ class Predictor:
                 yield self._model(tensors.to(self._device))
 
 
-def overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[Colour], alpha: float = 0.5
-) -> NDArray[np.uint8]:
-    """Blend the classes' colours into an (H, W, 3) image with weight `alpha`; ignored pixels stay."""
-    assert image.shape[:2] == mask.shape, (image.shape, mask.shape)
-    colours = np.zeros((IGNORE + 1, 3), dtype=np.float32)
-    colours[: len(palette)] = palette
-    weight = alpha * (mask != IGNORE)[..., None]
-    blended: NDArray[np.uint8] = (image * (1 - weight) + colours[mask] * weight).round().astype(np.uint8)
-    return blended
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """An image file as (H, W, 3) RGB. Raises UserError if it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an image ({error.strerror or error})") from None
 
 
 def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -106,11 +107,7 @@ def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
 
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
     if isinstance(picture, str | Path):
-        try:
-            with Image.open(picture) as file:
-                return np.asarray(file.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"{picture}: cannot be read as an image ({error.strerror or error})") from None
+        return read_image(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise UserError(f"an image is (H, W, 3) uint8 RGB, but got {picture.shape} {picture.dtype}")
     return picture

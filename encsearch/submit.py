@@ -6,33 +6,28 @@ exits 0 for it). Every failure to reach or to enter the cluster is a `PreflightE
 
 import asyncio
 import contextlib
-import fnmatch
 import http.client
 import logging
 import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encsearch.errors import PreflightError, TrainingError, UserError
+from encsearch.job_package import check_package, check_script, pack, package_files
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# Ray refuses 500 MiB after it has packed and sent it; code is far smaller, so more is a mistake.
-MAX_PACKAGE_BYTES = 100 * 2**20
 CONNECT_TIMEOUT_S = 5
 RECONNECTS = 5
 RECONNECT_WAIT_S = 2
@@ -47,9 +42,6 @@ FORWARDED = (
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_EXPERIMENT_NAME",
 )
-# Left out at the top of the working directory, and at any depth, whether git ignores them or not.
-TOP_EXCLUDES = ("data", "runs", "mlruns", "mlartifacts", "mlflow.db*", "demo-out", "build")
-EXCLUDES = (".git", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info", ".*_cache")
 
 
 @dataclass(frozen=True)
@@ -127,9 +119,8 @@ def follow(job_id: str, *, address: str | None = None) -> int:
             if attempt == RECONNECTS:
                 raise
             time.sleep(RECONNECT_WAIT_S)
-    hint = version_hint(tail)
-    if job.status == "FAILED" and hint:
-        print(hint, file=sys.stderr)
+    if job.status == "FAILED":
+        print(version_hint(tail) or f"{job_id} failed: {job.message}", file=sys.stderr)
     return exit_status(job)
 
 
@@ -194,7 +185,7 @@ def job_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dic
     """
     env_vars = {name: environ[name] for name in FORWARDED if environ.get(name)} | dict(extra)
     uri = env_vars.get("MLFLOW_TRACKING_URI", "")
-    is_file = uri.startswith(("sqlite:///", "file:")) or (uri and "://" not in uri)
+    is_file = uri.startswith(("sqlite:///", "file:")) or (uri and "://" not in uri and uri != "databricks")
     path = re.sub(r"^(sqlite:///|file:(//)?)", "", uri)
     if is_file and not path.startswith("/"):
         raise UserError(
@@ -202,68 +193,6 @@ def job_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dic
             "it; give a server (http://...) or an absolute path that every node sees"
         )
     return env_vars
-
-
-def package_files(working_dir: Path) -> dict[str, int]:
-    """The files that a job gets: path below `working_dir` -> bytes.
-
-    In a git checkout these are the tracked and the new files that git does not ignore, elsewhere all
-    files; TOP_EXCLUDES and EXCLUDES never. Raises UserError if there is no such folder.
-    """
-    if not working_dir.is_dir():
-        raise UserError(f"{working_dir}: no such folder; --working-dir names the one that holds jobs/")
-    listed = _git_files(working_dir)
-    paths = _all_files(working_dir) if listed is None else listed
-    wanted = (path for path in paths if not is_excluded(path))
-    return {path: (working_dir / path).stat().st_size for path in wanted if (working_dir / path).is_file()}
-
-
-def is_excluded(path: str) -> bool:
-    """Whether a path relative to the working directory never travels."""
-    parts = path.split("/")
-    return any(fnmatch.fnmatch(parts[0], pattern) for pattern in TOP_EXCLUDES) or any(
-        fnmatch.fnmatch(part, pattern) for part in parts for pattern in EXCLUDES
-    )
-
-
-def check_package(files: Mapping[str, int], working_dir: Path) -> None:
-    """Refuse an empty package, or one over MAX_PACKAGE_BYTES with the names of its largest parts."""
-    if not files:
-        raise UserError(f"{working_dir}: nothing to send; --working-dir names the folder that holds jobs/")
-    total = sum(files.values())
-    if total <= MAX_PACKAGE_BYTES:
-        return
-    parts: Counter[str] = Counter()
-    for path, size in files.items():
-        parts["/".join(path.split("/")[:2])] += size
-    largest = ", ".join(f"{part} {_mib(size)}" for part, size in parts.most_common(3))
-    raise UserError(
-        f"{working_dir}: {_mib(total)} to send, but {_mib(MAX_PACKAGE_BYTES)} is the limit (largest: "
-        f"{largest}); add what the job does not need to .gitignore, keep data on storage that the nodes see"
-    )
-
-
-def check_script(entrypoint: Sequence[str], files: Mapping[str, int]) -> None:
-    """Refuse `python SCRIPT.py` with a relative path that the package does not hold."""
-    assert entrypoint, "an entrypoint has at least a program"
-    script = next((part for part in entrypoint[1:2] if part.endswith(".py")), None)
-    if script is None or script.startswith("/"):
-        return
-    path = os.path.normpath(script)
-    if path not in files:
-        raise UserError(f"{script} is not among the {len(files)} files to send; is it ignored by git?")
-
-
-def pack(files: Mapping[str, int], working_dir: Path, target: Path) -> Path:
-    """Write the files to a zip with fixed dates: equal content has an equal hash and is uploaded once."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(files):
-            source = working_dir / path
-            entry = zipfile.ZipInfo(path)
-            entry.external_attr = (source.stat().st_mode & 0o777) << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, source.read_bytes())
-    return target
 
 
 def check_token(environ: Mapping[str, str], home: Path) -> None:
@@ -390,7 +319,7 @@ def _job(details: Any) -> Job:
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
         # Ray appends the last 20,000 characters of the output.
-        message=(details.message or "").partition(", last available logs")[0],
+        message=" ".join((details.message or "").partition(", last available logs")[0].split()),
         exit_code=details.driver_exit_code,
     )
 
@@ -457,29 +386,6 @@ def _set(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-
-def _git_files(folder: Path) -> list[str] | None:
-    """Tracked and new files that git does not ignore, or None outside a checkout."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return [path for path in result.stdout.split("\0") if path] if result.returncode == 0 else None
-
-
-def _all_files(folder: Path) -> list[str]:
-    found = []
-    for root, folders, names in os.walk(folder):
-        below = Path(root).relative_to(folder)
-        folders[:] = [name for name in folders if not is_excluded((below / name).as_posix())]
-        found += [(below / name).as_posix() for name in names]
-    return found
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Promote the best model of a run on a Ray cluster: `ray job submit --working-dir . -- python jobs/promote.py FOLDER|RUN_ID`."""
+"""Promote the best model of a run from a Ray cluster.
+
+ray job submit --working-dir . -- python jobs/promote.py FOLDER|RUN_ID
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Run a recipe's search on a Ray cluster: `ray job submit --working-dir . -- python jobs/sweep.py RECIPE [PATH=VALUE]...`."""
+"""Run a recipe's search on a Ray cluster.
+
+ray job submit --working-dir . -- python jobs/sweep.py RECIPE [PATH=VALUE]...
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Train a recipe on a Ray cluster: `ray job submit --working-dir . -- python jobs/train.py RECIPE [PATH=VALUE]...`."""
+"""Train a recipe on a Ray cluster.
+
+ray job submit --working-dir . -- python jobs/train.py RECIPE [PATH=VALUE]...
+"""
 
 import sys
 

@@ -14,7 +14,7 @@ WORKER_CPUS=${WORKER_CPUS:-2}
 # Short on purpose: Ray puts Unix sockets below it, whose paths may have 107 bytes.
 NODES_DIR=${NODES_DIR:-/tmp/encsearch-nodes-$PORT}
 START_TIMEOUT_S=120
-STOP_TIMEOUT_S=20
+STOP_TIMEOUT_S=10
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # A job's `python` is the first on the PATH of the node that runs it: it must be the one Ray runs in.
@@ -97,7 +97,8 @@ alive() {
   [[ -f $NODES_DIR/$1.pid ]] && [[ $(ps -o args= -p "$(cat "$NODES_DIR/$1.pid")") == *"ray start --block"* ]]
 }
 
-# end ROLE: ask, wait, then kill what is left of the session that `launch` opened.
+# end ROLE: ask, wait (a node with running jobs does not end by itself), then kill what is left of the
+# session that `launch` opened.
 end() {
   local role=$1 pid deadline=$((SECONDS + STOP_TIMEOUT_S))
   [[ -f $NODES_DIR/$role.pid ]] || return 0

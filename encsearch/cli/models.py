@@ -51,7 +51,9 @@ def predict(model: str, images: tuple[Path, ...], out: Path, device: str, as_jso
 
     files = [file for path in images for file in _image_files(path)]
     if not files:
-        raise UserError(f"{', '.join(map(str, images))}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) found")
+        raise UserError(
+            f"{', '.join(map(str, images))}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) found"
+        )
     predictor = load(bundle_source(model), device=device)
     palette = np.array(predictor.info.palette, dtype=np.uint8)
     out.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
         done = run(config, out, shown, in_process=in_process)
     best = done.result.best
     rows = [(name, percent(iou)) for name, iou in best.class_iou.items()]
-    scores = ", ".join(f"{name} {100 * v:.2f}" for name, v in best.metrics.items() if not name.startswith("train/") and name != "lr")
+    scores = ", ".join(
+        f"{name} {100 * value:.2f}"
+        for name, value in best.metrics.items()
+        if name.startswith(("mIoU", "pixAcc"))
+    )
     text = f"{table(['class', 'IoU %'], rows)}\nbest epoch {best.epoch}: {scores}\nfiles: {done.folder}"
     result = {"folder": str(done.folder), "best": best.to_dict(), **asdict(done.summary)}
     emit(result, as_json, text)

@@ -115,7 +115,7 @@ def read_rows(store: Path, shard: Shard) -> Iterator[Row]:
 
 
 def read_facts(store: Path, shard: Shard) -> Iterator[dict[str, Any]]:
-    """height, width, presence and histogram of every row, as a dict; no image is decoded. Raises StoreError."""
+    """height, width, presence and histogram of every row, as a dict. Raises StoreError."""
     for batch in _read_columns(store, shard, ["height", "width", "presence", "histogram"]):
         yield from batch.to_pylist()
 

@@ -58,7 +58,8 @@ def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     for name, each in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker)):
         needed, present = needs.num_workers * each, resources.get(name, 0)
         if needed > present:
-            return f"{needed:g} {name}s ({needs.num_workers} workers x {each:g}), but the cluster has {present:g}"
+            workers = f"{needs.num_workers} workers x {each:g}"
+            return f"{needed:g} {name}s ({workers}), but the cluster has {present:g}"
     return None
 
 

@@ -18,7 +18,7 @@ from encsearch.search.finalists import (
     pick_finalists,
     pick_winner,
 )
-from encsearch.search.study import TrialRecord
+from encsearch.search.trials import TrialRecord
 
 
 class ConfirmObserver(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from encsearch.config import Config, with_values
 from encsearch.runner.result import RunResult
-from encsearch.search.study import TrialRecord
+from encsearch.search.trials import TrialRecord
 
 BASELINE_LABELS = {"none": "FCN", "gate": "pooled gate"}
 

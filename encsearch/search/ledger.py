@@ -4,7 +4,7 @@ It knows nothing of Ray Tune but its trial ids, and keeps the study, the recorde
 the sweep in step: every epoch is taken once, every trial ends once, with its true state.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol

@@ -11,34 +11,18 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
 from encsearch.search.charts import Axis, Chart, Dot, Line, Scale, format_param
-
-State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+from encsearch.search.trials import TrialRecord
 
 WIDTH, HEIGHT = 540, 280
 SLICE_WIDTH, SLICE_HEIGHT = 350, 230
 # Two-sided 95 % quantiles for 1, 2, ... degrees of freedom; the last one serves above.
 STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 PAD_LEFT, PAD_RIGHT, PAD_TOP, PAD_BOTTOM = 58, 16, 14, 44
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """One trial: `value` is its best metric, `curve` the (epoch, metric) of each report."""
-
-    number: int
-    params: dict[str, Any]
-    state: State
-    value: float | None
-    epochs: int
-    seconds: float
-    curve: tuple[tuple[int, float], ...] = ()
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,7 @@ class SweepSummary:
     metric: str
     space: dict[str, str]
     epochs: int
-    trials: tuple[TrialRow, ...]
+    trials: tuple[TrialRecord, ...]
     finalists: tuple[FinalistRow, ...]
     winner: int | None
     config_yaml: str
@@ -160,7 +144,7 @@ def verdict(summary: SweepSummary) -> tuple[str, ...]:
     return tuple(sentence for sentence in (result, noise, *comparisons, bias) if sentence)
 
 
-def best_of_search(trials: Sequence[TrialRow]) -> TrialRow | None:
+def best_of_search(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """The trial with the highest value, or None."""
     sound = [(value, trial) for value, trial in _valued(trials) if trial.state != "FAIL"]
     return max(sound, key=lambda pair: pair[0])[1] if sound else None
@@ -282,7 +266,7 @@ def curves_chart(summary: SweepSummary) -> Chart:
 def slice_chart(summary: SweepSummary, path: str, kind: str) -> Chart:
     """The trials' values against one searched path."""
     told = [
-        (trial.params[path], value, trial) for value, trial in _valued(summary.trials) if path in trial.params
+        (trial.values[path], value, trial) for value, trial in _valued(summary.trials) if path in trial.values
     ]
     span = (PAD_LEFT, SLICE_WIDTH - PAD_RIGHT)
     if kind == "choice":
@@ -352,12 +336,12 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.4f} ± {stdev(values):.4f} (mean ± standard deviation)"
 
 
-def _kind(trial: TrialRow, winner: int | None) -> str:
+def _kind(trial: TrialRecord, winner: int | None) -> str:
     return "winner" if trial.number == winner else trial.state.lower()
 
 
-def _trial_title(trial: TrialRow) -> str:
-    params = ", ".join(f"{path}={format_param(value)}" for path, value in trial.params.items())
+def _trial_title(trial: TrialRecord) -> str:
+    params = ", ".join(f"{path}={format_param(value)}" for path, value in trial.values.items())
     return f"trial {trial.number} ({trial.state.lower()}): {format_value(trial.value)}; {params}"
 
 
@@ -369,7 +353,7 @@ def _place(point: tuple[float, float], x_axis: Axis, y_axis: Axis) -> tuple[floa
     return x_axis.px(point[0]), y_axis.px(point[1])
 
 
-def _valued(trials: Sequence[TrialRow]) -> list[tuple[float, TrialRow]]:
+def _valued(trials: Sequence[TrialRecord]) -> list[tuple[float, TrialRecord]]:
     """The trials that have a finite value, with it."""
     return [(t.value, t) for t in trials if t.value is not None and math.isfinite(t.value)]
 

@@ -1,15 +1,13 @@
 """The study of a sweep: Optuna's journal file is the one source of truth about its trials.
 
-    number, values = study.ask()
-    study.report(number, epoch, value)        # once an epoch
-    study.complete(number) | study.prune(number) | study.fail(number, reason)
+number, values = study.ask()
+study.report(number, epoch, value)        # once an epoch
+study.complete(number) | study.prune(number) | study.fail(number, reason)
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -20,26 +18,11 @@ from optuna.distributions import (
 )
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from encsearch.config import Dimension, SearchConfig
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the study knows it; `value` is its best epoch's, also when it was pruned."""
-
-    number: int
-    values: Mapping[str, Any]
-    state: str
-    value: float | None
-    curve: tuple[tuple[int, float], ...]
-    seconds: float
-    reason: str | None
-
-    @property
-    def epochs(self) -> int:
-        return self.curve[-1][0] if self.curve else 0
+from encsearch.search.trials import TrialRecord, TrialState
 
 
 class Study:
@@ -78,16 +61,16 @@ class Study:
 
     def prune(self, number: int) -> None:
         """The scheduler stopped the trial: its curve is kept, and it is not taken for a finished one."""
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._study.tell(number, state=OptunaState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         self._open[number].set_user_attr("reason", reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._study.tell(number, state=OptunaState.FAIL)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials that were started, by number."""
         trials = self._study.get_trials(deepcopy=False)
-        return tuple(_record(t) for t in trials if t.state != TrialState.WAITING)
+        return tuple(_record(t) for t in trials if t.state != OptunaState.WAITING)
 
     def _best(self, number: int) -> float:
         curve = self._study.get_trials(deepcopy=False)[number].intermediate_values
@@ -115,7 +98,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         values=dict(trial.params),
-        state=trial.state.name,
+        state=cast(TrialState, trial.state.name),
         value=max((v for _, v in curve), default=None),
         curve=curve,
         seconds=seconds,

@@ -13,8 +13,9 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from encsearch.config import Config, ScalingConfig
 from encsearch.errors import TrainingError
 from encsearch.search.ledger import Ledger, SweepObserver
-from encsearch.search.study import Study, TrialRecord
+from encsearch.search.study import Study
 from encsearch.search.trial import Trial, trial_resources
+from encsearch.search.trials import TrialRecord
 
 # A trial whose process is lost starts again from its last checkpoint this often.
 TRIAL_RESTARTS = 2

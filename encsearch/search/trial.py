@@ -87,9 +87,7 @@ class TrialWorker:
 
     def join(self, rendezvous: str) -> None:
         backend = "gloo" if self._device == "cpu" else "nccl"
-        dist.init_process_group(
-            backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size
-        )
+        dist.init_process_group(backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size)
 
     def build(self, config: str) -> None:
         """Start a training; whatever was trained before in this process is dropped."""

@@ -1,6 +1,6 @@
 """MLflow as the record of runs. An outage of the server costs the training neither data nor time.
 
-This module and registry.py beside it are the only ones of the package that import mlflow.
+Only this module, registry.py beside it and serving_model.py, which MLflow itself runs, import mlflow.
 """
 
 import json

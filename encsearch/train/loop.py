@@ -154,9 +154,7 @@ def _train_epoch(
     }
 
 
-def _train_step(
-    state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
-) -> tuple[LossSums, Tensor]:
+def _train_step(state: TrainState, batch: Batch, loss: LossConfig, plan: Plan) -> tuple[LossSums, Tensor]:
     """One update; returns this rank's loss sums and the global gradient norm, the same on every rank."""
     images = batch.images.to(plan.device, non_blocking=True)
     labels = batch.labels.to(plan.device, non_blocking=True)

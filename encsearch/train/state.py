@@ -31,9 +31,7 @@ def new_optimizer(model: EncNet, optim: OptimConfig) -> torch.optim.SGD:
     Each group remembers its base rate as `base_lr`; the loop scales it by the schedule.
     """
     groups = model.parameter_groups(optim.lr, optim.head_lr_factor)
-    optimizer = torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
+    optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer

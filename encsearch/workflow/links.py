@@ -9,7 +9,7 @@ from encsearch.workflow.folder import read_summary
 
 
 def links_of(folder: Path | None) -> dict[str, str]:
-    """By name: the command that opens a local store, and the pages of the job in `folder`, if one is given."""
+    """By name: the command that opens a local store, and the pages of the job in `folder`, if given."""
     summary = read_summary(folder) if folder else None
     uri = resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or (summary.tracking_uri if summary else None))
     command, base = ui_command(uri), ui_base(uri)

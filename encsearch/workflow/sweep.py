@@ -17,9 +17,9 @@ from encsearch.runner.ray_session import ray_session
 from encsearch.search.confirm import Confirmation, confirm
 from encsearch.search.finalists import BASELINE_LABELS, Finalist
 from encsearch.search.ledger import TrialEvent
-from encsearch.search.report import FinalistRow, SweepSummary, TrialRow, from_json, render, to_json
-from encsearch.search.study import TrialRecord
+from encsearch.search.report import FinalistRow, SweepSummary, from_json, render, to_json
 from encsearch.search.sweep import run_sweep
+from encsearch.search.trials import TrialRecord
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.mlflow import Tracking, connect, start_run
@@ -211,7 +211,7 @@ def _story(
         metric=config.metric,
         space={path: dimension.kind for path, dimension in config.search.space.items()},
         epochs=config.train.epochs,
-        trials=tuple(_trial_row(record) for record in records),
+        trials=tuple(records),
         finalists=tuple(_finalist_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
         winner=confirmation.winner.trial,
         config_yaml=to_yaml(config),
@@ -226,19 +226,6 @@ def _story(
         ),
         picture=picture,
         wall_seconds=wall_seconds,
-    )
-
-
-def _trial_row(record: TrialRecord) -> TrialRow:
-    return TrialRow(
-        number=record.number,
-        params=dict(record.values),
-        state=record.state,
-        value=record.value,
-        epochs=record.epochs,
-        seconds=record.seconds,
-        curve=record.curve,
-        reason=record.reason,
     )
 
 

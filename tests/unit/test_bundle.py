@@ -13,11 +13,11 @@ from PIL import Image
 
 from encsearch.bundle import read_bundle, write_bundle
 from encsearch.config import Config, DataConfig, ModelConfig
-from encsearch.data.datasets import IGNORE, DatasetInfo
+from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
 from encsearch.model.encnet import EncNet
-from encsearch.predict import load, overlay
+from encsearch.predict import load
 
 INFO = DatasetInfo(
     name="toy",
@@ -144,10 +144,3 @@ def test_what_is_no_image_is_refused_by_name(folder: Path, image: Any, message: 
 def test_an_unknown_device_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="device=gpu9"):
         load(folder, device="gpu9")
-
-
-def test_overlay_blends_the_classes_and_spares_ignored_pixels() -> None:
-    image = np.full((1, 3, 3), 100, dtype=np.uint8)
-    mask = np.array([[0, 2, IGNORE]], dtype=np.uint8)
-    blended = overlay(image, mask, INFO.palette, alpha=0.5)
-    assert blended.tolist() == [[[50, 50, 178], [178, 50, 50], [100, 100, 100]]]

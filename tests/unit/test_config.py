@@ -85,7 +85,10 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("search.confirm.num_workers=5", "is not divisible by num_workers=5; try 15 or 20"),
         ("promote.alias=v3", "alias=v3 is reserved by MLflow"),
         ("optim.lr", "override 'optim.lr' is not of the form path=value"),
-        ("search.space.optim.lrr={uniform: [0, 1]}", "search.space: unknown config path optim.lrr; did you mean optim.lr?"),
+        (
+            "search.space.optim.lrr={uniform: [0, 1]}",
+            "search.space: unknown config path optim.lrr; did you mean optim.lr?",
+        ),
         ("search.space.data.store={choice: [a, b]}", "data.store is not searchable"),
         ("search.space.optim.lr={uniform: [0, 1]}", "search.space.optim.lr: 0.0 is not valid"),
         ("search.space.optim.lr={uniform: [2, 1]}", "`low < high` must hold, but got (low=2, high=1)"),
@@ -107,7 +110,9 @@ def test_bad_input_is_one_line_with_the_way_out(recipe: Path, override: str, mes
 
 
 def test_a_searched_batch_size_must_divide_at_every_end_point(recipe: Path) -> None:
-    with pytest.raises(UserError, match="9 is not valid: global_batch_size=9 is not divisible by num_workers=2"):
+    with pytest.raises(
+        UserError, match="9 is not valid: global_batch_size=9 is not divisible by num_workers=2"
+    ):
         load_config(
             recipe, ["scaling.num_workers=2", "search.space.train.global_batch_size={choice: [8, 9]}"]
         )
@@ -126,7 +131,7 @@ def test_a_broken_recipe_is_one_line(tmp_path: Path, content: str, message: str)
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
 
-    with pytest.raises(UserError, match="recipe.yaml") as caught:
+    with pytest.raises(UserError, match=r"recipe\.yaml") as caught:
         load_config(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

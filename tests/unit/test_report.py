@@ -14,7 +14,6 @@ from encsearch.search.charts import Axis
 from encsearch.search.report import (
     FinalistRow,
     SweepSummary,
-    TrialRow,
     best_of_search,
     class_table,
     cost,
@@ -28,27 +27,26 @@ from encsearch.search.report import (
     to_json,
     verdict,
 )
+from encsearch.search.trials import TrialRecord
 
 TRIALS = (
-    TrialRow(
+    TrialRecord(
         0,
         {"model.num_codewords": 8, "optim.lr": 0.001},
         "COMPLETE",
         0.40,
-        3,
-        30,
         ((1, 0.2), (2, 0.3), (3, 0.4)),
+        30,
     ),
-    TrialRow(1, {"model.num_codewords": 32, "optim.lr": 0.1}, "PRUNED", 0.10, 1, 10, ((1, 0.1),)),
-    TrialRow(2, {"model.num_codewords": 16, "optim.lr": 0.01}, "COMPLETE", 0.50, 3, 30, ((1, 0.3), (3, 0.5))),
-    TrialRow(
+    TrialRecord(1, {"model.num_codewords": 32, "optim.lr": 0.1}, "PRUNED", 0.10, ((1, 0.1),), 10),
+    TrialRecord(2, {"model.num_codewords": 16, "optim.lr": 0.01}, "COMPLETE", 0.50, ((1, 0.3), (3, 0.5)), 30),
+    TrialRecord(
         3,
         {"model.num_codewords": 64, "optim.lr": 0.05},
         "FAIL",
         0.90,
-        1,
-        5,
         ((1, float("nan")),),
+        5,
         "<b>NaN</b>",
     ),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch import submit
+from encsearch import job_package, submit
 from encsearch.errors import PreflightError, TrainingError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def test_package_outside_git_leaves_out_data_runs_and_environments(tmp_path: Pat
     write(
         tmp_path, ".git/HEAD", ".venv/bin/python", "jobs/__pycache__/a.pyc", ".mypy_cache/a", "a.egg-info/a"
     )
-    files = submit.package_files(tmp_path)
+    files = job_package.package_files(tmp_path)
     assert sorted(files) == ["encsearch/data/store.py", "jobs/train.py", "tests/data/a.json"]
     assert files["jobs/train.py"] == len("jobs/train.py")
 
@@ -65,12 +65,12 @@ def test_package_of_a_checkout_is_what_git_does_not_ignore(tmp_path: Path) -> No
     write(tmp_path, "jobs/tracked.py", "jobs/new.py", "jobs/deleted.py", "weights/resnet50.pth", "runs/a")
     git(tmp_path, "add", "jobs/tracked.py", "jobs/deleted.py")
     (tmp_path / "jobs" / "deleted.py").unlink()
-    assert sorted(submit.package_files(tmp_path)) == [".gitignore", "jobs/new.py", "jobs/tracked.py"]
+    assert sorted(job_package.package_files(tmp_path)) == [".gitignore", "jobs/new.py", "jobs/tracked.py"]
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        submit.package_files(tmp_path / "nowhere")
+        job_package.package_files(tmp_path / "nowhere")
 
 
 def test_package_over_the_limit_names_the_largest_folders() -> None:
@@ -82,7 +82,7 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
         "notes/scan/a.pdf": 30 * mib,
     }
     with pytest.raises(UserError) as refused:
-        submit.check_package(files, Path("project"))
+        job_package.check_package(files, Path("project"))
     message = str(refused.value)
     assert "140.0 MiB" in message
     assert "100.0 MiB is the limit" in message
@@ -91,18 +91,18 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
 
 
 def test_package_at_the_limit_is_sent_and_an_empty_one_is_not() -> None:
-    submit.check_package({"a": submit.MAX_PACKAGE_BYTES}, Path())
+    job_package.check_package({"a": job_package.MAX_PACKAGE_BYTES}, Path())
     with pytest.raises(UserError, match="nothing to send"):
-        submit.check_package({}, Path())
+        job_package.check_package({}, Path())
 
 
 def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
     write(tmp_path, "b/run.sh", "a.py")
     (tmp_path / "b/run.sh").chmod(0o755)
-    files = submit.package_files(tmp_path)
-    first = submit.pack(files, tmp_path, tmp_path / "1.zip").read_bytes()
+    files = job_package.package_files(tmp_path)
+    first = job_package.pack(files, tmp_path, tmp_path / "1.zip").read_bytes()
     os.utime(tmp_path / "a.py", (0, 0))
-    second = submit.pack(dict(reversed(files.items())), tmp_path, tmp_path / "2.zip").read_bytes()
+    second = job_package.pack(dict(reversed(files.items())), tmp_path, tmp_path / "2.zip").read_bytes()
     assert first == second
     with zipfile.ZipFile(tmp_path / "1.zip") as archive:
         assert archive.read("a.py") == b"a.py"
@@ -113,12 +113,12 @@ def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
     "command", [["python", "jobs/train.py"], ["python", "./jobs/train.py"], ["python", "/x/a.py"]]
 )
 def test_script_that_is_sent_or_absolute_is_accepted(command: list[str]) -> None:
-    submit.check_script(command, {"jobs/train.py": 1})
+    job_package.check_script(command, {"jobs/train.py": 1})
 
 
 def test_script_that_is_not_sent_is_refused() -> None:
     with pytest.raises(UserError, match=r"jobs/sweep\.py is not among the 1 files"):
-        submit.check_script(["python", "jobs/sweep.py"], {"jobs/train.py": 1})
+        job_package.check_script(["python", "jobs/sweep.py"], {"jobs/train.py": 1})
 
 
 def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:

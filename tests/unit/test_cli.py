@@ -1,0 +1,104 @@
+"""The command line: instant help, one line for an error, the exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from encsearch.cli.console import table
+from encsearch.cli.main import COMMANDS, main
+from encsearch.config import Config, to_yaml
+
+HEAVY = ("torch", "ray", "mlflow", "optuna", "pyarrow", "pydantic")
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+def test_help_loads_nothing_heavy_and_names_every_command() -> None:
+    probe = (
+        "import sys; from encsearch.cli.main import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+
+    assert done.stderr.strip() == "[]"
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        code, out, _ = run([name, "--help"], capsys)
+        assert code == 0
+        assert out.startswith("Usage: encsearch " + name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["trian"], 2, "No such command 'trian'"),
+        (["train"], 2, "Missing argument 'RECIPE'"),
+        (["train", "none.yaml"], 2, "none.yaml: cannot read the recipe"),
+        (["check", "{recipe}", "optim.lrr=1"], 2, "did you mean optim.lr?"),
+        (["check", "{recipe}", "optim.lr=-1"], 2, "Input should be greater than 0"),
+        (["check", "{recipe}", "scaling.num_workers=3"], 2, "8 is not divisible by num_workers=3"),
+        (["check", "{recipe}", "data.store=nowhere"], 3, "nowhere: no such store"),
+        (["check", "{recipe}", "data.val_split=test"], 3, "train"),
+        (["check", "{recipe}", "metric=mIoU/none"], 3, "mIoU/objects"),
+        (["check", "{recipe}", "model.weights=none.pth"], 3, "none.pth: no such file"),
+        (["sweep", "{recipe}"], 2, "has no search: block"),
+        (["report", "{folder}"], 2, "not the folder of a finished sweep"),
+        (["promote", "{folder}"], 2, "not the folder of a finished training or sweep"),
+        (["data", "check", "{folder}/none"], 2, "no such store"),
+        (["eval", "{folder}"], 2, "not a model bundle"),
+        (["predict", "{folder}", "{folder}/none.png", "--out", "{folder}/out"], 2, "not a model bundle"),
+    ],
+)
+def test_an_error_is_one_line_with_its_exit_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    toy_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(toy_config))
+    before = sorted(tmp_path.rglob("*"))
+
+    ended, _, err = run([a.format(recipe=recipe, folder=tmp_path) for a in arguments], capsys)
+
+    assert ended == code
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_goes_to_stdout_alone(
+    toy_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(toy_config))
+
+    code, out, err = run(["check", str(recipe), "--json"], capsys)
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["num_train"] == 24
+
+
+def test_a_table_aligns_numbers_right() -> None:
+    assert table(["name", "mIoU"], [["road", 9.5], ["a", None]]).splitlines() == [
+        "name  mIoU",
+        "----  ----",
+        "road   9.5",
+        "a        -",
+    ]
