@@ -67,7 +67,7 @@ def generate_scenes(
     size: int = 64,
     seed: int = 0,
 ) -> Manifest:
-    """Write the data set as a store of `size` x `size` px pictures; the arguments determine every byte.
+    """Write the data set as a store of `size` x `size` px pictures, which the arguments determine.
 
     A smaller split is the beginning of a larger one. The scene is part of a sample's id.
     Raises UserError for a size under 64, a negative seed, and what `write_store` refuses: no samples, a

@@ -71,9 +71,9 @@ def _connect(needs: ScalingConfig) -> None:
     address = os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {}
     if address is None:
-        # Ray would write a token of mode 0644 into the home folder; this one is of this session alone.
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
+        # Ray 2.60 asks for a token on a local cluster and would write one of mode 0644 into the home
+        # folder; this one is of this session alone.
+        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
         # Trials need the dashboard's state service to free the resources of one that was stopped.

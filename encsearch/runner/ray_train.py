@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,11 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             load_checkpoint(experiment.state, Path(folder))
+    # Shows in the record that, and where, a lost worker's training went on.
+    resumed = {"resumed_from_step": float(experiment.state.step)}
     try:
         for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
-            _publish(report, experiment.state, rank)
+            _publish(replace(report, metrics={**report.metrics, **resumed}), experiment.state, rank)
     except TrainingError as error:
         return str(error)
     return None

@@ -1,0 +1,81 @@
+"""A real sweep on Ray Tune: every trial ends truly, in the study as in the records."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.config import Config, with_values
+from encsearch.records import MemoryRecorder, Recorder
+from encsearch.search.ledger import TrialEvent
+from encsearch.search.study import Study
+from encsearch.search.sweep import run_sweep, trials_at_once
+
+
+class Observer:
+    """Keeps the records in memory."""
+
+    def __init__(self) -> None:
+        self.recorders: dict[int, MemoryRecorder] = {}
+        self.checkpoints: dict[int, list[str]] = {}
+
+    def open_recorder(self, number: int, config: Config) -> Recorder:
+        self.recorders[number] = MemoryRecorder()
+        return self.recorders[number]
+
+    def trial_trained(self, number: int, config: Config, checkpoint: Path) -> None:
+        self.checkpoints[number] = sorted(path.name for path in checkpoint.iterdir())
+
+    def follow(self, event: TrialEvent) -> None:
+        pass
+
+
+# Two that learn, one that learns nothing and is stopped, one whose decay makes the weights explode.
+POINTS = [
+    {"optim.lr": rate, "optim.weight_decay": decay}
+    for rate, decay in ((0.02, 0.0), (0.01, 0.0), (1e-6, 0.0), (10.0, 1.0))
+]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path, num_workers: int) -> None:
+    search = {
+        "space": {
+            "optim.lr": {"loguniform": [1e-6, 10.0]},
+            "optim.weight_decay": {"uniform": [0.0, 1.0]},
+        },
+        "enqueue": POINTS,
+        "num_trials": len(POINTS),
+        "max_concurrent": 1,
+        "asha": {"grace_epochs": 6, "reduction_factor": 2},
+    }
+    config = with_values(
+        toy_config,
+        {"train.epochs": 8, "optim.head_lr_factor": 10, "scaling.num_workers": num_workers, "search": search},
+    )
+    observer = Observer()
+
+    records = run_sweep(config, tmp_path, observer)
+
+    states = {record.number: record.state for record in records}
+    assert states[3] == "FAIL"
+    assert "non-finite gradient" in str(records[3].reason)
+    assert states[2] == "PRUNED"
+    assert (records[2].epochs, states[0]) == (6, "COMPLETE")
+    assert records[0].epochs == 8
+    statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    for record in records:
+        recorder = observer.recorders[record.number]
+        assert recorder.status == statuses[record.state]
+        assert tuple((r.epoch, r.metrics["mIoU"]) for r in recorder.reports) == record.curve
+    assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
+    assert config.search
+    assert Study(tmp_path, "toy", config.search).records() == records
+
+
+def test_as_many_trials_at_once_as_fit_whole(toy_config: Config) -> None:
+    four = with_values(toy_config, {"scaling.num_workers": 4}).scaling
+    one = with_values(toy_config, {"scaling.gpus_per_worker": 0.5}).scaling
+
+    assert trials_at_once(four, {"CPU": 12.2}) == 3
+    assert trials_at_once(one, {"CPU": 8, "GPU": 2}) == 4
+    assert trials_at_once(four, {"CPU": 2}) == 1
