@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from encsearch.config import Config, to_json, with_values
 from encsearch.records import Recorder, Report, Status
 from encsearch.search.study import Study
+from encsearch.search.trials import TrialState
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TrialEvent:
 
     number: int
     values: Mapping[str, Any]
-    state: str
+    state: TrialState
     epoch: int
     value: float | None
     reason: str | None = None
@@ -33,8 +34,8 @@ class SweepObserver(Protocol):
         """A trial starts. The recorder is closed FINISHED, KILLED (stopped early) or FAILED."""
         ...
 
-    def trial_trained(self, number: int, config: Config, checkpoint: Path) -> None:
-        """A trial has ended with a checkpoint, its last epoch's; its recorder is still open."""
+    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+        """A trial has come to its end, with the checkpoint of its last epoch; its recorder is still open."""
         ...
 
     def follow(self, event: TrialEvent) -> None:
@@ -71,7 +72,7 @@ class Ledger:
         entry = self._open[trial_id]
         if entry.recorder is None:
             entry.recorder = self._observer.open_recorder(entry.number, entry.config)
-            self._tell(entry, "RUNNING")
+            self._observer.follow(self._event(entry, "RUNNING"))
 
     def reported(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take an epoch once, also when a restarted trial repeats it."""
@@ -85,41 +86,40 @@ class Ledger:
         entry.last = report
         self._study.report(entry.number, report.epoch, report.metrics[self.config.metric])
         entry.recorder.log(report)
-        self._tell(entry, "RUNNING")
+        self._observer.follow(self._event(entry, "RUNNING"))
 
     def ended(self, trial_id: str, failure: str | None, checkpoint: Path | None) -> None:
         """Give the trial its terminal state, from how far it came."""
         entry = self._open.pop(trial_id)
-        state, status, reason = self._settle(entry, failure)
-        if entry.recorder:
-            if checkpoint:
-                self._observer.trial_trained(entry.number, entry.config, checkpoint)
-            entry.recorder.close(status)
-        self._tell(entry, state, reason)
+        if failure is None and entry.last is None:
+            failure = "the trial ended without a report"
+        if failure is not None:
+            self._study.fail(entry.number, failure)
+            self._end(entry, "FAIL", "FAILED", failure, checkpoint)
+        elif entry.last and entry.last.epoch < self.config.train.epochs:
+            self._study.prune(entry.number)
+            self._end(entry, "PRUNED", "KILLED", None, checkpoint)
+        else:
+            self._study.complete(entry.number)
+            self._end(entry, "COMPLETE", "FINISHED", None, checkpoint)
 
     def end_all(self, reason: str) -> None:
         """End the trials that are still open when the sweep is interrupted."""
         for entry in self._open.values():
             self._study.fail(entry.number, reason)
-            if entry.recorder:
-                entry.recorder.close("KILLED")
-            self._tell(entry, "FAIL", reason)
+            self._end(entry, "FAIL", "KILLED", reason, checkpoint=None)
         self._open.clear()
 
-    def _settle(self, entry: _Entry, failure: str | None) -> tuple[str, Status, str | None]:
-        if failure is None and entry.last is None:
-            failure = "the trial ended without a report"
-        if failure is not None:
-            self._study.fail(entry.number, failure)
-            return "FAIL", "FAILED", failure
-        assert entry.last is not None
-        if entry.last.epoch < self.config.train.epochs:
-            self._study.prune(entry.number)
-            return "PRUNED", "KILLED", None
-        self._study.complete(entry.number)
-        return "COMPLETE", "FINISHED", None
+    def _end(
+        self, entry: _Entry, state: TrialState, status: Status, reason: str | None, checkpoint: Path | None
+    ) -> None:
+        event = self._event(entry, state, reason)
+        if entry.recorder:
+            self._observer.trial_ended(event, entry.config, checkpoint)
+            entry.recorder.close(status)
+        self._observer.follow(event)
 
-    def _tell(self, entry: _Entry, state: str, reason: str | None = None) -> None:
+    def _event(self, entry: _Entry, state: TrialState, reason: str | None = None) -> TrialEvent:
         value = entry.last.metrics[self.config.metric] if entry.last else None
         epoch = entry.last.epoch if entry.last else 0
-        self._observer.follow(TrialEvent(entry.number, entry.values, state, epoch, value, reason))
+        return TrialEvent(entry.number, entry.values, state, epoch, value, reason)

@@ -11,6 +11,7 @@ PACKAGES = ("encsearch", "torch", "ray", "optuna", "mlflow")
 def lineage(fingerprint: str, root: Path) -> dict[str, str]:
     """Tags with the data's fingerprint, the versions and, where `root` lies in a git checkout, its commit."""
     tags = {"data.fingerprint": fingerprint, "version.python": platform.python_version()}
+    tags |= {"mlflow.source.name": "encsearch", "mlflow.source.type": "LOCAL"}
     tags |= {f"version.{package}": version(package) for package in PACKAGES}
     return tags | _git_tags(root)
 

@@ -28,6 +28,7 @@ from encsearch.tracking.uris import resolve_uri, sqlite_path, without_secrets
 
 UNSENT_FILE = "unsent.jsonl"
 MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 5000
 PARAMS_A_REQUEST = 100  # the server's limit
 METRICS_A_REQUEST = 500
 REPORTS_A_LOG = 20  # of a backlog: keeps the epoch after an outage short
@@ -122,6 +123,7 @@ class MlflowRecorder:
         self._artifact_dir = artifact_dir
         self._last_epoch = last_epoch
         self._best = dict(best)
+        self._tags: dict[str, str] = {}
         self._unsent: deque[tuple[Report, list[Metric]]] = deque()
         self._next_try_s = 0.0
         self._has_warned = False
@@ -143,14 +145,20 @@ class MlflowRecorder:
             self._next_try_s = now_s + max(1.0, 10 * (now_s - started_s))
             self._warn_once(error)
 
+    def note(self, tag: str, text: str) -> None:
+        """Set a tag when the recorder is closed."""
+        self._tags[tag] = text[:MAX_TAG_LENGTH]
+
     def close(self, status: Status) -> None:
-        """Send what is left, upload the artifacts, set the status. A second call does nothing."""
+        """Send what is left, upload the artifacts, set tags and status. A second call does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
         try:
             try:
                 self._send(len(self._unsent))
+                for tag, text in self._tags.items():
+                    self._client.set_tag(self.run_id, tag, text)
                 if self._artifact_dir and self._artifact_dir.is_dir():
                     self._client.log_artifacts(self.run_id, str(self._artifact_dir))
             finally:

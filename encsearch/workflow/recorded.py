@@ -40,6 +40,10 @@ class TrainingRecorder:
         self._inner.log(report)
         self._follow(report)
 
+    def note(self, tag: str, text: str) -> None:
+        """Add a tag to the run."""
+        self._inner.note(tag, text)
+
     def close(self, status: Status) -> None:
         if self._reports:
             best = best_report(tuple(self._reports), self._config.metric)

@@ -119,15 +119,21 @@ class _Observer:
         self.run_ids: dict[str, str] = {}
         self.tracking, self.parent_run_id = tracking, parent_run_id
         self._config, self._folder, self._progress = config, folder, progress
-        self._artifacts: dict[int, Path] = {}
+        self._trials: dict[int, TrainingRecorder] = {}
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         name = f"trial{number}"
-        self._artifacts[number] = self._folder / "trial-artifacts" / name
-        return self._open(name, "trial", config, self._artifacts[number], {"encsearch.trial": str(number)})
+        artifacts = self._folder / "trial-artifacts" / name
+        self._trials[number] = self._open(name, "trial", config, artifacts, {"encsearch.trial": str(number)})
+        return self._trials[number]
 
-    def trial_trained(self, number: int, config: Config, checkpoint: Path) -> None:
-        write_panels(checkpoint_model(config, checkpoint, {}), self._artifacts[number])
+    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+        recorder = self._trials.pop(event.number)
+        recorder.note("encsearch.state", event.state)
+        if event.reason:
+            recorder.note("encsearch.reason", event.reason)
+        if checkpoint:
+            write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
 
     def follow(self, event: TrialEvent) -> None:
         self._progress.trial(event, self._config)

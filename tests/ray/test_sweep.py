@@ -22,8 +22,9 @@ class Observer:
         self.recorders[number] = MemoryRecorder()
         return self.recorders[number]
 
-    def trial_trained(self, number: int, config: Config, checkpoint: Path) -> None:
-        self.checkpoints[number] = sorted(path.name for path in checkpoint.iterdir())
+    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+        if checkpoint:
+            self.checkpoints[event.number] = sorted(path.name for path in checkpoint.iterdir())
 
     def follow(self, event: TrialEvent) -> None:
         pass

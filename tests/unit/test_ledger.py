@@ -19,15 +19,15 @@ class Observer:
     def __init__(self) -> None:
         self.recorders: dict[int, MemoryRecorder] = {}
         self.events: list[TrialEvent] = []
-        self.trained: list[int] = []
+        self.ended: list[tuple[str, bool]] = []
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self.recorders[number] = MemoryRecorder()
         return self.recorders[number]
 
-    def trial_trained(self, number: int, config: Config, checkpoint: Path) -> None:
-        assert self.recorders[number].status is None, "the recorder must still be open"
-        self.trained.append(number)
+    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+        assert self.recorders[event.number].status is None, "the recorder must still be open"
+        self.ended.append((event.state, checkpoint is not None))
 
     def follow(self, event: TrialEvent) -> None:
         self.events.append(event)
@@ -83,7 +83,7 @@ def test_a_trial_that_ran_all_epochs_is_complete_with_its_best_value(
     assert (record.state, record.value, record.epochs) == ("COMPLETE", 0.6, 3)
     assert record.curve == ((1, 0.2), (2, 0.6), (3, 0.5))
     assert observer.recorders[0].status == "FINISHED"
-    assert observer.trained == [0]
+    assert observer.ended == [("COMPLETE", True)]
     assert [e.state for e in observer.events] == ["RUNNING"] * 4 + ["COMPLETE"]
 
 
