@@ -43,10 +43,10 @@ def folder(source: Path, store: Path, classes: str | None, val_fraction: float) 
 
 @data.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--train", "num_train", default=1600, show_default=True, type=click.IntRange(1))
-@click.option("--val", "num_val", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--test", "num_test", default=64, show_default=True, type=click.IntRange(1))
-@click.option("--size", default=64, show_default=True, type=click.IntRange(32, 512), help="Image side, px.")
+@click.option("--train", "num_train", default=2000, show_default=True, type=click.IntRange(1))
+@click.option("--val", "num_val", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--test", "num_test", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--size", default=64, show_default=True, type=click.IntRange(64, 512), help="Image side, px.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, seed: int) -> None:
     """Generate `scenes`: look-alike classes that only the rest of the image tells apart."""
