@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from encsearch.errors import UserError
 
@@ -131,6 +131,11 @@ class Dimension(Section):
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        return [_number(value) for value in values] if isinstance(values, list) else values
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Dimension":
@@ -302,8 +307,13 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def to_json(config: Config) -> str:
-    """The one string in which a configuration crosses to a worker; `from_json` validates it there."""
-    return config.model_dump_json(exclude_unset=True)
+    """The one string in which a configuration crosses to a worker; `from_json` validates it there.
+
+    Relative file paths become absolute: a worker has a working directory of its own.
+    """
+    files = {"data.store": config.data.store, "model.weights": config.model.weights}
+    absolute = {path: str(Path(file).absolute()) for path, file in files.items() if file}
+    return with_values(config, absolute).model_dump_json(exclude_unset=True)
 
 
 def from_json(text: str) -> Config:

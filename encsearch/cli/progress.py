@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from encsearch.cli.console import say, short
 from encsearch.config import Config
 from encsearch.records import Report
-from encsearch.search.ledger import TrialEvent
+from encsearch.search.trials import TrialEvent
 from encsearch.workflow.progress import Progress
 
 

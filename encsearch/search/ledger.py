@@ -12,19 +12,7 @@ from typing import Any, Protocol
 from encsearch.config import Config, to_json, with_values
 from encsearch.records import Recorder, Report, Status
 from encsearch.search.study import Study
-from encsearch.search.trials import TrialState
-
-
-@dataclass(frozen=True)
-class TrialEvent:
-    """What a person following the sweep is told: a trial started, reported an epoch, or ended."""
-
-    number: int
-    values: Mapping[str, Any]
-    state: TrialState
-    epoch: int
-    value: float | None
-    reason: str | None = None
+from encsearch.search.trials import TrialEvent, TrialState
 
 
 class SweepObserver(Protocol):

@@ -1,5 +1,6 @@
 """Ray Tune runs the trials that the study proposes; the ledger hears what became of them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def run_sweep(config: Config, folder: Path, observer: SweepObserver) -> tuple[Tr
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
         ),
     )
+    # Tune prints every failed trial's stack; people get one line from the ledger.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
     finally:

@@ -25,3 +25,15 @@ class TrialRecord:
     @property
     def epochs(self) -> int:
         return self.curve[-1][0] if self.curve else 0
+
+
+@dataclass(frozen=True)
+class TrialEvent:
+    """What a person following the sweep is told: a trial started, reported an epoch, or ended."""
+
+    number: int
+    values: Mapping[str, Any]
+    state: TrialState
+    epoch: int
+    value: float | None
+    reason: str | None = None

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from encsearch.config import Config
 from encsearch.records import Report
-from encsearch.search.ledger import TrialEvent
+from encsearch.search.trials import TrialEvent
 
 
 class Progress(Protocol):

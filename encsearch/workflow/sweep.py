@@ -16,10 +16,9 @@ from encsearch.records import Recorder, Report, recording
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.confirm import Confirmation, confirm
 from encsearch.search.finalists import BASELINE_LABELS, Finalist
-from encsearch.search.ledger import TrialEvent
 from encsearch.search.report import FinalistRow, SweepSummary, from_json, render, to_json
 from encsearch.search.sweep import run_sweep
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import TrialEvent, TrialRecord
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.mlflow import Tracking, connect, start_run

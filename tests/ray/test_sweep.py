@@ -6,9 +6,9 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.records import MemoryRecorder, Recorder
-from encsearch.search.ledger import TrialEvent
 from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
+from encsearch.search.trials import TrialEvent
 
 
 class Observer:

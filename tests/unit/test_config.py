@@ -44,17 +44,34 @@ def test_an_override_wins_over_the_recipe_and_the_recipe_over_the_default(recipe
 
 
 def test_it_crosses_as_json_and_as_yaml_unchanged(recipe: Path, tmp_path: Path) -> None:
-    config = load_config(recipe)
+    config = load_config(recipe, [f"data.store={tmp_path}"])
     (tmp_path / "copy.yaml").write_text(to_yaml(config))
 
     assert from_json(to_json(config)) == config
     assert load_config(tmp_path / "copy.yaml") == config
 
 
+def test_a_worker_finds_files_that_the_recipe_names_by_relative_paths(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = from_json(to_json(load_config(recipe, ["model.weights=tiny.pth"])))
+
+    assert config.data.store == str(tmp_path / "somewhere")
+    assert config.model.weights == str(tmp_path / "tiny.pth")
+
+
 def test_values_are_set_by_path(recipe: Path) -> None:
     config = with_values(load_config(recipe), {"model.num_codewords": 64, "loss.se_weight": 0.0})
 
     assert (config.model.num_codewords, config.loss.se_weight) == (64, 0.0)
+
+
+def test_a_choice_of_1e_3_is_a_number_as_everywhere_else(recipe: Path) -> None:
+    config = load_config(recipe, ["search.space.optim.lr={choice: [1e-3, 0.1]}"])
+
+    assert config.search is not None
+    assert config.search.space["optim.lr"].values == (0.001, 0.1)
 
 
 def test_flatten_names_every_leaf_by_its_path(recipe: Path) -> None:

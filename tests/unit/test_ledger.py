@@ -6,9 +6,9 @@ import pytest
 
 from encsearch.config import Config, from_json, with_values
 from encsearch.records import MemoryRecorder, Recorder, Report
-from encsearch.search.ledger import Ledger, TrialEvent
+from encsearch.search.ledger import Ledger
 from encsearch.search.study import Study
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import TrialEvent, TrialRecord
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 

@@ -1,0 +1,179 @@
+"""Job submission against a real cluster that asks for a token, from a checkout as the working directory."""
+
+import json
+import secrets
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from encsearch.job_package import package_files
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, Shell, read_until
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = "jobs"
+STOP_TIMEOUT_S = 10
+NEVER_ENDING = "train.epochs=100000"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node; `temp` is the folder that Ray writes to."""
+
+    address: str
+    token: str
+    temp: Path
+
+
+@pytest.fixture(scope="module")
+def cluster(shell: Shell) -> Iterator[Cluster]:
+    """A head node with token authentication and ports of its own; only its own processes are ended."""
+    token = secrets.token_hex(32)
+    port, dashboard, client_server, agent = _free_ports(4)
+    authenticated = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    # Not pytest's folder: Ray puts Unix sockets below it, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        command = f"ray start --head --block --num-cpus=2 --temp-dir={temp} --node-ip-address=127.0.0.1"
+        command += f" --port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
+        command += f" --ray-client-server-port={client_server} --dashboard-agent-listen-port={agent}"
+        head = Shell(shell.folder, authenticated).start(*command.split())
+        try:
+            read_until(head, "stdout", lambda line: "Ray runtime started" in line)
+            yield Cluster(f"http://127.0.0.1:{dashboard}", token, Path(temp))
+        finally:
+            _end(head)
+
+
+@pytest.fixture(scope="module")
+def submitter(shell: Shell, cluster: Cluster) -> Shell:
+    """At the root of the checkout, with the cluster's address and token, and a store that jobs record in."""
+    return Shell(
+        ROOT,
+        {
+            "RAY_ADDRESS": cluster.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": cluster.token,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{shell.folder / 'mlflow.db'}",
+            "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(shell: Shell) -> list[str]:
+    """The recipe and its output by absolute paths: a job runs in a copy of the working directory."""
+    out = ["--out", str(shell.folder / "runs")]
+    return [str(shell.folder / "toy.yaml"), f"data.store={shell.folder / 'scenes'}", *out]
+
+
+def test_a_submitted_training_is_followed_recorded_and_listed(
+    submitter: Shell, recipe: list[str], cluster: Cluster
+) -> None:
+    done = submitter.encsearch("submit", "--id", "training", "train", *recipe, "--in-process")
+
+    assert done.stderr.splitlines() == ["submitted training"]
+    for line in ("toy epoch 1/2:", "toy epoch 2/2:", "best epoch"):
+        assert line in done.stdout
+    (run,) = _runs(submitter, "training")
+    assert run.info.status == "FINISHED"
+    job = json.loads(submitter.encsearch("jobs", "status", "training", "--json").stdout)
+    assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
+    assert job["entrypoint"].startswith("python jobs/train.py ")
+    assert "training" in [
+        job["id"] for job in json.loads(submitter.encsearch("jobs", "list", "--json").stdout)
+    ]
+    assert submitter.encsearch("jobs", "logs", "training").stdout == done.stdout
+
+    (copy,) = cluster.temp.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    travelled = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    sent = set(package_files(ROOT))
+    assert {path for path in travelled if "__pycache__" not in path} == sent
+    assert not {".git", ".venv", "data", "runs"} & {path.split("/")[0] for path in sent}
+
+
+def test_a_sweep_by_rays_own_command_runs_on_the_cluster(submitter: Shell, recipe: list[str]) -> None:
+    job = ["python", "jobs/sweep.py", *recipe, "search.confirm.baselines=[]", "search.confirm.num_workers=1"]
+    # Ray's command forwards no variables.
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+    runtime_env = json.dumps({"env_vars": {name: submitter.variables[name] for name in names}})
+    process = submitter.start(
+        "ray", "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime_env, "--", *job
+    )
+    out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+
+    assert process.returncode == 0, out + err
+    (parent,) = _runs(submitter, "sweep")
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in _runs(submitter, "finalist")] == ["FINISHED"]
+    assert sorted(run.data.tags["encsearch.trial"] for run in _runs(submitter, "trial")) == ["0", "1", "2"]
+
+
+def test_a_failing_job_exits_as_its_command_does(submitter: Shell) -> None:
+    done = submitter.encsearch("submit", "--id", "mistaken", "train", "no-such.yaml", code=2)
+
+    assert "error: no-such.yaml: cannot read the recipe" in done.stdout
+    submitted, failed = done.stderr.splitlines()
+    assert (submitted, failed.startswith("mistaken failed: ")) == ("submitted mistaken", True)
+
+
+def test_a_stopped_job_is_no_success_and_its_run_is_killed(submitter: Shell, recipe: list[str]) -> None:
+    arguments = ("--no-wait", "--id", "endless", "train", *recipe, NEVER_ENDING, "--in-process")
+    assert submitter.encsearch("submit", *arguments).stdout == "endless\n"
+    follower = submitter.start("encsearch", "jobs", "logs", "endless", "--follow")
+    read_until(follower, "stdout", lambda line: "toy epoch 1/" in line)
+
+    submitter.encsearch("jobs", "stop", "endless")
+    follower.communicate(timeout=COMMAND_TIMEOUT_S)
+
+    assert follower.returncode == 130
+    assert [run.info.status for run in _runs(submitter, "training")].count("KILLED") == 1
+    assert "was over already" in submitter.encsearch("jobs", "stop", "endless").stderr
+
+
+def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: Path) -> None:
+    wrong = replace(submitter, variables={**submitter.variables, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    assert "the cluster refused the token" in wrong.refusal("jobs", "list", code=3)
+
+    # Another home, where no token lies by chance.
+    stranger = replace(
+        submitter, variables={"RAY_ADDRESS": submitter.variables["RAY_ADDRESS"], "HOME": str(tmp_path)}
+    )
+    assert "the cluster asks for a token" in stranger.refusal("jobs", "list", code=3)
+    assert "holds no token" in replace(
+        stranger, variables={**stranger.variables, "RAY_AUTH_MODE": "token"}
+    ).refusal("submit", "train", "toy.yaml", code=3)
+
+
+def test_an_id_is_taken_once_and_an_unknown_one_is_named(submitter: Shell) -> None:
+    assert "no job nobody on this cluster" in submitter.refusal("jobs", "status", "nobody", code=2)
+
+
+def _runs(submitter: Shell, kind: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=submitter.variables["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return list(client.search_runs([experiment.experiment_id], f"tags.`encsearch.kind` = '{kind}'"))
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def _end(head: subprocess.Popen[str]) -> None:
+    """Ask the head node to end, then kill what is left of its processes."""
+    started = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    head.terminate()
+    _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
+    for process in left:
+        process.kill()
+    head.communicate()
