@@ -3,6 +3,8 @@
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -78,9 +80,13 @@ def _connect(needs: ScalingConfig) -> None:
         workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
         # Trials need the dashboard's state service to free the resources of one that was stopped.
         arguments = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": True}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "a local cluster"
         reason = str(error).strip().splitlines()[0]
         raise PreflightError(f"Ray at {where} cannot be reached: {reason}") from None
+    # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)

@@ -92,7 +92,16 @@ def _trial_folder(trial: TuneTrial) -> str:
     return str(trial.trial_id)
 
 
-class _StudySearcher(Searcher):
+class _HoldsLedger:
+    """Tune pickles its searcher and callbacks for a restore of its own, which the study makes needless."""
+
+    _ledger: Ledger
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_ledger"}
+
+
+class _StudySearcher(_HoldsLedger, Searcher):
     """Tune's question for a new trial, passed on to the study.
 
     Ray's own OptunaSearch stores a trial that the scheduler stopped as complete, with its partial value.
@@ -117,7 +126,7 @@ class _StudySearcher(Searcher):
         """Nothing: the study is on disk after every tell."""
 
 
-class _TellLedger(tune.Callback):
+class _TellLedger(_HoldsLedger, tune.Callback):
     """Tune's events, passed on to the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from encsearch.job_package import package_files
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, Shell, read_until
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = "jobs"

@@ -15,7 +15,8 @@ from mlflow.entities import Run
 from PIL import Image
 
 from encsearch.config import flatten, load_config, with_values
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, NUM_TRAIN, NUM_VAL, RECIPE, Shell, read_until
+from tests.e2e.conftest import NUM_TRAIN, NUM_VAL, RECIPE
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 ENDED_TIMEOUT_S = 30
 TRIALS = ("trial0", "trial1", "trial2")

@@ -1,5 +1,6 @@
 """A real sweep on Ray Tune: every trial ends truly, in the study as in the records."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ class Observer:
     def __init__(self) -> None:
         self.recorders: dict[int, MemoryRecorder] = {}
         self.checkpoints: dict[int, list[str]] = {}
+        self.terminal = threading.RLock()  # as a live display has, which cannot be pickled
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self.recorders[number] = MemoryRecorder()
