@@ -61,7 +61,14 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its code; people get one line for an error, never a traceback."""
-    signal.signal(signal.SIGTERM, _terminate)
+    terminations: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        terminations.append(signum)
+        say("terminated")
+        sys.exit()
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = cli.main(args=arguments, prog_name="encsearch", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -75,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         code = 130
+    except SystemExit as ended:
+        # Not the handler's own code: Ray 2.60 makes a SystemExit(1) of what it raises.
+        code = 128 + terminations[0] if terminations else ended.code
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    say("terminated")
-    sys.exit(128 + signum)
