@@ -1,6 +1,6 @@
 """How much context helps on `scenes`: FCN, pooled gate and EncNet at equal budget, several seeds.
 
-    python benchmarks/context.py --seeds 0 1 2 --epochs 6 18
+    python benchmarks/context.py --seeds 0 1 2 --epochs 6 12
 
 Every row has the same backbone, recipe, steps and data; only `model.context` and the SE-loss differ. The
 figure is the mIoU of the ambiguous classes on the validation split after the last step (not the best epoch,
@@ -27,6 +27,7 @@ RECIPE = "jobs/recipes/demo.yaml"
 VARIANTS = {
     "FCN": {"model.context": "none"},
     "Encoding, no SE-loss": {"model.context": "encoding", "loss.se_weight": 0.0},
+    "pooled gate, no SE-loss": {"model.context": "gate", "loss.se_weight": 0.0},
     "pooled gate + SE-loss": {"model.context": "gate"},
     "EncNet (Encoding + SE-loss)": {"model.context": "encoding"},
 }
