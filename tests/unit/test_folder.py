@@ -1,0 +1,54 @@
+"""A job's folder: never shared, and finished only when its summary is there."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.errors import UserError
+from encsearch.workflow.folder import RunSummary, bundle_source, new_folder, read_summary, write_summary
+
+SUMMARY = RunSummary(
+    kind="training",
+    name="x",
+    metric="mIoU",
+    value=0.5,
+    fingerprint="abc",
+    store="store",
+    split="val",
+    tracking_uri="sqlite:///mlflow.db",
+    experiment_id="1",
+    run_id="r",
+    bundle="artifacts/bundle",
+)
+
+
+def test_every_job_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = {new_folder(tmp_path, "x") for _ in range(5)}
+
+    assert len(folders) == 5
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_summary(tmp_path, SUMMARY)
+
+    assert read_summary(tmp_path) == SUMMARY
+    assert bundle_source(str(tmp_path)) == str(tmp_path / "artifacts" / "bundle")
+    assert bundle_source("models:/x@champion") == "models:/x@champion"
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"kind": "training"}', "[]"])
+def test_a_folder_without_a_sound_summary_is_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+
+    with pytest.raises(UserError) as caught:
+        read_summary(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(UserError, match="cannot make a run folder"):
+        new_folder(tmp_path / "file", "x")

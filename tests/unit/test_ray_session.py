@@ -1,0 +1,16 @@
+"""What a cluster lacks for one training is said before anything waits for it."""
+
+from encsearch.config import ScalingConfig
+from encsearch.runner.ray_session import lacks
+
+NEEDS = ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5)
+
+
+def test_what_is_missing_is_named_with_both_numbers() -> None:
+    assert lacks(NEEDS, {"CPU": 6, "GPU": 2}) == "8 CPUs (4 workers x 2), but the cluster has 6"
+    assert lacks(NEEDS, {"CPU": 8}) == "2 GPUs (4 workers x 0.5), but the cluster has 0"
+
+
+def test_a_training_that_fits_lacks_nothing() -> None:
+    assert lacks(NEEDS, {"CPU": 8, "GPU": 2}) is None
+    assert lacks(ScalingConfig(), {"CPU": 1}) is None
