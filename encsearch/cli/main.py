@@ -61,12 +61,13 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its code; people get one line for an error, never a traceback."""
-    terminations: list[int] = []
+    received = signal.SIGINT
 
     def terminate(signum: int, frame: FrameType | None) -> None:
-        terminations.append(signum)
-        say("terminated")
-        sys.exit()
+        nonlocal received
+        received = signal.Signals(signum)
+        # As Ctrl-C does: Ray 2.60 passes this on, and makes a SystemExit(1) of any SystemExit.
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -80,9 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(f"error: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted")
-        code = 130
-    except SystemExit as ended:
-        # Not the handler's own code: Ray 2.60 makes a SystemExit(1) of what it raises.
-        code = 128 + terminations[0] if terminations else ended.code
+        say("interrupted" if received == signal.SIGINT else "terminated")
+        code = 128 + received
     sys.exit(code if isinstance(code, int) else 0)

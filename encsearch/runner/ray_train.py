@@ -81,14 +81,12 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Make Ctrl-C a KeyboardInterrupt: Ray 2.60 installs a handler that ends the process with code 0."""
+    """Make Ctrl-C a KeyboardInterrupt: Ray 2.60 installs a handler that ends the process with code 0 or 1."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit as ended:
-        if not ended.code:
-            raise KeyboardInterrupt from None
-        raise
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)

@@ -1,5 +1,7 @@
 """The folder of a user with a small data set and a recipe that searches on it."""
 
+from typing import Any
+
 import pytest
 import yaml
 
@@ -8,7 +10,7 @@ from tests.e2e.shell import Shell
 NUM_TRAIN, NUM_VAL, SIDE_PX = 48, 10, 64
 
 # Small enough for seconds, long enough for scores that differ: a good point, a bad one, and one by TPE.
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "name": "toy",
     "data": {"store": "scenes", "threads": 1},
     "model": {"backbone": "tiny", "output_stride": 4, "num_codewords": 4, "channels": 16},

@@ -23,7 +23,7 @@ class Shell:
         return subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
             cwd=self.folder,
-            env=clean_environment() | self.variables,
+            env={**clean_environment(), **self.variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

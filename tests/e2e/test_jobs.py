@@ -90,8 +90,7 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
     ]
     assert submitter.encsearch("jobs", "logs", "training").stdout == done.stdout
 
-    packages = cluster.temp.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*")
-    (copy,) = (path for path in packages if path.is_dir())
+    (copy,) = cluster.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (copy / "jobs" / "recipes").is_dir()
     assert {".git", ".venv", "data", "runs", "mlflow.db"}.isdisjoint(path.name for path in copy.iterdir())
 
