@@ -21,7 +21,7 @@ from torch import nn
 
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
-from encsearch.errors import UserError
+from encsearch.errors import PreflightError, UserError
 from encsearch.model.encnet import EncNet
 
 WEIGHTS_FILE = "model.safetensors"
@@ -80,6 +80,25 @@ def read_bundle(folder: Path) -> Bundle:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / DATASET_FILE}: damaged, {error!r}") from None
     return Bundle(_read_model(folder, config, len(info.classes)), config, info, fingerprint, metrics)
+
+
+def existing_device(name: str) -> torch.device:
+    """The device to run a model on: "cpu", "cuda" or "cuda:1".
+
+    Raises UserError for another name, PreflightError for a GPU that is not here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise UserError(f"device={name} is not a device that models run on; try cpu or cuda")
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise PreflightError(
+            f"device={name}, but PyTorch {torch.__version__} finds {num_gpus} GPUs here; try cpu"
+        )
+    return device
 
 
 def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:

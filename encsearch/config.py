@@ -7,6 +7,7 @@ parameter and the MLflow param. Every default lives in this file.
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -17,7 +18,12 @@ from encsearch.errors import UserError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+# Of the choices of a search space; more than this are not all tried when a recipe is loaded.
+MAX_COMBINATIONS = 256
 
 
 class Section(BaseModel):
@@ -38,7 +44,7 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Random changes of a training image; one affine warp and one colour matrix carry them out."""
 
-    crop: Positive | None = Field(None, description="side of the square crop, px; null: image size")
+    crop: int | None = Field(None, ge=8, le=8192, description="side of the square crop, px; null: image size")
     flip: Probability = 0.5
     scale: tuple[float, float] = Field((1.0, 1.0), description="range of the zoom factor")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
@@ -64,7 +70,7 @@ class ModelConfig(Section):
         "encoding", description="encoding: EncNet; gate: global average pooling in its place; none: FCN"
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
-    channels: Positive = Field(512, description="channels of the features that are encoded, C")
+    channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
     aggregate: Literal["sum", "mean"] = Field(
         "mean", description="over K: sum (paper) or mean (reference code)"
     )
@@ -108,7 +114,7 @@ class TrainConfig(Section):
     steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     sync_bn: Literal["auto", "off"] = Field(
         "auto", description="auto: SyncBatchNorm with several GPU workers"
@@ -124,6 +130,9 @@ class ScalingConfig(Section):
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
 
 
+KINDS = ("choice", "uniform", "loguniform", "integer", "loginteger")
+
+
 class Dimension(Section):
     """One searched path: exactly one of a choice or a range with inclusive end points."""
 
@@ -131,6 +140,7 @@ class Dimension(Section):
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
+    loginteger: tuple[int, int] | None = None
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -141,15 +151,13 @@ class Dimension(Section):
     def _one_kind(self) -> "Dimension":
         given = self.model_fields_set
         if len(given) != 1:
-            raise ValueError(
-                f"needs exactly one of choice, uniform, loguniform, integer, but got {sorted(given)}"
-            )
+            raise ValueError(f"needs exactly one of {', '.join(KINDS)}, but got {sorted(given)}")
         if self.kind != "choice":
             low, high = self.values
             if not low < high:
                 raise ValueError(f"`low < high` must hold, but got (low={low:g}, high={high:g})")
-            if self.kind == "loguniform" and low <= 0:
-                raise ValueError(f"loguniform needs low > 0, but got {low:g}")
+            if self.kind.startswith("log") and low <= 0:
+                raise ValueError(f"{self.kind} needs low > 0, but got {low:g}")
         return self
 
     @property
@@ -161,6 +169,20 @@ class Dimension(Section):
         """The choices, or (low, high)."""
         values: tuple[Any, ...] = getattr(self, self.kind)
         return values
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Of a range, both ends and, if it is of real numbers, one between that is not a whole number."""
+        low, high = self.values
+        return (low, high) if self.kind.endswith("integer") else (low, high, low + 0.381966 * (high - low))
+
+    def holds(self, value: Any) -> bool:
+        """Whether the sampler could draw `value`."""
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.values
+        whole = self.kind in ("uniform", "loguniform") or isinstance(value, int)
+        return isinstance(value, int | float) and whole and low <= value <= high
 
 
 class AshaConfig(Section):
@@ -174,7 +196,7 @@ class ConfirmConfig(Section):
     """The best configurations are trained again from scratch before one is named the winner."""
 
     finalists: Positive = 1
-    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((1,), min_length=1)
     num_workers: Positive | None = Field(
         None, description="of a finalist's training; null: scaling.num_workers"
     )
@@ -182,6 +204,14 @@ class ConfirmConfig(Section):
     baselines: tuple[Literal["none", "gate"], ...] = Field(
         (), description="values of model.context to train beside the winner, everything else as it has it"
     )
+
+    @model_validator(mode="after")
+    def _no_training_twice(self) -> "ConfirmConfig":
+        for name in ("seeds", "baselines"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={list(values)} names a training twice; it tells nothing new")
+        return self
 
 
 class SearchConfig(Section):
@@ -192,7 +222,7 @@ class SearchConfig(Section):
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
     sampler: Literal["tpe", "random"] = "tpe"
     startup_trials: Positive = Field(10, description="random trials before TPE begins to model")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: Seed = 0
     scheduler: Literal["asha", "none"] = "asha"
     asha: AshaConfig = AshaConfig()
     enqueue: tuple[dict[str, Any], ...] = Field((), description="points to try first, as path: value")
@@ -202,13 +232,14 @@ class SearchConfig(Section):
 class PromoteConfig(Section):
     """Name in the model registry, and what a candidate must gain over the champion."""
 
-    model_name: str = "encnet"
-    alias: str = Field("champion", pattern=r"^[a-zA-Z][\w.-]*$")
+    model_name: str = Field("encnet", pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)
+    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=200)
     margin: float = Field(0.0, ge=0, le=1, description="mIoU that the candidate must be ahead by")
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> "PromoteConfig":
-        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+        alias = self.alias.lower()
+        if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
             raise ValueError(f"alias={self.alias} is reserved by MLflow; try champion")
         return self
 
@@ -245,19 +276,25 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Config":
+        """Every point of the space must be a valid configuration, for a trial and for a finalist."""
         if not self.search:
             return self
-        for path, dimension in self.search.space.items():
+        space = self.search.space
+        for path in space:
             _check_searchable(path)
-            for value in dimension.values:
-                _check_leaf(self, path, value, where=f"search.space.{path}")
+        choices = {path: dimension.values for path, dimension in space.items() if dimension.choice}
+        for values in islice(product(*choices.values()), MAX_COMBINATIONS):
+            _check_point(self, dict(zip(choices, values, strict=True)))
+        first = {path: values[0] for path, values in choices.items()}
+        for path, dimension in space.items():
+            for value in () if path in choices else dimension.examples:
+                _check_point(self, {**first, path: value})
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
-                if path not in self.search.space:
-                    raise ValueError(
-                        f"search.enqueue[{number}] names {path}, which search.space does not search"
-                    )
-                _check_leaf(self, path, value, where=f"search.enqueue[{number}]")
+                if path not in space:
+                    raise ValueError(f"search.enqueue[{number}] names {path}, which is not in search.space")
+                if not space[path].holds(value):
+                    raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
         return self
 
 
@@ -271,7 +308,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # YAML raises a plain ValueError for a date that is none, such as 2026-13-01.
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
@@ -367,20 +405,27 @@ def _check_searchable(path: str) -> None:
         _check_path(path)
     except UserError as error:
         raise ValueError(f"search.space: {error}") from None
+    if path in ("train.epochs", "train.seed"):
+        raise ValueError(f"search.space: {path} is not searchable; trials must differ in neither")
     if path.split(".")[0] not in {"augment", "model", "loss", "optim", "train"}:
         raise ValueError(
             f"search.space: {path} is not searchable; only augment, model, loss, optim and train are"
         )
 
 
-def _check_leaf(config: Config, path: str, value: Any, where: str) -> None:
-    tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
-    _set_leaf(tree, path, value)
-    try:
-        Config.model_validate(tree)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {value!r} is not valid: {message}") from None
+def _check_point(config: Config, values: Mapping[str, Any]) -> None:
+    assert config.search is not None
+    workers = {config.scaling.num_workers, config.search.confirm.num_workers or config.scaling.num_workers}
+    for num_workers in sorted(workers):
+        tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
+        for path, value in {**values, "scaling.num_workers": num_workers}.items():
+            _set_leaf(tree, path, value)
+        try:
+            Config.model_validate(tree)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            point = ", ".join(f"{path}={value!r}" for path, value in values.items())
+            raise ValueError(f"search.space: {point} is not valid: {message}") from None
 
 
 def _parse_override(item: str) -> tuple[str, Any]:
@@ -389,7 +434,7 @@ def _parse_override(item: str) -> tuple[str, Any]:
         raise UserError(f"override {item!r} is not of the form path=value, as in optim.lr=0.02")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"override {item!r}: the value is not valid YAML") from None
     return key, _number(value)
 

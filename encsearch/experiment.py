@@ -11,7 +11,7 @@ from torch import nn
 from encsearch.config import Config, LossConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.loading import TrainStream, validation_batches
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.store import open_split, read_manifest, split_stats
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.encnet import EncNet
 from encsearch.train.loop import Loaders, Plan
@@ -125,6 +125,7 @@ def preflight(config: Config, out: Path) -> Preflight:
     except UserError as error:
         raise PreflightError(str(error)) from None
     _check_metric(config.metric, manifest.info)
+    _check_sizes(config)
     with torch.device("meta"):
         # Weights are read when the training starts; their file is checked here by name only.
         shape = config.model.model_copy(update={"weights": None})
@@ -149,6 +150,19 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
     known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
     if metric not in known:
         raise PreflightError(f"metric={metric} is not measured on {info.name}; there are {', '.join(known)}")
+
+
+def _check_sizes(config: Config) -> None:
+    """Without a crop a batch needs images of one size."""
+    if config.augment.crop:
+        return
+    sizes = split_stats(config.data.store, config.data.train_split).sizes
+    if len(sizes) > 1 and config.train.global_batch_size > config.scaling.num_workers:
+        (height, width), _ = sizes[0]
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
+            "set augment.crop, which makes them equal"
+        )
 
 
 def _check_disk(out: Path, needed: int) -> None:

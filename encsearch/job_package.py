@@ -15,34 +15,40 @@ MAX_PACKAGE_BYTES = 100 * 2**20
 # Left out at the top of the working directory, and at any depth, whether git ignores them or not.
 TOP_EXCLUDES = ("data", "runs", "mlruns", "mlartifacts", "mlflow.db*", "demo-out", "build")
 EXCLUDES = (".git", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info", ".*_cache")
+# Secrets: whoever may use the cluster's job server can read a package.
+SECRETS = (".env*", "ray_token*", "*.token", "*.pem", "*.key")
 
 
 def package_files(working_dir: Path) -> dict[str, int]:
     """The files that a job gets: path below `working_dir` -> bytes.
 
     In a git checkout these are the tracked and the new files that git does not ignore, elsewhere all
-    files; TOP_EXCLUDES and EXCLUDES never. Raises UserError if there is no such folder.
+    files; TOP_EXCLUDES, EXCLUDES and SECRETS never. Raises UserError if there is no such folder, and for a
+    name that no package can hold.
     """
     if not working_dir.is_dir():
-        raise UserError(f"{working_dir}: no such folder; --working-dir names the one that holds jobs/")
+        raise UserError(f"{working_dir}: no such folder; submit from the one that holds jobs/")
     listed = _git_files(working_dir)
     paths = _all_files(working_dir) if listed is None else listed
-    wanted = (path for path in paths if not is_excluded(path))
-    return {path: (working_dir / path).stat().st_size for path in wanted if (working_dir / path).is_file()}
+    wanted = [path for path in paths if not is_excluded(path) and (working_dir / path).is_file()]
+    for path in wanted:
+        if not _is_utf8(path):
+            raise UserError(f"{working_dir}: {path!a} is no UTF-8 name, which no zip holds; rename the file")
+    return {path: (working_dir / path).stat().st_size for path in wanted}
 
 
 def is_excluded(path: str) -> bool:
     """Whether a path relative to the working directory never travels."""
     parts = path.split("/")
     return any(fnmatch.fnmatch(parts[0], pattern) for pattern in TOP_EXCLUDES) or any(
-        fnmatch.fnmatch(part, pattern) for part in parts for pattern in EXCLUDES
+        fnmatch.fnmatch(part, pattern) for part in parts for pattern in (*EXCLUDES, *SECRETS)
     )
 
 
 def check_package(files: Mapping[str, int], working_dir: Path) -> None:
     """Refuse an empty package, or one over MAX_PACKAGE_BYTES with the names of its largest parts."""
     if not files:
-        raise UserError(f"{working_dir}: nothing to send; --working-dir names the folder that holds jobs/")
+        raise UserError(f"{working_dir}: nothing to send; submit from the folder that holds jobs/")
     total = sum(files.values())
     if total <= MAX_PACKAGE_BYTES:
         return
@@ -83,10 +89,12 @@ def _git_files(folder: Path) -> list[str] | None:
     """Tracked and new files that git does not ignore, or None outside a checkout."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=folder, capture_output=True)
     except FileNotFoundError:
         return None
-    return [path for path in result.stdout.split("\0") if path] if result.returncode == 0 else None
+    if result.returncode != 0:
+        return None
+    return [os.fsdecode(path) for path in result.stdout.split(b"\0") if path]
 
 
 def _all_files(folder: Path) -> list[str]:
@@ -96,6 +104,15 @@ def _all_files(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not is_excluded((below / name).as_posix())]
         found += [(below / name).as_posix() for name in names]
     return found
+
+
+def _is_utf8(path: str) -> bool:
+    """Python keeps the other bytes of a name as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mib(size: int) -> str:

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from encsearch.bundle import Bundle, read_bundle
+from encsearch.bundle import Bundle, existing_device, read_bundle
+from encsearch.data.codec import decode_image
 from encsearch.data.transforms import to_image_tensor
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import UserError
 from encsearch.model.encnet import EncNetOutput
+from encsearch.tracking.uris import existing_store
 
 Picture = NDArray[np.uint8] | str | Path
-"""(H, W, 3) uint8 RGB, or a file that Pillow reads."""
+"""(H, W, 3) uint8 RGB, or a PNG or JPEG file."""
 
 
 def load(source: str | Path, device: str = "cpu") -> "Predictor":
@@ -29,15 +30,17 @@ def fetch_bundle(source: str | Path) -> Bundle:
 
     MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
     that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
-    store that cannot be used.
+    store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
     """
     if not str(source).startswith(("models:/", "runs:/")):
         return read_bundle(Path(source))
+    uri = existing_store()
     # Importing mlflow costs seconds, which a folder need not pay.
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.registry import download_bundle
 
-    tracking = connect(experiment="Default")  # which every store has: loading must not create one
+    # Every store has "Default": loading must not create an experiment.
+    tracking = connect(uri, experiment="Default")
     with tempfile.TemporaryDirectory() as scratch:
         return read_bundle(download_bundle(tracking, str(source), Path(scratch)))
 
@@ -45,12 +48,12 @@ def fetch_bundle(source: str | Path) -> Bundle:
 class Predictor:
     """A model on its device. `info` names the classes and colours of the label maps.
 
-    Raises PreflightError if the device does not exist here.
+    Raises UserError for what is no device, PreflightError if it does not exist here.
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
         self.info = bundle.info
-        self._device = _existing_device(device)
+        self._device = existing_device(device)
         self._model = bundle.model.to(self._device)
         self._batch_size = batch_size
 
@@ -88,12 +91,12 @@ class Predictor:
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """An image file as (H, W, 3) RGB. Raises UserError if it cannot be read."""
+    """An image file as upright (H, W, 3) RGB. Raises UserError, as `decode_image` does, if it is not one."""
     try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"))
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as an image ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read as an image ({error.strerror})") from None
+    return decode_image(data, str(path))
 
 
 def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -117,13 +120,3 @@ def _batches(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[
     for _, same_sized in groupby(pictures, key=lambda pixels: pixels.shape):
         while batch := list(islice(same_sized, size)):
             yield batch
-
-
-def _existing_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name} is not a device; try cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PreflightError(f"device={name}, but PyTorch {torch.__version__} finds no GPU here; try cpu")
-    return device

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from encsearch.errors import PreflightError, TrainingError, UserError
 from encsearch.job_package import check_package, check_script, pack, package_files
+from encsearch.tracking.uris import SQLITE, check_kind
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,7 +40,6 @@ FORWARDED = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_REGISTRY_URI",
     "MLFLOW_EXPERIMENT_NAME",
 )
 
@@ -181,13 +181,14 @@ def version_hint(output: str) -> str | None:
 def job_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
     """The job's variables: those of FORWARDED that `environ` sets, then `extra`.
 
-    Raises UserError for a tracking URI that is a relative path: a job runs in a folder that is deleted.
+    Raises PreflightError for a tracking URI that encsearch does not take, and UserError for one that is a
+    relative path: a job runs in a folder that is deleted.
     """
     env_vars = {name: environ[name] for name in FORWARDED if environ.get(name)} | dict(extra)
     uri = env_vars.get("MLFLOW_TRACKING_URI", "")
-    is_file = uri.startswith(("sqlite:///", "file:")) or (uri and "://" not in uri and uri != "databricks")
-    path = re.sub(r"^(sqlite:///|file:(//)?)", "", uri)
-    if is_file and not path.startswith("/"):
+    if uri:
+        check_kind(uri)
+    if uri.startswith("sqlite:") and not uri.startswith(f"{SQLITE}/"):
         raise UserError(
             f"MLFLOW_TRACKING_URI={uri} is a relative path, and a job runs in a folder that is deleted after "
             "it; give a server (http://...) or an absolute path that every node sees"

@@ -37,7 +37,9 @@ def folder(source: Path, store: Path, classes: str | None, val_fraction: float) 
     """Pairs of files of one name in images/ and masks/, with or without train/ and val/ in each."""
     from encsearch.data.importers.folder import import_folder
 
-    names = [name.strip() for name in classes.split(",")] if classes else None
+    names = [name.strip() for name in classes.split(",")] if classes is not None else None
+    if names and "" in names:
+        raise click.BadParameter(f"{classes!r} has an empty class name", param_hint="--classes")
     _say_written(import_folder(source, store, classes=names, val_fraction=val_fraction), store)
 
 

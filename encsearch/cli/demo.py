@@ -54,15 +54,20 @@ def demo(recipe: str, out: Path) -> None:
 
 
 def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
-    """A sheet of test images: truth, the baseline's and the champion's label maps."""
+    """A sheet of test images: truth, the label maps of a baseline of each context, and the champion's."""
     from encsearch.data.store import open_split
     from encsearch.panels import comparison_sheet, evenly_spaced
     from encsearch.predict import Predictor, load
+    from encsearch.search.finalists import BASELINE_LABELS
     from encsearch.workflow.recorded import checkpoint_model
 
-    baseline = done.confirmation.baselines[0]
-    fcn = checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+    models = {
+        BASELINE_LABELS[baseline.config.model.context]: Predictor(
+            checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+        )
+        for baseline in done.confirmation.baselines
+    }
     test = open_split(done.summary.store, "test")
-    models = {"FCN": Predictor(fcn), "EncNet": load(champion)}
+    models["EncNet"] = load(champion)
     comparison_sheet(evenly_spaced(test, NUM_PICTURES), test.info, models).save(target)
     return target

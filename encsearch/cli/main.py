@@ -75,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
-        say(f"error: {' '.join(error.format_message().split())}")
+        message = error.format_message()
+        # A group without a command: click 8.2 and newer raise its help as an error.
+        is_help = message.startswith("Usage: ")
+        say(message if is_help else f"error: {' '.join(message.split())}")
         code = 2
     except (UserError, TrainingError) as error:
         say(f"error: {error}")

@@ -1,15 +1,17 @@
 """`encsearch eval`, `predict`, `promote` and `ui`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from encsearch.cli.console import emit, json_option, percent, say, table
+from encsearch.errors import UserError
 
 model_argument = click.argument("model")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
 @click.command("eval")
@@ -44,26 +46,21 @@ def predict(model: str, images: tuple[Path, ...], out: Path, device: str, as_jso
     import numpy as np
     from PIL import Image
 
-    from encsearch.errors import UserError
     from encsearch.pictures import overlay
     from encsearch.predict import load, read_image
     from encsearch.workflow.folder import bundle_source
 
-    files = [file for path in images for file in _image_files(path)]
-    if not files:
-        raise UserError(
-            f"{', '.join(map(str, images))}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) found"
-        )
+    files = _image_files(images)
+    targets = _targets(files, out)
     predictor = load(bundle_source(model), device=device)
     palette = np.array(predictor.info.palette, dtype=np.uint8)
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     results = []
-    for number, file in enumerate(files, start=1):
+    for number, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
         pixels = read_image(file)
         (label_map,) = predictor.predict(pixels)
-        target = out / f"{file.stem}.png"
         Image.fromarray(label_map).save(target)
-        Image.fromarray(overlay(pixels, label_map, palette)).save(out / f"{file.stem}.overlay.png")
+        Image.fromarray(overlay(pixels, label_map, palette)).save(_overlay_of(target))
         found = [predictor.info.classes[int(label)] for label in np.unique(label_map)]
         results.append({"image": str(file), "labels": str(target), "classes": found})
         if number % 50 == 0:
@@ -86,11 +83,11 @@ def promote(source: str, alias: str | None, store: str | None, as_json: bool) ->
     done = run(source, alias=alias, store=store)
     text = f"{done.uri} is now version {done.version}"
     text += f" (was {done.replaced})" if done.replaced else ""
-    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}")
+    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}\nregistry: {done.link}")
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
 @json_option
 def ui(folder: Path | None, as_json: bool) -> None:
     """Print the command that opens MLflow, and the links to the run or sweep in FOLDER."""
@@ -100,7 +97,41 @@ def ui(folder: Path | None, as_json: bool) -> None:
     emit(links, as_json, "\n".join(f"{name}: {link}" for name, link in links.items()))
 
 
-def _image_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    return [path]
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of `paths`, of a folder its images in order of name. Raises UserError if one is not there."""
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        found = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
+        if path.is_dir() and not found:
+            raise UserError(f"{path}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if not path.exists():
+            raise UserError(f"{path}: no such image or folder of images")
+        files += found or [path]
+    return files
+
+
+def _targets(files: Sequence[Path], out: Path) -> list[Path]:
+    """Where each label map goes. Raises UserError if a result would overwrite an image or another result."""
+    targets = [out / f"{file.stem}.png" for file in files]
+    taken = {file.resolve(): file for file in files}
+    for file, target in zip(files, targets, strict=True):
+        for result in (target, _overlay_of(target)):
+            other = taken.setdefault(result.resolve(), result)
+            if other is not result:
+                raise UserError(
+                    f"{file}: its result {result} would overwrite {other}; choose another --out, and predict "
+                    "images of one name one by one"
+                )
+    return targets
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
+
+
+def _overlay_of(target: Path) -> Path:
+    return target.with_name(f"{target.stem}.overlay.png")

@@ -33,7 +33,7 @@ def sweep(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> 
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
     """Write the HTML report of the sweep in FOLDER anew."""
     from encsearch.workflow.sweep import rewrite_report

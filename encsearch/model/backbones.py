@@ -1,6 +1,7 @@
 """Backbones: four stages of features, the last ones dilated instead of strided."""
 
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,19 @@ from encsearch.errors import UserError
 from encsearch.model.heads import conv_bn_relu
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+# What torch.load (2.15, weights_only) raises for junk, found by feeding it random and mutated files.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    struct.error,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 _TINY_CHANNELS = (16, 32, 48, 48)
 
 
@@ -141,9 +155,11 @@ def _read_tensors(path: str) -> Mapping[str, Tensor]:
         if path.endswith(".safetensors"):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as weights ({reason}); save a plain state dict") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path}: holds more than tensors by name; save the state dict alone")
     return state

@@ -57,12 +57,25 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     """What the cluster has too little of for one training, in words with both numbers; None if it fits."""
-    for name, each in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker)):
+    for name, each in _each_worker(needs).items():
         needed, present = needs.num_workers * each, resources.get(name, 0)
         if needed > present:
             workers = f"{needs.num_workers} workers x {each:g}"
             return f"{needed:g} {name}s ({workers}), but the cluster has {present:g}"
     return None
+
+
+def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> int:
+    """How many trainings fit the cluster whole, at least one (an autoscaler may bring what is missing)."""
+    fitting = [
+        int(resources.get(name, 0) / (needs.num_workers * each) + 1e-6)
+        for name, each in _each_worker(needs).items()
+    ]
+    return max(1, min(fitting))
+
+
+def _each_worker(needs: ScalingConfig) -> dict[str, float]:
+    return {"CPU": needs.cpus_per_worker} | ({"GPU": needs.gpus_per_worker} if needs.gpus_per_worker else {})
 
 
 def _connect(needs: ScalingConfig) -> None:

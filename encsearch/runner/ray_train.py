@@ -25,7 +25,7 @@ from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import TrainingError
 from encsearch.experiment import build
 from encsearch.records import Recorder, Report
-from encsearch.runner.result import RunResult, best_report
+from encsearch.runner.result import RunResult
 from encsearch.spool import SpoolReader, append, forwarding
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.loop import fit
@@ -75,7 +75,6 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
         raise TrainingError(f"{run_dir}: the training ended without a report")
     best_checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][config.metric])
     best = Report.from_dict(metrics["report"])
-    assert best.metrics[config.metric] == best_report(reports, config.metric).metrics[config.metric]
     return RunResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
 
 
@@ -124,7 +123,8 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
     config = from_json(arguments["config"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    device = str(ray.train.torch.get_device())
+    # Ray 2.60 shows every GPU of the node to a process that booked none.
+    device = str(ray.train.torch.get_device()) if config.scaling.gpus_per_worker else "cpu"
     experiment = build(config, rank=rank, world_size=context.get_world_size(), device=device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:

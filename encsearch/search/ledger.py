@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from encsearch.config import Config, to_json, with_values
+from encsearch.errors import UserError
 from encsearch.records import Recorder, Report, Status
 from encsearch.search.study import Study
 from encsearch.search.trials import TrialEvent, TrialState
@@ -38,6 +39,7 @@ class _Entry:
     config: Config
     recorder: Recorder | None = None
     last: Report | None = None
+    best: float | None = None
 
 
 class Ledger:
@@ -51,7 +53,12 @@ class Ledger:
     def propose(self, trial_id: str) -> dict[str, str]:
         """Ask the study for a new trial's values; what Tune hands to the trial."""
         number, values = self._study.ask()
-        entry = _Entry(number, values, with_values(self.config, values).model_copy(update={"search": None}))
+        try:
+            config = with_values(self.config, values).model_copy(update={"search": None})
+        except UserError as error:
+            self._study.fail(number, str(error))
+            raise
+        entry = _Entry(number, values, config)
         self._open[trial_id] = entry
         return {"config": to_json(entry.config)}
 
@@ -60,7 +67,7 @@ class Ledger:
         entry = self._open[trial_id]
         if entry.recorder is None:
             entry.recorder = self._observer.open_recorder(entry.number, entry.config)
-            self._observer.follow(self._event(entry, "RUNNING"))
+            self._observer.follow(self._event(entry, None))
 
     def reported(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take an epoch once, also when a restarted trial repeats it."""
@@ -71,10 +78,11 @@ class Ledger:
         report = Report.from_dict(result["report"])
         if entry.last and report.step <= entry.last.step:
             return
-        entry.last = report
-        self._study.report(entry.number, report.epoch, report.metrics[self.config.metric])
+        value = report.metrics[self.config.metric]
+        entry.last, entry.best = report, value if entry.best is None else max(entry.best, value)
+        self._study.report(entry.number, report.epoch, value)
         entry.recorder.log(report)
-        self._observer.follow(self._event(entry, "RUNNING"))
+        self._observer.follow(self._event(entry, value))
 
     def ended(self, trial_id: str, failure: str | None, checkpoint: Path | None) -> None:
         """Give the trial its terminal state, from how far it came."""
@@ -101,13 +109,16 @@ class Ledger:
     def _end(
         self, entry: _Entry, state: TrialState, status: Status, reason: str | None, checkpoint: Path | None
     ) -> None:
-        event = self._event(entry, state, reason)
+        event = self._event(entry, entry.best, state, reason)
         if entry.recorder:
-            self._observer.trial_ended(event, entry.config, checkpoint)
-            entry.recorder.close(status)
+            try:
+                self._observer.trial_ended(event, entry.config, checkpoint)
+            finally:
+                entry.recorder.close(status)
         self._observer.follow(event)
 
-    def _event(self, entry: _Entry, state: TrialState, reason: str | None = None) -> TrialEvent:
-        value = entry.last.metrics[self.config.metric] if entry.last else None
+    def _event(
+        self, entry: _Entry, value: float | None, state: TrialState = "RUNNING", reason: str | None = None
+    ) -> TrialEvent:
         epoch = entry.last.epoch if entry.last else 0
         return TrialEvent(entry.number, entry.values, state, epoch, value, reason)

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
+from encsearch.errors import UserError
 from encsearch.search.charts import Axis, Chart, Dot, Line, Scale, format_param
 from encsearch.search.trials import TrialRecord
 
@@ -45,7 +46,10 @@ class FinalistRow:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length."""
+    """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length.
+
+    `picture` is relative to the report's folder, so that both can move together.
+    """
 
     name: str
     metric: str
@@ -62,7 +66,7 @@ class SweepSummary:
 
 
 def render(summary: SweepSummary, target: Path) -> Path:
-    """Write the report to `target` and return it."""
+    """Write the report to `target` and return it. Raises UserError if the picture cannot be read."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -80,7 +84,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
         slices=[slice_chart(summary, path, kind) for path, kind in summary.space.items()],
         classes=class_table(summary.finalists),
         cost=cost(summary),
-        picture=data_uri(summary.picture) if summary.picture else None,
+        picture=data_uri(target.parent / summary.picture) if summary.picture else None,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
@@ -272,12 +276,12 @@ def slice_chart(summary: SweepSummary, path: str, kind: str) -> Chart:
     if kind == "choice":
         x_axis = Axis.of_categories([x for x, _, _ in told], span)
     else:
-        scale: Scale = "log" if kind == "loguniform" else "linear"
+        scale: Scale = "log" if kind.startswith("log") else "linear"
         x_axis = Axis.over([x for x, _, _ in told], span, scale)
     y_axis = Axis.over([y for _, y, _ in told], (SLICE_HEIGHT - PAD_BOTTOM, PAD_TOP))
     return Chart(
         title=path,
-        x_label=path + (" (log)" if kind == "loguniform" else ""),
+        x_label=path + (" (log)" if kind.startswith("log") else ""),
         y_label=summary.metric,
         width=SLICE_WIDTH,
         height=SLICE_HEIGHT,
@@ -303,7 +307,11 @@ def format_duration(seconds: float) -> str:
 
 
 def data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    try:
+        content = picture.read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture}: the report's picture cannot be read ({error.strerror})") from None
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _comparison(won: Sequence[float], other: str, values: Sequence[float], is_baseline: bool) -> str:

@@ -87,9 +87,10 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.kind == "choice":
         return CategoricalDistribution(dimension.values)
     low, high = dimension.values
-    if dimension.kind == "integer":
-        return IntDistribution(low, high)
-    return FloatDistribution(low, high, log=dimension.kind == "loguniform")
+    log = dimension.kind.startswith("log")
+    if dimension.kind.endswith("integer"):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

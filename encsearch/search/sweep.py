@@ -1,7 +1,6 @@
 """Ray Tune runs the trials that the study proposes; the ledger hears what became of them."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from encsearch.config import Config, ScalingConfig
+from encsearch.config import Config
 from encsearch.errors import TrainingError
+from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ledger import Ledger, SweepObserver
 from encsearch.search.study import Study
 from encsearch.search.trial import Trial, trial_resources
@@ -32,7 +32,7 @@ def run_sweep(config: Config, folder: Path, observer: SweepObserver) -> tuple[Tr
     assert search is not None
     study = Study(folder, config.name, search)
     ledger = Ledger(config, study, observer)
-    room = trials_at_once(config.scaling, ray.cluster_resources())
+    room = trainings_at_once(config.scaling, ray.cluster_resources())
     tuner = tune.Tuner(
         tune.with_resources(Trial, trial_resources(config.scaling)),
         tune_config=tune.TuneConfig(
@@ -65,12 +65,6 @@ def run_sweep(config: Config, folder: Path, observer: SweepObserver) -> tuple[Tr
         reasons = sorted({str(record.reason) for record in records})
         raise TrainingError(f"none of {len(records)} trials reported a metric: {'; '.join(reasons)}")
     return records
-
-
-def trials_at_once(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
-    """How many trials fit the cluster whole, at least one (an autoscaler may bring what is missing)."""
-    needed = trial_resources(scaling).required_resources
-    return max(1, min(int(resources.get(name, 0) / amount + 1e-6) for name, amount in needed.items()))
 
 
 def _scheduler(config: Config) -> TrialScheduler:
@@ -148,8 +142,9 @@ class _TellLedger(_HoldsLedger, tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        checkpoint = Path(trial.checkpoint.path) if trial.checkpoint else None
-        self._ledger.ended(trial.trial_id, trial.last_result.get("failure"), checkpoint)
+        failure = trial.last_result.get("failure")
+        checkpoint = Path(trial.checkpoint.path) if trial.checkpoint and not failure else None
+        self._ledger.ended(trial.trial_id, failure, checkpoint)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = str(trial.get_error() or "unknown reason").strip().splitlines()

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 import torch.distributed as dist
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
-from encsearch.errors import TrainingError
+from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import build
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.loop import fit
 
-# Ray refuses a trial whose own bundle asks for nothing.
-SUPERVISOR_CPUS = 0.01
+# What the process of a trial with several workers books: it only waits for them. Ray refuses a bundle without
+# any resource, and a part of a CPU would keep the trial off a cluster that has exactly its workers' CPUs.
+SUPERVISOR = {"memory": 1}
 
 
 def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
@@ -33,7 +33,7 @@ def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
         worker["GPU"] = scaling.gpus_per_worker
     if scaling.num_workers == 1:
         return tune.PlacementGroupFactory([worker])
-    return tune.PlacementGroupFactory([{"CPU": SUPERVISOR_CPUS}] + [worker] * scaling.num_workers)
+    return tune.PlacementGroupFactory([SUPERVISOR] + [worker] * scaling.num_workers)
 
 
 class Trial(tune.Trainable):
@@ -43,19 +43,23 @@ class Trial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._workers = _start_workers(from_json(config["config"]).scaling.num_workers)
-        _call(self._workers, "build", config["config"])
+        self._workers = _start_workers(from_json(config["config"]).scaling)
+        self._build(config["config"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        _call(self._workers, "build", new_config["config"])
+        self._build(new_config["config"])
         return True
 
     def step(self) -> dict[str, Any]:
         """The report of one more epoch, or why the trial cannot go on (`failure`)."""
-        result: dict[str, Any] = _call(self._workers, "step")[0]
-        return result
+        if self._failure:
+            return {"failure": self._failure, "done": True}
+        results: list[dict[str, Any]] = _call(self._workers, "step")
+        return next((result for result in results if "failure" in result), results[0])
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._failure:
+            return
         for name, content in _call(self._workers[:1], "save")[0].items():
             (Path(checkpoint_dir) / name).write_bytes(content)
 
@@ -68,6 +72,10 @@ class Trial(tune.Trainable):
             if not isinstance(worker, TrialWorker):
                 ray.kill(worker)
 
+    def _build(self, config: str) -> None:
+        reasons = _call(self._workers, "build", config)
+        self._failure: str | None = next(filter(None, reasons), None)
+
 
 class TrialWorker:
     """One rank of a trial, in the trial's own process or as an actor beside it.
@@ -77,7 +85,6 @@ class TrialWorker:
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self._rank, self._world_size = rank, world_size
-        self._device = "cuda:0" if torch.cuda.is_available() else "cpu"
 
     def rendezvous(self) -> str:
         """A free address on this rank's node for the process group."""
@@ -85,22 +92,29 @@ class TrialWorker:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def join(self, rendezvous: str) -> None:
-        backend = "gloo" if self._device == "cpu" else "nccl"
+    def join(self, rendezvous: str, backend: str) -> None:
         dist.init_process_group(backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size)
 
-    def build(self, config: str) -> None:
-        """Start a training; whatever was trained before in this process is dropped."""
-        experiment = build(
-            from_json(config), rank=self._rank, world_size=self._world_size, device=self._device
-        )
+    def build(self, config_json: str) -> str | None:
+        """Start a training in the place of the last one; returns why it cannot start, if it cannot.
+
+        If that were raised, Tune would start the same trial again.
+        """
+        config = from_json(config_json)
+        # Ray 2.60 shows every GPU of the node to a process that booked none.
+        device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
+        try:
+            experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
+        except UserError as error:
+            return str(error)
         self._state, self._epochs = experiment.state, experiment.plan.epochs
         self._reports = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
+        return None
 
     def step(self) -> dict[str, Any]:
         try:
             report = next(self._reports)
-        except TrainingError as error:
+        except (TrainingError, UserError) as error:
             return {"failure": str(error), "done": True}
         done = report.epoch == self._epochs
         return {**report.metrics, "epoch": report.epoch, "report": report.to_dict(), "done": done}
@@ -117,8 +131,8 @@ class TrialWorker:
             load_checkpoint(self._state, Path(folder))
 
 
-def _start_workers(num_workers: int) -> list[Any]:
-    if num_workers == 1:
+def _start_workers(scaling: ScalingConfig) -> list[Any]:
+    if scaling.num_workers == 1:
         return [TrialWorker()]
     group = ray.util.get_current_placement_group()
     worker_class = ray.remote(TrialWorker)
@@ -128,10 +142,11 @@ def _start_workers(num_workers: int) -> list[Any]:
             num_cpus=bundle["CPU"],
             num_gpus=bundle.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank + 1),
-        ).remote(rank, num_workers)
+        ).remote(rank, scaling.num_workers)
         for rank, bundle in enumerate(bundles)
     ]
-    _call(workers, "join", ray.get(workers[0].rendezvous.remote()))
+    backend = "nccl" if scaling.gpus_per_worker else "gloo"
+    _call(workers, "join", ray.get(workers[0].rendezvous.remote()), backend)
     return workers
 
 

@@ -29,7 +29,10 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """What a person following the sweep is told: a trial started, reported an epoch, or ended."""
+    """What a person following the sweep is told: a trial started, reported an epoch, or ended.
+
+    `value` is the last report's while the trial runs, and its best at the end.
+    """
 
     number: int
     values: Mapping[str, Any]

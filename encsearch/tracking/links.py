@@ -20,14 +20,18 @@ def ui_base(uri: str, port: int = 5000) -> str:
 
 
 def ui_command(uri: str, port: int = 5000) -> str | None:
-    """The command line that serves a local store on loopback; None if `uri` is a server already."""
+    """The command line that serves a store on loopback; None if `uri` is a server already.
+
+    A URI with a password is left to the shell's MLFLOW_TRACKING_URI, since the command is printed and kept.
+    """
     if uri.startswith("http"):
         return None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = shlex.quote(uri) if without_secrets(uri) == uri else '"$MLFLOW_TRACKING_URI"'
+    command = f"{shlex.quote(sys.executable)} -m mlflow server --backend-store-uri {store}"
+    command += f" --host 127.0.0.1 --port {port} --workers 1"
     # Job execution would start ten more processes (1.8 GiB, MLflow 3.17).
     settings = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true"
-    return f"{settings} {shlex.join(command)}"
+    return f"{settings} {command}"
 
 
 def run_link(base: str, experiment_id: str, run_id: str) -> str:

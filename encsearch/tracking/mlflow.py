@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError
 from encsearch.records import Report, Status
 from encsearch.spool import append
 from encsearch.tracking.uris import resolve_uri, sqlite_path, without_secrets
@@ -80,23 +80,13 @@ def start_run(
     entries = [Param(path, _param_text(value)) for path, value in params.items()]
     with answering(tracking.uri):
         run = tracking.client.create_run(tracking.experiment_id, run_name=name, tags={**tags, **parent})
-        for start in range(0, len(entries), PARAMS_A_REQUEST):
-            tracking.client.log_batch(run.info.run_id, params=entries[start : start + PARAMS_A_REQUEST])
-    return MlflowRecorder(tracking, run.info.run_id, artifact_dir, last_epoch=-1, best={})
-
-
-def resume_run(tracking: Tracking, run_id: str, artifact_dir: Path | None = None) -> "MlflowRecorder":
-    """Open an existing run again; reports of epochs that it has are ignored, so a spool can be replayed."""
-    with answering(tracking.uri):
         try:
-            metrics = tracking.client.get_run(run_id).data.metrics
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UserError(f"MLflow at {without_secrets(tracking.uri)} has no run {run_id}") from None
-        tracking.client.update_run(run_id, status="RUNNING")
-    best = {key.removeprefix("best/"): value for key, value in metrics.items() if key.startswith("best/")}
-    return MlflowRecorder(tracking, run_id, artifact_dir, last_epoch=int(metrics.get("epoch", -1)), best=best)
+            for start in range(0, len(entries), PARAMS_A_REQUEST):
+                tracking.client.log_batch(run.info.run_id, params=entries[start : start + PARAMS_A_REQUEST])
+        except STORE_FAILURES:
+            tracking.client.set_terminated(run.info.run_id, "FAILED")
+            raise
+    return MlflowRecorder(tracking, run.info.run_id, artifact_dir)
 
 
 class MlflowRecorder:
@@ -105,24 +95,16 @@ class MlflowRecorder:
     A store that does not answer neither raises nor holds the training up: reports wait in memory with their
     time stamps and go out with a later one, and after a failed try none is made for ten times as long as it
     took. Sending a report twice changes nothing, since MLflow identifies a metric by key, time, step and
-    value. The first report of an epoch stands; one that a restarted training repeats is ignored.
+    value. The first report of an epoch stands; one that comes again is ignored.
     """
 
-    def __init__(
-        self,
-        tracking: Tracking,
-        run_id: str,
-        artifact_dir: Path | None,
-        *,
-        last_epoch: int,
-        best: Mapping[str, float],
-    ) -> None:
+    def __init__(self, tracking: Tracking, run_id: str, artifact_dir: Path | None) -> None:
         self.run_id = run_id
         self._client = tracking.client
         self._shown_uri = without_secrets(tracking.uri)
         self._artifact_dir = artifact_dir
-        self._last_epoch = last_epoch
-        self._best = dict(best)
+        self._last_epoch = -1
+        self._best: dict[str, float] = {}
         self._tags: dict[str, str] = {}
         self._unsent: deque[tuple[Report, list[Metric]]] = deque()
         self._next_try_s = 0.0

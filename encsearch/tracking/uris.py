@@ -7,6 +7,7 @@ from pathlib import Path
 from encsearch.errors import PreflightError
 
 SQLITE = "sqlite:///"
+SECRET_WORDS = "passw|pwd|token|secret|api_?key"
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -15,15 +16,28 @@ def resolve_uri(uri: str | None) -> str:
     The path of an SQLite URI becomes absolute. Raises PreflightError for a store that MLflow cannot open.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    check_kind(uri)
+    return SQLITE + str(_checked_database(uri)) if uri.startswith("sqlite:") else uri
+
+
+def existing_store(uri: str | None = None) -> str:
+    """`resolve_uri` for readers: raises PreflightError for an SQLite file that does not exist yet."""
+    uri = resolve_uri(uri)
+    path = sqlite_path(uri)
+    if path and not path.exists():
+        raise PreflightError(f"{path}: no such tracking database; set MLFLOW_TRACKING_URI to the one to read")
+    return uri
+
+
+def check_kind(uri: str) -> None:
+    """Raises PreflightError for a URI that is neither a database's nor a tracking server's."""
     scheme = uri.partition(":")[0]
-    if scheme == "sqlite":
-        return SQLITE + str(_checked_database(uri))
-    if scheme not in {"http", "https", "postgresql", "mysql", "mssql"} and "+" not in scheme:
+    known = {"sqlite", "http", "https", "postgresql", "mysql", "mssql"}
+    if scheme not in known and "+" not in scheme:
         raise PreflightError(
             f"tracking URI {without_secrets(uri)} is not one that MLflow can use;"
             f" try {SQLITE}mlflow.db or http://HOST:5000"
         )
-    return uri
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -32,8 +46,9 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with user and password cut out of every URI in it."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    """`text` with user and password cut out of every URI in it, and secrets in a query masked."""
+    text = re.sub(r"://[^/\s]*@", "://", text)
+    return re.sub(rf"([?&][^=&\s]*(?:{SECRET_WORDS})[^=&\s]*=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _checked_database(uri: str) -> Path:

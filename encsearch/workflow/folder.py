@@ -61,7 +61,7 @@ def read_summary(folder: Path) -> RunSummary:
     path = folder / SUMMARY_FILE
     try:
         return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: not the folder of a finished training or sweep ({SUMMARY_FILE} is missing)"
         ) from None

@@ -29,10 +29,17 @@ def follow_nothing(report: Report) -> None:
 class TrainingRecorder:
     """A `Recorder` that adds the best epoch's tables when it is closed; see `recorder_of`."""
 
-    def __init__(self, inner: MlflowRecorder, config: Config, artifacts: Path, follow: Follow) -> None:
+    def __init__(
+        self,
+        inner: MlflowRecorder,
+        config: Config,
+        classes: tuple[str, ...],
+        artifacts: Path,
+        follow: Follow,
+    ) -> None:
         self.run_id = inner.run_id
         self.artifacts = artifacts
-        self._inner, self._config, self._follow = inner, config, follow
+        self._inner, self._config, self._classes, self._follow = inner, config, classes, follow
         self._reports: list[Report] = []
 
     def log(self, report: Report) -> None:
@@ -45,11 +52,12 @@ class TrainingRecorder:
         self._inner.note(tag, text)
 
     def close(self, status: Status) -> None:
-        if self._reports:
-            best = best_report(tuple(self._reports), self._config.metric)
-            classes = read_manifest(self._config.data.store).info.classes
-            write_artifacts(self.artifacts, best, classes, to_yaml(self._config))
-        self._inner.close(status)
+        try:
+            if self._reports:
+                best = best_report(tuple(self._reports), self._config.metric)
+                write_artifacts(self.artifacts, best, self._classes, to_yaml(self._config))
+        finally:
+            self._inner.close(status)
 
 
 def recorder_of(
@@ -64,16 +72,16 @@ def recorder_of(
     follow: Follow = follow_nothing,
 ) -> TrainingRecorder:
     """Start the MLflow run of one training: its resolved config as params, its lineage as tags."""
-    fingerprint = read_manifest(config.data.store).fingerprint
+    manifest = read_manifest(config.data.store)
     inner = start_run(
         tracking,
         name=name,
         params=flatten(config),
-        tags={**lineage(fingerprint, Path.cwd()), "encsearch.kind": kind, **(tags or {})},
+        tags={**lineage(manifest.fingerprint, Path.cwd()), "encsearch.kind": kind, **(tags or {})},
         artifact_dir=artifacts,
         parent_run_id=parent_run_id,
     )
-    return TrainingRecorder(inner, config, artifacts, follow)
+    return TrainingRecorder(inner, config, manifest.info.classes, artifacts, follow)
 
 
 def checkpoint_model(config: Config, checkpoint: Path, metrics: Mapping[str, float]) -> Bundle:

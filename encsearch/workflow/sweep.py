@@ -229,7 +229,7 @@ def _story(
             ("comparison", compare_link(base, tracking.experiment_id, children)),
             ("winner", run_link(base, tracking.experiment_id, run_ids[confirmation.winner.name])),
         ),
-        picture=picture,
+        picture=Path(picture.name),  # it lies beside the report
         wall_seconds=wall_seconds,
     )
 

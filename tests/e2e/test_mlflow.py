@@ -19,11 +19,11 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.model.encnet import EncNet
 from encsearch.predict import load
 from encsearch.records import Report
-from encsearch.spool import SpoolReader, append
+from encsearch.spool import SpoolReader
 from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import ui_command
-from encsearch.tracking.mlflow import MlflowRecorder, Tracking, connect, resume_run, start_run
+from encsearch.tracking.mlflow import MlflowRecorder, Tracking, connect, start_run
 from encsearch.tracking.registry import champion, download_bundle, model_versions, register, set_alias
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
@@ -98,22 +98,6 @@ def test_a_run_holds_params_figures_artifacts_lineage_and_its_status(
     assert names == {"config.yaml", "class_iou.csv", "confusion.csv", "confusion.png"}
 
 
-def test_a_spool_can_be_replayed_into_a_run_that_was_cut_off(tracking: Tracking, tmp_path: Path) -> None:
-    spool = tmp_path / "reports.jsonl"
-    for epoch, mean_iou in enumerate([0.3, 0.6, 0.4]):
-        append(spool, report(epoch, mean_iou))
-    killed = start(tracking)
-    killed.log(report(0, 0.3))
-    killed.log(report(1, 0.6))
-
-    resumed = resume_run(tracking, killed.run_id)
-    for repeated in SpoolReader(spool).new_reports():
-        resumed.log(repeated)
-    resumed.close("FINISHED")
-    assert history(tracking, killed.run_id, "mIoU") == [(0, 0.3), (100, 0.6), (200, 0.4)]
-    assert history(tracking, killed.run_id, "best/mIoU")[-1] == (200, 0.6)
-
-
 def test_a_diverged_epoch_is_recorded_and_is_not_the_best(tracking: Tracking) -> None:
     recorder = start(tracking)
     for epoch, mean_iou in enumerate([0.3, float("nan"), 0.2]):
@@ -121,11 +105,6 @@ def test_a_diverged_epoch_is_recorded_and_is_not_the_best(tracking: Tracking) ->
     recorder.close("FAILED")
     assert math.isnan(history(tracking, recorder.run_id, "mIoU")[1][1])
     assert history(tracking, recorder.run_id, "best/mIoU") == [(0, 0.3), (100, 0.3), (200, 0.3)]
-
-
-def test_a_run_that_does_not_exist_is_named(tracking: Tracking) -> None:
-    with pytest.raises(UserError, match="has no run feedbeef"):
-        resume_run(tracking, "feedbeef")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,6 @@ from encsearch.runner.ray_session import ray_session
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_cluster() -> Iterator[None]:
-    """A local Ray with four logical CPUs, whatever the machine has."""
-    with ray_session(needs=ScalingConfig(num_workers=4)):
+    """A local Ray; on two cores it has exactly the CPUs of the largest training here."""
+    with ray_session(needs=ScalingConfig(num_workers=2)):
         yield

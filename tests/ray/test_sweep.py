@@ -8,7 +8,7 @@ import pytest
 from encsearch.config import Config, with_values
 from encsearch.records import MemoryRecorder, Recorder
 from encsearch.search.study import Study
-from encsearch.search.sweep import run_sweep, trials_at_once
+from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import TrialEvent
 
 
@@ -73,12 +73,3 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
     assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
     assert config.search
     assert Study(tmp_path, "toy", config.search).records() == records
-
-
-def test_as_many_trials_at_once_as_fit_whole(toy_config: Config) -> None:
-    four = with_values(toy_config, {"scaling.num_workers": 4}).scaling
-    one = with_values(toy_config, {"scaling.gpus_per_worker": 0.5}).scaling
-
-    assert trials_at_once(four, {"CPU": 12.2}) == 3
-    assert trials_at_once(one, {"CPU": 8, "GPU": 2}) == 4
-    assert trials_at_once(four, {"CPU": 2}) == 1

@@ -80,6 +80,11 @@ def test_loads_its_own_weights_for_tiny(tmp_path: Path) -> None:
         (None, "no such weights file"),
         (b"not a state dict", "cannot be read as weights"),
         (b"", "cannot be read as weights"),
+        (b"G" * 4, "cannot be read as weights"),  # struct.error
+        (b"0" * 8, "cannot be read as weights"),  # IndexError
+        (b"X\x02\x00\x00\x00\xff\xff", "cannot be read as weights"),  # UnicodeDecodeError
+        (b"h\x05", "cannot be read as weights"),  # KeyError
+        ({1: torch.zeros(1)}, "holds more than tensors by name"),
         ({"state_dict": {}}, "holds more than tensors by name"),
         ({}, r"not the weights of tiny: \d+ keys missing, stem.0.weight the first"),
     ],

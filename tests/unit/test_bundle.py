@@ -1,5 +1,6 @@
 """Bundles and the predictor over them: what goes in comes out, and damage is one line."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encsearch.bundle import read_bundle, write_bundle
+from encsearch.bundle import Bundle, read_bundle, write_bundle
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo
+from encsearch.data.store import read_manifest
 from encsearch.data.transforms import to_image_tensor
-from encsearch.errors import UserError
+from encsearch.errors import PreflightError, UserError
+from encsearch.evaluation import score_bundle, unchanged_store
 from encsearch.model.encnet import EncNet
 from encsearch.predict import load
 
@@ -134,6 +137,7 @@ def test_presence_is_a_probability_for_each_class(folder: Path) -> None:
         (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\) float32"),
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) uint8"),
         ("missing.png", "missing.png: cannot be read as an image"),
+        (__file__, r"test_bundle\.py: not a readable image"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(folder: Path, image: Any, message: str) -> None:
@@ -141,6 +145,32 @@ def test_what_is_no_image_is_refused_by_name(folder: Path, image: Any, message: 
         load(folder).predict([image])
 
 
-def test_an_unknown_device_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="device=gpu9"):
-        load(folder, device="gpu9")
+def test_an_image_file_is_turned_upright(folder: Path, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.fromarray(picture(20, 30)).save(tmp_path / "turned.jpg", exif=turned)
+    assert load(folder).predict(tmp_path / "turned.jpg")[0].shape == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [("gpu9", UserError), ("mps", UserError), ("cuda:99", PreflightError)]
+)
+def test_a_device_that_is_not_here_is_refused(
+    folder: Path, toy_store: Path, device: str, kind: type[UserError]
+) -> None:
+    for use in (
+        lambda: load(folder, device=device),
+        lambda: score_bundle(read_bundle(folder), toy_store, "val", device=device),
+    ):
+        with pytest.raises(UserError, match=f"device={device}") as caught:
+            use()
+        assert type(caught.value) is kind
+
+
+def test_a_store_that_was_changed_since_the_training_is_refused(
+    model: EncNet, toy_config: Config, toy_store: Path
+) -> None:
+    same = Bundle(model, toy_config, INFO, read_manifest(toy_store).fingerprint, {})
+    assert unchanged_store(same) == str(toy_store)
+    with pytest.raises(UserError, match="but the model was trained on abc"):
+        unchanged_store(dataclasses.replace(same, fingerprint="abc"))

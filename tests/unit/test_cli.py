@@ -60,7 +60,14 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["promote", "{folder}"], 2, "not the folder of a finished training or sweep"),
         (["data", "check", "{folder}/none"], 2, "no such store"),
         (["eval", "{folder}"], 2, "not a model bundle"),
-        (["predict", "{folder}", "{folder}/none.png", "--out", "{folder}/out"], 2, "not a model bundle"),
+        (["eval", "models:/x@y"], 3, "mlflow.db: no such tracking database"),
+        (["report", "{recipe}"], 2, "is a file"),
+        (["promote", "{recipe}"], 2, "not the folder of a finished training or sweep"),
+        (["predict", "{folder}", "{folder}/a.png", "--out", "{folder}/out"], 2, "not a model bundle"),
+        (["predict", "{folder}", "{folder}/none.png", "--out", "{folder}/out"], 2, "none.png: no such image"),
+        (["predict", "{folder}", "{folder}", "--out", "{folder}"], 2, "would overwrite {folder}/a.png"),
+        (["predict", "{folder}", "{folder}/a.png", "{folder}/b/a.jpg", "--out", "o"], 2, "overwrite o/a.png"),
+        (["data", "import", "folder", "x", "y", "--classes", "a,,b"], 2, "'a,,b' has an empty class name"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(
@@ -70,17 +77,58 @@ def test_an_error_is_one_line_with_its_exit_code(
     toy_config: Config,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(toy_config))
+    for image in ("a.png", "b/a.jpg"):
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        (tmp_path / image).touch()
     before = sorted(tmp_path.rglob("*"))
 
     ended, _, err = run([a.format(recipe=recipe, folder=tmp_path) for a in arguments], capsys)
 
     assert ended == code
-    assert message in err
+    assert message.format(folder=tmp_path) in err
     assert len(err.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["data", "import"], ["jobs"]])
+def test_a_group_alone_prints_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = run(arguments, capsys)
+
+    assert (out + err).startswith(f"Usage: {' '.join(['encsearch', *arguments])} [OPTIONS] COMMAND")
+    assert len((out + err).splitlines()) > 5
+
+
+def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
+    toy_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    from encsearch.bundle import write_bundle
+    from encsearch.data.store import read_manifest
+    from encsearch.model.encnet import EncNet
+
+    info = read_manifest(toy_config.data.store).info
+    model = EncNet.from_config(toy_config.model, len(info.classes))
+    write_bundle(tmp_path / "bundle", model, toy_config, info, fingerprint="abc", metrics={})
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (20, 16)).save(tmp_path / name)
+    (tmp_path / "file").touch()
+    command = ["predict", str(tmp_path / "bundle"), str(tmp_path), "--out"]
+
+    code, _, _ = run([*command, str(tmp_path / "out")], capsys)
+    refused, _, err = run([*command, str(tmp_path / "file")], capsys)
+
+    assert code == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.png", "a.overlay.png", "b.png", "b.overlay.png"}
+    assert refused == 2
+    assert "file: cannot make this folder" in err
 
 
 def test_json_goes_to_stdout_alone(

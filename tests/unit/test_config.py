@@ -107,7 +107,19 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
             "search.space: unknown config path optim.lrr; did you mean optim.lr?",
         ),
         ("search.space.data.store={choice: [a, b]}", "data.store is not searchable"),
-        ("search.space.optim.lr={uniform: [0, 1]}", "search.space.optim.lr: 0.0 is not valid"),
+        (
+            "search.space.optim.lr={uniform: [0, 1]}",
+            "optim.lr=0.0 is not valid: Input should be greater than 0",
+        ),
+        ("search.space.train.seed={choice: [1, 2]}", "train.seed is not searchable"),
+        ("search.space.model.num_codewords={loguniform: [8, 64]}", "fractional part"),
+        ("search.enqueue=[{optim.lr: 5}]", "search.enqueue[0]: optim.lr=5 is outside search.space"),
+        ("search.enqueue=[{model.num_codewords: 5}]", "num_codewords=5 is outside search.space"),
+        ("search.confirm.seeds=[1, 1]", "seeds=[1, 1] names a training twice"),
+        ("search.confirm.seeds=[-1]", "greater than or equal to 0"),
+        ("promote.alias=Latest", "alias=Latest is reserved by MLflow"),
+        ("promote.alias=a b", "promote.alias='a b'"),
+        ("name=2026-13-01", "not valid YAML"),
         ("search.space.optim.lr={uniform: [2, 1]}", "`low < high` must hold, but got (low=2, high=1)"),
         ("search.space.optim.lr={choice: [1], uniform: [0, 1]}", "exactly one of"),
         ("search.space.train.global_batch_size={choice: [8, 9]}", None),
@@ -126,13 +138,32 @@ def test_bad_input_is_one_line_with_the_way_out(recipe: Path, override: str, mes
     assert caught.value.exit_code == 2
 
 
-def test_a_searched_batch_size_must_divide_at_every_end_point(recipe: Path) -> None:
-    with pytest.raises(
-        UserError, match="9 is not valid: global_batch_size=9 is not divisible by num_workers=2"
-    ):
-        load_config(
-            recipe, ["scaling.num_workers=2", "search.space.train.global_batch_size={choice: [8, 9]}"]
-        )
+def test_a_searched_batch_size_must_divide_by_the_workers_of_trials_and_finalists(recipe: Path) -> None:
+    space = "search.space.train.global_batch_size={choice: [8, 9]}"
+    message = "global_batch_size=9 is not valid: global_batch_size=9 is not divisible by num_workers=2"
+
+    for workers in ("scaling.num_workers=2", "search.confirm.num_workers=2"):
+        with pytest.raises(UserError, match=message):
+            load_config(recipe, [workers, space])
+
+
+def test_choices_must_be_valid_together(recipe: Path) -> None:
+    overrides = ["search.space.model.backbone={choice: [tiny, resnet18]}"]
+    load_config(recipe, [*overrides, "search.space.model.output_stride={choice: [8]}"])
+
+    overrides += ["search.space.model.output_stride={choice: [8, 16]}"]
+    with pytest.raises(UserError, match="output_stride=16 does not exist for tiny"):
+        load_config(recipe, overrides)
+
+
+def test_a_log_range_of_whole_numbers_can_be_searched(recipe: Path) -> None:
+    config = load_config(recipe, ["search.space.model.num_codewords={loginteger: [8, 64]}"])
+
+    assert config.search is not None
+    dimension = config.search.space["model.num_codewords"]
+    assert dimension.holds(25)
+    assert not dimension.holds(25.5)
+    assert not dimension.holds(65)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, from_json, with_values
+from encsearch.errors import UserError
 from encsearch.records import MemoryRecorder, Recorder, Report
 from encsearch.search.ledger import Ledger
 from encsearch.search.study import Study
@@ -126,6 +127,35 @@ def test_a_diverged_trial_fails_with_its_reason(
     (record,) = records_of(config, tmp_path)
     assert (record.state, record.reason, record.value) == ("FAIL", "non-finite gradient", None)
     assert observer.recorders[0].status == "FAILED"
+
+
+def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(
+    config: Config, observer: Observer, tmp_path: Path
+) -> None:
+    def no_disk(*arguments: object) -> None:
+        raise UserError("no space left")
+
+    observer.trial_ended = no_disk  # type: ignore[method-assign]
+    assert config.search
+    ledger = Ledger(config, Study(tmp_path, "toy", config.search), observer)
+    ledger.propose("a")
+    ledger.started("a")
+    ledger.reported("a", result(1, 0.1))
+
+    with pytest.raises(UserError):
+        ledger.ended("a", None, tmp_path)
+
+    assert observer.recorders[0].status == "KILLED"
+
+
+def test_the_last_event_tells_the_best_value(ledger: Ledger, observer: Observer, tmp_path: Path) -> None:
+    ledger.propose("a")
+    ledger.started("a")
+    for epoch, value in ((1, 0.2), (2, 0.6), (3, 0.5)):
+        ledger.reported("a", result(epoch, value))
+    ledger.ended("a", None, tmp_path)
+
+    assert [event.value for event in observer.events] == [None, 0.2, 0.6, 0.5, 0.6]
 
 
 def test_an_interrupted_sweep_leaves_no_trial_running(

@@ -7,8 +7,8 @@ import pytest
 from encsearch.tracking.promotion import Candidate, decide
 
 
-def model(run_id: str, mean_iou: float, fingerprint: str = "data-a", version: str | None = None) -> Candidate:
-    return Candidate(run_id=run_id, mean_iou=mean_iou, fingerprint=fingerprint, version=version)
+def model(run_id: str, mean_iou: float, version: str | None = None) -> Candidate:
+    return Candidate(run_id=run_id, mean_iou=mean_iou, version=version)
 
 
 CHAMPION = model("old", 0.55, version="3")
@@ -43,13 +43,6 @@ def test_the_reasons_give_both_scores_the_gain_and_the_margin() -> None:
         "mIoU 0.5600 against the champion's 0.5500 (version 3) on the same data: +0.0100",
         "the gain is below the margin of 0.0200",
     )
-
-
-def test_scores_on_different_data_are_not_compared() -> None:
-    decision = decide(model("new", 0.99, fingerprint="data-b"), CHAMPION, margin=0.0)
-    assert not decision.promote
-    assert "data-b" in decision.reasons[0]
-    assert "data-a" in decision.reasons[0]
 
 
 def test_the_champion_is_not_promoted_over_itself() -> None:

@@ -1,7 +1,7 @@
 """What a cluster lacks for one training is said before anything waits for it."""
 
 from encsearch.config import ScalingConfig
-from encsearch.runner.ray_session import lacks
+from encsearch.runner.ray_session import lacks, trainings_at_once
 
 NEEDS = ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5)
 
@@ -14,3 +14,11 @@ def test_what_is_missing_is_named_with_both_numbers() -> None:
 def test_a_training_that_fits_lacks_nothing() -> None:
     assert lacks(NEEDS, {"CPU": 8, "GPU": 2}) is None
     assert lacks(ScalingConfig(), {"CPU": 1}) is None
+
+
+def test_as_many_trainings_at_once_as_fit_whole() -> None:
+    four = ScalingConfig(num_workers=4)
+
+    assert trainings_at_once(four, {"CPU": 12.2, "memory": 1.0}) == 3
+    assert trainings_at_once(ScalingConfig(gpus_per_worker=0.5), {"CPU": 8, "GPU": 2}) == 4
+    assert trainings_at_once(four, {"CPU": 2}) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encsearch.errors import UserError
 from encsearch.search.charts import Axis
 from encsearch.search.report import (
     FinalistRow,
@@ -213,7 +214,7 @@ class Outside(HTMLParser):
 
 
 def page_of(given: SweepSummary, folder: Path) -> tuple[str, Outside]:
-    text = render(given, folder / "new" / "report.html").read_text()
+    text = render(given, folder / "report.html").read_text()
     parser = Outside()
     parser.feed(text)
     return text, parser
@@ -221,7 +222,7 @@ def page_of(given: SweepSummary, folder: Path) -> tuple[str, Outside]:
 
 def test_page_stands_alone_with_its_picture(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "sheet.png")
-    text, parser = page_of(summary(picture=tmp_path / "sheet.png"), tmp_path)
+    text, parser = page_of(summary(picture=Path("sheet.png")), tmp_path)
     assert [source[:22] for source in parser.fetched] == ["data:image/png;base64,"]
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
@@ -241,3 +242,8 @@ def test_page_of_a_sweep_that_never_began(tmp_path: Path) -> None:
     text, _ = page_of(summary(trials=(), finalists=(), winner=None), tmp_path)
     assert "0 trials" in text
     assert "there is no winner" in text
+
+
+def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png: the report's picture cannot be read"):
+        page_of(summary(picture=Path("gone.png")), tmp_path)

@@ -68,6 +68,20 @@ def test_package_of_a_checkout_is_what_git_does_not_ignore(tmp_path: Path) -> No
     assert sorted(job_package.package_files(tmp_path)) == [".gitignore", "jobs/new.py", "jobs/tracked.py"]
 
 
+def test_secrets_never_travel(tmp_path: Path) -> None:
+    write(tmp_path, "a.py", ".env", "jobs/.env.local", "ray_token", "x/ray.token", "tls/ca.pem", "tls/a.key")
+    assert sorted(job_package.package_files(tmp_path)) == ["a.py"]
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_a_name_that_no_zip_can_hold_is_refused(tmp_path: Path, in_git: bool) -> None:
+    if in_git:
+        git(tmp_path, "init")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(UserError, match=r"'caf\\udce9\.txt' is no UTF-8 name"):
+        job_package.package_files(tmp_path)
+
+
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         job_package.package_files(tmp_path / "nowhere")
@@ -139,7 +153,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
     }
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "./mlruns", "file:mlruns"])
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///./mlflow.db", "sqlite:mlflow.db"])
 def test_relative_tracking_uri_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="relative path"):
         submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
@@ -149,15 +163,18 @@ def test_relative_tracking_uri_is_refused(uri: str) -> None:
     "uri",
     [
         "sqlite:////data/mlflow.db",
-        "/data/mlruns",
-        "file:///data/mlruns",
         "https://mlflow",
         "postgresql://db/x",
-        "databricks",
     ],
 )
 def test_tracking_uri_that_outlives_the_job_is_accepted(uri: str) -> None:
     assert submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {}) == {"MLFLOW_TRACKING_URI": uri}
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "databricks"])
+def test_tracking_uri_that_the_job_would_refuse_is_refused_before(uri: str) -> None:
+    with pytest.raises(PreflightError, match="not one that MLflow can use"):
+        submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
 
 
 def test_token_mode_needs_a_token_somewhere(tmp_path: Path) -> None:

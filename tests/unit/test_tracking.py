@@ -11,7 +11,7 @@ from encsearch.records import Report
 from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import children_link, compare_link, ui_base, ui_command
-from encsearch.tracking.uris import resolve_uri, without_secrets
+from encsearch.tracking.uris import existing_store, resolve_uri, without_secrets
 
 
 def test_the_store_is_the_given_one_else_the_environments_else_a_file_here(
@@ -33,6 +33,16 @@ def test_a_store_that_mlflow_cannot_open_is_refused_at_once(uri: str) -> None:
         resolve_uri(uri)
 
 
+def test_a_reader_wants_a_database_that_exists(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(PreflightError, match=r"mlflow\.db: no such tracking database"):
+        existing_store(uri)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mlflow.db").touch()
+    assert existing_store(uri) == uri
+    assert existing_store("http://tracker:5000") == "http://tracker:5000"
+
+
 def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are not the tables you are looking for")
@@ -46,6 +56,9 @@ def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
         ("http://me:p@ss@tracker:5000/x", "http://tracker:5000/x"),
         ("postgresql+psycopg://me:pw@db/mlflow failed", "postgresql+psycopg://db/mlflow failed"),
         ("GET https://tracker/a@b failed", "GET https://tracker/a@b failed"),
+        ("mysql://db/x?password=pw&ssl=1 failed", "mysql://db/x?password=***&ssl=1 failed"),
+        ("http://tracker?a=b&access_TOKEN=pw", "http://tracker?a=b&access_TOKEN=***"),
+        ("is it up? no", "is it up? no"),
     ],
 )
 def test_secrets_are_cut_out_of_uris(text: str, shown: str) -> None:
@@ -69,6 +82,14 @@ def test_a_local_store_comes_with_the_command_that_opens_it() -> None:
     assert words[words.index("--backend-store-uri") + 1] == uri
     assert ui_base(uri, port=5001) == "http://127.0.0.1:5001"
     assert ui_command("http://tracker:5000") is None
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"])
+def test_the_command_leaves_a_password_to_the_environment(uri: str) -> None:
+    command = ui_command(uri)
+    assert command is not None
+    assert "pw123" not in command
+    assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in command
 
 
 def test_outside_a_checkout_the_lineage_names_no_commit(tmp_path: Path) -> None:
