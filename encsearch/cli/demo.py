@@ -39,7 +39,8 @@ def demo(recipe: str, out: Path) -> None:
             generate_scenes(store)
         done = sweep(config, out / "runs", shown)
         try:
-            shown.say("; ".join(promote(str(done.folder)).reasons))
+            promoted = promote(str(done.folder))
+            shown.say(f"{promoted.uri} is version {promoted.version}: {'; '.join(promoted.reasons)}")
         except GateRefusedError as refused:
             # A second demo on the same records: the first one's champion may be as good.
             shown.say(str(refused))

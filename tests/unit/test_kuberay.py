@@ -143,7 +143,7 @@ def test_ray_is_the_pinned_one() -> None:
 def test_the_job_starts_files_that_exist() -> None:
     entrypoint = load("rayjob.yaml")["spec"]["entrypoint"].split()
     assert entrypoint[:3] == ["python", "jobs/sweep.py", "jobs/recipes/camvid.yaml"]
-    assert [path for path in entrypoint[1:] if not (ROOT / path).is_file()] == []
+    assert [path for path in entrypoint[1:3] if not (ROOT / path).is_file()] == []
 
 
 def test_secrets_are_references() -> None:
