@@ -51,7 +51,8 @@ def children_link(base: str, experiment_id: str, parent_run_id: str, metric: str
 def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """The comparison of runs with its parallel coordinates."""
     runs = quote(json.dumps(list(run_ids), separators=(",", ":")), safe="")
-    return f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment_id]), safe='')}"
+    experiments = quote(json.dumps([experiment_id]), safe="")
+    return f"{base}/#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
 
 
 def model_link(base: str, name: str, version: str) -> str:

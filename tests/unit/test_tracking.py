@@ -69,7 +69,7 @@ def test_links_are_quoted_and_show_no_secrets() -> None:
     base = ui_base("https://me:pw@tracker/")
     assert base == "https://tracker"
     assert compare_link(base, "7", ["a", "b"]) == (
-        "https://tracker/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D"
+        "https://tracker/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D&workflowType=machine_learning"
     )
     assert "orderByKey=metrics.%60best%2FmIoU%60" in children_link(base, "7", "p", "mIoU")
 
