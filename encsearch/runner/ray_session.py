@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ QUIET = {
     # Ray warns of a change of a future version at each import of ray otherwise.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+CONNECT_TIMEOUT_S = 5
 
 
 @contextmanager
@@ -85,7 +89,9 @@ def _connect(needs: ScalingConfig) -> None:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {}
-    if address is None:
+    if address is not None:
+        _check_listening(address)
+    else:
         # Ray 2.60 asks for a token on a local cluster and would write one of mode 0644 into the home
         # folder; this one is of this session alone.
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -103,3 +109,16 @@ def _connect(needs: ScalingConfig) -> None:
     # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _check_listening(address: str) -> None:
+    """Ray 2.60 tries for more than ten minutes, noisily, where nothing listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto", "local" and the like are for Ray to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise PreflightError(
+            f"Ray at RAY_ADDRESS={address} cannot be reached: {error}; start the cluster or unset RAY_ADDRESS"
+        ) from None

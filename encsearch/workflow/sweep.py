@@ -57,20 +57,26 @@ def sweep(config: Config, out: Path, progress: Progress) -> Swept:
     """
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
-    started = time.monotonic()
     found = preflight(config, out)
     tracking = connect()
+    with ray_session(needs=_largest(config)):
+        return _sweep(config, out, progress, tracking, found.fingerprint)
+
+
+def _sweep(config: Config, out: Path, progress: Progress, tracking: Tracking, fingerprint: str) -> Swept:
+    assert config.search is not None
+    started = time.monotonic()
     folder = new_folder(out, config.name)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     parent = start_run(
         tracking,
         name=folder.name,
         params=flatten(config),
-        tags={**lineage(found.fingerprint, Path.cwd()), "encsearch.kind": "sweep"},
+        tags={**lineage(fingerprint, Path.cwd()), "encsearch.kind": "sweep"},
         artifact_dir=folder / "artifacts",
     )
     progress.say(f"sweep {config.name}: {config.search.num_trials} trials; files in {folder}")
-    with recording(parent), ray_session(needs=_largest(config)):
+    with recording(parent):
         observer = _Observer(config, tracking, parent.run_id, folder, progress)
         records = run_sweep(config, folder, observer)
         confirmation = confirm(config, records, folder / "finalists", observer)
@@ -85,7 +91,7 @@ def sweep(config: Config, out: Path, progress: Progress) -> Swept:
         name=config.name,
         metric=config.metric,
         value=winner.value,
-        fingerprint=found.fingerprint,
+        fingerprint=fingerprint,
         store=config.data.store,
         split=config.data.val_split,
         tracking_uri=without_secrets(tracking.uri),

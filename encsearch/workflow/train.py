@@ -1,11 +1,13 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.config import Config, to_yaml
 from encsearch.experiment import preflight
-from encsearch.records import recording
+from encsearch.records import Recorder, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.runner.result import RunResult
@@ -33,29 +35,24 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     config = config.model_copy(update={"search": None})
     found = preflight(config, out)
     tracking = connect()
-    folder = new_folder(out, config.name)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    recorder = recorder_of(
-        config,
-        tracking,
-        name=folder.name,
-        kind="training",
-        artifacts=folder / "artifacts",
-        follow=lambda report: progress.epoch(config.name, report, config),
-    )
-    progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
-    with recording(recorder):
-        if in_process:
-            result = run_local(config, folder / "checkpoints", recorder)
-        else:
-            # Ray costs seconds to import, which a training without it need not pay.
-            from encsearch.runner.ray_train import run_ray_train
-
-            with ray_session(needs=config.scaling):
-                result = run_ray_train(config, folder / "checkpoints", recorder)
-        bundle = checkpoint_model(config, result.best_checkpoint, result.best.metrics)
-        save_model(bundle, folder / BUNDLE)
-        write_panels(bundle, recorder.artifacts)
+    with nullcontext() if in_process else ray_session(needs=config.scaling):
+        folder = new_folder(out, config.name)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        recorder = recorder_of(
+            config,
+            tracking,
+            name=folder.name,
+            kind="training",
+            artifacts=folder / "artifacts",
+            follow=lambda report: progress.epoch(config.name, report, config),
+        )
+        progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
+        with recording(recorder):
+            run = run_local if in_process else _ray_runner()
+            result = run(config, folder / "checkpoints", recorder)
+            bundle = checkpoint_model(config, result.best_checkpoint, result.best.metrics)
+            save_model(bundle, folder / BUNDLE)
+            write_panels(bundle, recorder.artifacts)
     summary = RunSummary(
         kind="training",
         name=config.name,
@@ -71,3 +68,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     )
     write_summary(folder, summary)
     return Trained(folder, summary, result)
+
+
+def _ray_runner() -> Callable[[Config, Path, Recorder], RunResult]:
+    """Imported late: Ray costs seconds, which a training without it need not pay."""
+    from encsearch.runner.ray_train import run_ray_train
+
+    return run_ray_train

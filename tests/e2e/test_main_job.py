@@ -178,6 +178,14 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_made(
     assert not out.exists()
 
 
+def test_an_unreachable_cluster_is_refused_before_anything_is_made(shell: Shell, tmp_path: Path) -> None:
+    offline = Shell(shell.folder, {"RAY_ADDRESS": "127.0.0.1:9"})
+    out = tmp_path / "runs"
+    line = offline.refusal("train", "toy.yaml", "--out", str(out), code=3)
+    assert "Ray at RAY_ADDRESS=127.0.0.1:9 cannot be reached" in line
+    assert not out.exists()
+
+
 def stop_at(shell: Shell, line: str, signum: signal.Signals, *arguments: str) -> str:
     """Run a command up to a line on stderr, then end it by a signal; returns stderr.
 
