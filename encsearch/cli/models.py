@@ -54,11 +54,11 @@ def predict(model: str, images: tuple[Path, ...], out: Path, device: str, as_jso
     targets = _targets(files, out)
     predictor = load(bundle_source(model), device=device)
     palette = np.array(predictor.info.palette, dtype=np.uint8)
-    _make_folder(out)
     results = []
     for number, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
         pixels = read_image(file)
         (label_map,) = predictor.predict(pixels)
+        _make_folder(out)
         Image.fromarray(label_map).save(target)
         Image.fromarray(overlay(pixels, label_map, palette)).save(_overlay_of(target))
         found = [predictor.info.classes[int(label)] for label in np.unique(label_map)]
