@@ -7,7 +7,7 @@ parameter and the MLflow param. Every default lives in this file.
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice, product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,8 +22,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
-# Of the choices of a search space; more than this are not all tried when a recipe is loaded.
-MAX_COMBINATIONS = 256
+# Of an integer range in a search space, so many values are tried when a recipe is loaded.
+MAX_EXAMPLES = 16
 
 
 class Section(BaseModel):
@@ -172,9 +172,14 @@ class Dimension(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Of a range, both ends and, if it is of real numbers, one between that is not a whole number."""
+        """Values that stand for all: the choices; of a range both ends and some between."""
+        if self.kind == "choice":
+            return self.values
         low, high = self.values
-        return (low, high) if self.kind.endswith("integer") else (low, high, low + 0.381966 * (high - low))
+        if not self.kind.endswith("integer"):
+            return (low, high, low + 0.381966 * (high - low))  # the third is not a whole number
+        count = min(high - low, MAX_EXAMPLES - 1)
+        return tuple(low + (high - low) * step // count for step in range(count + 1))
 
     def holds(self, value: Any) -> bool:
         """Whether the sampler could draw `value`."""
@@ -227,6 +232,16 @@ class SearchConfig(Section):
     asha: AshaConfig = AshaConfig()
     enqueue: tuple[dict[str, Any], ...] = Field((), description="points to try first, as path: value")
     confirm: ConfirmConfig = ConfirmConfig()
+
+    @field_validator("enqueue", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, points: Any) -> Any:
+        if not isinstance(points, list):
+            return points
+        return [
+            {path: _number(value) for path, value in point.items()} if isinstance(point, dict) else point
+            for point in points
+        ]
 
 
 class PromoteConfig(Section):
@@ -282,19 +297,18 @@ class Config(Section):
         space = self.search.space
         for path in space:
             _check_searchable(path)
-        choices = {path: dimension.values for path, dimension in space.items() if dimension.choice}
-        for values in islice(product(*choices.values()), MAX_COMBINATIONS):
-            _check_point(self, dict(zip(choices, values, strict=True)))
-        first = {path: values[0] for path, values in choices.items()}
-        for path, dimension in space.items():
-            for value in () if path in choices else dimension.examples:
-                _check_point(self, {**first, path: value})
+        first = {path: dimension.examples[0] for path, dimension in space.items()}
+        # What makes a configuration invalid is one value, or two that do not go together.
+        for pair in combinations(space, min(2, len(space))):
+            for values in product(*(space[path].examples for path in pair)):
+                _check_point(self, {**first, **dict(zip(pair, values, strict=True))})
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
                 if path not in space:
                     raise ValueError(f"search.enqueue[{number}] names {path}, which is not in search.space")
                 if not space[path].holds(value):
                     raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
+            _check_point(self, {**first, **point})
         return self
 
 
@@ -414,6 +428,7 @@ def _check_searchable(path: str) -> None:
 
 
 def _check_point(config: Config, values: Mapping[str, Any]) -> None:
+    """Refuse a point of the space that is no valid configuration of a trial or of a finalist."""
     assert config.search is not None
     workers = {config.scaling.num_workers, config.search.confirm.num_workers or config.scaling.num_workers}
     for num_workers in sorted(workers):
@@ -423,8 +438,11 @@ def _check_point(config: Config, values: Mapping[str, Any]) -> None:
         try:
             Config.model_validate(tree)
         except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            point = ", ".join(f"{path}={value!r}" for path, value in values.items())
+            problem = error.errors()[0]
+            found = ".".join(map(str, problem["loc"]))
+            named = {found: values[found]} if found in values else values
+            point = ", ".join(f"{path}={value!r}" for path, value in named.items())
+            message = problem["msg"].removeprefix("Value error, ")
             raise ValueError(f"search.space: {point} is not valid: {message}") from None
 
 

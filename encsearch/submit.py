@@ -274,8 +274,8 @@ def _check_port(address: str) -> None:
         raise UserError(f"address {address} is none of http://HOST:PORT, HOST:PORT and ray://HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise _unreachable(address, error.strerror or str(error)) from None
+    except (OSError, OverflowError, ValueError) as error:  # a host that is no name is a ValueError
+        raise _unreachable(address, getattr(error, "strerror", None) or str(error)) from None
 
 
 def _unreachable(address: str | None, reason: str) -> PreflightError:

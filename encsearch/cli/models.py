@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import emit, json_option, percent, say, table
 from encsearch.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 model_argument = click.argument("model")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -54,13 +58,15 @@ def predict(model: str, images: tuple[Path, ...], out: Path, device: str, as_jso
     targets = _targets(files, out)
     predictor = load(bundle_source(model), device=device)
     palette = np.array(predictor.info.palette, dtype=np.uint8)
+    for file in files:
+        read_image(file)  # a damaged one is found before anything is written
+    _make_folder(out)
     results = []
     for number, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
         pixels = read_image(file)
         (label_map,) = predictor.predict(pixels)
-        _make_folder(out)
-        Image.fromarray(label_map).save(target)
-        Image.fromarray(overlay(pixels, label_map, palette)).save(_overlay_of(target))
+        _save(Image.fromarray(label_map), target)
+        _save(Image.fromarray(overlay(pixels, label_map, palette)), _overlay_of(target))
         found = [predictor.info.classes[int(label)] for label in np.unique(label_map)]
         results.append({"image": str(file), "labels": str(target), "classes": found})
         if number % 50 == 0:
@@ -131,6 +137,17 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
+
+
+def _save(picture: "Image", target: Path) -> None:
+    """Whole or not at all."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    try:
+        picture.save(scratch, "PNG")
+        scratch.replace(target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
 def _overlay_of(target: Path) -> Path:

@@ -118,7 +118,7 @@ def _check_listening(address: str) -> None:
         return  # "auto", "local" and the like are for Ray to resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # a host that is no name is a ValueError
         raise PreflightError(
             f"Ray at RAY_ADDRESS={address} cannot be reached: {error}; start the cluster or unset RAY_ADDRESS"
         ) from None

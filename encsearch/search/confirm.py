@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config, with_values
+from encsearch.errors import TrainingError
 from encsearch.records import Recorder, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.finalists import (
@@ -32,6 +33,10 @@ class ConfirmObserver(Protocol):
         """A training has ended; its recorder is still open."""
         ...
 
+    def finalist_failed(self, name: str, reason: str) -> None:
+        """A training came to nothing; its recorder is closed, and the others go on."""
+        ...
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -47,7 +52,8 @@ def confirm(
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every confirmation seed.
 
-    By Ray Train, one training after the other, each in its own folder below `folder`.
+    By Ray Train, one training after the other, each in its own folder below `folder`. One that fails is told
+    and left out. Raises TrainingError when no finalist is left.
     """
     assert config.search is not None
     plan = config.search.confirm
@@ -62,7 +68,10 @@ def confirm(
         for record in pick_finalists(records, plan.finalists)
         for seed in plan.seeds
     ]
-    best = pick_winner(finalists)
+    trained = [finalist for finalist in finalists if finalist]
+    if not trained:
+        raise TrainingError(f"all of {len(finalists)} finalists failed, though their trials did not")
+    best = pick_winner(trained)
     baselines = [
         _train(
             f"{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
@@ -74,12 +83,18 @@ def confirm(
         for context in plan.baselines
         for seed in plan.seeds
     ]
-    return Confirmation(tuple(finalists), tuple(baselines), best)
+    return Confirmation(tuple(trained), tuple(filter(None, baselines)), best)
 
 
-def _train(name: str, trial: int | None, config: Config, folder: Path, observer: ConfirmObserver) -> Finalist:
+def _train(
+    name: str, trial: int | None, config: Config, folder: Path, observer: ConfirmObserver
+) -> Finalist | None:
     recorder = observer.open_finalist(name, trial, config)
-    with recording(recorder):
-        finalist = Finalist(name, trial, config, run_ray_train(config, folder / name, recorder))
-        observer.finalist_trained(finalist)
+    try:
+        with recording(recorder):
+            finalist = Finalist(name, trial, config, run_ray_train(config, folder / name, recorder))
+            observer.finalist_trained(finalist)
+    except TrainingError as error:
+        observer.finalist_failed(name, str(error))
+        return None
     return finalist

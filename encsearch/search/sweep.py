@@ -13,6 +13,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from encsearch.config import Config
 from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
+from encsearch.search.finalists import pick_finalists
 from encsearch.search.ledger import Ledger, SweepObserver
 from encsearch.search.study import Study
 from encsearch.search.trial import Trial, trial_resources
@@ -26,7 +27,7 @@ def run_sweep(config: Config, folder: Path, observer: SweepObserver) -> tuple[Tr
     """Run `config.search` on the connected Ray and return all trials, each in a terminal state.
 
     `folder` gets `study.journal`, and `trials/` with the last checkpoint of each.
-    Raises TrainingError when no trial reported anything.
+    Raises TrainingError when every trial failed.
     """
     search = config.search
     assert search is not None
@@ -61,9 +62,9 @@ def run_sweep(config: Config, folder: Path, observer: SweepObserver) -> tuple[Tr
     finally:
         ledger.end_all("the sweep ended before the trial did")
     records = study.records()
-    if all(record.value is None for record in records):
+    if not pick_finalists(records, 1):
         reasons = sorted({str(record.reason) for record in records})
-        raise TrainingError(f"none of {len(records)} trials reported a metric: {'; '.join(reasons)}")
+        raise TrainingError(f"all of {len(records)} trials failed: {'; '.join(reasons)}")
     return records
 
 

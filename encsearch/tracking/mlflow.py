@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, UserError
 from encsearch.records import Report, Status
 from encsearch.spool import append
 from encsearch.tracking.uris import resolve_uri, sqlite_path, without_secrets
@@ -87,6 +87,20 @@ def start_run(
             tracking.client.set_terminated(run.info.run_id, "FAILED")
             raise
     return MlflowRecorder(tracking, run.info.run_id, artifact_dir)
+
+
+def check_run(tracking: Tracking, run_id: str) -> None:
+    """Raises UserError when the store does not have the run."""
+    with answering(tracking.uri):
+        try:
+            tracking.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"MLflow at {without_secrets(tracking.uri)} has no run {run_id}; "
+                "set MLFLOW_TRACKING_URI to the store that it was recorded in"
+            ) from None
 
 
 class MlflowRecorder:

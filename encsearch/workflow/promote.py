@@ -11,7 +11,7 @@ from encsearch.config import with_values
 from encsearch.errors import GateRefusedError
 from encsearch.evaluation import score_bundle, unchanged_store
 from encsearch.tracking.links import model_link, ui_base
-from encsearch.tracking.mlflow import Tracking, connect
+from encsearch.tracking.mlflow import Tracking, check_run, connect
 from encsearch.tracking.promotion import Candidate, Decision, decide
 from encsearch.tracking.registry import champion, download_bundle, register, set_alias
 from encsearch.tracking.uris import existing_store
@@ -43,6 +43,7 @@ def promote(source: str, *, alias: str | None = None, store: str | None = None) 
     """
     with tempfile.TemporaryDirectory() as scratch:
         tracking, run_id, folder = _find(source, Path(scratch))
+        check_run(tracking, run_id)
         candidate = read_bundle(folder)
         config = with_values(candidate.config, {} if alias is None else {"promote.alias": alias})
         settings, alias = config.promote, config.promote.alias

@@ -58,9 +58,8 @@ def sweep(config: Config, out: Path, progress: Progress) -> Swept:
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
     found = preflight(config, out)
-    tracking = connect()
     with ray_session(needs=_largest(config)):
-        return _sweep(config, out, progress, tracking, found.fingerprint)
+        return _sweep(config, out, progress, connect(), found.fingerprint)
 
 
 def _sweep(config: Config, out: Path, progress: Progress, tracking: Tracking, fingerprint: str) -> Swept:
@@ -111,7 +110,8 @@ def rewrite_report(folder: Path) -> Path:
     except FileNotFoundError:
         raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
     except ValueError as error:
-        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({str(error).splitlines()[0]})") from None
+        reason = ", ".join(str(error).splitlines()[:3])
+        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
@@ -158,6 +158,9 @@ class _Observer:
         write_panels(bundle, artifacts)
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
 
+    def finalist_failed(self, name: str, reason: str) -> None:
+        self._progress.say(f"{name} failed: {reason}")
+
     def _open(
         self, name: str, kind: str, config: Config, artifacts: Path, tags: dict[str, str]
     ) -> TrainingRecorder:
@@ -190,7 +193,8 @@ def _largest(config: Config) -> ScalingConfig:
 def _compare_models(confirmation: Confirmation, target: Path) -> Path:
     """A sheet of the baselines' and the winner's predictions on the same validation images."""
     winner = confirmation.winner
-    models = {_title(f): Predictor(_bundle(f)) for f in (*confirmation.baselines, winner)}
+    first_of_each = {_title(f): f for f in reversed((*confirmation.baselines, winner))}
+    models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
     dataset = open_split(winner.config.data.store, winner.config.data.val_split)
     target.parent.mkdir(parents=True, exist_ok=True)
     comparison_sheet(evenly_spaced(dataset, SHEET_IMAGES), dataset.info, models).save(target)

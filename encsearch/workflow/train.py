@@ -34,8 +34,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     """
     config = config.model_copy(update={"search": None})
     found = preflight(config, out)
-    tracking = connect()
     with nullcontext() if in_process else ray_session(needs=config.scaling):
+        tracking = connect()
         folder = new_folder(out, config.name)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         recorder = recorder_of(

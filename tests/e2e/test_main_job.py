@@ -179,11 +179,11 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_made(
 
 
 def test_an_unreachable_cluster_is_refused_before_anything_is_made(shell: Shell, tmp_path: Path) -> None:
-    offline = Shell(shell.folder, {"RAY_ADDRESS": "127.0.0.1:9"})
-    out = tmp_path / "runs"
-    line = offline.refusal("train", "toy.yaml", "--out", str(out), code=3)
+    offline = Shell(tmp_path, {"RAY_ADDRESS": "127.0.0.1:9"})
+    recipe, store = shell.folder / "toy.yaml", shell.folder / "scenes"
+    line = offline.refusal("train", str(recipe), f"data.store={store}", code=3)
     assert "Ray at RAY_ADDRESS=127.0.0.1:9 cannot be reached" in line
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def stop_at(shell: Shell, line: str, signum: signal.Signals, *arguments: str) -> str:

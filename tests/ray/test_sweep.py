@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, with_values
+from encsearch.errors import TrainingError
 from encsearch.records import MemoryRecorder, Recorder
+from encsearch.search.confirm import confirm
+from encsearch.search.finalists import Finalist
 from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep
-from encsearch.search.trials import TrialEvent
+from encsearch.search.trials import TrialEvent, TrialRecord
 
 
 class Observer:
@@ -73,3 +76,54 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
     assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
     assert config.search
     assert Study(tmp_path, "toy", config.search).records() == records
+
+
+def test_a_sweep_whose_trials_all_diverge_says_so(toy_config: Config, tmp_path: Path) -> None:
+    """Also when they reported an epoch before."""
+    config = _diverging_sweep(toy_config)
+
+    with pytest.raises(TrainingError, match=r"all of 1 trials failed: non-finite gradient by step \d+"):
+        run_sweep(config, tmp_path, Observer())
+
+
+def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    config = _diverging_sweep(toy_config)
+    record = TrialRecord(0, POINTS[-1], "COMPLETE", 0.5, ((8, 0.5),), 1.0)
+    observer = FinalistObserver()
+
+    with pytest.raises(TrainingError, match="all of 1 finalists failed"):
+        confirm(config, [record], tmp_path, observer)
+
+    assert observer.recorder.status == "FAILED"
+    assert "non-finite gradient" in observer.failed["trial0-seed1"]
+
+
+class FinalistObserver:
+    """Remembers what became of the finalists."""
+
+    def __init__(self) -> None:
+        self.recorder = MemoryRecorder()
+        self.failed: dict[str, str] = {}
+
+    def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
+        return self.recorder
+
+    def finalist_trained(self, finalist: Finalist) -> None:
+        raise AssertionError(finalist)
+
+    def finalist_failed(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+
+
+def _diverging_sweep(toy_config: Config) -> Config:
+    search = {
+        "space": {
+            "optim.lr": {"loguniform": [1e-6, 10.0]},
+            "optim.weight_decay": {"uniform": [0.0, 1.0]},
+        },
+        "enqueue": POINTS[-1:],
+        "num_trials": 1,
+    }
+    return with_values(toy_config, {"train.epochs": 8, "search": search})

@@ -115,6 +115,7 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("search.space.model.num_codewords={loguniform: [8, 64]}", "fractional part"),
         ("search.enqueue=[{optim.lr: 5}]", "search.enqueue[0]: optim.lr=5 is outside search.space"),
         ("search.enqueue=[{model.num_codewords: 5}]", "num_codewords=5 is outside search.space"),
+        ("search.space.model.output_stride={integer: [4, 8]}", "model.output_stride=5 is not valid"),
         ("search.confirm.seeds=[1, 1]", "seeds=[1, 1] names a training twice"),
         ("search.confirm.seeds=[-1]", "greater than or equal to 0"),
         ("promote.alias=Latest", "alias=Latest is reserved by MLflow"),
@@ -154,6 +155,36 @@ def test_choices_must_be_valid_together(recipe: Path) -> None:
     overrides += ["search.space.model.output_stride={choice: [8, 16]}"]
     with pytest.raises(UserError, match="output_stride=16 does not exist for tiny"):
         load_config(recipe, overrides)
+
+
+def test_every_whole_number_of_a_range_must_divide(recipe: Path) -> None:
+    overrides = [
+        "search.confirm.num_workers=2",
+        "search.space.train.global_batch_size={integer: [2, 4]}",
+    ]
+
+    with pytest.raises(UserError, match="global_batch_size=3 is not divisible by num_workers=2"):
+        load_config(recipe, overrides)
+
+
+def test_no_choice_of_a_large_space_is_left_unchecked(recipe: Path) -> None:
+    many = list(range(8, 24))
+    overrides = [
+        "scaling.num_workers=2",
+        "search.space.train.global_batch_size={choice: [4, 3]}",
+        f"search.space.model.num_codewords={{choice: {many}}}",
+        f"search.space.model.channels={{choice: {many}}}",
+    ]
+
+    with pytest.raises(UserError, match="global_batch_size=3 is not divisible"):
+        load_config(recipe, overrides)
+
+
+def test_an_enqueued_1e_2_is_a_number_as_everywhere_else(recipe: Path) -> None:
+    config = load_config(recipe, ["search.enqueue=[{optim.lr: 1e-2}]"])
+
+    assert config.search is not None
+    assert config.search.enqueue == ({"optim.lr": 0.01},)
 
 
 def test_a_log_range_of_whole_numbers_can_be_searched(recipe: Path) -> None:
