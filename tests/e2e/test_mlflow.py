@@ -23,7 +23,7 @@ from encsearch.spool import SpoolReader
 from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import ui_command
-from encsearch.tracking.mlflow import MlflowRecorder, Tracking, connect, start_run
+from encsearch.tracking.mlflow import MlflowRecorder, Tracking, check_run, connect, start_run
 from encsearch.tracking.registry import champion, download_bundle, model_versions, register, set_alias
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
@@ -105,6 +105,12 @@ def test_a_diverged_epoch_is_recorded_and_is_not_the_best(tracking: Tracking) ->
     recorder.close("FAILED")
     assert math.isnan(history(tracking, recorder.run_id, "mIoU")[1][1])
     assert history(tracking, recorder.run_id, "best/mIoU") == [(0, 0.3), (100, 0.3), (200, 0.3)]
+
+
+def test_a_run_that_another_store_holds_is_not_promoted_here(tracking: Tracking) -> None:
+    check_run(tracking, start(tracking).run_id)
+    with pytest.raises(UserError, match="has no run 0123; set MLFLOW_TRACKING_URI to the store"):
+        check_run(tracking, "0123")
 
 
 @pytest.fixture(scope="session")
