@@ -276,10 +276,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
-        worker_counts = [self.scaling.num_workers]
-        if self.search and self.search.confirm.num_workers:
-            worker_counts.append(self.search.confirm.num_workers)
-        for workers in worker_counts:
+        for workers in _worker_counts(self):
             size = self.train.global_batch_size
             if size % workers:
                 below, above = size // workers * workers, (size // workers + 1) * workers
@@ -287,6 +284,16 @@ class Config(Section):
                 raise ValueError(
                     f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_has_values(self) -> "Config":
+        crop, stride = self.augment.crop, self.model.output_stride
+        if crop and crop <= stride and self.train.global_batch_size in _worker_counts(self):
+            raise ValueError(
+                f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
+                f"single value; try a crop over {stride} or a larger global_batch_size"
+            )
         return self
 
     @model_validator(mode="after")
@@ -427,11 +434,17 @@ def _check_searchable(path: str) -> None:
         )
 
 
+def _worker_counts(config: Config) -> list[int]:
+    """Of every training that the recipe leads to: trials, or the one training, and finalists."""
+    counts = {config.scaling.num_workers}
+    if config.search and config.search.confirm.num_workers:
+        counts.add(config.search.confirm.num_workers)
+    return sorted(counts)
+
+
 def _check_point(config: Config, values: Mapping[str, Any]) -> None:
     """Refuse a point of the space that is no valid configuration of a trial or of a finalist."""
-    assert config.search is not None
-    workers = {config.scaling.num_workers, config.search.confirm.num_workers or config.scaling.num_workers}
-    for num_workers in sorted(workers):
+    for num_workers in _worker_counts(config):
         tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
         for path, value in {**values, "scaling.num_workers": num_workers}.items():
             _set_leaf(tree, path, value)

@@ -56,16 +56,6 @@ def recording(recorder: Recorder) -> Iterator[None]:
     recorder.close("FINISHED")
 
 
-class NullRecorder:
-    """Records nothing."""
-
-    def log(self, report: Report) -> None:
-        pass
-
-    def close(self, status: Status) -> None:
-        pass
-
-
 class MemoryRecorder:
     """Keeps the reports in a list, for tests and notebooks."""
 

@@ -67,9 +67,11 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read and verify the manifest of the store at `path`. Raises StoreError."""
     store = Path(path)
     file = store / MANIFEST_FILE
-    if not store.is_dir():
-        raise StoreError(f"{store}: no such store; make one with `encsearch data import` or `data scenes`")
     try:
+        if not store.is_dir():
+            raise StoreError(
+                f"{store}: no such store; make one with `encsearch data import` or `data scenes`"
+            )
         values = json.loads(file.read_bytes())
         version = values["version"]
     except FileNotFoundError:

@@ -64,9 +64,9 @@ def write_store(
     errors of the iterables pass through.
     """
     store = Path(path)
-    _check_free(store)
     building = store.absolute().with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
     try:
+        _check_free(store)
         building.mkdir(parents=True)
         written = {
             name: _write_split(building, name, info, samples, shard_bytes) for name, samples in splits.items()

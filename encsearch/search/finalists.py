@@ -46,7 +46,7 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int) -> Con
         "scaling.num_workers": confirm.num_workers or config.scaling.num_workers,
         "train.epochs": confirm.epochs or config.train.epochs,
     }
-    return with_values(config, changed).model_copy(update={"search": None})
+    return with_values(config.model_copy(update={"search": None}), changed)
 
 
 def pick_winner(finalists: Sequence[Finalist]) -> Finalist:

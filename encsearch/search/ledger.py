@@ -54,7 +54,7 @@ class Ledger:
         """Ask the study for a new trial's values; what Tune hands to the trial."""
         number, values = self._study.ask()
         try:
-            config = with_values(self.config, values).model_copy(update={"search": None})
+            config = with_values(self.config.model_copy(update={"search": None}), values)
         except UserError as error:
             self._study.fail(number, str(error))
             raise

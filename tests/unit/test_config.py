@@ -233,3 +233,11 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert recipes
     for recipe in recipes:
         assert isinstance(load_config(recipe), Config)
+
+
+def test_batch_norm_needs_more_than_one_value(recipe: Path) -> None:
+    one_image = ["train.global_batch_size=1", "model.output_stride=8"]
+    load_config(recipe, [*one_image, "augment.crop=9"])
+
+    with pytest.raises(UserError, match=r"augment\.crop=8 at output_stride=8 with one image a worker"):
+        load_config(recipe, [*one_image, "augment.crop=8"])

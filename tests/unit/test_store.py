@@ -332,3 +332,12 @@ def test_split_stats_counts_pixels_images_and_sizes(tmp_path: Path) -> None:
     assert stats.num_samples == 3
     assert stats.ignored_share == pytest.approx(1 / 16)
     assert stats.sizes == (((3, 2), 2), ((1, 4), 1))
+
+
+def test_a_name_that_no_file_can_have_is_one_line() -> None:
+    name = "a" * 300
+
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_manifest(name)
+    with pytest.raises(UserError, match="cannot write the store"):
+        write_store(name, INFO, {})
