@@ -19,8 +19,8 @@ from encsearch.errors import UserError
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"]
-
+Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
+Context = Literal["encoding", "gate", "none"]
 
 # Of an integer range in a search space, so many values are tried when a recipe is loaded.
 MAX_EXAMPLES = 16
@@ -60,24 +60,84 @@ class AugmentConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """EncNet and the baselines it is compared with; the paper's symbol is named where it has one."""
+# Where the paper, the authors' published code and mmsegmentation's EncHead differ.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "aggregate": "sum",
+        "scaling": "multiply",
+        "encoding_conv": False,
+        "auxiliary": "se",
+        "lateral": False,
+        "align_corners": False,
+    },
+    "reference": {
+        "aggregate": "mean",
+        "scaling": "residual",
+        "encoding_conv": True,
+        "auxiliary": "fcn",
+        "lateral": True,
+        "align_corners": True,
+    },
+    "mmseg": {
+        "aggregate": "mean",
+        "scaling": "residual",
+        "encoding_conv": True,
+        "auxiliary": "fcn",
+        "lateral": False,
+        "align_corners": False,
+    },
+}
 
-    backbone: BackboneName = "resnet50"
-    weights: str | None = Field(None, description="state-dict file of the backbone (.safetensors or .pth)")
-    output_stride: Literal[4, 8, 16, 32] = Field(8, description="resnet*: 8, 16 or 32; tiny: 4 or 8")
-    context: Literal["encoding", "gate", "none"] = Field(
-        "encoding", description="encoding: EncNet; gate: global average pooling in its place; none: FCN"
+
+class ModelConfig(Section):
+    """EncNet and what it is compared with; the paper's symbol is named where it has one.
+
+    A value that `preset` names takes the preset's unless it is given.
+    """
+
+    backbone: str = Field(
+        "resnet50",
+        pattern=r"^(timm:)?[A-Za-z0-9_.]+$",
+        max_length=80,
+        description="tiny, a ResNet, ResNeXt or Wide ResNet, resnet50s (deep stem), timm:NAME",
+    )
+    weights: str | None = Field(
+        None,
+        description="state-dict file of the backbone (.safetensors or .pth), or imagenet for published ones",
+    )
+    output_stride: Literal[4, 8, 16, 32] = Field(8, description="8, 16 or 32; tiny: 4 or 8")
+    head: Head = Field("fcn", description="what makes the features that are classified")
+    context: Context = Field(
+        "encoding", description="above the head: encoding (EncNet), gate (average pooling), none"
+    )
+    preset: Literal["paper", "reference", "mmseg"] = Field(
+        "mmseg", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
+    codeword_init: Literal["published"] = "published"
     channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
-    aggregate: Literal["sum", "mean"] = Field(
-        "mean", description="over K: sum (paper) or mean (reference code)"
+    rescale_encoding: bool = Field(
+        False, description="to the number of pixels in training, so that the image size does not matter"
     )
+    aggregate: Literal["sum", "mean"] = Field("mean", description="over K")
     scaling: Literal["multiply", "residual"] = Field(
-        "residual", description="multiply: x*gamma (paper); residual: relu(x + x*gamma) (reference code)"
+        "residual", description="multiply: x*gamma; residual: relu(x + x*gamma)"
     )
+    encoding_conv: bool = Field(True, description="conv1x1-BN-ReLU before the encoding")
+    auxiliary: Literal["fcn", "se", "none"] = Field(
+        "fcn",
+        description="on stage 3: FCN head; se: a second context module for its SE-loss, if context is on",
+    )
+    lateral: bool = Field(False, description="whether the fcn head joins the features of stages 2 and 3")
+    align_corners: bool = Field(False, description="of the upsampled logits")
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _take_preset(self) -> "ModelConfig":
+        values = {name: v for name, v in PRESETS[self.preset].items() if name not in self.model_fields_set}
+        # Not by assignment: the values are not set, so that another preset replaces them.
+        self.__dict__.update(values)
+        return self
 
     @model_validator(mode="after")
     def _stride_exists(self) -> "ModelConfig":
@@ -90,10 +150,33 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Pixel cross-entropy plus the two weighted terms of the paper."""
+    """Pixel cross-entropy plus the weighted terms; a weight of 0 switches a term off."""
 
-    se_weight: float = Field(0.2, ge=0, le=10, description="weight of the SE-loss (alpha)")
+    se_weight: float = Field(0.2, ge=0, le=10, description="weight of each SE-loss (alpha)")
     aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
+    dice_weight: float = Field(0.0, ge=0, le=10, description="weight of the soft Dice loss")
+    class_weights: Literal["none", "median_frequency"] | dict[str, float] = Field(
+        "none", description="of the cross-entropy: none, median_frequency, or a weight by class name"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ohem_threshold: float | None = Field(
+        None, gt=0, lt=1, description="online hard example mining: pixels under this probability; null: all"
+    )
+    ohem_min_share: float = Field(
+        1 / 16, gt=0, le=1, description="least share of an image's pixels that OHEM keeps"
+    )
+
+
+class EvalConfig(Section):
+    """How a trained model is scored and predicts; training validates whole images at scale 1."""
+
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field(
+        (1.0,), min_length=1, description="zoom factors whose probabilities are averaged"
+    )
+    flip: bool = Field(False, description="average with the mirrored image")
+    window: int | None = Field(None, ge=8, le=8192, description="side of the sliding window, px; null: whole")
+    overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that the next one covers again")
+    background: str | None = Field(None, description="class left out of mIoU/foreground")
 
 
 class OptimConfig(Section):
@@ -244,6 +327,23 @@ class SearchConfig(Section):
         ]
 
 
+class AblateConfig(Section):
+    """The ablation of the paper: what is trained with each seed and budget, and compared."""
+
+    seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    epochs: tuple[Positive, ...] = Field((), description="budgets; empty: train.epochs alone")
+    heads: tuple[Head, ...] = Field(
+        ("pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"),
+        description="to compare with",
+    )
+    codewords: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32, 64), description="K of the curve")
+    se_weights: tuple[float, ...] = Field((0.0, 0.1, 0.2, 0.4, 0.8), description="alpha of the curve")
+    scales: tuple[float, ...] = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="of the multi-scale row, with flip; empty: no such row"
+    )
+    rows: dict[str, dict[str, Any]] = Field({}, description="further rows by name: path: value")
+
+
 class PromoteConfig(Section):
     """Name in the model registry, and what a candidate must gain over the champion."""
 
@@ -273,6 +373,8 @@ class Config(Section):
     scaling: ScalingConfig = ScalingConfig()
     search: SearchConfig | None = None
     promote: PromoteConfig = PromoteConfig()
+    eval: EvalConfig = EvalConfig()
+    ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":

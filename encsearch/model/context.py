@@ -1,8 +1,7 @@
 """Context modules: one vector per image scales every channel and tells which classes are present.
 
-`ContextEncodingModule` is EncNet's; `PooledGate` is the control with average pooling in its place. The paper
-applies two Context Encoding Modules, on stages 3 and 4; the reference code, and we, apply one on stage 4 and
-an auxiliary FCN head on stage 3.
+The vector comes from `EncodedSemantics` in EncNet, and from `PooledSemantics`, average pooling in its place,
+in the control.
 """
 
 from typing import Literal, NamedTuple
@@ -11,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encsearch.config import ModelConfig
 from encsearch.model.encoding import Encoding
 from encsearch.model.heads import conv_bn_relu
-
-Aggregate = Literal["sum", "mean"]
-Scaling = Literal["multiply", "residual"]
 
 
 class ContextOutput(NamedTuple):
@@ -25,70 +22,88 @@ class ContextOutput(NamedTuple):
     presence_logits: Tensor
 
 
-class ContextEncodingModule(nn.Module):
-    """EncNet's module: (B, C, H, W) -> ContextOutput.
+def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
+    """What turns features (B, C, H, W) into the context vector (B, C); None for `context: none`."""
+    if model.context == "encoding":
+        return EncodedSemantics(channels, model)
+    return PooledSemantics(channels) if model.context == "gate" else None
 
-    - A 1x1 convolution with BN and ReLU before the encoding: reference code only.
+
+class ContextModule(nn.Module):
+    """Scale features by what `semantics` says of the whole image: (B, C, H, W) -> ContextOutput.
+
+    With EncodedSemantics it is the paper's Context Encoding Module. The scaling factors
+    gamma = sigmoid(W e) multiply the features (paper, `multiply`) or give relu(x + x * gamma) (reference
+    code, `residual`). The presence logits are linear in the same vector (both).
+    """
+
+    def __init__(
+        self, semantics: nn.Module, channels: int, num_classes: int, scaling: Literal["multiply", "residual"]
+    ) -> None:
+        super().__init__()
+        self.semantics = semantics
+        self.weigh = nn.Linear(channels, channels)
+        self.presence = nn.Linear(channels, num_classes)
+        self.scaling = scaling
+
+    def forward(self, features: Tensor) -> ContextOutput:
+        semantics = self.semantics(features)
+        scaling_factors = torch.sigmoid(self.weigh(semantics))[:, :, None, None]
+        scaled = features * scaling_factors
+        if self.scaling == "residual":
+            scaled = F.relu(features + scaled)
+        return ContextOutput(scaled, self.presence(semantics))
+
+
+class EncodedSemantics(nn.Module):
+    """The encoding as one vector: (B, C, H, W) -> (B, C).
+
+    - `encoding_conv`, a 1x1 convolution with BN and ReLU before the encoding: reference code only.
     - BN per codeword, that is over (B, C), and ReLU, on the encoding (B, K, C): both.
     - The sum over the K codewords: paper (`aggregate="sum"`); their mean: reference code.
     """
 
-    def __init__(
-        self, channels: int, num_classes: int, num_codewords: int, aggregate: Aggregate, scaling: Scaling
-    ) -> None:
+    def __init__(self, channels: int, model: ModelConfig) -> None:
         super().__init__()
-        self.encoding = nn.Sequential(
-            conv_bn_relu(channels, channels, kernel_size=1),
-            Encoding(channels, num_codewords),
-            nn.BatchNorm1d(num_codewords),
-            nn.ReLU(inplace=True),
-        )
-        self.aggregate = {"sum": torch.sum, "mean": torch.mean}[aggregate]
-        self.gate = ChannelGate(channels, num_classes, scaling)
+        self.conv = conv_bn_relu(channels, channels, kernel_size=1) if model.encoding_conv else nn.Identity()
+        self.encoding = Encoding(channels, model.num_codewords)
+        self.norm = nn.BatchNorm1d(model.num_codewords)
+        self.aggregate = {"sum": torch.sum, "mean": torch.mean}[model.aggregate]
 
-    def forward(self, features: Tensor) -> ContextOutput:
-        encoding = self.aggregate(self.encoding(features), dim=1)
-        output: ContextOutput = self.gate(features, encoding)
-        return output
+    def forward(self, features: Tensor) -> Tensor:
+        return self.aggregate(F.relu(self.norm(self.encoding(self.conv(features)))), dim=1)
 
 
-class PooledGate(nn.Module):
-    """The control without codewords: (B, C, H, W) -> ContextOutput, by average pooling and BN over the batch.
+class PooledSemantics(nn.Module):
+    """The control without codewords: (B, C, H, W) -> (B, C), by average pooling and BN over the batch.
 
     The paper's ablation calls this K = 0. The BN is ours: without it the SE-loss hardly trains the gate. No
-    1x1 convolution stands before the pooling, which makes the module C * C weights smaller than EncNet's.
+    1x1 convolution stands before the pooling, which makes it C * C weights smaller than the reference's.
     """
 
-    def __init__(self, channels: int, num_classes: int, scaling: Scaling) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = BatchNormOfOne(channels)
-        self.gate = ChannelGate(channels, num_classes, scaling)
 
-    def forward(self, features: Tensor) -> ContextOutput:
-        output: ContextOutput = self.gate(features, self.norm(features.mean(dim=(2, 3))))
-        return output
+    def forward(self, features: Tensor) -> Tensor:
+        pooled: Tensor = self.norm(features.mean(dim=(2, 3)))
+        return pooled
 
 
-class ChannelGate(nn.Module):
-    """features (B, C, H, W), context (B, C) -> ContextOutput.
+class PresenceHead(nn.Module):
+    """The paper's second Context Encoding Module, on stage 3: its SE-loss alone, nothing is scaled.
 
-    The scaling factors gamma = sigmoid(W context) multiply the features (paper, `multiply`) or give
-    relu(x + x * gamma) (reference code, `residual`). The presence logits are linear in the context (both).
+    (B, C, H, W) -> presence logits (B, num_classes).
     """
 
-    def __init__(self, channels: int, num_classes: int, scaling: Scaling) -> None:
+    def __init__(self, semantics: nn.Module, channels: int, num_classes: int) -> None:
         super().__init__()
-        assert scaling in ("multiply", "residual"), scaling
-        self.scaling = scaling
-        self.weigh = nn.Linear(channels, channels)
+        self.semantics = semantics
         self.presence = nn.Linear(channels, num_classes)
 
-    def forward(self, features: Tensor, context: Tensor) -> ContextOutput:
-        scaling_factors = torch.sigmoid(self.weigh(context))[:, :, None, None]
-        scaled = features * scaling_factors
-        if self.scaling == "residual":
-            scaled = F.relu(features + scaled)
-        return ContextOutput(scaled, self.presence(context))
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.presence(self.semantics(features))
+        return logits
 
 
 class BatchNormOfOne(nn.BatchNorm1d):

@@ -1,6 +1,6 @@
-"""EncNet and its baselines: backbone, head, context module, auxiliary head."""
+"""EncNet and the networks it is compared with: backbone, head, context module, auxiliary branch."""
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -8,72 +8,77 @@ from torch import Tensor, nn
 
 from encsearch.config import ModelConfig
 from encsearch.model.backbones import build_backbone
-from encsearch.model.context import Aggregate, ContextEncodingModule, ContextOutput, PooledGate, Scaling
-from encsearch.model.heads import FCNHead
+from encsearch.model.context import ContextModule, PresenceHead, build_semantics
+from encsearch.model.heads import build_head, classifier, fcn_head
 
 
 class EncNetOutput(NamedTuple):
     """logits and aux_logits (B, num_classes, H, W) at the images' size, presence_logits (B, num_classes).
 
-    presence_logits is None without a context module, aux_logits outside training.
+    presence_logits is None without a context module. The auxiliary outputs are None outside training and
+    where the model has no such branch; aux_presence_logits (B, num_classes) are those of the paper's second
+    Context Encoding Module.
     """
 
     logits: Tensor
     presence_logits: Tensor | None
     aux_logits: Tensor | None
+    aux_presence_logits: Tensor | None = None
 
 
 class EncNet(nn.Module):
     """Context Encoding for Semantic Segmentation (Zhang et al., CVPR 2018): (B, 3, H, W) -> EncNetOutput.
 
-    `context="encoding"` is EncNet, `"gate"` puts average pooling in the place of the codewords, and `"none"`
-    is FCN: the same backbone and FCN heads, so that only the context module's weights are missing. Lateral
-    connections, which the reference code adds for some data sets, are left out as in the paper.
+    A head makes features of the backbone's four stages, a context module scales their channels, a classifier
+    and bilinear upsampling end it. With `head="fcn"`, `context="encoding"` is EncNet, `"gate"` puts average
+    pooling in the place of the codewords, and `"none"` is FCN, where only the context module is missing.
+
+    `options` are the other fields of `ModelConfig`, with its defaults: `preset`, `output_stride`, ...
 
     H and W are free. Training needs more than one value a channel for BN: two images, or one that is larger
-    than the output stride. Raises UserError for an unknown backbone or stride and for unfit weights.
+    than the output stride. Raises ValueError for options that are not valid, and UserError for an unknown
+    backbone or stride and for unfit weights.
     """
 
     def __init__(
-        self,
-        backbone: str = "resnet50",
-        num_codewords: int = 32,
-        num_classes: int = 59,
-        *,
-        context: Literal["encoding", "gate", "none"] = "encoding",
-        channels: int = 512,
-        output_stride: int = 8,
-        aggregate: Aggregate = "mean",
-        scaling: Scaling = "residual",
-        dropout: float = 0.1,
-        weights: str | None = None,
+        self, backbone: str = "resnet50", num_codewords: int = 32, num_classes: int = 59, **options: Any
     ) -> None:
         super().__init__()
-        assert context in ("encoding", "gate", "none"), context
-        self.backbone = build_backbone(backbone, output_stride, weights)
-        *_, stage3_channels, stage4_channels = self.backbone.channels
-        self.head = FCNHead(stage4_channels, channels, num_classes, dropout)
-        self.context: nn.Module | None = None
-        if context == "encoding":
-            self.context = ContextEncodingModule(channels, num_classes, num_codewords, aggregate, scaling)
-        elif context == "gate":
-            self.context = PooledGate(channels, num_classes, scaling)
-        self.aux_head = FCNHead(stage3_channels, stage3_channels // 4, num_classes, dropout)
+        model = ModelConfig(backbone=backbone, num_codewords=num_codewords, **options)
+        self.backbone = build_backbone(model.backbone, model.output_stride, model.weights)
+        *_, stage3, _ = self.backbone.channels
+        self.head = build_head(
+            model.head,
+            self.backbone.channels,
+            model.channels,
+            stride=model.output_stride,
+            lateral=model.lateral,
+        )
+        semantics = build_semantics(model, model.channels)
+        self.context = semantics and ContextModule(semantics, model.channels, num_classes, model.scaling)
+        self.classifier = classifier(model.channels, num_classes, model.dropout)
+        self.aux_head = fcn_head(stage3, num_classes, model.dropout) if model.auxiliary == "fcn" else None
+        aux_semantics = build_semantics(model, stage3) if model.auxiliary == "se" else None
+        self.aux_context = aux_semantics and PresenceHead(aux_semantics, stage3, num_classes)
+        self.align_corners = model.align_corners
 
     @classmethod
     def from_config(cls, model: ModelConfig, num_classes: int) -> Self:
-        return cls(num_classes=num_classes, **model.model_dump())
+        return cls(num_classes=num_classes, **model.model_dump(exclude_unset=True))
 
     def forward(self, images: Tensor) -> EncNetOutput:
-        *_, stage3, stage4 = self.backbone(images)
-        features = self.head.project(stage4)
-        presence_logits = None
+        stages = self.backbone(images)
+        features = self.head(stages)
+        presence_logits = aux_logits = aux_presence_logits = None
         if self.context is not None:
-            context: ContextOutput = self.context(features)
-            features, presence_logits = context
-        logits = _upsample(self.head.classify(features), images)
-        aux_logits = _upsample(self.aux_head(stage3), images) if self.training else None
-        return EncNetOutput(logits, presence_logits, aux_logits)
+            features, presence_logits = self.context(features)
+        logits = self._upsample(self.classifier(features), images)
+        *_, stage3, _ = stages
+        if self.training and self.aux_head is not None:
+            aux_logits = self._upsample(self.aux_head(stage3), images)
+        if self.training and self.aux_context is not None:
+            aux_presence_logits = self.aux_context(stage3)
+        return EncNetOutput(logits, presence_logits, aux_logits, aux_presence_logits)
 
     def parameter_groups(self, lr: float, head_lr_factor: float) -> list[dict[str, Any]]:
         """Optimizer groups: the backbone at `lr`, everything above it at `lr * head_lr_factor`.
@@ -87,12 +92,12 @@ class EncNet(nn.Module):
             {"params": heads, "lr": lr * head_lr_factor},
         ]
 
+    def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Bilinear, to the images' size, in float32 at least: cross-entropy would copy bfloat16 to it anyway.
 
-def _upsample(logits: Tensor, images: Tensor) -> Tensor:
-    """Bilinear, to the size of `images`, in float32 at least: cross-entropy would copy bfloat16 to it anyway.
-
-    Corners are not aligned (mmsegmentation; the reference code aligns them), so that a pixel's logits come
-    from the same distance whatever the size of the image.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        Without aligned corners (mmsegmentation; the reference code aligns them) a pixel's logits come from
+        the same distance whatever the size of the image.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        size = images.shape[-2:]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)

@@ -7,6 +7,7 @@ import pytest
 
 from encsearch.config import (
     Config,
+    ModelConfig,
     flatten,
     from_json,
     json_schema,
@@ -241,3 +242,22 @@ def test_batch_norm_needs_more_than_one_value(recipe: Path) -> None:
 
     with pytest.raises(UserError, match=r"augment\.crop=8 at output_stride=8 with one image a worker"):
         load_config(recipe, [*one_image, "augment.crop=8"])
+
+
+def test_preset_gives_what_the_recipe_leaves_open() -> None:
+    paper = ModelConfig(preset="paper", scaling="residual")
+    assert (paper.aggregate, paper.scaling, paper.auxiliary) == ("sum", "residual", "se")
+
+
+def test_another_preset_replaces_what_the_first_one_gave() -> None:
+    config = Config(data={"store": "s"}, model={"preset": "paper", "encoding_conv": True})
+    changed = with_values(config, {"model.preset": "reference"}).model
+    assert (changed.aggregate, changed.lateral, changed.encoding_conv) == ("mean", True, True)
+
+
+def test_written_configuration_does_not_depend_on_the_presets(tmp_path: Path) -> None:
+    config = Config(data={"store": "s"}, model={"preset": "paper", "context": "none"})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    read = load_config(tmp_path / "config.yaml")
+    assert read.model == config.model
+    assert read.model.model_fields_set >= {"aggregate", "scaling", "auxiliary"}

@@ -3,17 +3,15 @@
 import importlib.metadata
 import subprocess
 import sys
-from typing import Literal
+from typing import Any
 
 import pytest
 import torch
 
 import encsearch
-from encsearch.config import ModelConfig
-from encsearch.model.context import ContextEncodingModule, PooledGate
+from encsearch.config import Context, ModelConfig
+from encsearch.model.context import ContextModule, PooledSemantics, build_semantics
 from encsearch.model.encnet import EncNet
-
-Context = Literal["encoding", "gate", "none"]
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +19,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def small(context: Context = "encoding", output_stride: int = 4, dropout: float = 0.1) -> EncNet:
+def small(context: Context = "encoding", **options: Any) -> EncNet:
     return EncNet(
         "tiny",
         num_codewords=4,
         num_classes=5,
-        context=context,
-        channels=8,
-        output_stride=output_stride,
-        dropout=dropout,
+        **{"context": context, "channels": 8, "output_stride": 4, **options},
     )
 
 
@@ -47,13 +42,14 @@ def test_logits_have_the_size_of_the_images(context: Context, size: tuple[int, i
         assert output.presence_logits.shape == (2, 5)
 
 
+@pytest.mark.parametrize("preset", ["paper", "reference", "mmseg"])
 @pytest.mark.parametrize("context", ["encoding", "gate", "none"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_every_parameter_is_trained_even_by_one_image(context: Context, batch: int) -> None:
-    model = small(context).train()
+def test_every_parameter_is_trained_even_by_one_image(context: Context, preset: str, batch: int) -> None:
+    model = small(context, preset=preset).train()
     output = model(torch.randn(batch, 3, 33, 47))
-    assert output.aux_logits is not None
-    assert output.aux_logits.shape == (batch, 5, 33, 47)
+    if preset != "paper":
+        assert output.aux_logits.shape == (batch, 5, 33, 47)
     sum(part.square().sum() for part in output if part is not None).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -63,10 +59,10 @@ def test_every_parameter_is_trained_even_by_one_image(context: Context, batch: i
 def test_default_is_the_papers_network_for_pascal_context() -> None:
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in EncNet().named_parameters()}
-    assert shapes["context.encoding.1.codewords"] == (32, 512)
+    assert shapes["context.semantics.encoding.codewords"] == (32, 512)
     assert shapes["head.project.0.weight"] == (512, 2048, 3, 3)
-    assert shapes["head.classify.1.weight"] == (59, 512, 1, 1)
-    assert shapes["aux_head.project.0.weight"] == (256, 1024, 3, 3)
+    assert shapes["classifier.1.weight"] == (59, 512, 1, 1)
+    assert shapes["aux_head.0.0.weight"] == (256, 1024, 3, 3)
 
 
 def test_baseline_lacks_the_context_module_and_nothing_else() -> None:
@@ -84,18 +80,21 @@ def test_context_reaches_every_pixel() -> None:
         assert bool(far_corner.abs().max() > 0) is reaches
 
 
+def context_module(context: Context, **options: Any) -> ContextModule:
+    torch.manual_seed(0)
+    model = ModelConfig(num_codewords=4, context=context, **options)
+    semantics = build_semantics(model, channels=8)
+    assert semantics is not None
+    return ContextModule(semantics, 8, 5, model.scaling).eval()
+
+
 @pytest.mark.parametrize("context", ["encoding", "gate"])
 def test_context_module_scales_channels_as_paper_or_reference(context: Context) -> None:
     features = torch.randn(2, 8, 6, 6)
-    scaled = {}
-    for scaling in ("multiply", "residual"):
-        torch.manual_seed(0)
-        module = (
-            ContextEncodingModule(8, 5, num_codewords=4, aggregate="sum", scaling=scaling)
-            if context == "encoding"
-            else PooledGate(8, 5, scaling=scaling)
-        )
-        scaled[scaling] = module.eval()(features).features
+    scaled = {
+        scaling: context_module(context, scaling=scaling)(features).features
+        for scaling in ("multiply", "residual")
+    }
     scaling_factors = scaled["multiply"] / features
     assert scaling_factors.min() > 0
     assert scaling_factors.max() < 1
@@ -104,17 +103,39 @@ def test_context_module_scales_channels_as_paper_or_reference(context: Context) 
 
 
 def test_mean_over_codewords_is_the_sum_divided_by_their_number() -> None:
-    presence = {}
-    for aggregate in ("sum", "mean"):
-        torch.manual_seed(0)
-        module = ContextEncodingModule(8, 5, num_codewords=4, aggregate=aggregate, scaling="multiply").eval()
-        torch.nn.init.zeros_(module.gate.presence.bias)
-        presence[aggregate] = module(torch.randn(2, 8, 6, 6)).presence_logits
-    torch.testing.assert_close(presence["sum"], 4 * presence["mean"])
+    features = torch.randn(2, 8, 6, 6)
+    semantics = {
+        aggregate: context_module("encoding", aggregate=aggregate).semantics(features)
+        for aggregate in ("sum", "mean")
+    }
+    assert semantics["sum"].abs().max() > 0
+    torch.testing.assert_close(semantics["sum"], 4 * semantics["mean"])
+
+
+def test_papers_preset_has_a_second_module_for_the_se_loss_of_stage_3() -> None:
+    paper, mmseg = small(preset="paper").train(), small(preset="mmseg").train()
+    output = paper(torch.randn(2, 3, 32, 32))
+    assert output.aux_logits is None
+    assert output.aux_presence_logits is not None
+    assert output.aux_presence_logits.shape == (2, 5)
+    assert mmseg(torch.randn(2, 3, 32, 32)).aux_presence_logits is None
+    assert small("none", preset="paper").train()(torch.randn(2, 3, 32, 32)).aux_presence_logits is None
+
+
+def test_reference_joins_stages_2_and_3_and_aligns_corners() -> None:
+    reference, mmseg = small(preset="reference"), small(preset="mmseg")
+    extra = set(dict(reference.named_parameters())) - set(dict(mmseg.named_parameters()))
+    assert {name.split(".")[1] for name in extra} == {"connect", "fuse"}
+    images = torch.randn(1, 3, 64, 64)
+    for model, aligned in ((reference, True), (mmseg, False)):
+        thirds = model.eval()(images).logits[..., ::21, ::21]
+        assert model.context is not None
+        coarse = model.classifier(model.context(model.head(model.backbone(images))).features)
+        assert bool(torch.allclose(thirds, coarse[..., ::5, ::5], atol=1e-6)) is aligned
 
 
 def test_gate_leaves_its_statistics_alone_on_a_single_image() -> None:
-    gate = PooledGate(8, 5, scaling="residual").train()
+    gate = PooledSemantics(8).train()
     before = gate.norm.running_mean.clone()
     gate(torch.randn(1, 8, 4, 4))
     assert torch.equal(gate.norm.running_mean, before)
