@@ -6,6 +6,7 @@ parameter and the MLflow param. Every default lives in this file.
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -22,8 +23,30 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
 Context = Literal["encoding", "gate", "none"]
 
+# Here and not beside the networks, so that a recipe is checked without torch; timm's names only timm knows.
+TORCHVISION_BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+# Of 64, 64, 128 channels in the authors' networks (s), of 32, 32, 64 in mmsegmentation's and timm's (c).
+DEEP_STEM_BACKBONES = ("resnet50s", "resnet101s", "resnet152s", "resnet50c", "resnet101c", "resnet152c")
+BACKBONES = ("tiny", *TORCHVISION_BACKBONES, *DEEP_STEM_BACKBONES)
+TIMM_PREFIX = "timm:"
+IMAGENET = "imagenet"  # the value of model.weights that means published weights
+
 # Of an integer range in a search space, so many values are tried when a recipe is loaded.
 MAX_EXAMPLES = 16
+
+# Mappings whose keys people choose; `flatten` takes each as one leaf.
+AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows")
 
 
 class Section(BaseModel):
@@ -111,7 +134,7 @@ class ModelConfig(Section):
         "encoding", description="above the head: encoding (EncNet), gate (average pooling), none"
     )
     preset: Literal["paper", "reference", "mmseg"] = Field(
-        "mmseg", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
+        "paper", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
     codeword_init: Literal["published"] = "published"
@@ -119,13 +142,13 @@ class ModelConfig(Section):
     rescale_encoding: bool = Field(
         False, description="to the number of pixels in training, so that the image size does not matter"
     )
-    aggregate: Literal["sum", "mean"] = Field("mean", description="over K")
+    aggregate: Literal["sum", "mean"] = Field("sum", description="over K")
     scaling: Literal["multiply", "residual"] = Field(
-        "residual", description="multiply: x*gamma; residual: relu(x + x*gamma)"
+        "multiply", description="multiply: x*gamma; residual: relu(x + x*gamma)"
     )
-    encoding_conv: bool = Field(True, description="conv1x1-BN-ReLU before the encoding")
+    encoding_conv: bool = Field(False, description="conv1x1-BN-ReLU before the encoding")
     auxiliary: Literal["fcn", "se", "none"] = Field(
-        "fcn",
+        "se",
         description="on stage 3: FCN head; se: a second context module for its SE-loss, if context is on",
     )
     lateral: bool = Field(False, description="whether the fcn head joins the features of stages 2 and 3")
@@ -140,7 +163,26 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _backbone_exists(self) -> "ModelConfig":
+        name = self.backbone
+        if not name.startswith(TIMM_PREFIX) and name not in BACKBONES:
+            near = difflib.get_close_matches(name, BACKBONES, n=3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"try {', '.join(BACKBONES)} or timm:NAME"
+            )
+            raise ValueError(f"there is no backbone {name}; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> "ModelConfig":
+        if self.weights == IMAGENET and self.backbone in ("tiny", *DEEP_STEM_BACKBONES):
+            way_out = "try null" if self.backbone == "tiny" else f"give a file of {self.backbone} instead"
+            raise ValueError(f"weights=imagenet: torchvision has no weights of {self.backbone}; {way_out}")
+        return self
+
+    @model_validator(mode="after")
     def _stride_exists(self) -> "ModelConfig":
+        # Which of the three a network of timm has is known when it is built.
         allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
         if self.output_stride not in allowed:
             raise ValueError(
@@ -155,8 +197,8 @@ class LossConfig(Section):
     se_weight: float = Field(0.2, ge=0, le=10, description="weight of each SE-loss (alpha)")
     aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
     dice_weight: float = Field(0.0, ge=0, le=10, description="weight of the soft Dice loss")
-    class_weights: Literal["none", "median_frequency"] | dict[str, float] = Field(
-        "none", description="of the cross-entropy: none, median_frequency, or a weight by class name"
+    class_weights: Literal["none", "median_frequency"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        "none", description="of the cross-entropies: none, median_frequency, or a weight by class name"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ohem_threshold: float | None = Field(
@@ -165,6 +207,22 @@ class LossConfig(Section):
     ohem_min_share: float = Field(
         1 / 16, gt=0, le=1, description="least share of an image's pixels that OHEM keeps"
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights_are_weights(cls, given: Any) -> Any:
+        """In words of its own: a union reports each of its branches."""
+        if given in ("none", "median_frequency"):
+            return given
+        if not isinstance(given, dict):
+            raise ValueError(f"is none, median_frequency or a weight by class name, but got {given!r}")
+        weights = {name: _number(weight) for name, weight in given.items()}
+        for name, weight in weights.items():
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                raise ValueError(f"a weight is a number of 0 or more, but got {name}: {weight!r}")
+        if not any(weights.values()):
+            raise ValueError("needs a class with a weight above 0, or there is nothing to learn from")
+        return weights
 
 
 class EvalConfig(Section):
@@ -177,6 +235,19 @@ class EvalConfig(Section):
     window: int | None = Field(None, ge=8, le=8192, description="side of the sliding window, px; null: whole")
     overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that the next one covers again")
     background: str | None = Field(None, description="class left out of mIoU/foreground")
+    object_sizes: tuple[float, float] = Field(
+        (1 / 300, 0.03),
+        description="shares of the image where medium and large objects begin; COCO's, on 640x480 px",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_ascend(self) -> "EvalConfig":
+        medium, large = self.object_sizes
+        if not 0 < medium < large < 1:
+            raise ValueError(
+                f"0 < medium < large < 1 must hold, but got (medium={medium:g}, large={large:g})"
+            )
+        return self
 
 
 class OptimConfig(Section):
@@ -334,14 +405,39 @@ class AblateConfig(Section):
     epochs: tuple[Positive, ...] = Field((), description="budgets; empty: train.epochs alone")
     heads: tuple[Head, ...] = Field(
         ("pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"),
-        description="to compare with",
+        description="to compare with, no context",
     )
-    codewords: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32, 64), description="K of the curve")
+    codewords: tuple[int, ...] = Field(
+        (1, 2, 4, 8, 16, 32, 64), description="K of the curve, which shows K=0 too"
+    )
     se_weights: tuple[float, ...] = Field((0.0, 0.1, 0.2, 0.4, 0.8), description="alpha of the curve")
-    scales: tuple[float, ...] = Field(
+    curve_epochs: Positive | None = Field(
+        None, description="budget of both curves; null: the shortest of epochs"
+    )
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="of the multi-scale row, with flip; empty: no such row"
     )
-    rows: dict[str, dict[str, Any]] = Field({}, description="further rows by name: path: value")
+    rows: dict[Annotated[str, Field(pattern=r"^[\w .,()=+-]+$", max_length=60)], dict[str, Any]] = Field(
+        {}, description="further rows by name, as path: value"
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, rows: Any) -> Any:
+        if not isinstance(rows, dict):
+            return rows
+        return {
+            name: {path: _number(value) for path, value in row.items()} if isinstance(row, dict) else row
+            for name, row in rows.items()
+        }
+
+    @model_validator(mode="after")
+    def _no_training_twice(self) -> "AblateConfig":
+        for name in ("seeds", "epochs", "heads", "codewords", "se_weights"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={list(values)} names a training twice; it tells nothing new")
+        return self
 
 
 class PromoteConfig(Section):
@@ -390,11 +486,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_norm_has_values(self) -> "Config":
-        crop, stride = self.augment.crop, self.model.output_stride
-        if crop and crop <= stride and self.train.global_batch_size in _worker_counts(self):
+        crop, stride, head = self.augment.crop, self.model.output_stride, self.model.head
+        synchronised = self.scaling.gpus_per_worker > 0 and self.train.sync_bn == "auto"
+        lonely = 1 if synchronised else max(_worker_counts(self))
+        if self.train.global_batch_size > lonely:
+            return self
+        if crop and crop <= stride:
             raise ValueError(
                 f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
                 f"single value; try a crop over {stride} or a larger global_batch_size"
+            )
+        if head in ("pspnet", "deeplabv3", "deeplabv3plus"):
+            raise ValueError(
+                f"model.head={head} pools an image to one value, and batch norm needs two: with one image a "
+                f"worker it cannot train; try global_batch_size={2 * self.train.global_batch_size}"
             )
         return self
 
@@ -443,6 +548,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _validate(tree, where=str(path))
 
 
+def model_config(**values: Any) -> ModelConfig:
+    """ModelConfig(**values); raises UserError with one line that names the field and what is allowed."""
+    try:
+        return ModelConfig(**values)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The same configuration with the leaves named by `values` (path -> value) replaced."""
     tree = config.model_dump(mode="json", exclude_unset=True)
@@ -452,12 +565,17 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return _validate(tree, where="override")
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The same configuration with `path=value` overrides applied, the later one winning."""
+    return with_values(config, dict(map(_parse_override, overrides)))
+
+
 def flatten(config: Config) -> dict[str, Any]:
-    """Every leaf by its path; sequences and the search space as JSON text."""
+    """Every leaf by its path; sequences and the mappings of AS_TEXT as JSON text."""
     leaves: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and prefix != "search.space":
+        if isinstance(value, dict) and prefix not in AS_TEXT:
             for key, child in value.items():
                 visit(f"{prefix}.{key}" if prefix else key, child)
         else:
@@ -472,8 +590,10 @@ def to_json(config: Config) -> str:
 
     Relative file paths become absolute: a worker has a working directory of its own.
     """
-    files = {"data.store": config.data.store, "model.weights": config.model.weights}
-    absolute = {path: str(Path(file).absolute()) for path, file in files.items() if file}
+    files = {"data.store": config.data.store}
+    if config.model.weights and config.model.weights != IMAGENET:
+        files["model.weights"] = config.model.weights
+    absolute = {path: str(Path(file).absolute()) for path, file in files.items()}
     return with_values(config, absolute).model_dump_json(exclude_unset=True)
 
 

@@ -3,16 +3,19 @@
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from encsearch.config import Config, LossConfig
+from encsearch.config import Config, DataConfig, LossConfig, with_values
+from encsearch.data.balance import median_frequency_weights
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.loading import TrainStream, validation_batches
 from encsearch.data.store import open_split, read_manifest, split_stats
 from encsearch.errors import PreflightError, UserError
+from encsearch.model.backbones import find_weights, sync_batch_norms
 from encsearch.model.encnet import EncNet
 from encsearch.train.loop import Loaders, Plan
 from encsearch.train.state import TrainState, new_optimizer
@@ -64,6 +67,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
             threads=config.data.threads,
         ),
     )
+    class_weights = resolve_class_weights(config.loss, config.data)
     plan = Plan(
         epochs=config.train.epochs,
         steps_per_epoch=config.train.steps_per_epoch or -(-len(train) // batch_size),
@@ -75,6 +79,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         classes=train.info.classes,
         groups=train.info.groups,
         device=torch.device(device),
+        class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
         rank=rank,
         world_size=world_size,
     )
@@ -92,11 +97,37 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     if world_size > 1:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu and config.train.sync_bn == "auto":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            sync_batch_norms(model)
         network = nn.parallel.DistributedDataParallel(
             model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
         )
     return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
+
+
+def resolve_class_weights(loss: LossConfig, data: DataConfig) -> tuple[float, ...] | None:
+    """The weights of the cross-entropy in the order of the classes, or None where all are alike.
+
+    Raises UserError for names that are not exactly the classes of the store, and for a training split without
+    a labelled pixel to balance by.
+    """
+    if loss.class_weights == "none":
+        return None
+    if loss.class_weights == "median_frequency":
+        return median_frequency_weights(data.store, data.train_split)
+    info = read_manifest(data.store).info
+    for name in loss.class_weights:
+        if name not in info.classes:
+            raise UserError(
+                f"loss.class_weights names {name!r}, which is none of the {len(info.classes)} classes of "
+                f"{info.name}; `encsearch data stats` lists them"
+            )
+    missing = [name for name in info.classes if name not in loss.class_weights]
+    if missing:
+        raise UserError(
+            f"loss.class_weights has no weight for {missing[0]!r} ({len(missing)} of the {len(info.classes)} "
+            f"classes of {info.name} lack one); 1 is neutral"
+        )
+    return tuple(loss.class_weights[name] for name in info.classes)
 
 
 @dataclass(frozen=True)
@@ -112,7 +143,7 @@ class Preflight:
 
 
 def preflight(config: Config, out: Path) -> Preflight:
-    """Check that the recipe can run here: store, splits, metric, model, free disk under `out`.
+    """Check that the recipe can run here: store, splits, class weights, metric, model, free disk under `out`.
 
     Raises PreflightError (exit code 3) with the first thing that is wrong.
     """
@@ -122,18 +153,12 @@ def preflight(config: Config, out: Path) -> Preflight:
         for key in ("train_split", "val_split"):
             split = getattr(config.data, key)
             sizes[key] = len(open_split(config.data.store, split))
+        resolve_class_weights(config.loss, config.data)
     except UserError as error:
         raise PreflightError(str(error)) from None
     _check_metric(config.metric, manifest.info)
     _check_sizes(config)
-    with torch.device("meta"):
-        # Weights are read when the training starts; their file is checked here by name only.
-        shape = config.model.model_copy(update={"weights": None})
-        num_parameters = sum(
-            p.numel() for p in EncNet.from_config(shape, len(manifest.info.classes)).parameters()
-        )
-    if config.model.weights and not Path(config.model.weights).is_file():
-        raise PreflightError(f"model.weights={config.model.weights}: no such file")
+    num_parameters = _check_models(config, len(manifest.info.classes))
     _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
     return Preflight(
         num_train=sizes["train_split"],
@@ -163,6 +188,26 @@ def _check_sizes(config: Config) -> None:
             f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
             "set augment.crop, which makes them equal"
         )
+
+
+def _check_models(config: Config, num_classes: int) -> int:
+    """Build every backbone that the recipe leads to and find its weights; the parameters of the first model.
+
+    The models have no storage, and the weights are not read. Published ones are fetched here, once, and not
+    by every worker.
+    """
+    searched = config.search.space if config.search else {}
+    paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
+    points = product(*(searched[path].examples for path in paths)) if paths else ()
+    models = [config.model]
+    models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
+    counts = []
+    for model in models:
+        with torch.device("meta"):
+            network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
+        counts.append(sum(parameter.numel() for parameter in network.parameters()))
+        find_weights(model.backbone, model.weights)
+    return counts[0]
 
 
 def _check_disk(out: Path, needed: int) -> None:

@@ -1,11 +1,14 @@
-"""Pixel cross-entropy, its auxiliary copy and the SE-loss, as local sums to be divided by global counts.
+"""The loss as named terms: each is a sum over one rank's batch, to be divided by a count over all ranks.
 
 The mean over a global batch is not the mean of the ranks' means, since each rank has its own number of
-labelled pixels. So a rank computes `loss_sums`, the loop adds up the counts of all ranks, and `weighted_loss`
-divides by those.
+labelled pixels. So a rank computes `loss_sums`, the loop adds up the divisors of all ranks, and
+`weighted_loss` divides by those. What an image adds to a term depends on that image alone, so the loss does
+not depend on how a batch is spread over ranks.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,48 +19,90 @@ from encsearch.data.datasets import IGNORE
 from encsearch.model.encnet import EncNetOutput
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Unweighted losses of one rank's batch; all but `num_classes` are 0-dim tensors on its device.
+class Term(NamedTuple):
+    """Two 0-dim tensors: what a batch adds to the term, and to what the term is divided by."""
 
-    pixel and aux are cross-entropies summed over the labelled pixels, presence is binary cross-entropy summed
-    over classes and images, and each is 0 where the model has no such output. num_pixels counts the labelled
-    pixels, num_images the images that have any: one that is wholly ignored does not tell what is present.
+    sum: Tensor
+    divisor: Tensor
+
+
+def loss_sums(
+    output: EncNetOutput, labels: Tensor, *, loss: LossConfig, class_weights: Tensor | None = None
+) -> dict[str, Term]:
+    """Compare `output` with labels (B, H, W), classes or IGNORE, in float32 or better.
+
+    class_weights (num_classes,) weigh the cross-entropies. Only the terms that the model has outputs for are
+    there, and Dice only with a weight; a term is unweighted:
+
+    pixel_loss    cross-entropy of the hard pixels with OHEM, or of all, by the sum of their weights
+    aux_loss      the same of the auxiliary head, always of all pixels: the reference code gives both one
+                  criterion, and mmsegmentation's guide samples hard pixels for the main head alone
+    se_loss       SE-loss of the Context Encoding Module, by classes and images; aux_se_loss of the second
+    dice_loss     soft Dice, by images
+
+    An image that is wholly ignored does not tell what is present and counts in no term.
     """
-
-    pixel: Tensor
-    aux: Tensor
-    presence: Tensor
-    num_pixels: Tensor
-    num_images: Tensor
-    num_classes: int
-
-
-def loss_sums(output: EncNetOutput, labels: Tensor, num_classes: int) -> LossSums:
-    """Compare `output` with labels (B, H, W), classes or IGNORE, in float32 or better."""
     labels = labels.long()
-    labelled = labels != IGNORE
-    zero = torch.zeros((), device=labels.device)
-    return LossSums(
-        pixel=_cross_entropy(output.logits, labels),
-        aux=zero if output.aux_logits is None else _cross_entropy(output.aux_logits, labels),
-        presence=zero if output.presence_logits is None else _se_loss(output.presence_logits, labels),
-        num_pixels=labelled.sum(),
-        num_images=labelled.flatten(1).any(dim=1).sum(),
-        num_classes=num_classes,
-    )
+    logits = _at_least_float32(output.logits)
+    counted = labels
+    if loss.ohem_threshold is not None:
+        counted = hard_labels(logits, labels, loss.ohem_threshold, loss.ohem_min_share)
+    terms = {"pixel_loss": _cross_entropy(logits, counted, class_weights, loss.label_smoothing)}
+    if output.aux_logits is not None:
+        terms["aux_loss"] = _cross_entropy(output.aux_logits, labels, class_weights, loss.label_smoothing)
+    if output.presence_logits is not None:
+        terms["se_loss"] = _se_loss(output.presence_logits, labels)
+    if output.aux_presence_logits is not None:
+        terms["aux_se_loss"] = _se_loss(output.aux_presence_logits, labels)
+    if loss.dice_weight:
+        terms["dice_loss"] = _dice_loss(logits, labels)
+    return terms
 
 
-def weighted_loss(sums: LossSums, num_pixels: Tensor, num_images: Tensor, *, loss: LossConfig) -> Tensor:
-    """The scalar to minimise: (pixel + aux_weight * aux) / num_pixels + se_weight * mean presence loss.
+def weighted_loss(terms: Mapping[str, Term], divisors: Tensor, loss: LossConfig) -> Tensor:
+    """The scalar to minimise: the sum over the terms of weight * sum / divisor.
 
-    num_pixels and num_images are the counts of all ranks; the sum of this value over the ranks is the loss of
-    the global batch, so under DDP, which averages gradients, it is multiplied by the number of ranks.
-    Without labelled pixels it is 0. A weight of 0 keeps its branch in the graph, as DDP expects.
+    divisors (T,) are those of all ranks, in the order of the terms. The sum of this value over the ranks is
+    the loss of the global batch, so under DDP, which averages gradients, it is multiplied by the number of
+    ranks. A weight of 0 keeps its branch in the graph, as DDP expects.
     """
-    per_pixel = (sums.pixel + loss.aux_weight * sums.aux) / num_pixels.clamp(min=1)
-    per_label = sums.presence / (num_images * sums.num_classes).clamp(min=1)
-    return per_pixel + loss.se_weight * per_label
+    weights = term_weights(loss)
+    means = term_means(torch.stack([term.sum for term in terms.values()]), divisors)
+    return torch.stack([weights[name] * mean for name, mean in zip(terms, means, strict=True)]).sum()
+
+
+def term_means(sums: Tensor, divisors: Tensor) -> Tensor:
+    """sums / divisors, and 0 where nothing was counted, with gradients of 0."""
+    return sums * divisors.reciprocal().masked_fill(divisors == 0, 0)
+
+
+def term_weights(loss: LossConfig) -> dict[str, float]:
+    """Weight of each term by its name; both SE-losses have the paper's alpha."""
+    return {
+        "pixel_loss": 1.0,
+        "aux_loss": loss.aux_weight,
+        "se_loss": loss.se_weight,
+        "aux_se_loss": loss.se_weight,
+        "dice_loss": loss.dice_weight,
+    }
+
+
+def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: float) -> Tensor:
+    """The labels without the easy pixels: online hard example mining (Shrivastava et al., CVPR 2016).
+
+    logits (B, C, H, W), labels (B, H, W) int64 -> (B, H, W), the easy pixels as IGNORE. A pixel is hard if
+    its class has a probability below `threshold`. Of each image at least `min_share` of the labelled pixels
+    stay: the hardest, with all that are as hard as the last of them. mmsegmentation's sampler takes this
+    minimum over one rank's batch, which would make the loss depend on the number of ranks.
+    """
+    losses = F.cross_entropy(logits.detach(), labels, ignore_index=IGNORE, reduction="none").flatten(1)
+    num_labelled = (labels != IGNORE).flatten(1).sum(dim=1)
+    num_kept = (num_labelled.double() * min_share).ceil().long().clamp(min=1)
+    # An ignored pixel has a loss of 0, so it is never before a labelled one.
+    hardest = losses.topk(math.ceil(losses.shape[1] * min_share), dim=1).values
+    least = hardest.gather(1, num_kept.unsqueeze(1) - 1)
+    hard = (losses > -math.log(threshold)) | (losses >= least)
+    return torch.where(hard.view_as(labels), labels, IGNORE)
 
 
 def class_presence(labels: Tensor, num_classes: int) -> Tensor:
@@ -68,16 +113,59 @@ def class_presence(labels: Tensor, num_classes: int) -> Tensor:
     return counted[:, :num_classes]
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(_at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, label_smoothing: float
+) -> Term:
+    logits = _at_least_float32(logits)
+    labelled = labels != IGNORE
+    if class_weights is None:
+        count = labelled.sum()
+    else:
+        class_weights = class_weights.to(logits.dtype)
+        count = (class_weights[torch.where(labelled, labels, 0)] * labelled).sum()
+    losses = F.cross_entropy(
+        logits,
+        labels,
+        weight=class_weights,
+        ignore_index=IGNORE,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return Term(losses, count)
 
 
-def _se_loss(presence_logits: Tensor, labels: Tensor) -> Tensor:
+def _se_loss(presence_logits: Tensor, labels: Tensor) -> Term:
+    """Binary cross-entropy of each class's presence (Zhang et al., CVPR 2018)."""
     logits = _at_least_float32(presence_logits)
-    target = class_presence(labels, logits.shape[1]).to(logits.dtype)
+    num_classes = logits.shape[1]
+    target = class_presence(labels, num_classes).to(logits.dtype)
     per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=1)
     has_labels = (labels != IGNORE).flatten(1).any(dim=1)
-    return (per_image * has_labels).sum()
+    return Term((per_image * has_labels).sum(), has_labels.sum() * num_classes)
+
+
+def _dice_loss(logits: Tensor, labels: Tensor) -> Term:
+    """Soft Dice loss (Milletari et al., V-Net, 3DV 2016), of each image over the classes that it has.
+
+        1 - mean_c 2 sum_i p_ic g_ic / (sum_i p_ic^2 + sum_i g_ic)
+
+    p is the softmax, g is 1 where the label is c, and i runs over the labelled pixels. A class that an image
+    lacks has no part in its mean: its best value would be 0/0, and the other classes feel its pixels.
+    """
+    labelled = (labels != IGNORE).flatten(1)
+    index = torch.where(labelled, labels.flatten(1), 0)
+    probabilities = logits.softmax(dim=1).flatten(2)  # (B, C, H * W)
+    of_truth = probabilities.gather(1, index.unsqueeze(1)).squeeze(1) * labelled
+    by_class = logits.new_zeros(logits.shape[:2])
+    overlap = by_class.scatter_add(1, index, of_truth)
+    pixels = by_class.scatter_add(1, index, labelled.to(logits.dtype))
+    present = pixels > 0
+    squares = probabilities.square().masked_fill(~labelled.unsqueeze(1), 0).sum(dim=2)
+    sizes = (squares + pixels).masked_fill(~present, 1)
+    num_present = present.sum(dim=1)
+    dice = (2 * overlap / sizes).sum(dim=1) / num_present.clamp(min=1)  # an absent class overlaps nothing
+    has_labels = num_present > 0
+    return Term(((1 - dice) * has_labels).sum(), has_labels.sum())
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

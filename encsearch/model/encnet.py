@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encsearch.config import ModelConfig
+from encsearch.config import ModelConfig, model_config
 from encsearch.model.backbones import build_backbone
 from encsearch.model.context import ContextModule, PresenceHead, build_semantics
 from encsearch.model.heads import build_head, classifier, fcn_head
@@ -36,15 +36,14 @@ class EncNet(nn.Module):
     `options` are the other fields of `ModelConfig`, with its defaults: `preset`, `output_stride`, ...
 
     H and W are free. Training needs more than one value a channel for BN: two images, or one that is larger
-    than the output stride. Raises ValueError for options that are not valid, and UserError for an unknown
-    backbone or stride and for unfit weights.
+    than the output stride. Raises UserError for options that are not valid and for unfit weights.
     """
 
     def __init__(
         self, backbone: str = "resnet50", num_codewords: int = 32, num_classes: int = 59, **options: Any
     ) -> None:
         super().__init__()
-        model = ModelConfig(backbone=backbone, num_codewords=num_codewords, **options)
+        model = model_config(backbone=backbone, num_codewords=num_codewords, **options)
         self.backbone = build_backbone(model.backbone, model.output_stride, model.weights)
         *_, stage3, _ = self.backbone.channels
         self.head = build_head(

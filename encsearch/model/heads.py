@@ -3,20 +3,35 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from encsearch.config import Head
+from encsearch.model.decoders import DeepLabV3Plus, RefineNet, UNet
+from encsearch.model.layers import conv_bn_relu, resize
+from encsearch.model.pyramids import DeepLabV3, PSPNet
 
 
 def build_head(
-    name: str, stage_channels: Sequence[int], channels: int, *, stride: int, lateral: bool
+    name: Head, stage_channels: Sequence[int], channels: int, *, stride: int, lateral: bool
 ) -> nn.Module:
     """The head `name`: the features of four stages, finest first -> (B, channels, h, w).
 
-    `stride` is the last stage's; `lateral` is for `fcn` alone.
+    (h, w) is the last stage's size for fcn, pspnet and deeplabv3, and the first stage's for the others.
+    `stride` is the last stage's; `lateral` is for fcn alone.
     """
-    if name == "fcn":
-        return FCNFeatures(stage_channels, channels, lateral)
-    raise ValueError(f"there is no head {name!r}")
+    match name:
+        case "fcn":
+            return FCNFeatures(stage_channels, channels, lateral)
+        case "pspnet":
+            return PSPNet(stage_channels, channels)
+        case "deeplabv3":
+            return DeepLabV3(stage_channels, channels, stride)
+        case "deeplabv3plus":
+            return DeepLabV3Plus(stage_channels, channels, stride)
+        case "unet":
+            return UNet(stage_channels, channels)
+        case "refinenet":
+            return RefineNet(stage_channels, channels)
 
 
 class FCNFeatures(nn.Module):
@@ -59,20 +74,3 @@ def fcn_head(in_channels: int, num_classes: int, dropout: float) -> nn.Sequentia
 def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
     """Dropout of whole channels, as in the reference code, and conv1x1."""
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
-
-
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps H and W (up to `stride`), without the bias that BN would remove."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def resize(features: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the height and width of `like`; corners are not aligned."""
-    size = like.shape[-2:]
-    if features.shape[-2:] == size:
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from encsearch.config import LossConfig
 from encsearch.data.loading import Batch, TrainStream
 from encsearch.errors import TrainingError
-from encsearch.loss import LossSums, loss_sums, weighted_loss
+from encsearch.loss import Term, loss_sums, term_means, term_weights, weighted_loss
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.records import Report
 from encsearch.train.schedules import poly
@@ -50,6 +50,7 @@ class Plan:
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     device: torch.device
+    class_weights: Tensor | None = None
     rank: int = 0
     world_size: int = 1
 
@@ -121,7 +122,7 @@ def _train_epoch(
     state.network.train()
     # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
     torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
-    totals = torch.zeros(5, dtype=torch.float64, device=plan.device)
+    totals = torch.zeros((), dtype=torch.float64, device=plan.device)  # (T, 2) from the first step on
     finite = torch.ones((), dtype=torch.bool, device=plan.device)
     last_step = (state.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch
     factor = poly(state.step / plan.total_steps, plan.poly_power)
@@ -129,11 +130,9 @@ def _train_epoch(
         factor = poly(state.step / plan.total_steps, plan.poly_power)
         for group in state.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        sums, norm = _train_step(state, next(batches), loss, plan)
+        terms, norm = _train_step(state, next(batches), loss, plan)
         finite &= torch.isfinite(norm)
-        totals += torch.stack(
-            [sums.pixel, sums.aux, sums.presence, sums.num_pixels, sums.num_images]
-        ).detach()
+        totals = totals + torch.stack([torch.stack(term) for term in terms.values()]).detach()
         state.step += 1
         state.samples_seen += plan.global_batch_size
         if (state.step % STEPS_PER_FINITE_CHECK == 0 or state.step == last_step) and not finite:
@@ -143,33 +142,33 @@ def _train_epoch(
                 f"se_weight={loss.se_weight:g}); try a smaller optim.lr or optim.clip_norm"
             )
     _sum_over_ranks(totals, plan.world_size)
-    pixel, aux, presence, num_pixels, num_images = totals.tolist()
-    pixels, labels = max(num_pixels, 1), max(num_images * len(plan.classes), 1)
+    means = dict(zip(terms, term_means(*totals.unbind(dim=1)).tolist(), strict=True))
+    weights = term_weights(loss)
     return {
-        "train/pixel_loss": pixel / pixels,
-        "train/aux_loss": aux / pixels,
-        "train/se_loss": presence / labels,
-        "train/loss": (pixel + loss.aux_weight * aux) / pixels + loss.se_weight * presence / labels,
+        **{f"train/{name}": mean for name, mean in means.items()},
+        "train/loss": sum(weights[name] * mean for name, mean in means.items()),
         "lr": factor * state.optimizer.param_groups[0]["base_lr"],
     }
 
 
-def _train_step(state: TrainState, batch: Batch, loss: LossConfig, plan: Plan) -> tuple[LossSums, Tensor]:
-    """One update; returns this rank's loss sums and the global gradient norm, the same on every rank."""
+def _train_step(
+    state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
+) -> tuple[dict[str, Term], Tensor]:
+    """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""
     images = batch.images.to(plan.device, non_blocking=True)
     labels = batch.labels.to(plan.device, non_blocking=True)
     with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
         output = state.network(images)
-    sums = loss_sums(output, labels, len(plan.classes))
-    counts = torch.stack([sums.num_pixels, sums.num_images]).to(torch.float64)
-    _sum_over_ranks(counts, plan.world_size)
+    terms = loss_sums(output, labels, loss=loss, class_weights=plan.class_weights)
+    divisors = torch.stack([term.divisor for term in terms.values()]).to(torch.float64)
+    _sum_over_ranks(divisors, plan.world_size)
     # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
-    value = weighted_loss(sums, counts[0], counts[1], loss=loss) * plan.world_size
+    value = weighted_loss(terms, divisors, loss) * plan.world_size
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
     state.optimizer.step()
-    return sums, norm
+    return terms, norm
 
 
 def _average_batch_norm(model: nn.Module, world_size: int) -> None:

@@ -1,7 +1,9 @@
 """Two gloo processes against one: the same sums, the same gradients, every validation sample once."""
 
 import socket
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,22 @@ from torch import nn
 from encsearch.config import Config, from_json, to_json, with_values
 from encsearch.experiment import build, new_state
 from encsearch.model.encnet import EncNet
+from encsearch.records import Report
 from encsearch.train.loop import fit
+
+# Every combination of what may change a count or depend on the batch, one step each.
+LOSSES: list[dict[str, Any]] = [
+    {
+        "model.preset": preset,
+        "loss.class_weights": weights,
+        "loss.label_smoothing": smoothing,
+        "loss.ohem_threshold": threshold,
+        "loss.dice_weight": dice_weight,
+    }
+    for preset, weights, smoothing, threshold, dice_weight in product(
+        ("mmseg", "paper"), ("none", "median_frequency"), (0, 0.1), (None, 0.4), (0, 0.5)
+    )
+]
 
 
 def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
@@ -32,6 +49,10 @@ def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
     assert ranks[0]["confusion"] == ranks[1]["confusion"]
     assert sum(map(sum, ranks[0]["confusion"])) == 32 * (10 * 32 - 36)  # the void bands do not count
     assert ranks[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    for number, values in enumerate(LOSSES):
+        torch.testing.assert_close(
+            ranks[0]["losses"][number], one["losses"][number], rtol=1e-4, atol=1e-6, msg=str(values)
+        )
     # With batch norm the ranks saw other statistics, but validate and save the same ones.
     for name, value in ranks[0]["with batch norm"].items():
         assert torch.equal(ranks[1]["with batch norm"][name], value), name
@@ -42,15 +63,15 @@ def _train(rank: int, world_size: int, rendezvous: str | None, config_json: str,
     config = from_json(config_json)
     if rendezvous:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    report, weights = _train_without_batch_norm(config, rank, world_size)
+    short = with_values(config, {"train.epochs": 1, "train.steps_per_epoch": 1})
+    losses = [_train_without_batch_norm(with_values(short, values), rank, world_size)[1] for values in LOSSES]
     experiment = build(config, rank=rank, world_size=world_size)
-    torch.manual_seed(0)
-    plain = _without_batch_norm(EncNet.from_config(config.model, num_classes=3))
-    state = new_state(plain, config, world_size=world_size)
-    report = list(fit(state, experiment.loaders, experiment.loss, experiment.plan))[-1]
     list(fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan))
     torch.save(
         {
-            "weights": plain.state_dict(),
+            "weights": weights,
+            "losses": losses,
             "confusion": report.confusion,
             "loss": report.metrics["train/loss"],
             "with batch norm": experiment.state.model.state_dict(),
@@ -59,6 +80,18 @@ def _train(rank: int, world_size: int, rendezvous: str | None, config_json: str,
     )
     if rendezvous:
         dist.destroy_process_group()
+
+
+def _train_without_batch_norm(
+    config: Config, rank: int, world_size: int
+) -> tuple[Report, dict[str, torch.Tensor]]:
+    """The last report and the weights."""
+    experiment = build(config, rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    plain = _without_batch_norm(EncNet.from_config(config.model, num_classes=3))
+    state = new_state(plain, config, world_size=world_size)
+    report = list(fit(state, experiment.loaders, experiment.loss, experiment.plan))[-1]
+    return report, plain.state_dict()
 
 
 def _without_batch_norm(module: EncNet) -> EncNet:

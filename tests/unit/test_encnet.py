@@ -62,12 +62,13 @@ def test_default_is_the_papers_network_for_pascal_context() -> None:
     assert shapes["context.semantics.encoding.codewords"] == (32, 512)
     assert shapes["head.project.0.weight"] == (512, 2048, 3, 3)
     assert shapes["classifier.1.weight"] == (59, 512, 1, 1)
-    assert shapes["aux_head.0.0.weight"] == (256, 1024, 3, 3)
+    assert shapes["aux_context.semantics.encoding.codewords"] == (32, 1024)
+    assert not any(name.startswith("aux_head.") for name in shapes)
 
 
 def test_baseline_lacks_the_context_module_and_nothing_else() -> None:
     encnet, fcn = small("encoding").state_dict(), small("none").state_dict()
-    assert {key for key in encnet if not key.startswith("context.")} == set(fcn)
+    assert {key for key in encnet if not key.startswith(("context.", "aux_context."))} == set(fcn)
 
 
 def test_context_reaches_every_pixel() -> None:

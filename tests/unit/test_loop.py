@@ -9,6 +9,7 @@ import torch
 from encsearch.config import Config, with_values
 from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import Experiment, build
+from encsearch.loss import loss_sums, term_weights
 from encsearch.records import MemoryRecorder, Report
 from encsearch.runner.local import run_local
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
@@ -31,8 +32,56 @@ def test_reports_every_epoch_with_the_figures_of_that_step(toy_config: Config) -
     assert sum(map(sum, reports[-1].confusion)) == validation_pixels
 
 
+@pytest.mark.parametrize(
+    ("values", "terms"),
+    [
+        ({"model.preset": "mmseg"}, {"pixel", "aux", "se"}),
+        ({"model.preset": "paper", "loss.dice_weight": 0.5}, {"pixel", "se", "aux_se", "dice"}),
+        ({"model.context": "none", "model.auxiliary": "none"}, {"pixel"}),
+    ],
+)
+def test_reports_the_terms_that_are_on_and_their_weighted_sum(
+    toy_config: Config, values: dict[str, object], terms: set[str]
+) -> None:
+    experiment = build(with_values(toy_config, {**values, "train.epochs": 1}))
+
+    metrics = reports_of(experiment)[0].metrics
+
+    reported = {name.removeprefix("train/"): value for name, value in metrics.items() if "_loss" in name}
+    assert reported.keys() == {f"{term}_loss" for term in terms}
+    weights = term_weights(experiment.loss)
+    assert metrics["train/loss"] == pytest.approx(sum(weights[name] * reported[name] for name in reported))
+
+
+def test_the_averages_are_over_all_that_an_epoch_counted(toy_config: Config) -> None:
+    """With a rate that changes nothing the epoch can be counted again, batch by batch."""
+    config = with_values(
+        toy_config,
+        {
+            "optim.lr": 1e-12,
+            "model.dropout": 0,
+            "train.epochs": 1,
+            "loss.class_weights": "median_frequency",
+            "loss.ohem_threshold": 0.4,
+            "loss.dice_weight": 0.5,
+        },
+    )
+    metrics = reports_of(build(config))[0].metrics
+
+    again = build(config)
+    model = again.state.model.train()
+    batches = [
+        loss_sums(model(batch.images), batch.labels, loss=again.loss, class_weights=again.plan.class_weights)
+        for batch in islice(again.loaders.train.batches(0), 3)
+    ]
+    for name in batches[0]:
+        value = sum(batch[name].sum.item() for batch in batches)
+        divisor = sum(batch[name].divisor.item() for batch in batches)
+        assert metrics[f"train/{name}"] == pytest.approx(value / divisor, rel=1e-5), name
+
+
 def test_learns_the_toy_set(toy_config: Config) -> None:
-    reports = reports_of(build(with_values(toy_config, {"train.epochs": 12})))
+    reports = reports_of(build(with_values(toy_config, {"train.epochs": 20})))
 
     assert reports[-1].metrics["mIoU"] > 0.8 > reports[0].metrics["mIoU"]
 

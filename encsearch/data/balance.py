@@ -1,0 +1,40 @@
+"""Class weights from how often the classes occur."""
+
+from pathlib import Path
+
+import numpy as np
+
+from encsearch.data.manifest import read_manifest
+from encsearch.data.shards import read_facts
+from encsearch.errors import UserError
+
+
+def median_frequency_weights(path: str | Path, split: str) -> tuple[float, ...]:
+    """Median frequency balancing (Eigen & Fergus, ICCV 2015): median(freq) / freq_c for each class c.
+
+    freq_c is the share of class c in the labelled pixels of the images that have it. A class that no image of
+    the split has takes no part in the median and gets 0: it is never a label, and label smoothing, which
+    multiplies by the weight too, does not push probability to it.
+
+    Read from the columns of the shards; no image is decoded. Raises StoreError, and UserError for a split
+    without a labelled pixel.
+    """
+    store = Path(path)
+    manifest = read_manifest(store)
+    pixels = np.zeros(len(manifest.info.classes), dtype=np.int64)
+    pixels_around = np.zeros_like(pixels)
+    for shard in manifest.split(split).shards:
+        for facts in read_facts(store, shard):
+            histogram = np.array(facts["histogram"], dtype=np.int64)
+            pixels += histogram
+            pixels_around += np.where(histogram > 0, histogram.sum(), 0)
+    present = pixels > 0
+    if not present.any():
+        raise UserError(
+            f"{store}: split {split} has 0 labelled pixels to balance the classes by; "
+            "`encsearch data check` shows what the masks hold"
+        )
+    frequencies = pixels[present] / pixels_around[present]
+    weights = np.zeros(len(pixels))
+    weights[present] = np.median(frequencies) / frequencies
+    return tuple(weights.tolist())
