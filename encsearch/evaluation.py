@@ -1,40 +1,78 @@
 """Score a trained model on any split of any store that has its classes."""
 
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from encsearch.bundle import Bundle, existing_device
+from encsearch.config import EvalConfig
+from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import validation_batches
 from encsearch.data.store import open_split, read_manifest
 from encsearch.errors import UserError
-from encsearch.metrics import Scores, scores
-from encsearch.train.loop import evaluate
+from encsearch.inference import Segmentation, segment
+from encsearch.loss import class_presence
+from encsearch.metrics.boundary import boundary_counts
+from encsearch.metrics.confusion import confusion_matrix
+from encsearch.metrics.sizes import size_counts
+from encsearch.metrics.summary import Evaluation, Totals, summarize
 
 
 def score_bundle(
-    bundle: Bundle, store: str | Path, split: str, *, device: str = "cpu", batch_size: int = 8
-) -> tuple[Scores, torch.Tensor]:
-    """Scores and confusion matrix (num_classes, num_classes) of the model on every sample of the split.
+    bundle: Bundle, store: str | Path, split: str, *, device: str = "cpu", batch_size: int | None = None
+) -> Evaluation:
+    """Every score of the model on the samples of the split; how it segments is its configuration's `eval`.
 
-    Raises UserError when the store's classes are not the model's, or for what is no device; PreflightError
-    for a GPU that is not here.
+    `batch_size` is in images, by default the one of validation in training; it changes no score. Raises
+    UserError when the store's classes are not the model's, when eval.background is none of them, or for what
+    is no device; PreflightError for a GPU that is not here.
     """
     place = existing_device(device)
+    config = bundle.config
     dataset = open_split(store, split)
-    if dataset.info.classes != bundle.info.classes:
+    classes = dataset.info.classes
+    if classes != bundle.info.classes:
         raise UserError(
-            f"{store}: its {len(dataset.info.classes)} classes are not the model's "
+            f"{store}: its {len(classes)} classes are not the model's "
             f"{len(bundle.info.classes)} ({bundle.info.name}); the scores would mean nothing"
         )
-    batches = validation_batches(dataset, batch_size=batch_size, threads=bundle.config.data.threads)
-    confusion = evaluate(
-        bundle.model.to(place),
-        batches,
-        num_classes=len(bundle.info.classes),
-        device=place,
+    background = config.eval.background
+    if background not in (None, *classes):
+        raise UserError(
+            f"eval.background={background} is none of {store}'s {len(classes)} classes; "
+            f"try one of {', '.join(classes)}"
+        )
+    model = bundle.model.to(place)
+    batches = validation_batches(
+        dataset, batch_size=batch_size or config.train.val_batch_size, threads=config.data.threads
     )
-    return scores(confusion, dataset.info.classes, dataset.info.groups), confusion
+    parts = (
+        count(batch.labels.to(place), segment(model, batch.images.to(place), config.eval), config.eval)
+        for batch in batches
+    )
+    return summarize(reduce(add, parts), dataset.info, background)
+
+
+def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
+    """What a batch adds to the scores: labels (B, H, W), classes or IGNORE, against their segmentation.
+
+    An image that is wholly ignored does not tell what is present, and is left out there.
+    """
+    num_classes = found.probabilities.shape[1]
+    presence, present = torch.empty(0, num_classes), torch.empty(0, num_classes, dtype=torch.bool)
+    if found.presence is not None:
+        told = (labels != IGNORE).flatten(1).any(dim=1)
+        presence, present = found.presence[told], class_presence(labels, num_classes)[told].bool()
+    return Totals(
+        confusion=confusion_matrix(labels, found.labels, num_classes).cpu(),
+        boundary=boundary_counts(labels, found.labels, num_classes).cpu(),
+        sizes=size_counts(labels, found.labels, num_classes, settings.object_sizes),
+        presence=presence.cpu(),
+        present=present.cpu(),
+    )
 
 
 def unchanged_store(bundle: Bundle) -> str:

@@ -13,7 +13,7 @@ from encsearch.bundle import Bundle, existing_device, read_bundle
 from encsearch.data.codec import decode_image
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.model.encnet import EncNetOutput
+from encsearch.inference import Segmentation, segment
 from encsearch.tracking.uris import existing_store
 
 Picture = NDArray[np.uint8] | str | Path
@@ -46,8 +46,9 @@ def fetch_bundle(source: str | Path) -> Bundle:
 
 
 class Predictor:
-    """A model on its device. `info` names the classes and colours of the label maps.
+    """A model on its device, which segments by the `eval` section of its configuration.
 
+    `info` names the classes and colours of the label maps.
     Raises UserError for what is no device, PreflightError if it does not exist here.
     """
 
@@ -55,6 +56,7 @@ class Predictor:
         self.info = bundle.info
         self._device = existing_device(device)
         self._model = bundle.model.to(self._device)
+        self._settings = bundle.config.eval
         self._batch_size = batch_size
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
@@ -65,8 +67,8 @@ class Predictor:
         """
         return [
             label_map
-            for output in self._outputs(images)
-            for label_map in output.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+            for found in self._segmentations(images)
+            for label_map in found.labels.to(torch.uint8).cpu().numpy()
         ]
 
     def predict_presence(self, images: Picture | Iterable[Picture]) -> list[dict[str, float]]:
@@ -74,20 +76,18 @@ class Predictor:
 
         Raises UserError for a model without one.
         """
-        found: list[dict[str, float]] = []
-        for output in self._outputs(images):
-            if output.presence_logits is None:
+        rows: list[dict[str, float]] = []
+        for found in self._segmentations(images):
+            if found.presence is None:
                 raise UserError("this model predicts no presence: it was trained with model.context=none")
-            probabilities = output.presence_logits.sigmoid().tolist()
-            found += [dict(zip(self.info.classes, row, strict=True)) for row in probabilities]
-        return found
+            rows += [dict(zip(self.info.classes, row, strict=True)) for row in found.presence.tolist()]
+        return rows
 
-    def _outputs(self, images: Picture | Iterable[Picture]) -> Iterator[EncNetOutput]:
-        """One output a batch; only one batch of images and logits is in memory at a time."""
+    def _segmentations(self, images: Picture | Iterable[Picture]) -> Iterator[Segmentation]:
+        """One a batch; only one batch of images and probabilities is in memory at a time."""
         for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
-            with torch.inference_mode():
-                yield self._model(tensors.to(self._device))
+            yield segment(self._model, tensors.to(self._device), self._settings)
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

@@ -19,9 +19,12 @@ COMMANDS = {
     "check": ("training", "Validate a recipe against its data, without training."),
     "train": ("training", "Train one configuration by Ray Train and record it."),
     "sweep": ("sweeping", "Search hyperparameters, confirm the finalists, write a report."),
+    "ablate": ("ablation", "Train the paper's ablation side by side: table, curves, pictures."),
     "report": ("sweeping", "Write the HTML report of a sweep anew."),
     "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),
     "predict": ("models", "Write label maps and overlays of images."),
+    "export": ("export", "Write a model as torch.export, ONNX or safetensors files, checked against it."),
+    "import-weights": ("importing", "Make a model of a published EncNet's weights."),
     "promote": ("models", "Register the best checkpoint and move an alias to it, if it is better."),
     "ui": ("models", "Print the command and the links that open MLflow on the records."),
     "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
@@ -42,7 +45,8 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"encsearch.cli.{COMMANDS[cmd_name][0]}")
         # `eval` is a Python name already.
-        command: click.Command = getattr(module, {"eval": "eval_"}.get(cmd_name, cmd_name))
+        name = {"eval": "eval_"}.get(cmd_name, cmd_name.replace("-", "_"))
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -80,5 +80,5 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
 
 
 def _scored(bundle: Bundle, run_id: str, store: str, split: str, version: str | None = None) -> Candidate:
-    result, _ = score_bundle(bundle, store, split)
+    result = score_bundle(bundle, store, split)
     return Candidate(run_id=run_id, mean_iou=result.mean_iou, version=version)

@@ -1,6 +1,6 @@
-"""Pixel accuracy and intersection over union, from one confusion matrix over the whole evaluated set."""
+"""Ratios of pixel counts, from one confusion matrix over the whole evaluated set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,19 +52,36 @@ def scores(confusion: Tensor, classes: Sequence[str], groups: Mapping[str, Seque
         raise UserError("0 labelled pixels to score; `encsearch data check` shows what the masks hold")
     hits = counts.diag()
     unions = counts.sum(dim=0) + counts.sum(dim=1) - hits
-    class_iou = {
-        name: hit / union
-        for name, hit, union in zip(classes, hits.tolist(), unions.tolist(), strict=True)
-        if union > 0
-    }
+    class_iou = ratios(hits, unions, classes)
     present = {group: [class_iou[c] for c in members if c in class_iou] for group, members in groups.items()}
     return Scores(
         pix_acc=hits.sum().item() / total,
-        mean_iou=_mean(list(class_iou.values())),
+        mean_iou=mean(class_iou.values()),
         class_iou=class_iou,
-        group_iou={group: _mean(values) for group, values in present.items() if values},
+        group_iou={group: mean(values) for group, values in present.items() if values},
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def class_accuracy(confusion: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """The share of each class's pixels that was found; a class that the truth lacks has none."""
+    hits, pixels = confusion.cpu().double().diag(), confusion.cpu().double().sum(dim=1)
+    return ratios(hits, pixels, classes)
+
+
+def frequency_weighted_iou(
+    confusion: Tensor, class_iou: Mapping[str, float], classes: Sequence[str]
+) -> float:
+    """The IoU of the classes, weighted by their share of the labelled pixels (Long et al., CVPR 2015, 5)."""
+    pixels = confusion.cpu().double().sum(dim=1)
+    shares: dict[str, float] = dict(zip(classes, (pixels / pixels.sum()).tolist(), strict=True))
+    return sum(shares[name] * iou for name, iou in class_iou.items())
+
+
+def ratios(counts: Tensor, totals: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """counts / totals by class, both (num_classes,); a class whose total is 0 has none."""
+    triples = zip(classes, counts.tolist(), totals.tolist(), strict=True)
+    return {name: count / total for name, count, total in triples if total > 0}
+
+
+def mean(values: Collection[float]) -> float:
     return sum(values) / len(values)

@@ -1,0 +1,138 @@
+"""A bundle's scores depend on its configuration and on the set, not on batches or on who counted what."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from encsearch.bundle import Bundle
+from encsearch.config import Config, EvalConfig, with_values
+from encsearch.data.store import open_split, read_manifest
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import UserError
+from encsearch.evaluation import count, score_bundle
+from encsearch.inference import Segmentation
+from encsearch.metrics import confusion_matrix, scores
+from encsearch.metrics.summary import Totals, summarize
+from encsearch.model.encnet import EncNet
+
+
+@pytest.fixture
+def bundle(toy_config: Config, toy_store: Path) -> Bundle:
+    """Not trained: it scores low, but not nothing."""
+    manifest = read_manifest(toy_store)
+    torch.manual_seed(1)
+    model = EncNet.from_config(toy_config.model, len(manifest.info.classes))
+    for _ in range(30):
+        model(torch.randn(4, 3, 32, 32))
+    return Bundle(model.eval(), toy_config, manifest.info, manifest.fingerprint, {})
+
+
+def changed(bundle: Bundle, **settings: object) -> Bundle:
+    values = {f"eval.{name}": value for name, value in settings.items()}
+    return replace(bundle, config=with_values(bundle.config, values))
+
+
+def test_the_default_scores_are_those_of_the_plain_model(bundle: Bundle, toy_store: Path) -> None:
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    split = open_split(toy_store, "val")
+    for index in range(len(split)):
+        sample = split[index]
+        with torch.no_grad():
+            logits = bundle.model(to_image_tensor(sample.image)[None]).logits
+        confusion += confusion_matrix(torch.tensor(sample.mask)[None], logits.argmax(dim=1), 3)
+    expected = scores(confusion, bundle.info.classes, bundle.info.groups)
+
+    found = score_bundle(bundle, toy_store, "val", batch_size=1)
+
+    assert found.confusion == tuple(map(tuple, confusion.tolist()))
+    assert expected.to_metrics().items() <= found.to_metrics().items()
+    assert found.class_iou == expected.class_iou
+
+
+def test_the_batch_size_changes_nothing(bundle: Bundle, toy_store: Path) -> None:
+    bundle = changed(bundle, scales=[1, 1.5], flip=True, window=24)
+    one, seven = (score_bundle(bundle, toy_store, "val", batch_size=size).to_metrics() for size in (1, 7))
+    assert one.keys() == seven.keys()
+    # The convolutions of a larger batch may differ in the last bit, which can tip a pixel.
+    assert seven == pytest.approx(one, abs=2e-3)
+
+
+def test_the_settings_of_the_model_are_used(bundle: Bundle, toy_store: Path) -> None:
+    plain = score_bundle(bundle, toy_store, "val")
+    assert score_bundle(changed(bundle, scales=[0.5]), toy_store, "val").confusion != plain.confusion
+    assert score_bundle(changed(bundle, flip=True), toy_store, "val").confusion != plain.confusion
+    assert score_bundle(changed(bundle, window=16), toy_store, "val").confusion != plain.confusion
+    smaller = score_bundle(changed(bundle, object_sizes=[0.5, 0.9]), toy_store, "val")
+    assert smaller.sizes["small"] != plain.sizes["small"]
+
+
+def test_the_background_is_left_out_of_the_foreground(bundle: Bundle, toy_store: Path) -> None:
+    found = score_bundle(changed(bundle, background="ground"), toy_store, "val")
+    others = [iou for name, iou in found.class_iou.items() if name != "ground"]
+    assert found.to_metrics()["mIoU/foreground"] == pytest.approx(sum(others) / len(others))
+    assert "mIoU/foreground" not in score_bundle(bundle, toy_store, "val").to_metrics()
+    with pytest.raises(
+        UserError, match=r"eval\.background=sky is none of .* 3 classes; try one of ground, red"
+    ):
+        score_bundle(changed(bundle, background="sky"), toy_store, "val")
+
+
+def random_batch(count: int, *, presence: bool = True) -> tuple[Tensor, Segmentation]:
+    """Patches of 3 classes with ignored pixels; one image is wholly ignored."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (count, 6, 5), generator=generator)
+    labels = labels.repeat_interleave(5, 1).repeat_interleave(5, 2)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    labels[1] = 255
+    probabilities = torch.rand(count, 3, 30, 25, generator=generator).softmax(dim=1)
+    present = torch.rand(count, 3, generator=generator) if presence else None
+    return labels, Segmentation(probabilities.argmax(dim=1), probabilities, present)
+
+
+def parts(sizes: Iterable[int], *, presence: bool = True) -> list[Totals]:
+    """The same 14 images in batches of these sizes."""
+    labels, found = random_batch(14, presence=presence)
+    totals, start = [], 0
+    for size in sizes:
+        part = slice(start, start + size)
+        segmentation = Segmentation(*(None if values is None else values[part] for values in found))
+        totals.append(count(labels[part], segmentation, EvalConfig(object_sizes=(0.05, 0.1))))
+        start += size
+    return totals
+
+
+def test_counts_add_up_over_batches_and_ranks_in_any_order(bundle: Bundle) -> None:
+    whole = summarize(parts([14])[0], bundle.info, None)
+    singles = parts([1] * 14)
+    first, second = reduce(add, singles[:5]), reduce(add, singles[5:])
+
+    assert summarize(reduce(add, parts([7, 7])), bundle.info, None) == whole
+    assert summarize(second + first, bundle.info, None) == whole
+    assert all(size.class_iou for size in whole.sizes.values()), "the case has objects of every size"
+
+
+def test_an_image_without_labels_does_not_count_for_presence() -> None:
+    (totals,) = parts([14])
+    assert len(totals.presence) == len(totals.present) == 13
+
+
+def test_a_model_without_presence_has_no_such_scores(bundle: Bundle) -> None:
+    found = summarize(reduce(add, parts([7, 7], presence=False)), bundle.info, None)
+    assert found.presence is None
+    assert not any(name.startswith("presence") for name in found.to_metrics())
+
+
+def test_a_perfect_prediction_scores_one_everywhere(bundle: Bundle) -> None:
+    labels, _ = random_batch(14)
+    guess = labels.where(labels != 255, 0)
+    probabilities = torch.nn.functional.one_hot(guess, 3).movedim(-1, 1).float()
+    present = torch.stack([(labels == index).flatten(1).any(dim=1) for index in range(3)], dim=1).float()
+    totals = count(labels, Segmentation(guess, probabilities, present), EvalConfig())
+
+    assert set(summarize(totals, bundle.info, "ground").to_metrics().values()) == {1.0}
