@@ -15,6 +15,16 @@ from statistics import fmean, stdev
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
+from encsearch.diagnostics.records import (
+    ASSIGNMENT_FILE,
+    CODEWORDS_FILE,
+    JSON_FILE,
+    LIMITS,
+    SCALING_FILE,
+    PresenceFigures,
+    findings,
+)
+from encsearch.diagnostics.records import from_json as context_from_json
 from encsearch.errors import UserError
 from encsearch.search.charts import Axis, Chart, Dot, Line, Scale, format_param
 from encsearch.search.trials import TrialRecord
@@ -48,7 +58,8 @@ class FinalistRow:
 class SweepSummary:
     """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length.
 
-    `picture` is relative to the report's folder, so that both can move together.
+    `picture`, and `context`, the folder of the winner's context diagnostics, are relative to the report's
+    folder, so that all can move together.
     """
 
     name: str
@@ -63,10 +74,11 @@ class SweepSummary:
     links: tuple[tuple[str, str], ...] = ()
     picture: Path | None = None
     wall_seconds: float | None = None
+    context: Path | None = None
 
 
 def render(summary: SweepSummary, target: Path) -> Path:
-    """Write the report to `target` and return it. Raises UserError if the picture cannot be read."""
+    """Write the report to `target` and return it. Raises UserError if what it shows cannot be read."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -85,6 +97,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
         classes=class_table(summary.finalists),
         cost=cost(summary),
         picture=data_uri(target.parent / summary.picture) if summary.picture else None,
+        context=context_section(target.parent / summary.context) if summary.context else None,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
@@ -201,6 +214,39 @@ def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
 
     return ClassTable(
         list(by_name), [(name, [mean(rows, name) for rows in by_name.values()]) for name in classes]
+    )
+
+
+@dataclass(frozen=True)
+class ContextSection:
+    """What the winner's context module does; `pictures` are (title, data URI)."""
+
+    num_images: int
+    findings: tuple[str, ...]
+    limits: str
+    pictures: tuple[tuple[str, str], ...]
+    presence: tuple[PresenceFigures, ...]
+
+
+def context_section(folder: Path) -> ContextSection:
+    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
+    try:
+        diagnostics = context_from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
+    titles = {
+        CODEWORDS_FILE: "Codewords",
+        ASSIGNMENT_FILE: "Where the codewords take part",
+        SCALING_FILE: "Scaling factors by class",
+    }
+    return ContextSection(
+        diagnostics.num_images,
+        findings(diagnostics),
+        LIMITS,
+        # Which pictures there are depends on the model.
+        tuple((title, data_uri(folder / name)) for name, title in titles.items() if (folder / name).exists()),
+        diagnostics.presence,
     )
 
 

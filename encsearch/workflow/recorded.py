@@ -17,6 +17,10 @@ from encsearch.tracking.mlflow import MlflowRecorder, Tracking, start_run
 from encsearch.train.checkpoint import load_weights
 
 PANEL_IMAGES = 4
+CONTEXT_FOLDER = "context"
+# The context module is diagnosed on so many validation images, fewer if they are large: 4 Mpx in all, and so
+# a second or two with a small network; never under the least number.
+MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
 
 Follow = Callable[[Report], None]
 """Called with each report after it was recorded, to show progress."""
@@ -111,3 +115,13 @@ def write_panels(bundle: Bundle, artifacts: Path) -> None:
     samples = evenly_spaced(dataset, PANEL_IMAGES)
     artifacts.mkdir(parents=True, exist_ok=True)
     comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(artifacts / "panels.png")
+
+
+def write_context(bundle: Bundle, artifacts: Path) -> None:
+    """`context/`: what the context module does on validation images; nothing for a model without one."""
+    from encsearch.diagnostics.artifacts import write_diagnostics
+
+    dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
+    affordable = DIAGNOSED_PIXELS // dataset[0].mask.size
+    samples = evenly_spaced(dataset, min(max(affordable, MIN_DIAGNOSED), MAX_DIAGNOSED))
+    write_diagnostics(bundle, samples, artifacts / CONTEXT_FOLDER)

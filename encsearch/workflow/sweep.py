@@ -26,10 +26,12 @@ from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import RunSummary, new_folder, write_summary
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.recorded import (
+    CONTEXT_FOLDER,
     TrainingRecorder,
     checkpoint_model,
     recorder_of,
     save_model,
+    write_context,
     write_panels,
 )
 
@@ -156,6 +158,7 @@ class _Observer:
         bundle = checkpoint_model(finalist.config, finalist.result.best_checkpoint, best.metrics)
         save_model(bundle, artifacts / "bundle")
         write_panels(bundle, artifacts)
+        write_context(bundle, artifacts)
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
 
     def finalist_failed(self, name: str, reason: str) -> None:
@@ -241,7 +244,14 @@ def _story(
         ),
         picture=Path(picture.name),  # it lies beside the report
         wall_seconds=wall_seconds,
+        context=_context_folder(confirmation.winner.name, picture.parent),
     )
+
+
+def _context_folder(winner: str, artifacts: Path) -> Path | None:
+    """The winner's diagnostics, relative to the report's folder; None for a model without context module."""
+    folder = Path("..", "finalists", winner, "artifacts", CONTEXT_FOLDER)
+    return folder if (artifacts / folder).is_dir() else None
 
 
 def _finalist_row(finalist: Finalist) -> FinalistRow:

@@ -15,7 +15,7 @@ from encsearch.tracking.mlflow import connect
 from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import BUNDLE, RunSummary, new_folder, write_summary
 from encsearch.workflow.progress import Progress
-from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_panels
+from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             bundle = checkpoint_model(config, result.best_checkpoint, result.best.metrics)
             save_model(bundle, folder / BUNDLE)
             write_panels(bundle, recorder.artifacts)
+            write_context(bundle, recorder.artifacts)
     summary = RunSummary(
         kind="training",
         name=config.name,

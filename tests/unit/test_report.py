@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
+from encsearch.diagnostics.records import to_json as context_to_json
 from encsearch.errors import UserError
 from encsearch.search.charts import Axis
 from encsearch.search.report import (
@@ -130,7 +132,8 @@ def test_failed_trial_is_never_the_best() -> None:
 
 
 def test_json_gives_the_summary_back() -> None:
-    plain = summary(trials=TRIALS[:3], picture=Path("sheet.png"), links=(("run", "http://mlflow"),))
+    links = (("run", "http://mlflow"),)
+    plain = summary(trials=TRIALS[:3], picture=Path("sheet.png"), context=Path("context"), links=links)
     assert from_json(to_json(plain)) == plain
 
 
@@ -247,3 +250,44 @@ def test_page_of_a_sweep_that_never_began(tmp_path: Path) -> None:
 def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: the report's picture cannot be read"):
         page_of(summary(picture=Path("gone.png")), tmp_path)
+
+
+def gate_diagnostics(folder: Path) -> Path:
+    """What a training with the pooled gate leaves: no codewords, one picture."""
+    presence = (
+        PresenceFigures("<i>Road", 0.4, 0.5, 0.25, 0.625),
+        PresenceFigures("Sky", 0, None, None, None),
+    )
+    diagnostics = ContextDiagnostics(9, None, ScalingFigures(0.7, 0.1, ()), presence)
+    folder.mkdir()
+    (folder / "context.json").write_text(context_to_json(diagnostics))
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "scaling.png")
+    return folder
+
+
+def test_page_shows_the_inside_of_the_winner_and_what_it_cannot_prove(tmp_path: Path) -> None:
+    gate_diagnostics(tmp_path / "context")
+    text, parser = page_of(summary(context=Path("context")), tmp_path)
+    assert "Inside the winner" in text
+    assert "on 9 validation images" in text
+    assert LIMITS in text
+    assert "mean average precision of 0.62" in text
+    assert [source[:22] for source in parser.fetched] == ["data:image/png;base64,"]
+    assert "&lt;i&gt;Road" in text
+
+
+def test_page_of_a_winner_without_context_has_no_such_section(tmp_path: Path) -> None:
+    text, _ = page_of(summary(), tmp_path)
+    assert "Inside the winner" not in text
+
+
+@pytest.mark.parametrize("damage", [None, "{}", "[", "\xff"])
+def test_damaged_diagnostics_are_named(damage: str | None, tmp_path: Path) -> None:
+    folder = gate_diagnostics(tmp_path / "context")
+    if damage is None:
+        (folder / "context.json").unlink()
+    else:
+        (folder / "context.json").write_bytes(damage.encode("latin-1"))
+    with pytest.raises(UserError, match=r"context\.json: the winner's diagnostics cannot be read") as caught:
+        page_of(summary(context=Path("context")), tmp_path)
+    assert "\n" not in str(caught.value)

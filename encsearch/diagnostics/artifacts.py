@@ -1,0 +1,211 @@
+"""The diagnostics of a run as files: context.json and three pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from encsearch.bundle import Bundle
+from encsearch.data.datasets import Sample
+from encsearch.diagnostics.measure import assignment_map, diagnose
+from encsearch.diagnostics.records import (
+    ASSIGNMENT_FILE,
+    CODEWORDS_FILE,
+    DEAD_SHARE,
+    JSON_FILE,
+    SCALING_FILE,
+    ClassScaling,
+    CodewordFigures,
+    ContextDiagnostics,
+    ScalingFigures,
+    to_json,
+)
+
+SHOWN_IMAGES = 4
+HEAT_MAPS = 3
+DPI = 110
+MAX_TICKS = 64
+MAX_ROWS = 40
+# Colours that can be told apart, for the most used codewords; the others share the grey.
+COLOURS = (
+    *("#4363d8", "#f58231", "#3cb44b", "#e6194b", "#ffe119", "#911eb4", "#42d4f4", "#9a6324"),
+    *("#f032e6", "#808000", "#000075", "#bfef45", "#fabed4", "#469990", "#800000", "#dcbeff"),
+)
+OTHERS = "#a8adb5"
+
+
+def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -> ContextDiagnostics | None:
+    """Diagnose on all samples, draw on some of them; nothing is written where there is nothing to tell.
+
+    codewords.png is only for models with codewords, assignment.png with more than one, scaling.png only if a
+    class has images with and without it.
+    """
+    diagnostics = diagnose(bundle, samples)
+    if diagnostics is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JSON_FILE).write_text(to_json(diagnostics), encoding="utf-8")
+    if diagnostics.codewords:
+        draw_codewords(diagnostics.codewords, folder / CODEWORDS_FILE)
+    if diagnostics.codewords and len(diagnostics.codewords.usage) > 1:
+        chosen = np.linspace(0, len(samples) - 1, min(SHOWN_IMAGES, len(samples))).round().astype(int)
+        shown = [samples[index] for index in chosen]
+        maps = [assignment_map(bundle, sample) for sample in shown]
+        draw_assignment(shown, maps, diagnostics.codewords, folder / ASSIGNMENT_FILE)
+    if diagnostics.scaling.classes:
+        draw_scaling(diagnostics.scaling, folder / SCALING_FILE)
+    return diagnostics
+
+
+def draw_codewords(figures: CodewordFigures, target: Path) -> None:
+    """Usage, smoothing factor and distance to the features of each codeword, the most used first."""
+    order = _by_usage(figures)
+    places = np.arange(len(order))
+    colours = [_colours(figures)[index] for index in order]
+    figure = Figure(figsize=(min(4 + 0.22 * len(order), 14), 7), layout="constrained")
+    usage, smoothing, offset = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
+
+    usage.bar(places, np.array(figures.usage)[order], color=colours)
+    usage.axhline(1 / len(order), color="black", linewidth=0.9, label="even use, 1/K")
+    usage.axhline(DEAD_SHARE / len(order), color="black", linewidth=0.9, linestyle=":", label="dead below")
+    usage.set_ylabel("usage\n(mean assignment)")
+    usage.set_title(
+        f"{len(order)} codewords: effective number {figures.effective_number:.1f}, {len(figures.dead)} dead",
+        fontsize=10,
+    )
+    usage.legend(fontsize=8, frameon=False)
+
+    factors = np.array(figures.smoothing_factors)[order]
+    smoothing.bar(places, factors, color=np.where(factors < 0, "#c43d3d", "#3564c9"))
+    smoothing.axhline(0, color="black", linewidth=0.9)
+    smoothing.set_ylabel("smoothing factor\n(red: negative)")
+
+    offset.bar(places, np.array(figures.offsets)[order], color="#6b7280")
+    offset.axhline(1, color="black", linewidth=0.9)
+    offset.set_ylabel("distance to the mean\nfeature, in spreads")
+    offset.set_xlabel("codeword, the most used first")
+    offset.set_xticks(places if len(order) <= MAX_TICKS else [], order if len(order) <= MAX_TICKS else [])
+    offset.tick_params(axis="x", labelsize=7)
+    figure.savefig(target, dpi=DPI)
+
+
+def draw_assignment(
+    samples: Sequence[Sample],
+    maps: Sequence[NDArray[np.float32]],
+    figures: CodewordFigures,
+    target: Path,
+) -> None:
+    """A row a sample: the image, each pixel's strongest codeword, and the assignment to the most used ones.
+
+    maps (h, w, K) beside their samples. The heat maps have one scale, up to their highest assignment; a dead
+    codeword has none.
+    """
+    top = [index for index in _by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
+    colours = _colours(figures)
+    table = np.array([to_rgb(colour) for colour in colours])
+    height, width = samples[0].image.shape[:2]
+    columns = 2 + len(top)
+    cell_inch = 2.2
+    rows_inch = cell_inch * height / width * len(samples)
+    figure = Figure(figsize=(cell_inch * columns + 0.9, rows_inch + 1.0), layout="constrained")
+    grid: NDArray[Any] = figure.subplots(len(samples), columns, squeeze=False)
+    for row, sample, assignment in zip(grid, samples, maps, strict=True):
+        row[0].imshow(sample.image)
+        row[1].imshow(table[assignment.argmax(axis=2)], interpolation="nearest")
+    highest = max(float(assignment[..., top].max()) for assignment in maps)
+    for column, index in zip(grid.T[2:], top, strict=True):
+        for axes, assignment in zip(column, maps, strict=True):
+            heat = axes.imshow(assignment[..., index], vmin=0, vmax=highest, cmap="magma")
+    figure.colorbar(heat, ax=grid, shrink=0.6, aspect=30, pad=0.01, label="assignment")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    titles = ["image", "strongest codeword", *(f"codeword {index}" for index in top)]
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    _legend(figure, maps, figures)
+    figure.savefig(target, dpi=DPI)
+
+
+def draw_scaling(figures: ScalingFigures, target: Path) -> None:
+    """Classes x channels: how the scaling factors of images with a class differ, and whether chance would do.
+
+    Neighbouring rows are alike, and the channels are ordered by the class that they differ most for. Of more
+    than MAX_ROWS classes those that differ most are shown.
+    """
+    strongest_rows = sorted(figures.classes, key=lambda row: -row.rms)[:MAX_ROWS]
+    rows = _seriated(strongest_rows)
+    differences = np.array([row.differences for row in rows])
+    strongest = np.abs(differences).argmax(axis=0)
+    channels = np.lexsort((differences[strongest, np.arange(len(strongest))], strongest))
+    limit = float(np.abs(differences).max())
+    figure = Figure(figsize=(11, 1.8 + 0.24 * len(rows)), layout="constrained")
+    heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+
+    image = heat.imshow(
+        differences[:, channels],
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    labels = [f"{row.name} ({row.num_with}/{row.num_with + row.num_without})" for row in rows]
+    heat.set_yticks(range(len(rows)), labels, fontsize=8)
+    heat.set_xticks([])
+    heat.set_xlabel(f"{differences.shape[1]} channels, by the class that they differ most for")
+    heat.set_title("Scaling factors of images with the class, less those of the others", fontsize=10)
+    figure.colorbar(image, ax=heat, pad=0.01)
+
+    places = np.arange(len(rows))
+    bars.barh(places, [row.rms for row in rows], color="#3564c9", height=0.7)
+    chance = [row.rms_by_chance for row in rows]
+    bars.vlines(chance, places - 0.45, places + 0.45, color="black", linewidth=1.2)
+    bars.tick_params(axis="y", labelleft=False)
+    bars.set_xlabel("root mean square\n(line: by chance)")
+    figure.savefig(target, dpi=DPI)
+
+
+def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: CodewordFigures) -> None:
+    """The codewords that are strongest somewhere in the shown images, with their usage in all images."""
+    colours = _colours(figures)
+    strongest = {int(index) for assignment in maps for index in np.unique(assignment.argmax(axis=2))}
+    order = [index for index in _by_usage(figures) if index in strongest]
+    named = [index for index in order if colours[index] != OTHERS]
+    handles = [
+        Patch(color=colours[index], label=f"codeword {index}: {figures.usage[index]:.1%}") for index in named
+    ]
+    if len(named) < len(order):
+        rest = sum(figures.usage[index] for index in order if colours[index] == OTHERS)
+        handles.append(Patch(color=OTHERS, label=f"{len(order) - len(named)} others: {rest:.1%}"))
+    figure.legend(
+        handles=handles,
+        title="usage (mean assignment) over all diagnosed images",
+        loc="outside lower center",
+        ncols=min(len(handles), 5),
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+    )
+
+
+def _by_usage(figures: CodewordFigures) -> list[int]:
+    return [int(index) for index in np.argsort(-np.array(figures.usage), kind="stable")]
+
+
+def _colours(figures: CodewordFigures) -> list[str]:
+    """Of each codeword; the most used ones have one of their own, in both pictures the same."""
+    colours = [OTHERS] * len(figures.usage)
+    for colour, index in zip(COLOURS, _by_usage(figures), strict=False):
+        colours[index] = colour
+    return colours
+
+
+def _seriated(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
+    """Ordered along the first principal direction of their differences."""
+    directions, _, _ = np.linalg.svd(np.array([row.differences for row in rows]), full_matrices=False)
+    return [rows[int(index)] for index in np.argsort(directions[:, 0], kind="stable")]

@@ -1,0 +1,185 @@
+"""The figures of a context module as plain values, and what they say as sentences."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from statistics import fmean, median
+from typing import Any
+
+from pydantic import TypeAdapter
+
+JSON_FILE = "context.json"
+CODEWORDS_FILE = "codewords.png"
+ASSIGNMENT_FILE = "assignment.png"
+SCALING_FILE = "scaling.png"
+
+DEAD_SHARE = 0.1
+"""A codeword is dead that takes less than this part of an even share: its usage is under DEAD_SHARE / K."""
+
+DUPLICATE_DISTANCE = 0.1
+"""Two codewords are duplicates if their distance is under this part of the root mean square of all distances
+between codewords."""
+
+MIN_IMAGES = 3
+"""Of either side of a comparison between images with and without a class: means over fewer say nothing."""
+
+LIMITS = (
+    "These figures describe one training; they do not prove that codewords or scaling factors make it "
+    "better: only trainings without them, over several seeds, show that. A class that goes with other "
+    "scaling factors need not cause them, since another class of the same scenes may. A map shows where a "
+    "codeword takes part and not what it stands for. Dead or duplicate codewords may do no harm."
+)
+
+
+@dataclass(frozen=True)
+class CodewordFigures:
+    """Of the last Context Encoding Module; the first four have one value for each of the K codewords.
+
+    usage: mean assignment over all pixels, sums to 1. offsets: distance of the codeword to the mean feature,
+    in feature spreads. feature_norm is the root mean square of ||x||, feature_spread that of the distance of
+    the features to their mean.
+
+    Entropies are in nats. effective_number = exp(usage_entropy) is the number of evenly used codewords with
+    that entropy; pixel_entropy is the mean entropy of a single pixel's assignment. Their difference,
+    mutual_information, is what the pixel tells of the codeword: it is 0 where every pixel is assigned alike,
+    however even the usage is. duplicates are (codeword, the first one before it that it repeats).
+    """
+
+    usage: tuple[float, ...]
+    smoothing_factors: tuple[float, ...]
+    norms: tuple[float, ...]
+    offsets: tuple[float, ...]
+    feature_norm: float
+    feature_spread: float
+    usage_entropy: float
+    effective_number: float
+    pixel_entropy: float
+    mutual_information: float
+    dead: tuple[int, ...]
+    duplicates: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ClassScaling:
+    """Scaling factors of the images that contain a class, less those of the others, each a mean over images.
+
+    differences has one value a channel, rms is their root mean square, and rms_by_chance the one to expect of
+    as many images chosen without regard to the class.
+    """
+
+    name: str
+    num_with: int
+    num_without: int
+    differences: tuple[float, ...]
+    rms: float
+    rms_by_chance: float
+
+
+@dataclass(frozen=True)
+class ScalingFigures:
+    """mean: of all scaling factors; deviation: of one channel's over the images, mean over the channels.
+
+    `classes` has those with MIN_IMAGES on either side.
+    """
+
+    mean: float
+    deviation: float
+    classes: tuple[ClassScaling, ...]
+
+
+@dataclass(frozen=True)
+class PresenceFigures:
+    """Of the SE-loss branch for one class; `share` is that of the images with the class.
+
+    precision and recall are at a probability of 0.5. precision is None if the class is never predicted;
+    recall and average_precision are None if no image has it. Chance has an average precision of about
+    `share`.
+    """
+
+    name: str
+    share: float
+    precision: float | None
+    recall: float | None
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class ContextDiagnostics:
+    """`codewords` is None for the pooled gate, which has none."""
+
+    num_images: int
+    codewords: CodewordFigures | None
+    scaling: ScalingFigures
+    presence: tuple[PresenceFigures, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def to_json(diagnostics: ContextDiagnostics) -> str:
+    """`from_json` is its inverse."""
+    return json.dumps(diagnostics.to_dict())
+
+
+def from_json(text: str) -> ContextDiagnostics:
+    """Raises ValueError for text that is no such record."""
+    return TypeAdapter(ContextDiagnostics).validate_json(text)
+
+
+def findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
+    """What the figures say, as sentences; `LIMITS` belongs below them."""
+    codewords = diagnostics.codewords
+    found = _codeword_findings(codewords) if codewords else []
+    return (*found, *_scaling_findings(diagnostics.scaling), *_presence_findings(diagnostics.presence))
+
+
+def _codeword_findings(figures: CodewordFigures) -> list[str]:
+    num_codewords = len(figures.usage)
+    if num_codewords == 1:
+        return ["One codeword takes every pixel, so there is no assignment to describe."]
+    found = [
+        f"The mean assignment over the {num_codewords} codewords is as concentrated as an even one over "
+        f"{figures.effective_number:.1f} (exp of its entropy). {len(figures.dead)} codewords are dead, with "
+        f"less than {DEAD_SHARE:g} of an even share, and {len(figures.duplicates)} repeat another one.",
+        f"A pixel tells {figures.mutual_information:.2f} nats of its codeword; 0 would be the same "
+        f"assignment for every pixel, {log(num_codewords):.2f} one codeword a pixel and all in even use.",
+        f"The codewords lie {min(figures.offsets):.2g} to {max(figures.offsets):.2g} feature spreads from "
+        f"the mean feature, {median(figures.offsets):.2g} in the median.",
+    ]
+    negative = [index for index, factor in enumerate(figures.smoothing_factors) if factor < 0]
+    if negative:
+        share = sum(figures.usage[index] for index in negative)
+        found.append(
+            f"{len(negative)} of {num_codewords} smoothing factors are negative: these codewords are drawn "
+            f"to pixels far from them. They take {share:.0%} of the assignment."
+        )
+    return found
+
+
+def _scaling_findings(scaling: ScalingFigures) -> list[str]:
+    found = [
+        f"The scaling factors are {scaling.mean:.2f} on average; one channel's deviates by "
+        f"{scaling.deviation:.2g} between images."
+    ]
+    if scaling.classes:
+        clear = [row for row in scaling.classes if row.rms > 2 * row.rms_by_chance]
+        top = max(scaling.classes, key=lambda row: row.rms)
+        found.append(
+            f"For {len(clear)} of {len(scaling.classes)} classes, the scaling factors of images with the "
+            f"class differ from the others' more than twice as much as chance makes them; most for "
+            f"{top.name} ({top.rms:.2g} root mean square, {top.rms_by_chance:.2g} by chance)."
+        )
+    return found
+
+
+def _presence_findings(presence: Sequence[PresenceFigures]) -> list[str]:
+    rows = [(row.average_precision, row.share) for row in presence if row.share < 1]
+    known = [(value, share) for value, share in rows if value is not None]
+    if not known:
+        return []
+    precisions, shares = zip(*known, strict=True)
+    return [
+        f"Class presence has a mean average precision of {fmean(precisions):.2f} over the {len(known)} "
+        f"classes that some images have and others have not; chance has about {fmean(shares):.2f}."
+    ]
