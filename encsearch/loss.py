@@ -48,12 +48,12 @@ def loss_sums(
     if loss.ohem_threshold is not None:
         counted = hard_labels(logits, labels, loss.ohem_threshold, loss.ohem_min_share)
     terms = {"pixel_loss": _cross_entropy(logits, counted, class_weights, loss.label_smoothing)}
-    if output.aux_logits is not None:
-        terms["aux_loss"] = _cross_entropy(output.aux_logits, labels, class_weights, loss.label_smoothing)
     if output.presence_logits is not None:
         terms["se_loss"] = _se_loss(output.presence_logits, labels)
-    if output.aux_presence_logits is not None:
-        terms["aux_se_loss"] = _se_loss(output.aux_presence_logits, labels)
+    if output.aux_logits is not None and output.aux_logits.ndim == 4:
+        terms["aux_loss"] = _cross_entropy(output.aux_logits, labels, class_weights, loss.label_smoothing)
+    elif output.aux_logits is not None:
+        terms["aux_se_loss"] = _se_loss(output.aux_logits, labels)
     if loss.dice_weight:
         terms["dice_loss"] = _dice_loss(logits, labels)
     return terms

@@ -8,20 +8,32 @@ next append. One writer at a time, any number of readers.
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from encsearch.records import Recorder, Report
 
 
 def append(path: Path, report: Report) -> None:
     """Add one report. The file is closed again at once, which makes the line visible over NFS too."""
-    line = json.dumps(report.to_dict(), separators=(",", ":")).encode() + b"\n"
+    append_line(path, report.to_dict())
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """As `append` for anything that is JSON."""
+    line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
     with open(path, "ab+") as file:
         _remove_torn_line(file.fileno(), path)
         file.write(line)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; none while the file does not exist."""
+    data = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 class SpoolReader:

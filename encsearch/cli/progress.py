@@ -56,7 +56,7 @@ class LiveProgress:
     def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
         self._live = live
         self._lines = LineProgress()
-        self._events: dict[int, TrialEvent] = {}
+        self._events: dict[int, tuple[TrialEvent, int]] = {}  # with the epochs of the whole trial
         self._status = ""
 
     def say(self, line: str) -> None:
@@ -67,7 +67,7 @@ class LiveProgress:
         self._draw(config)
 
     def trial(self, event: TrialEvent, config: Config) -> None:
-        self._events[event.number] = event
+        self._events[event.number] = event, config.train.epochs
         self._draw(config)
 
     def _draw(self, config: Config) -> None:
@@ -78,10 +78,10 @@ class LiveProgress:
         table = Table(title=f"{config.name}: {len(self._events)} trials", title_justify="left")
         for heading in ("trial", "values", "epoch", config.metric, "state"):
             table.add_column(heading)
-        newest = sorted(self._events.values(), key=lambda e: (e.state == "RUNNING", e.number))
-        for event in newest[-self.ROWS :]:
+        newest = sorted(self._events.values(), key=lambda e: (e[0].state == "RUNNING", e[0].number))
+        for event, epochs in newest[-self.ROWS :]:
             value = "" if event.value is None else f"{event.value:.4f}"
-            epoch = f"{event.epoch}/{config.train.epochs}"
+            epoch = f"{event.epoch}/{epochs}"
             table.add_row(str(event.number), values_text(event), epoch, value, event.state)
         parts = ([table] if self._events else []) + ([Text(self._status)] if self._status else [])
         self._live.update(Group(*parts), refresh=True)

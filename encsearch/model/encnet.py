@@ -13,17 +13,16 @@ from encsearch.model.heads import build_head, classifier, fcn_head
 
 
 class EncNetOutput(NamedTuple):
-    """logits and aux_logits (B, num_classes, H, W) at the images' size, presence_logits (B, num_classes).
+    """logits (B, num_classes, H, W) at the images' size, presence_logits (B, num_classes), aux_logits.
 
-    presence_logits is None without a context module. The auxiliary outputs are None outside training and
-    where the model has no such branch; aux_presence_logits (B, num_classes) are those of the paper's second
-    Context Encoding Module.
+    presence_logits is None without a context module. aux_logits are those of stage 3: of pixels, as logits
+    are, from the auxiliary FCN head, or of presence from the paper's second Context Encoding Module. They are
+    None outside training and where there is no such branch.
     """
 
     logits: Tensor
     presence_logits: Tensor | None
     aux_logits: Tensor | None
-    aux_presence_logits: Tensor | None = None
 
 
 class EncNet(nn.Module):
@@ -68,7 +67,7 @@ class EncNet(nn.Module):
     def forward(self, images: Tensor) -> EncNetOutput:
         stages = self.backbone(images)
         features = self.head(stages)
-        presence_logits = aux_logits = aux_presence_logits = None
+        presence_logits = aux_logits = None
         if self.context is not None:
             features, presence_logits = self.context(features)
         logits = self._upsample(self.classifier(features), images)
@@ -76,8 +75,8 @@ class EncNet(nn.Module):
         if self.training and self.aux_head is not None:
             aux_logits = self._upsample(self.aux_head(stage3), images)
         if self.training and self.aux_context is not None:
-            aux_presence_logits = self.aux_context(stage3)
-        return EncNetOutput(logits, presence_logits, aux_logits, aux_presence_logits)
+            aux_logits = self.aux_context(stage3)
+        return EncNetOutput(logits, presence_logits, aux_logits)
 
     def parameter_groups(self, lr: float, head_lr_factor: float) -> list[dict[str, Any]]:
         """Optimizer groups: the backbone at `lr`, everything above it at `lr * head_lr_factor`.

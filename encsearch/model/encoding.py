@@ -16,7 +16,7 @@ def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Te
     where features or codewords are: sums over N pixels neither fit float16 nor keep digits in bfloat16.
     Autocast makes no difference. Gradients have the dtypes of their inputs.
 
-    It is `encode_definition` with a backward pass of its own, which takes half the time and keeps
+    It is `encode_definition` with a backward pass of its own, which takes about half the time and keeps
     (B, N, K + 1) values beside the inputs where autograd keeps (B, N, C) several times. There is no second
     derivative: asking for one raises RuntimeError.
     """

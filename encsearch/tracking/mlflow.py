@@ -31,6 +31,7 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 PARAMS_A_REQUEST = 100  # the server's limit
 METRICS_A_REQUEST = 500
+MAX_CHILDREN = 1000  # at a time; as many never run at once
 REPORTS_A_LOG = 20  # of a backlog: keeps the epoch after an outage short
 STORE_FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
 
@@ -87,6 +88,23 @@ def start_run(
             tracking.client.set_terminated(run.info.run_id, "FAILED")
             raise
     return MlflowRecorder(tracking, run.info.run_id, artifact_dir)
+
+
+def continue_run(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
+    """Go on with a run whose process was killed; its children that look as if they still ran end as KILLED.
+
+    Raises UserError when the store does not have the run, and PreflightError.
+    """
+    check_run(tracking, run_id)
+    with answering(tracking.uri):
+        tracking.client.update_run(run_id, status="RUNNING")
+        for child in tracking.client.search_runs(
+            [tracking.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'RUNNING'",
+            max_results=MAX_CHILDREN,
+        ):
+            tracking.client.set_terminated(child.info.run_id, "KILLED")
+    return MlflowRecorder(tracking, run_id, artifact_dir)
 
 
 def check_run(tracking: Tracking, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The three jobs from start to end, each recorded in MLflow: train, sweep, promote.
+"""The jobs from start to end, each recorded in MLflow: train, sweep, ablate, promote.
 
 Every job gets a folder of its own:
 

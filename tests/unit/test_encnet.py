@@ -116,11 +116,10 @@ def test_mean_over_codewords_is_the_sum_divided_by_their_number() -> None:
 def test_papers_preset_has_a_second_module_for_the_se_loss_of_stage_3() -> None:
     paper, mmseg = small(preset="paper").train(), small(preset="mmseg").train()
     output = paper(torch.randn(2, 3, 32, 32))
-    assert output.aux_logits is None
-    assert output.aux_presence_logits is not None
-    assert output.aux_presence_logits.shape == (2, 5)
-    assert mmseg(torch.randn(2, 3, 32, 32)).aux_presence_logits is None
-    assert small("none", preset="paper").train()(torch.randn(2, 3, 32, 32)).aux_presence_logits is None
+    assert output.aux_logits is not None
+    assert output.aux_logits.shape == (2, 5)
+    assert mmseg(torch.randn(2, 3, 32, 32)).aux_logits.shape == (2, 5, 32, 32)
+    assert small("none", preset="paper").train()(torch.randn(2, 3, 32, 32)).aux_logits is None
 
 
 def test_reference_joins_stages_2_and_3_and_aligns_corners() -> None:

@@ -40,7 +40,7 @@ def batch(num_images: int = 4) -> tuple[EncNetOutput, Tensor]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    output = EncNetOutput(normal(*size), normal(*size[:2]), normal(*size), normal(*size[:2]))
+    output = EncNetOutput(normal(*size), normal(*size[:2]), normal(*size))
     labels = torch.randint(0, NUM_CLASSES, (num_images, 5, 6), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
     labels[0][labels[0] == 3] = 1  # this image lacks a class
@@ -186,9 +186,9 @@ def test_the_loss_is_the_weighted_sum_of_the_means() -> None:
 
     terms = loss_sums(output, labels, loss=loss)
 
-    assert list(terms) == ["pixel_loss", "aux_loss", "se_loss", "aux_se_loss", "dice_loss"]
+    assert list(terms) == ["pixel_loss", "se_loss", "aux_loss", "dice_loss"]
     expected = sum(
-        weight * mean(term) for weight, term in zip((1, 0.7, 0.3, 0.3, 0.9), terms.values(), strict=True)
+        weight * mean(term) for weight, term in zip((1, 0.3, 0.7, 0.9), terms.values(), strict=True)
     )
     torch.testing.assert_close(total(terms, loss), expected)
 
@@ -226,6 +226,17 @@ def test_an_ignored_pixel_has_no_gradient(name: str) -> None:
     gradient = next(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)
     assert not gradient.movedim(1, -1)[labels == 255].any()
     assert gradient.movedim(1, -1)[labels != 255].any()
+
+
+def test_the_second_context_module_has_an_se_loss_of_its_own() -> None:
+    output, labels = batch()
+    second = EncNetOutput(output.logits, output.presence_logits, output.presence_logits)
+    terms = loss_sums(second, labels, loss=PLAIN)
+    assert list(terms) == ["pixel_loss", "se_loss", "aux_se_loss"]
+    torch.testing.assert_close(terms["aux_se_loss"], terms["se_loss"])
+    alone = loss_sums(EncNetOutput(output.logits, None, None), labels, loss=PLAIN)
+    gained = total(terms, LossConfig(se_weight=0.3)) - total(alone, PLAIN)
+    torch.testing.assert_close(gained, 0.6 * mean(terms["se_loss"]))
 
 
 def test_terms_that_a_model_has_no_output_for_are_not_there() -> None:

@@ -188,7 +188,7 @@ def test_outputs_are_those_of_the_published_network(origin: str, lateral: bool) 
     with torch.no_grad():
         logits, presence_logits, aux_logits = network(images)
         output = published.model(images)
-    for found, expected in zip(output, (logits, presence_logits, aux_logits), strict=False):
+    for found, expected in zip(output, (logits, presence_logits, aux_logits), strict=True):
         assert expected.std() > 0.05
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,119 @@
+"""`encsearch ablate`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.training import out_option, overrides_argument, recipe_argument
+
+if TYPE_CHECKING:
+    from encsearch.config import Config
+    from encsearch.search.ablation import Ablation
+    from encsearch.workflow.ablate import Ablated
+
+
+@click.command()
+@recipe_argument
+@overrides_argument
+@out_option
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Go on with an ablation of the same recipe that was broken off.",
+)
+@click.option("--dry-run", is_flag=True, help="Check every row and list the trainings, without training.")
+@json_option
+def ablate(
+    recipe: str, overrides: tuple[str, ...], out: Path, resume: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    """Train the paper's ablation of RECIPE side by side, and compare the rows.
+
+    FCN, + Encoding, + SE-loss, pooling in the codewords' place, other heads, and the curves over K and alpha,
+    each with every seed, as the recipe's ablate: block says. The figures are of the last epoch.
+    """
+    from encsearch.cli.progress import progress
+    from encsearch.config import load_config
+
+    config = load_config(recipe, overrides)
+    from encsearch.workflow.ablate import ablate as run
+    from encsearch.workflow.ablate import planned
+
+    if dry_run:
+        plan = planned(config, out)
+        emit(_plan_json(plan), as_json, _plan_text(config, plan))
+        return
+    with progress() as shown:
+        done = run(config, out, shown, resume=resume)
+    emit(_ablated_json(done), as_json, _ablated_text(done))
+    for name, reason in done.story.failures.items():
+        say(f"failed and left out: {name}: {reason}")
+
+
+def _plan_text(config: "Config", plan: "Ablation") -> str:
+    rows = [[t.row, t.config.train.epochs, t.config.train.seed, t.name] for t in plan.trainings]
+    total = sum(training.config.train.epochs for training in plan.trainings)
+    return (
+        f"{table(['row', 'epochs', 'seed', 'name'], rows)}\n\n"
+        f"{len(plan.trainings)} trainings, {total} epochs in all, {len(config.ablate.seeds)} seeds; "
+        f"{len(plan.rescored)} multi-scale scorings"
+    )
+
+
+def _plan_json(plan: "Ablation") -> dict[str, Any]:
+    return {
+        "trainings": [
+            {
+                "name": training.name,
+                "row": training.row,
+                "epochs": training.config.train.epochs,
+                "seed": training.config.train.seed,
+            }
+            for training in plan.trainings
+        ],
+        "rescored": dict(plan.rescored),
+    }
+
+
+def _ablated_text(done: "Ablated") -> str:
+    from encsearch.search.ablation import ENCNET, FCN, shown_metrics
+    from encsearch.search.ablation_report import difference_text, percent_text, verdicts
+
+    names = shown_metrics(done.story.metric)
+    rows = [
+        [
+            f.point.label,
+            f.point.epochs,
+            len(f.estimates[names[0]].values),
+            *(percent_text(f.estimates[name]) for name in names),
+            difference_text(f.over_fcn),
+            difference_text(f.over_encnet),
+        ]
+        for f in done.story.figures
+    ]
+    header = ["row", "epochs", "n", *(f"{name} %" for name in names), f"minus {FCN}", f"minus {ENCNET}"]
+    return "\n".join(
+        [
+            table(header, rows),
+            "",
+            "[95 % interval of the mean over seeds]; * the interval of the difference leaves out 0",
+            *verdicts(done.story),
+            "",
+            f"report: {done.report}",
+            f"files:  {done.folder}",
+        ]
+    )
+
+
+def _ablated_json(done: "Ablated") -> dict[str, Any]:
+    return {
+        **asdict(done.summary),
+        "folder": str(done.folder),
+        "report": str(done.report),
+        "figures": [asdict(figures) for figures in done.story.figures],
+        "trainings": [asdict(result) for result in done.story.results],
+        "failures": dict(done.story.failures),
+    }

@@ -1,0 +1,267 @@
+"""The paper's ablation as a list of trainings, and what their last epochs tell: pure decisions.
+
+A `Point` is what a table or a curve shows: one configuration at one budget, trained with every seed. Points
+that come to the same configuration (EncNet is a row, and lies on both curves) share their trainings.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median, stdev
+from typing import Any, Literal
+
+from scipy.stats import t as student_t
+
+from encsearch.config import AblateConfig, Config, flatten, with_values
+from encsearch.errors import UserError
+
+Series = Literal["rows", "codewords", "se_weights"]
+
+FCN, ENCODING, ENCNET, GATE = "FCN", "+ Encoding", "+ SE-loss", "pooled gate + SE-loss"
+MULTI_SCALE = "+ multi-scale"
+HEAD_LABELS = {
+    "fcn": FCN,
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabv3",
+    "deeplabv3plus": "DeepLabv3+",
+    "unet": "U-Net",
+    "refinenet": "RefineNet",
+}
+SECTIONS = ("augment", "model", "loss", "optim", "train")
+BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of one configuration; `row` is the label of the first point that shows it."""
+
+    name: str
+    row: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration at one budget; `trainings` are their names by seed, `x` is K or alpha on a curve."""
+
+    series: Series
+    label: str
+    x: float
+    epochs: int
+    trainings: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is shown, what is trained for it, and which results are a training's weights scored otherwise.
+
+    `rescored` is result name -> training name, of the multi-scale row.
+    """
+
+    points: tuple[Point, ...]
+    trainings: tuple[Training, ...]
+    rescored: Mapping[str, str]
+
+    def point(self, label: str, epochs: int) -> Point:
+        """The row `label` at a budget, which must be one of the ablation's."""
+        return next(p for p in self.points if (p.series, p.label, p.epochs) == ("rows", label, epochs))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training came to: the figures of its last epoch, and the seconds of all epochs.
+
+    `name` is the training's, or that of the `rescored` result; `run_id` is the training's MLflow run.
+    """
+
+    name: str
+    row: str
+    seed: int
+    epochs: int
+    metrics: Mapping[str, float]
+    seconds: float
+    run_id: str
+
+
+def plan_ablation(config: Config) -> Ablation:
+    """List the points of `config.ablate` and the trainings they need, the seeds one after the other.
+
+    The rows are trained at every budget, the curves at `ablate.curve_epochs`. Raises UserError, naming the
+    row, for values that make no valid configuration.
+    """
+    _check_encnet(config)
+    base = config.model_copy(update={"search": None, "ablate": AblateConfig()})
+    trainings: dict[str, Training] = {}
+    points: list[Point] = []
+    for series, label, x, epochs, values in _wanted(config):
+        names = {}
+        for seed in config.ablate.seeds:
+            row = _row(base, label, values, {"train.epochs": epochs, "train.seed": seed})
+            training = Training(f"{_slug(label)}-{epochs}-epochs-seed{seed}", label, row)
+            identity = json.dumps(flatten(training.config), sort_keys=True)
+            names[seed] = trainings.setdefault(identity, training).name
+        points.append(Point(series, label, x, epochs, names))
+    _check_names(tuple(trainings.values()))
+    encnets = [p for p in points if (p.series, p.label) == ("rows", ENCNET) and config.ablate.scales]
+    shown = [s for p in points for s in ([p, _multi_scale(p)] if p in encnets else [p])]
+    by_seed = sorted(trainings.values(), key=lambda t: config.ablate.seeds.index(t.config.train.seed))
+    return Ablation(
+        points=tuple(shown),
+        trainings=tuple(by_seed),
+        rescored={_rescored(name): name for p in encnets for name in p.trainings.values()},
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of one value a seed, and its 95 % interval by Student's t: None with a single seed."""
+
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float] | None
+
+    @property
+    def tells_apart(self) -> bool:
+        """Of a difference: whether its interval leaves out 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the finished trainings of a point came to; all figures are in [0, 1].
+
+    `estimates` are by metric. `over_fcn` and `over_encnet` are the differences of the recipe's metric from
+    the rows "FCN" and "+ SE-loss" at the same budget, seed by seed; None for the row itself and where no
+    seed has both. `seconds` is the median of a training, or of a scoring.
+    """
+
+    point: Point
+    estimates: Mapping[str, Estimate]
+    over_fcn: Estimate | None
+    over_encnet: Estimate | None
+    seconds: float
+
+
+def figures_of(ablation: Ablation, results: Sequence[Result], metric: str) -> tuple[Figures, ...]:
+    """The figures of every point that has a result, in the order of the points."""
+    found = {result.name: result for result in results}
+    rows = {(p.label, p.epochs): _by_seed(p, found) for p in ablation.points if p.series == "rows"}
+
+    def over(label: str, point: Point) -> Estimate | None:
+        ours, theirs = _by_seed(point, found), rows.get((label, point.epochs), {})
+        if ours == theirs:
+            return None
+        gains = [ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in ours if seed in theirs]
+        return estimate(gains) if gains else None
+
+    return tuple(
+        Figures(
+            point,
+            {name: estimate([r.metrics[name] for r in of_it]) for name in shown_metrics(metric)},
+            over(FCN, point),
+            over(ENCNET, point),
+            median(result.seconds for result in of_it),
+        )
+        for point in ablation.points
+        if (of_it := list(_by_seed(point, found).values()))
+    )
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of values that vary by the seed alone: at least one."""
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return Estimate(tuple(values), mean, None)
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    return Estimate(tuple(values), mean, (mean - half, mean + half))
+
+
+def shown_metrics(metric: str) -> tuple[str, ...]:
+    """The recipe's metric first, then the paper's two."""
+    return tuple(dict.fromkeys((metric, "mIoU", "pixAcc")))
+
+
+def budgets(config: Config) -> tuple[int, ...]:
+    """Of the rows, in epochs, ascending."""
+    return tuple(sorted(config.ablate.epochs or (config.train.epochs,)))
+
+
+def _wanted(config: Config) -> Iterator[tuple[Series, str, float, int, Mapping[str, Any]]]:
+    """Series, label, x, epochs and values of every point."""
+    ablate = config.ablate
+    encnet = {"model.context": "encoding"}
+    gate = {"model.context": "gate"}
+    rows: dict[str, Mapping[str, Any]] = {
+        FCN: {"model.context": "none"},
+        ENCODING: {**encnet, "loss.se_weight": 0.0},
+        ENCNET: encnet,
+        GATE: gate,
+        **{HEAD_LABELS[head]: {"model.context": "none", "model.head": head} for head in ablate.heads},
+    }
+    for label in ablate.rows:
+        if label in rows or label == MULTI_SCALE:
+            raise UserError(f"ablate.rows: {label!r} is a row of every ablation; give yours another name")
+    for epochs in budgets(config):
+        for label, values in {**rows, **ablate.rows}.items():
+            yield "rows", label, 0.0, epochs, values
+    curve_epochs = ablate.curve_epochs or budgets(config)[0]
+    if ablate.codewords:
+        yield "codewords", "K=0", 0.0, curve_epochs, gate
+    for k in sorted(ablate.codewords):
+        yield "codewords", f"K={k}", k, curve_epochs, {**encnet, "model.num_codewords": k}
+    for alpha in sorted(ablate.se_weights):
+        yield "se_weights", f"alpha={alpha:g}", alpha, curve_epochs, {**encnet, "loss.se_weight": alpha}
+
+
+def _check_encnet(config: Config) -> None:
+    """The rows are steps from FCN to the recipe's EncNet, so the recipe must be one."""
+    if config.model.head != "fcn":
+        raise UserError(
+            f"model.head={config.model.head}: the ablation goes from FCN to EncNet, which have the head fcn; "
+            "leave model.head out and name other heads in ablate.heads"
+        )
+    if config.loss.se_weight == 0:
+        raise UserError('loss.se_weight=0: the row "+ SE-loss" needs a weight; try 0.2')
+
+
+def _check_names(trainings: Sequence[Training]) -> None:
+    """Folders and results go by the name, which two labels may share."""
+    rows: dict[str, str] = {}
+    for training in trainings:
+        other = rows.setdefault(training.name, training.row)
+        if other != training.row:
+            raise UserError(f"ablate.rows: {other!r} and {training.row!r} are too much alike; rename one")
+
+
+def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[str, int]) -> Config:
+    """The row's configuration; `budget` is its epochs and seed."""
+    for path in values:
+        if path in budget:
+            raise UserError(f"ablation row {label!r}: {path} is set by ablate.{BUDGET[path]}; leave it out")
+        if path.split(".")[0] not in SECTIONS:
+            raise UserError(f"ablation row {label!r}: {path} is none of {', '.join(SECTIONS)}; leave it out")
+    try:
+        return with_values(base, {**values, **budget})
+    except UserError as error:
+        raise UserError(f"ablation row {label!r}: {str(error).removeprefix('override: ')}") from None
+
+
+def _multi_scale(encnet: Point) -> Point:
+    names = {seed: _rescored(name) for seed, name in encnet.trainings.items()}
+    return replace(encnet, label=MULTI_SCALE, trainings=names)
+
+
+def _rescored(training: str) -> str:
+    return f"{training}-multi-scale"
+
+
+def _by_seed(point: Point, found: Mapping[str, Result]) -> dict[int, Result]:
+    return {seed: found[name] for seed, name in point.trainings.items() if name in found}
+
+
+def _slug(label: str) -> str:
+    """The label as a folder's name: "pooled gate + SE-loss" is pooled-gate-SE-loss."""
+    return re.sub(r"\W*\s\W*", "-", label.lstrip("+ "))

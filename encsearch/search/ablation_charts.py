@@ -1,0 +1,107 @@
+"""Charts of an ablation as PNG: the rows, and the curves over K and alpha that the paper draws.
+
+Every chart shows means with their 95 % intervals, and each seed as a thin mark.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from encsearch.search.ablation import FCN, Estimate, Figures
+
+COLOURS = ("#2563a8", "#c2571a", "#2e7d4f", "#7b4fa3")
+MUTED = "#6b7280"
+DPI = 130
+SEEDS: dict[str, Any] = {"s": 70, "color": "#111827", "linewidths": 1, "zorder": 3}
+
+
+def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
+    """A line a row, the first on top, and in it a point for each budget."""
+    labels = list(dict.fromkeys(figures.point.label for figures in rows))
+    budgets = sorted({figures.point.epochs for figures in rows})
+    step = 0.6 / len(budgets)
+    figure = Figure(figsize=(7.5, 1.4 + len(labels) * (0.3 + 0.12 * len(budgets))), layout="constrained")
+    axes = figure.add_subplot()
+    for index, epochs in enumerate(budgets):
+        of_it = [figures for figures in rows if figures.point.epochs == epochs]
+        shift = (index - (len(budgets) - 1) / 2) * step
+        heights = [labels.index(figures.point.label) + shift for figures in of_it]
+        colour = COLOURS[index % len(COLOURS)]
+        estimates = [figures.estimates[metric] for figures in of_it]
+        axes.errorbar(
+            [100 * estimate.mean for estimate in estimates],
+            heights,
+            xerr=_half_widths(estimates),
+            fmt="o",
+            color=colour,
+            capsize=3,
+            label=f"{epochs} epochs",
+        )
+        for estimate, height in zip(estimates, heights, strict=True):
+            axes.scatter(
+                [100 * v for v in estimate.values],
+                [height] * len(estimate.values),
+                marker="|",
+                **SEEDS,
+            )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric}, %: mean and 95 % interval; thin marks are seeds")
+    axes.grid(axis="x", alpha=0.3)
+    if len(budgets) > 1:
+        axes.legend(loc="best", frameon=False)
+    figure.savefig(target, dpi=DPI)
+
+
+def draw_curve(
+    curve: Sequence[Figures],
+    rows: Sequence[Figures],
+    metric: str,
+    x_label: str,
+    zero_label: str,
+    target: Path,
+) -> None:
+    """Means over x on a log2 axis; 0, which such an axis has no place for, stands apart on its left.
+
+    FCN at the same budget, if it is among the rows, is a dashed line.
+    """
+    positive = [figures for figures in curve if figures.point.x > 0]
+    zero_at = min((figures.point.x for figures in positive), default=1.0) / 2
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    _draw_points(axes, positive, [f.point.x for f in positive], metric, "o-", "white")
+    zeros = [figures for figures in curve if figures.point.x == 0]
+    _draw_points(axes, zeros, [zero_at] * len(zeros), metric, "s", COLOURS[0])
+    for fcn in rows:
+        if (fcn.point.label, fcn.point.epochs) == (FCN, curve[0].point.epochs):
+            axes.axhline(100 * fcn.estimates[metric].mean, color=MUTED, linestyle="--", label=FCN)
+            axes.legend(loc="best", frameon=False)
+    ticks = [zero_at] * len(zeros) + [figures.point.x for figures in positive]
+    axes.set_xticks(ticks, [zero_label] * len(zeros) + [f"{f.point.x:g}" for f in positive])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(f"{metric}, %")
+    axes.set_title(f"{curve[0].point.epochs} epochs; mean, 95 % interval, and each seed", fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=DPI)
+
+
+def _draw_points(
+    axes: Axes, curve: Sequence[Figures], xs: Sequence[float], metric: str, style: str, fill: str
+) -> None:
+    estimates = [figures.estimates[metric] for figures in curve]
+    means = [100 * estimate.mean for estimate in estimates]
+    axes.errorbar(
+        xs, means, yerr=_half_widths(estimates), fmt=style, color=COLOURS[0], markerfacecolor=fill, capsize=3
+    )
+    for x, estimate in zip(xs, estimates, strict=True):
+        axes.scatter([x] * len(estimate.values), [100 * v for v in estimate.values], marker="_", **SEEDS)
+
+
+def _half_widths(estimates: Sequence[Estimate]) -> list[float]:
+    """In percent; 0 where one seed gives no interval."""
+    return [100 * (e.interval[1] - e.mean) if e.interval else 0.0 for e in estimates]

@@ -1,0 +1,51 @@
+"""Score saved models again with other evaluation settings, side by side on Ray."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+
+from encsearch.bundle import read_bundle
+from encsearch.config import EvalConfig, ScalingConfig
+from encsearch.evaluation import score_bundle
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The scores of one model, or why there are none."""
+
+    name: str
+    metrics: dict[str, float]
+    seconds: float
+    failure: str | None = None
+
+
+def rescore(models: Mapping[str, Path], settings: EvalConfig, scaling: ScalingConfig) -> Iterator[Rescored]:
+    """Score bundles, name -> folder, on the validation split that each was trained with, as each is done.
+
+    A scoring has the CPUs and the GPU of one worker.
+    """
+    task = ray.remote(_score).options(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)
+    device = "cuda:0" if scaling.gpus_per_worker else "cpu"
+    names = {task.remote(str(folder.absolute()), settings, device): name for name, folder in models.items()}
+    waiting = list(names)
+    while waiting:
+        (done,), waiting = ray.wait(waiting)
+        try:
+            metrics, seconds = ray.get(done)
+        except ray.exceptions.RayError as error:  # also what the task raised
+            yield Rescored(names[done], {}, 0.0, str(error).strip().splitlines()[-1])
+        else:
+            yield Rescored(names[done], metrics, seconds)
+
+
+def _score(folder: str, settings: EvalConfig, device: str) -> tuple[dict[str, float], float]:
+    started = time.monotonic()
+    bundle = read_bundle(Path(folder))
+    config = bundle.config.model_copy(update={"eval": settings})
+    evaluation = score_bundle(
+        replace(bundle, config=config), config.data.store, config.data.val_split, device=device
+    )
+    return evaluation.to_metrics(), time.monotonic() - started

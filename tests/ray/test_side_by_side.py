@@ -1,0 +1,66 @@
+"""Real trainings side by side: each ends truly, and leaves its last weights to the observer alone."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.config import Config, with_values
+from encsearch.experiment import build
+from encsearch.records import MemoryRecorder, Recorder, Report
+from encsearch.search.ablation import Training
+from encsearch.search.side_by_side import run_side_by_side
+from encsearch.search.trials import TrialEvent
+from encsearch.train.checkpoint import load_checkpoint
+
+
+class Observer:
+    """Keeps the records in memory, and the step of each checkpoint that it is given."""
+
+    def __init__(self) -> None:
+        self.recorders: dict[str, MemoryRecorder] = {}
+        self.last: dict[str, Report] = {}
+        self.checkpoint_steps: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+
+    def open_recorder(self, training: Training) -> Recorder:
+        self.recorders[training.name] = MemoryRecorder()
+        return self.recorders[training.name]
+
+    def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
+        state = build(training.config).state
+        load_checkpoint(state, checkpoint)
+        self.checkpoint_steps[training.name] = state.step
+        self.last[training.name] = last
+
+    def failed(self, training: Training, reason: str) -> None:
+        self.reasons[training.name] = reason
+
+    def follow(self, training: Training, event: TrialEvent) -> None:
+        pass
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_one_training_fails_and_the_others_go_on(
+    toy_config: Config, tmp_path: Path, num_workers: int
+) -> None:
+    base = with_values(toy_config, {"scaling.num_workers": num_workers, "train.global_batch_size": 8})
+    rows = {
+        "FCN": {"model.context": "none"},
+        "diverges": {"optim.lr": 10.0, "optim.weight_decay": 1.0, "train.epochs": 8},
+        "longer": {"train.epochs": 3},
+    }
+    trainings = [Training(name, name, with_values(base, values)) for name, values in rows.items()]
+    observer = Observer()
+
+    run_side_by_side(trainings, base.scaling, tmp_path / "trials", observer)
+
+    assert {name: recorder.status for name, recorder in observer.recorders.items()} == {
+        "FCN": "FINISHED",
+        "diverges": "FAILED",
+        "longer": "FINISHED",
+    }
+    assert "non-finite gradient" in observer.reasons["diverges"]
+    assert {name: report.epoch for name, report in observer.last.items()} == {"FCN": 2, "longer": 3}
+    assert [r.epoch for r in observer.recorders["longer"].reports] == [1, 2, 3]
+    assert observer.checkpoint_steps == {"FCN": 6, "longer": 9}, "weights and figures are of the last step"
+    assert not list((tmp_path / "trials").rglob("*.safetensors")), "nothing fills the disk"
