@@ -234,7 +234,7 @@ class EvalConfig(Section):
     flip: bool = Field(False, description="average with the mirrored image")
     window: int | None = Field(None, ge=8, le=8192, description="side of the sliding window, px; null: whole")
     overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that the next one covers again")
-    background: str | None = Field(None, description="class left out of mIoU/foreground")
+    background: str | None = Field(None, description="class left out of foreground/mIoU")
     object_sizes: tuple[float, float] = Field(
         (1 / 300, 0.03),
         description="shares of the image where medium and large objects begin; COCO's, on 640x480 px",

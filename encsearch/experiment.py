@@ -16,6 +16,7 @@ from encsearch.data.loading import TrainStream, validation_batches
 from encsearch.data.store import open_split, read_manifest, split_stats
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.backbones import find_weights, sync_batch_norms
+from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
 from encsearch.train.loop import Loaders, Plan
 from encsearch.train.state import TrainState, new_optimizer
@@ -99,7 +100,11 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
         if on_gpu and config.train.sync_bn == "auto":
             sync_batch_norms(model)
         network = nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
+            model,
+            device_ids=[device] if on_gpu else None,
+            broadcast_buffers=False,
+            # Some of timm's, as HRNet, have weights that only finer stages use, which a head may ignore.
+            find_unused_parameters=isinstance(model.backbone, TimmBackbone),
         )
     return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
 
@@ -178,11 +183,12 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    """Without a crop a batch needs images of one size."""
+    """Without a crop a batch needs images of one size, and so does the encoding's training size."""
     if config.augment.crop:
         return
     sizes = split_stats(config.data.store, config.data.train_split).sizes
-    if len(sizes) > 1 and config.train.global_batch_size > config.scaling.num_workers:
+    many_a_worker = config.train.global_batch_size > config.scaling.num_workers
+    if len(sizes) > 1 and (many_a_worker or config.model.rescale_encoding):
         (height, width), _ = sizes[0]
         raise PreflightError(
             f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "

@@ -20,7 +20,7 @@ address_option = click.option(
 @click.option("--no-wait", is_flag=True, help="Return when the job is submitted; do not follow it.")
 @click.option("--id", "submission_id", help="Name of the job; default: one that Ray makes.")
 @click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set in the job; repeatable.")
-@click.argument("command", type=click.Choice(["train", "sweep", "promote"]))
+@click.argument("command", type=click.Choice(["train", "sweep", "ablate", "promote"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(
     address: str | None,

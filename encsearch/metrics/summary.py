@@ -81,7 +81,7 @@ class Evaluation:
             "mAcc": self.mean_acc,
             "fwIoU": self.fw_iou,
             **{f"mIoU/{group}": iou for group, iou in self.group_iou.items()},
-            "mIoU/foreground": self.foreground_iou,
+            "foreground/mIoU": self.foreground_iou,
             "boundary/mIoU": self.mean_boundary_iou,
             **{f"size/{size}/mIoU": found.mean_iou for size, found in self.sizes.items()},
             **{f"size/{size}/recall": found.mean_recall for size, found in self.sizes.items()},

@@ -66,7 +66,7 @@ class EncodedSemantics(nn.Module):
     def __init__(self, channels: int, model: ModelConfig) -> None:
         super().__init__()
         self.conv = conv_bn_relu(channels, channels, kernel_size=1) if model.encoding_conv else nn.Identity()
-        self.encoding = Encoding(channels, model.num_codewords, model.rescale_encoding)
+        self.encoding = Encoding(channels, model.num_codewords, model.rescale_encoding, model.codeword_init)
         self.norm = nn.BatchNorm1d(model.num_codewords)
         self.aggregate = {"sum": torch.sum, "mean": torch.mean}[model.aggregate]
 

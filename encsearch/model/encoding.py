@@ -1,6 +1,6 @@
 """The encoding layer: a feature map becomes K residual sums, one for each codeword."""
 
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -54,18 +54,29 @@ class Encoding(nn.Module):
 
     num_pixels: Tensor | None
 
-    def __init__(self, channels: int, num_codewords: int, rescale: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_codewords: int,
+        rescale: bool = False,
+        init: Literal["published"] = "published",
+    ) -> None:
         super().__init__()
+        self.init = init
         self.codewords = nn.Parameter(torch.empty(num_codewords, channels))
         self.smoothing_factors = nn.Parameter(torch.empty(num_codewords))
         self.register_buffer("num_pixels", torch.empty((), dtype=torch.long) if rescale else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the reference code (encoding/nn/encoding.py), which stores the scale -s, drawn from U(-1, 0)."""
-        bound = self.codewords.numel() ** -0.5
-        nn.init.uniform_(self.codewords, -bound, bound)
-        nn.init.uniform_(self.smoothing_factors, 0, 1)
+        """By `init`; before any training step there is no training size."""
+        match self.init:
+            case "published":  # reference code, encoding/nn/encoding.py: the scale -s is drawn from U(-1, 0)
+                bound = self.codewords.numel() ** -0.5
+                nn.init.uniform_(self.codewords, -bound, bound)
+                nn.init.uniform_(self.smoothing_factors, 0, 1)
+            case unknown:
+                assert_never(unknown)
         if self.num_pixels is not None:
             self.num_pixels.zero_()
 

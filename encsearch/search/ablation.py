@@ -228,12 +228,15 @@ def _check_encnet(config: Config) -> None:
 
 
 def _check_names(trainings: Sequence[Training]) -> None:
-    """Folders and results go by the name, which two labels may share."""
+    """Folders and results go by the name, which no two of these configurations may share."""
     rows: dict[str, str] = {}
     for training in trainings:
-        other = rows.setdefault(training.name, training.row)
-        if other != training.row:
-            raise UserError(f"ablate.rows: {other!r} and {training.row!r} are too much alike; rename one")
+        if training.name in rows:
+            raise UserError(
+                f"ablation rows {rows[training.name]!r} and {training.row!r} are different trainings of too "
+                "much alike names; rename or leave out one"
+            )
+        rows[training.name] = training.row
 
 
 def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[str, int]) -> Config:
@@ -241,8 +244,14 @@ def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[st
     for path in values:
         if path in budget:
             raise UserError(f"ablation row {label!r}: {path} is set by ablate.{BUDGET[path]}; leave it out")
-        if path.split(".")[0] not in SECTIONS:
+        section, _, leaf = path.partition(".")
+        if section not in SECTIONS:
             raise UserError(f"ablation row {label!r}: {path} is none of {', '.join(SECTIONS)}; leave it out")
+        if not leaf:
+            raise UserError(
+                f"ablation row {label!r}: {path} would set every value of its section; name the values, as "
+                "in model.dropout"
+            )
     try:
         return with_values(base, {**values, **budget})
     except UserError as error:

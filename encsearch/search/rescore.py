@@ -22,14 +22,20 @@ class Rescored:
     failure: str | None = None
 
 
-def rescore(models: Mapping[str, Path], settings: EvalConfig, scaling: ScalingConfig) -> Iterator[Rescored]:
-    """Score bundles, name -> folder, on the validation split that each was trained with, as each is done.
+def rescore(
+    models: Mapping[str, Path], store: Path, settings: EvalConfig, scaling: ScalingConfig
+) -> Iterator[Rescored]:
+    """Score bundles, name -> folder, on `store`'s split that each was validated on, as each is done.
 
     A scoring has the CPUs and the GPU of one worker.
     """
     task = ray.remote(_score).options(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)
     device = "cuda:0" if scaling.gpus_per_worker else "cpu"
-    names = {task.remote(str(folder.absolute()), settings, device): name for name, folder in models.items()}
+    # A worker has a working directory of its own.
+    names = {
+        task.remote(folder.absolute(), store.absolute(), settings, device): name
+        for name, folder in models.items()
+    }
     waiting = list(names)
     while waiting:
         (done,), waiting = ray.wait(waiting)
@@ -41,11 +47,9 @@ def rescore(models: Mapping[str, Path], settings: EvalConfig, scaling: ScalingCo
             yield Rescored(names[done], metrics, seconds)
 
 
-def _score(folder: str, settings: EvalConfig, device: str) -> tuple[dict[str, float], float]:
+def _score(folder: Path, store: Path, settings: EvalConfig, device: str) -> tuple[dict[str, float], float]:
     started = time.monotonic()
-    bundle = read_bundle(Path(folder))
+    bundle = read_bundle(folder)
     config = bundle.config.model_copy(update={"eval": settings})
-    evaluation = score_bundle(
-        replace(bundle, config=config), config.data.store, config.data.val_split, device=device
-    )
+    evaluation = score_bundle(replace(bundle, config=config), store, config.data.val_split, device=device)
     return evaluation.to_metrics(), time.monotonic() - started

@@ -17,11 +17,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from encsearch.config import TIMM_PREFIX, load_config
 from encsearch.errors import UserError
 from encsearch.tracking.mlflow import Tracking, answering
 from encsearch.tracking.uris import without_secrets
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
 MAX_NAMED = 10  # names or versions that an error lists
 SERVING_REQUIREMENTS = (
     "mlflow",
@@ -170,8 +172,13 @@ def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
             code_paths=[str(package)],
             signature=SIGNATURE,
             # Left to itself MLflow infers the requirements in a subprocess, which takes 100 s.
-            pip_requirements=[_pin(name) for name in SERVING_REQUIREMENTS],
+            pip_requirements=[_pin(name) for name in _requirements(bundle_dir)],
         )
+
+
+def _requirements(bundle_dir: Path) -> tuple[str, ...]:
+    backbone = load_config(bundle_dir / CONFIG_FILE).model.backbone
+    return (*SERVING_REQUIREMENTS, "timm") if backbone.startswith(TIMM_PREFIX) else SERVING_REQUIREMENTS
 
 
 def _pin(package: str) -> str:

@@ -147,7 +147,9 @@ class _Observer:
         self.failures: dict[str, str] = {}
         self.results = [Result(**line) for line in read_lines(folder / RESULTS_FILE)]
         self.tracking, self.parent_run_id = tracking, parent_run_id
-        self._kept = {*ablation.rescored.values(), *_pictured(config, ablation).values()}
+        encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
+        self._kept = {name for point in encnets for name in point.trainings.values()}
+        self._kept |= {*_pictured(config, ablation).values()}
         self._folder, self._progress = folder, progress
         self._run_ids: dict[str, str] = {}
 
@@ -218,10 +220,10 @@ def _parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: s
 
 def _check_same(config: Config, folder: Path) -> None:
     """Results of another recipe cannot be continued."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: not the folder of an ablation ({CONFIG_FILE} is missing)")
-    before, now = flatten(load_config(path)), flatten(config)
+    for name in (CONFIG_FILE, PARENT_FILE):  # every job has the first, an ablation alone the second
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not the folder of an ablation ({name} is missing)")
+    before, now = flatten(load_config(folder / CONFIG_FILE)), flatten(config)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise UserError(
@@ -239,7 +241,8 @@ def _add_multi_scale(config: Config, ablation: Ablation, folder: Path, observer:
         if training in found and name not in found
     }
     changed = {"scales": config.ablate.scales, "flip": True, "background": None}
-    for scored in rescore(models, config.eval.model_copy(update=changed), config.scaling):
+    settings = config.eval.model_copy(update=changed)
+    for scored in rescore(models, Path(config.data.store), settings, config.scaling):
         if scored.failure:
             observer.failures[scored.name] = scored.failure
             continue

@@ -63,7 +63,7 @@ def read_summary(folder: Path) -> RunSummary:
         return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder}: not the folder of a finished training or sweep ({SUMMARY_FILE} is missing)"
+            f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None

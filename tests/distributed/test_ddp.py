@@ -58,6 +58,19 @@ def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
         assert torch.equal(ranks[1]["with batch norm"][name], value), name
 
 
+def test_a_backbone_with_weights_that_the_head_ignores_trains(toy_config: Config) -> None:
+    """HRNet's last stage writes to all four resolutions; EncNet's head takes the coarsest alone."""
+    model = {"model.backbone": "timm:hrnet_w18_small", "model.output_stride": 32}
+    config = with_values(toy_config, model)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{_free_port()}", rank=0, world_size=1)
+    try:
+        state = new_state(EncNet.from_config(config.model, num_classes=3), config, world_size=2)
+        for _ in range(2):  # what the first step lacks is an error of the second
+            state.network(torch.randn(2, 3, 64, 64)).logits.sum().backward()
+    finally:
+        dist.destroy_process_group()
+
+
 def _train(rank: int, world_size: int, rendezvous: str | None, config_json: str, out: Path) -> None:
     torch.set_num_threads(1)
     config = from_json(config_json)

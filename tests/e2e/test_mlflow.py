@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow.artifacts
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,22 @@ print(sys.modules["encsearch"].__file__)
     assert result.stderr == ""
     assert shape == "(2, 33, 47)"
     assert Path(module).parent.parent.name == "code", "not the copy in the model's folder"
+
+
+def test_a_model_of_a_timm_backbone_carries_that_requirement(
+    tracking: Tracking, bundle: Path, tmp_path: Path
+) -> None:
+    shape = ModelConfig(backbone="timm:lcnet_035", output_stride=16, channels=8)
+    model = EncNet.from_config(shape, len(INFO.classes))
+    config = CONFIG.model_copy(update={"model": shape})
+    write_bundle(tmp_path / "bundle", model, config, INFO, fingerprint="abc", metrics={})
+    run_id = start(tracking).run_id
+
+    for folder, needs_timm in ((tmp_path / "bundle", True), (bundle, False)):
+        version = register(tracking, run_id, folder, "served", {})
+        source = tracking.client.get_model_version_download_uri("served", version)
+        requirements = mlflow.artifacts.load_text(f"{source}/requirements.txt").splitlines()
+        assert any(line.startswith("timm==") for line in requirements) == needs_timm
 
 
 def test_artifacts_of_a_run_are_a_source_too(tracking: Tracking, bundle: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_eval_prints_classes_sizes_and_a_summary(model: str, capsys: pytest.Capt
     assert " ".join(classes.split("\n")[0].split()) == "class IoU % accuracy % boundary IoU % presence AP %"
     assert [line.split()[0] for line in classes.splitlines()[2:]] == ["ground", "red", "blue"]
     assert [line.split()[0] for line in sizes.splitlines()[2:]] == ["small", "medium", "large"]
-    for name in ("mIoU", "pixAcc", "mAcc", "fwIoU", "mIoU/objects", "mIoU/foreground", "presence/mAP"):
+    for name in ("mIoU", "pixAcc", "mAcc", "fwIoU", "mIoU/objects", "foreground/mIoU", "presence/mAP"):
         assert f" {name} " in summary
 
 

@@ -75,12 +75,27 @@ def test_the_settings_of_the_model_are_used(bundle: Bundle, toy_store: Path) -> 
 def test_the_background_is_left_out_of_the_foreground(bundle: Bundle, toy_store: Path) -> None:
     found = score_bundle(changed(bundle, background="ground"), toy_store, "val")
     others = [iou for name, iou in found.class_iou.items() if name != "ground"]
-    assert found.to_metrics()["mIoU/foreground"] == pytest.approx(sum(others) / len(others))
-    assert "mIoU/foreground" not in score_bundle(bundle, toy_store, "val").to_metrics()
+    assert found.to_metrics()["foreground/mIoU"] == pytest.approx(sum(others) / len(others))
+    assert "foreground/mIoU" not in score_bundle(bundle, toy_store, "val").to_metrics()
     with pytest.raises(
         UserError, match=r"eval\.background=sky is none of .* 3 classes; try one of ground, red"
     ):
         score_bundle(changed(bundle, background="sky"), toy_store, "val")
+
+
+def test_a_group_may_be_called_foreground(bundle: Bundle) -> None:
+    info = replace(bundle.info, groups={"foreground": ("red", "blue")})
+    totals = Totals(
+        torch.tensor([[2, 0, 0], [2, 2, 0], [1, 0, 3]]),
+        torch.ones(3, 2, dtype=torch.int64),
+        torch.ones(3, 3, 3, dtype=torch.int64),
+        torch.empty(0, 3),
+        torch.empty(0, 3, dtype=torch.bool),
+    )
+    for background, others in ((None, None), ("red", 0.575)):
+        found = summarize(totals, info, background).to_metrics()
+        assert found["mIoU/foreground"] == pytest.approx((0.5 + 0.75) / 2)
+        assert found.get("foreground/mIoU") == pytest.approx(others)
 
 
 def random_batch(count: int, *, presence: bool = True) -> tuple[Tensor, Segmentation]:

@@ -350,10 +350,14 @@ def test_what_stands_at_the_place_of_the_model_is_kept(
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk")
     torch.save({"state_dict": {"a": 3}}, tmp_path / "numbers.pth")
+    torch.save({"a": torch.ones(2), "b": torch.ones(2).to_sparse()}, tmp_path / "sparse.pth")
+    torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "empty.pth")
     for name, message in (
         ("none.pth", "none.pth: no such file"),
         ("junk.pth", "junk.pth: cannot be read as weights"),
         ("numbers.pth", "numbers.pth: holds more than tensors by name"),
+        ("sparse.pth", "sparse.pth: 1 tensors are sparse, quantized, complex or without data, b the first"),
+        ("empty.pth", "empty.pth: 1 tensors are sparse, quantized, complex or without data, a the first"),
     ):
         assert run(tmp_path / name, tmp_path / "model") == 2
         error = capsys.readouterr().err

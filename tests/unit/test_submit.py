@@ -5,9 +5,11 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 
 from encsearch import job_package, submit
+from encsearch.cli import jobs
 from encsearch.errors import PreflightError, TrainingError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -223,3 +225,9 @@ def test_two_nodes_script_tells_its_usage() -> None:
     result = subprocess.run([script, "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2
     assert "start|status|stop" in result.stderr
+
+
+def test_every_command_that_can_be_submitted_has_an_entry_point() -> None:
+    (command,) = (p for p in jobs.submit.params if p.name == "command")
+    assert isinstance(command.type, click.Choice)
+    assert sorted(command.type.choices) == sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))

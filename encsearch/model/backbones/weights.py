@@ -91,9 +91,20 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise UserError(f"{path}: holds more than tensors by name; save the state dict alone")
+    odd = [key for key, value in state.items() if not _is_plain(value)]
+    if odd:
+        raise UserError(
+            f"{path}: {len(odd)} tensors are sparse, quantized, complex or without data, {odd[0]} the first; "
+            "save dense ones"
+        )
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    other = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not other
 
 
 def fitting(

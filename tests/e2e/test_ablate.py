@@ -1,0 +1,72 @@
+"""`encsearch ablate` as people use it, and what it refuses to go on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encsearch.cli.progress import LineProgress
+from encsearch.config import Config, to_yaml, with_values
+from encsearch.errors import UserError
+from encsearch.workflow.ablate import ablate
+from tests.e2e.shell import Shell
+
+# Four rows with two seeds and one step each, and the multi-scale row.
+BRIEF = (
+    "train.epochs=1",
+    "train.steps_per_epoch=1",
+    "ablate.seeds=[0,1]",
+    "ablate.heads=[]",
+    "ablate.codewords=[]",
+    "ablate.se_weights=[]",
+    "ablate.scales=[0.5,1.0]",
+)
+
+
+def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(shell: Shell) -> None:
+    def ablated(*options: str) -> dict[str, Any]:
+        done: dict[str, Any] = json.loads(
+            shell.encsearch("ablate", "toy.yaml", *BRIEF, "--json", *options).stdout
+        )
+        return done
+
+    first = ablated()
+    assert first["failures"] == {}
+    assert [figures["point"]["label"] for figures in first["figures"]] == [
+        "FCN",
+        "+ Encoding",
+        "+ SE-loss",
+        "+ multi-scale",
+        "pooled gate + SE-loss",
+    ]
+    assert all(len(figures["estimates"]["mIoU"]["values"]) == 2 for figures in first["figures"])
+    folder = shell.folder / first["folder"]
+    written = {path.name for path in (folder / "artifacts").iterdir()}
+    assert written >= {"ablation.md", "ablation.csv", "trainings.csv", "rows.png", "pictures.png"}
+    lines = (folder / "trainings.jsonl").read_text()
+    assert len(lines.splitlines()) == 10
+
+    again = ablated("--resume", first["folder"])
+    assert again["figures"] == first["figures"]
+    assert again["parent_run_id"] == first["parent_run_id"]
+    assert (folder / "trainings.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(
+    ("files", "values", "message"),
+    [
+        ([], {}, "not the folder of an ablation \\(config.yaml is missing"),
+        (["config.yaml"], {}, "not the folder of an ablation \\(parent_run_id is missing"),
+        (["config.yaml", "parent_run_id"], {"optim.lr": 0.5}, "begun with optim.lr=0.02, but .* has 0.5"),
+    ],
+)
+def test_only_an_ablation_of_the_same_recipe_is_resumed(
+    toy_config: Config, tmp_path: Path, files: list[str], values: dict[str, float], message: str
+) -> None:
+    """The folder of a training or a sweep has the recipe too, and must not be written into."""
+    for name in files:
+        (tmp_path / name).write_text(to_yaml(toy_config), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        ablate(with_values(toy_config, values), tmp_path, LineProgress(), resume=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(files)

@@ -1,0 +1,34 @@
+"""Saved models scored again on Ray, whose processes do not have this one's working directory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from encsearch.bundle import read_bundle, write_bundle
+from encsearch.config import Config, EvalConfig, ScalingConfig
+from encsearch.evaluation import score_bundle
+from encsearch.model.encnet import EncNet
+from encsearch.search.rescore import rescore
+from tests.conftest import TOY_INFO
+
+
+def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
+    toy_config: Config, toy_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("store").symlink_to(toy_store)
+    torch.manual_seed(0)
+    model = EncNet.from_config(toy_config.model, len(TOY_INFO.classes))
+    write_bundle(Path("whole"), model, toy_config, TOY_INFO, fingerprint="x", metrics={})
+    models = {"whole": Path("whole"), "absent": Path("absent")}
+    settings = EvalConfig(scales=(0.5, 1.0), flip=True)
+
+    found = {scored.name: scored for scored in rescore(models, Path("store"), settings, ScalingConfig())}
+
+    assert found["whole"].failure is None
+    alone = read_bundle(Path("whole"))
+    same = replace(alone, config=toy_config.model_copy(update={"eval": settings}))
+    assert found["whole"].metrics == pytest.approx(score_bundle(same, toy_store, "val").to_metrics())
+    assert "absent: not a model bundle" in str(found["absent"].failure)
