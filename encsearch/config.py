@@ -140,7 +140,7 @@ class ModelConfig(Section):
     codeword_init: Literal["published"] = "published"
     channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
     rescale_encoding: bool = Field(
-        False, description="to the number of pixels in training, so that the image size does not matter"
+        True, description="to the number of pixels in training, so that the image size does not matter"
     )
     aggregate: Literal["sum", "mean"] = Field("sum", description="over K")
     scaling: Literal["multiply", "residual"] = Field(

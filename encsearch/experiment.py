@@ -183,16 +183,22 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    """Without a crop a batch needs images of one size, and so does the encoding's training size."""
+    """Without a crop a batch needs images of one size."""
     if config.augment.crop:
         return
     sizes = split_stats(config.data.store, config.data.train_split).sizes
-    many_a_worker = config.train.global_batch_size > config.scaling.num_workers
-    if len(sizes) > 1 and (many_a_worker or config.model.rescale_encoding):
+    if len(sizes) == 1:
+        return
+    if config.train.global_batch_size > config.scaling.num_workers:
         (height, width), _ = sizes[0]
         raise PreflightError(
             f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
             "set augment.crop, which makes them equal"
+        )
+    if config.model.rescale_encoding and config.model.context == "encoding":
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, so there is none to rescale the "
+            "encoding to; set augment.crop, or model.rescale_encoding=false"
         )
 
 

@@ -170,6 +170,7 @@ def _config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelCo
             output_stride=8,
             preset=layout.preset,
             num_codewords=num_codewords,
+            rescale_encoding=False,  # a checkpoint does not tell the size of its training crops
             channels=channels,
             lateral=any(name.startswith("head.connect.") for name in state),
             auxiliary="fcn" if any(name.startswith("aux_head.") for name in state) else "none",
