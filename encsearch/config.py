@@ -137,7 +137,9 @@ class ModelConfig(Section):
         "paper", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
-    codeword_init: Literal["published"] = "published"
+    codeword_init: Literal["published", "unit"] = Field(
+        "published", description="unit: features and codewords of length 1, smoothing factors begin at 10"
+    )
     channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
     rescale_encoding: bool = Field(
         True, description="to the number of pixels in training, so that the image size does not matter"

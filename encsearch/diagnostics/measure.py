@@ -80,8 +80,9 @@ class PixelSums:
 
 
 def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
-    """features (N, C), as they reach the encoding."""
+    """features (N, C), as they reach the encoding; what is summed is what it compares with its codewords."""
     assignment = _assignment(features, encoding)
+    features = encoding.compared(features[None])[0][0].detach()
     return PixelSums(
         num_pixels=len(features),
         assignment=assignment.sum(dim=0),
@@ -100,7 +101,7 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
     mean_square = _sum([image.square for image in images]) / num_pixels
     spread = (mean_square - mean_feature.square().sum()).clamp(min=0).sqrt().item()
     usage_entropy = torch.special.entr(usage).sum().item()
-    codewords = encoding.codewords.detach().cpu().double()
+    codewords = encoding.compared(encoding.codewords[None])[1].detach().cpu().double()
     return CodewordFigures(
         usage=tuple(usage.tolist()),
         smoothing_factors=tuple(encoding.smoothing_factors.tolist()),
@@ -223,7 +224,7 @@ def _encoding_of(context: ContextModule) -> Encoding | None:
 
 def _assignment(features: Tensor, encoding: Encoding) -> Tensor:
     """features (N, C) -> (N, K), in float64."""
-    assignment = assign(features[None], encoding.codewords, encoding.smoothing_factors)
+    assignment = assign(*encoding.compared(features[None]), encoding.smoothing_factors)
     return assignment[0].detach().double()
 
 

@@ -1,10 +1,14 @@
 """The encoding layer: a feature map becomes K residual sums, one for each codeword."""
 
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+UNIT_SMOOTHING = 10.0
+"""Squared distances of vectors of length 1 are at most 4."""
 
 
 def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
@@ -50,6 +54,9 @@ class Encoding(nn.Module):
     The sums grow with the number of pixels: the same picture at twice the side has four times the encoding.
     With `rescale`, evaluation multiplies by N_train / N, where N_train = H * W of the last training step is
     part of the state; before any training step it does not.
+
+    With `init="unit"`, which is ours, pixels and codewords have length 1, so that directions are compared,
+    and the smoothing factors begin at UNIT_SMOOTHING: more codewords are then in use (docs/codewords.md).
     """
 
     num_pixels: Tensor | None
@@ -59,7 +66,7 @@ class Encoding(nn.Module):
         channels: int,
         num_codewords: int,
         rescale: bool = False,
-        init: Literal["published"] = "published",
+        init: Literal["published", "unit"] = "published",
     ) -> None:
         super().__init__()
         self.init = init
@@ -69,19 +76,18 @@ class Encoding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """By `init`; before any training step there is no training size."""
-        match self.init:
-            case "published":  # reference code, encoding/nn/encoding.py: the scale -s is drawn from U(-1, 0)
-                bound = self.codewords.numel() ** -0.5
-                nn.init.uniform_(self.codewords, -bound, bound)
-                nn.init.uniform_(self.smoothing_factors, 0, 1)
-            case unknown:
-                assert_never(unknown)
+        """As the reference code (encoding/nn/encoding.py), which stores the scale -s, drawn from U(-1, 0)."""
+        bound = self.codewords.numel() ** -0.5
+        nn.init.uniform_(self.codewords, -bound, bound)
+        nn.init.uniform_(self.smoothing_factors, 0, 1)
+        if self.init == "unit":
+            nn.init.constant_(self.smoothing_factors, UNIT_SMOOTHING)
         if self.num_pixels is not None:
             self.num_pixels.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
-        encoding = encode(features.flatten(2).mT, self.codewords, self.smoothing_factors)
+        pixels, codewords = self.compared(features.flatten(2).mT)
+        encoding = encode(pixels, codewords, self.smoothing_factors)
         if self.num_pixels is None:
             return encoding
         num_pixels = features.shape[2] * features.shape[3]
@@ -89,6 +95,13 @@ class Encoding(nn.Module):
             self.num_pixels.fill_(num_pixels)
             return encoding
         return encoding * torch.where(self.num_pixels > 0, self.num_pixels / num_pixels, 1.0)
+
+    def compared(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, N, C) and codewords (K, C) as they enter the equations."""
+        if self.init == "published":
+            return pixels, self.codewords
+        dtype = torch.promote_types(pixels.dtype, torch.float32)
+        return F.normalize(pixels.to(dtype), dim=-1), F.normalize(self.codewords, dim=-1)
 
     def extra_repr(self) -> str:
         num_codewords, channels = self.codewords.shape

@@ -266,3 +266,26 @@ def test_exported_layer_takes_any_height_and_width(strict: bool) -> None:
     exported = torch.export.export(layer, (torch.randn(2, 3, 6, 5),), dynamic_shapes=(free,), strict=strict)
     features = torch.randn(3, 3, 9, 4)
     torch.testing.assert_close(exported.module()(features), layer(features))
+
+
+def test_unit_codewords_compare_directions_alone() -> None:
+    torch.manual_seed(0)
+    layer = Encoding(channels=6, num_codewords=4, init="unit")
+    features = torch.randn(2, 6, 5, 7)
+    encoding = layer(features)
+    torch.testing.assert_close(layer(3 * features), encoding)
+    with torch.no_grad():
+        layer.codewords *= 5
+    torch.testing.assert_close(layer(features), encoding)
+    x = features.flatten(2).mT / features.flatten(2).mT.norm(dim=-1, keepdim=True)
+    d = layer.codewords / layer.codewords.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(encoding, encode(x, d, torch.full((4,), 10.0)))
+
+
+def test_unit_codewords_keep_their_digits_under_autocast() -> None:
+    layer = Encoding(channels=6, num_codewords=4, init="unit")
+    features = torch.randn(2, 6, 5, 7, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(features)
+    torch.testing.assert_close(found, layer(features.float()))
+    assert layer(torch.zeros(1, 6, 2, 2)).isfinite().all()
