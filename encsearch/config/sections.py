@@ -1,0 +1,294 @@
+"""The sections of a recipe but the search: what is trained, on what, how it is scored and promoted."""
+
+import difflib
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
+Context = Literal["encoding", "gate", "none"]
+
+# Here and not beside the networks, so that a recipe is checked without torch; timm's names only timm knows.
+TORCHVISION_BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+# Of 64, 64, 128 channels in the authors' networks (s), of 32, 32, 64 in mmsegmentation's and timm's (c).
+DEEP_STEM_BACKBONES = ("resnet50s", "resnet101s", "resnet152s", "resnet50c", "resnet101c", "resnet152c")
+BACKBONES = ("tiny", *TORCHVISION_BACKBONES, *DEEP_STEM_BACKBONES)
+TIMM_PREFIX = "timm:"
+IMAGENET = "imagenet"  # the value of model.weights that means published weights
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the samples come from; splits are named in the store."""
+
+    store: str = Field(description="folder of the Parquet store that `encsearch data` wrote")
+    train_split: str = "train"
+    val_split: str = "val"
+    threads: Positive = Field(2, description="decoding threads a worker")
+
+
+class AugmentConfig(Section):
+    """Random changes of a training image; one affine warp and one colour matrix carry them out."""
+
+    crop: int | None = Field(None, ge=8, le=8192, description="side of the square crop, px; null: image size")
+    flip: Probability = 0.5
+    scale: tuple[float, float] = Field((1.0, 1.0), description="range of the zoom factor")
+    rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
+    jitter: float = Field(
+        0.0, ge=0, le=0.9, description="largest relative change of brightness, contrast, saturation"
+    )
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "AugmentConfig":
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale needs 0 < low <= high, but got (low={low:g}, high={high:g})")
+        return self
+
+
+# Where the paper, the authors' published code and mmsegmentation's EncHead differ.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "aggregate": "sum",
+        "scaling": "multiply",
+        "encoding_conv": False,
+        "auxiliary": "se",
+        "lateral": False,
+        "align_corners": False,
+    },
+    "reference": {
+        "aggregate": "mean",
+        "scaling": "residual",
+        "encoding_conv": True,
+        "auxiliary": "fcn",
+        "lateral": True,
+        "align_corners": True,
+    },
+    "mmseg": {
+        "aggregate": "mean",
+        "scaling": "residual",
+        "encoding_conv": True,
+        "auxiliary": "fcn",
+        "lateral": False,
+        "align_corners": False,
+    },
+}
+
+
+class ModelConfig(Section):
+    """EncNet and what it is compared with; the paper's symbol is named where it has one.
+
+    A value that `preset` names takes the preset's unless it is given.
+    """
+
+    backbone: str = Field(
+        "resnet50",
+        pattern=r"^(timm:)?[A-Za-z0-9_.]+$",
+        max_length=80,
+        description="tiny, a ResNet, ResNeXt or Wide ResNet, resnet50s (deep stem), timm:NAME",
+    )
+    weights: str | None = Field(
+        None,
+        description="state-dict file of the backbone (.safetensors or .pth), or imagenet for published ones",
+    )
+    output_stride: Literal[4, 8, 16, 32] = Field(8, description="8, 16 or 32; tiny: 4 or 8")
+    head: Head = Field("fcn", description="what makes the features that are classified")
+    context: Context = Field(
+        "encoding", description="above the head: encoding (EncNet), gate (average pooling), none"
+    )
+    preset: Literal["paper", "reference", "mmseg"] = Field(
+        "paper", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
+    )
+    num_codewords: int = Field(32, ge=1, le=1024, description="K")
+    codeword_init: Literal["published", "unit"] = Field(
+        "published", description="unit: features and codewords of length 1, smoothing factors begin at 10"
+    )
+    channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
+    rescale_encoding: bool = Field(
+        True, description="to the number of pixels in training, so that the image size does not matter"
+    )
+    aggregate: Literal["sum", "mean"] = Field("sum", description="over K")
+    scaling: Literal["multiply", "residual"] = Field(
+        "multiply", description="multiply: x*gamma; residual: relu(x + x*gamma)"
+    )
+    encoding_conv: bool = Field(False, description="conv1x1-BN-ReLU before the encoding")
+    auxiliary: Literal["fcn", "se", "none"] = Field(
+        "se",
+        description="on stage 3: FCN head; se: a second context module for its SE-loss, if context is on",
+    )
+    lateral: bool = Field(False, description="whether the fcn head joins the features of stages 2 and 3")
+    align_corners: bool = Field(False, description="of the upsampled logits")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _take_preset(self) -> "ModelConfig":
+        values = {name: v for name, v in PRESETS[self.preset].items() if name not in self.model_fields_set}
+        # Not by assignment: the values are not set, so that another preset replaces them.
+        self.__dict__.update(values)
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_exists(self) -> "ModelConfig":
+        name = self.backbone
+        if not name.startswith(TIMM_PREFIX) and name not in BACKBONES:
+            near = difflib.get_close_matches(name, BACKBONES, n=3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"try {', '.join(BACKBONES)} or timm:NAME"
+            )
+            raise ValueError(f"there is no backbone {name}; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> "ModelConfig":
+        if self.weights == IMAGENET and self.backbone in ("tiny", *DEEP_STEM_BACKBONES):
+            way_out = "try null" if self.backbone == "tiny" else f"give a file of {self.backbone} instead"
+            raise ValueError(f"weights=imagenet: torchvision has no weights of {self.backbone}; {way_out}")
+        return self
+
+    @model_validator(mode="after")
+    def _stride_exists(self) -> "ModelConfig":
+        # Which of the three a network of timm has is known when it is built.
+        allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
+        if self.output_stride not in allowed:
+            raise ValueError(
+                f"output_stride={self.output_stride} does not exist for {self.backbone}; try {allowed}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Pixel cross-entropy plus the weighted terms; a weight of 0 switches a term off."""
+
+    se_weight: float = Field(0.2, ge=0, le=10, description="weight of each SE-loss (alpha)")
+    aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
+    dice_weight: float = Field(0.0, ge=0, le=10, description="weight of the soft Dice loss")
+    class_weights: Literal["none", "median_frequency"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        "none", description="of the cross-entropies: none, median_frequency, or a weight by class name"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ohem_threshold: float | None = Field(
+        None, gt=0, lt=1, description="online hard example mining: pixels under this probability; null: all"
+    )
+    ohem_min_share: float = Field(
+        1 / 16, gt=0, le=1, description="least share of an image's pixels that OHEM keeps"
+    )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights_are_weights(cls, given: Any) -> Any:
+        """In words of its own: a union reports each of its branches."""
+        if given in ("none", "median_frequency"):
+            return given
+        if not isinstance(given, dict):
+            raise ValueError(f"is none, median_frequency or a weight by class name, but got {given!r}")
+        weights = {name: as_number(weight) for name, weight in given.items()}
+        for name, weight in weights.items():
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                raise ValueError(f"a weight is a number of 0 or more, but got {name}: {weight!r}")
+        if not any(weights.values()):
+            raise ValueError("needs a class with a weight above 0, or there is nothing to learn from")
+        return weights
+
+
+class EvalConfig(Section):
+    """How a trained model is scored and predicts; training validates whole images at scale 1."""
+
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field(
+        (1.0,), min_length=1, description="zoom factors whose probabilities are averaged"
+    )
+    flip: bool = Field(False, description="average with the mirrored image")
+    window: int | None = Field(None, ge=8, le=8192, description="side of the sliding window, px; null: whole")
+    overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that the next one covers again")
+    background: str | None = Field(None, description="class left out of foreground/mIoU")
+    object_sizes: tuple[float, float] = Field(
+        (1 / 300, 0.03),
+        description="shares of the image where medium and large objects begin; COCO's, on 640x480 px",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_ascend(self) -> "EvalConfig":
+        medium, large = self.object_sizes
+        if not 0 < medium < large < 1:
+            raise ValueError(
+                f"0 < medium < large < 1 must hold, but got (medium={medium:g}, large={large:g})"
+            )
+        return self
+
+
+class OptimConfig(Section):
+    """SGD with the poly schedule lr * (1 - progress) ** power, for the global batch size."""
+
+    lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
+    head_lr_factor: float = Field(10.0, gt=0, le=1000)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+    poly_power: float = Field(0.9, ge=0, le=10)
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+
+
+class TrainConfig(Section):
+    """How long, how much at once, and from which seed."""
+
+    epochs: Positive = 50
+    steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
+    global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
+    val_batch_size: Positive = Field(8, description="images a worker and step in validation")
+    seed: Seed = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    sync_bn: Literal["auto", "off"] = Field(
+        "auto", description="auto: SyncBatchNorm with several GPU workers"
+    )
+
+
+class ScalingConfig(Section):
+    """Workers of one training."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(2, ge=0, description="worker failures to recover from")
+
+
+class PromoteConfig(Section):
+    """Name in the model registry, and what a candidate must gain over the champion."""
+
+    model_name: str = Field("encnet", pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)
+    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=200)
+    margin: float = Field(0.0, ge=0, le=1, description="mIoU that the candidate must be ahead by")
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> "PromoteConfig":
+        alias = self.alias.lower()
+        if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
+            raise ValueError(f"alias={self.alias} is reserved by MLflow; try champion")
+        return self
+
+
+def as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; a number was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

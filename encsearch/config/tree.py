@@ -1,0 +1,305 @@
+"""The whole recipe as one frozen tree, and the one path language that names its leaves.
+
+`optim.lr` is the key in YAML, the override on the command line, the dimension of a sweep, the Optuna
+parameter and the MLflow param.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from encsearch.config.search import AblateConfig, SearchConfig
+from encsearch.config.sections import (
+    IMAGENET,
+    AugmentConfig,
+    DataConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PromoteConfig,
+    ScalingConfig,
+    Section,
+    TrainConfig,
+    as_number,
+)
+from encsearch.errors import UserError
+
+# Mappings whose keys people choose; `flatten` takes each as one leaf.
+AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows")
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = Field("encnet", pattern=r"^[\w.-]+$", max_length=80)
+    metric: str = Field("mIoU", description="the figure that is maximised: mIoU, pixAcc or mIoU/GROUP")
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    search: SearchConfig | None = None
+    promote: PromoteConfig = PromoteConfig()
+    eval: EvalConfig = EvalConfig()
+    ablate: AblateConfig = AblateConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Config":
+        for workers in _worker_counts(self):
+            size = self.train.global_batch_size
+            if size % workers:
+                below, above = size // workers * workers, (size // workers + 1) * workers
+                fits = " or ".join(str(n) for n in (below, above) if n)
+                raise ValueError(
+                    f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_has_values(self) -> "Config":
+        crop, stride, head = self.augment.crop, self.model.output_stride, self.model.head
+        synchronised = self.scaling.gpus_per_worker > 0 and self.train.sync_bn == "auto"
+        lonely = 1 if synchronised else max(_worker_counts(self))
+        if self.train.global_batch_size > lonely:
+            return self
+        if crop and crop <= stride:
+            raise ValueError(
+                f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
+                f"single value; try a crop over {stride} or a larger global_batch_size"
+            )
+        if head in ("pspnet", "deeplabv3", "deeplabv3plus"):
+            raise ValueError(
+                f"model.head={head} pools an image to one value, and batch norm needs two: with one image a "
+                f"worker it cannot train; try global_batch_size={2 * self.train.global_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> "Config":
+        """Every point of the space must be a valid configuration, for a trial and for a finalist."""
+        if not self.search:
+            return self
+        space = self.search.space
+        for path in space:
+            _check_searchable(path)
+        first = {path: dimension.examples[0] for path, dimension in space.items()}
+        # What makes a configuration invalid is one value, or two that do not go together.
+        for pair in combinations(space, min(2, len(space))):
+            for values in product(*(space[path].examples for path in pair)):
+                _check_point(self, {**first, **dict(zip(pair, values, strict=True))})
+        for number, point in enumerate(self.search.enqueue):
+            for path, value in point.items():
+                if path not in space:
+                    raise ValueError(f"search.enqueue[{number}] names {path}, which is not in search.space")
+                if not space[path].holds(value):
+                    raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
+            _check_point(self, {**first, **point})
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe and apply `path=value` overrides, the later one winning.
+
+    Raises UserError with one line that names the path, the value and what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
+    # YAML raises a plain ValueError for a date that is none, such as 2026-13-01.
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
+    for item in overrides:
+        key, value = _parse_override(item)
+        _check_path(key)
+        _set_leaf(tree, key, value)
+    return _validate(tree, where=str(path))
+
+
+def model_config(**values: Any) -> ModelConfig:
+    """ModelConfig(**values); raises UserError with one line that names the field and what is allowed."""
+    try:
+        return ModelConfig(**values)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The same configuration with the leaves named by `values` (path -> value) replaced."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for path, value in values.items():
+        _check_path(path)
+        _set_leaf(tree, path, value)
+    return _validate(tree, where="override")
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The same configuration with `path=value` overrides applied, the later one winning."""
+    return with_values(config, dict(map(_parse_override, overrides)))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every leaf by its path; sequences and the mappings of AS_TEXT as JSON text."""
+    leaves: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and prefix not in AS_TEXT:
+            for key, child in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            leaves[prefix] = json.dumps(value) if isinstance(value, list | dict) else value
+
+    visit("", config.model_dump(mode="json"))
+    return leaves
+
+
+def to_json(config: Config) -> str:
+    """The one string in which a configuration crosses to a worker; `from_json` validates it there.
+
+    Relative file paths become absolute: a worker has a working directory of its own.
+    """
+    files = {"data.store": config.data.store}
+    if config.model.weights and config.model.weights != IMAGENET:
+        files["model.weights"] = config.model.weights
+    absolute = {path: str(Path(file).absolute()) for path, file in files.items()}
+    return with_values(config, absolute).model_dump_json(exclude_unset=True)
+
+
+def from_json(text: str) -> Config:
+    return Config.model_validate_json(text)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every default written out."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    return text
+
+
+def paths() -> list[str]:
+    """Every path of the configuration, sections included."""
+    found: list[str] = []
+
+    def visit(section: type[BaseModel], prefix: str) -> None:
+        for name, info in section.model_fields.items():
+            found.append(prefix + name)
+            child = _section_of(info.annotation)
+            if child:
+                visit(child, f"{prefix}{name}.")
+
+    visit(Config, "")
+    return found
+
+
+def json_schema() -> dict[str, Any]:
+    return Config.model_json_schema()
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    candidates = [annotation, *get_args(annotation)] if get_origin(annotation) is not dict else []
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _check_path(path: str) -> None:
+    if path not in paths() and not path.startswith("search.space."):
+        raise UserError(_unknown(path))
+
+
+def _unknown(path: str) -> str:
+    near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
+    return f"unknown config path {path}; " + (
+        f"did you mean {near[0]}?" if near else "`encsearch schema --paths` lists them"
+    )
+
+
+def _check_searchable(path: str) -> None:
+    try:
+        _check_path(path)
+    except UserError as error:
+        raise ValueError(f"search.space: {error}") from None
+    if path in ("train.epochs", "train.seed"):
+        raise ValueError(f"search.space: {path} is not searchable; trials must differ in neither")
+    if path.split(".")[0] not in {"augment", "model", "loss", "optim", "train"}:
+        raise ValueError(
+            f"search.space: {path} is not searchable; only augment, model, loss, optim and train are"
+        )
+
+
+def _worker_counts(config: Config) -> list[int]:
+    """Of every training that the recipe leads to: trials, or the one training, and finalists."""
+    counts = {config.scaling.num_workers}
+    if config.search and config.search.confirm.num_workers:
+        counts.add(config.search.confirm.num_workers)
+    return sorted(counts)
+
+
+def _check_point(config: Config, values: Mapping[str, Any]) -> None:
+    """Refuse a point of the space that is no valid configuration of a trial or of a finalist."""
+    for num_workers in _worker_counts(config):
+        tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
+        for path, value in {**values, "scaling.num_workers": num_workers}.items():
+            _set_leaf(tree, path, value)
+        try:
+            Config.model_validate(tree)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            found = ".".join(map(str, problem["loc"]))
+            named = {found: values[found]} if found in values else values
+            point = ", ".join(f"{path}={value!r}" for path, value in named.items())
+            message = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(f"search.space: {point} is not valid: {message}") from None
+
+
+def _parse_override(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {item!r} is not of the form path=value, as in optim.lr=0.02")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+    return key, as_number(value)
+
+
+def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
+    if path.startswith("search.space."):
+        parts = ["search", "space", path.removeprefix("search.space.")]
+    else:
+        parts = path.split(".")
+    for part in parts[:-1]:
+        child = tree.get(part)
+        if not isinstance(child, dict):
+            child = tree[part] = {}
+        tree = child
+    tree[parts[-1]] = value
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown(path)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    if problem["type"] == "missing":
+        return f"{path} is missing; add it to the recipe or give {path}=VALUE"
+    return f"{path}={problem['input']!r}: {message}"
