@@ -28,7 +28,6 @@ _DAMAGE = (
     LookupError,
     AssertionError,
     struct.error,
-    pickle.UnpicklingError,
     SafetensorError,
 )
 
@@ -82,6 +81,11 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # Not PyTorch's own words, which advise to unpickle the file all the same.
+        raise UserError(
+            f"{path}: cannot be read as weights (damaged, or more than tensors); save a plain state dict"
+        ) from None
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as weights ({reason}); save a plain state dict") from None
