@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from encsearch.config import Config, DataConfig, LossConfig, with_values
+from encsearch.config import Config, DataConfig, LossConfig, ModelConfig, with_values
 from encsearch.data.balance import median_frequency_weights
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.loading import TrainStream, validation_batches
@@ -135,6 +135,13 @@ def resolve_class_weights(loss: LossConfig, data: DataConfig) -> tuple[float, ..
     return tuple(loss.class_weights[name] for name in info.classes)
 
 
+def count_parameters(model: ModelConfig, num_classes: int) -> int:
+    """All parameters of the network, each of which is trained; it is built without storage."""
+    with torch.device("meta"):
+        network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 @dataclass(frozen=True)
 class Preflight:
     """What was found before any training time is spent."""
@@ -205,8 +212,7 @@ def _check_sizes(config: Config) -> None:
 def _check_models(config: Config, num_classes: int) -> int:
     """Build every backbone that the recipe leads to and find its weights; the parameters of the first model.
 
-    The models have no storage, and the weights are not read. Published ones are fetched here, once, and not
-    by every worker.
+    The weights are not read. Published ones are fetched here, once, and not by every worker.
     """
     searched = config.search.space if config.search else {}
     paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
@@ -215,15 +221,18 @@ def _check_models(config: Config, num_classes: int) -> int:
     models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
     counts = []
     for model in models:
-        with torch.device("meta"):
-            network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
-        counts.append(sum(parameter.numel() for parameter in network.parameters()))
+        counts.append(count_parameters(model, num_classes))
         find_weights(model.backbone, model.weights)
     return counts[0]
 
 
+def existing_folder(out: Path) -> Path:
+    """`out`, or where it will be made: the nearest folder above it that exists."""
+    return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
 def _check_disk(out: Path, needed: int) -> None:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    existing = existing_folder(out)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise PreflightError(

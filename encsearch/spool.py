@@ -36,6 +36,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
+def distinct_reports(path: Path) -> list[Report]:
+    """All reports in order; of an epoch that was trained again after a crash the first, which was told."""
+    reports: dict[int, Report] = {}
+    for report in SpoolReader(path).new_reports():
+        reports.setdefault(report.epoch, report)
+    return list(reports.values())
+
+
 class SpoolReader:
     """Gives every report of a spool once and in order; remembers how far it has read."""
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("training", "Validate a recipe against its data, without training."),
     "train": ("training", "Train one configuration by Ray Train and record it."),
     "sweep": ("sweeping", "Search hyperparameters, confirm the finalists, write a report."),
+    "resume": ("sweeping", "Go on with a sweep that was killed, or extend a finished one."),
     "ablate": ("ablation", "Train the paper's ablation side by side: table, curves, pictures."),
     "report": ("sweeping", "Write the HTML report of a sweep anew."),
     "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),
@@ -59,7 +60,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Train EncNet on Ray, search its hyperparameters, promote the best model.
 
-    Exit codes: 0 done; 1 failed; 2 usage or config; 3 preflight refused; 4 promotion gate refused.
+    Exit codes: 0 done; 1 failed; 2 usage or config; 3 preflight refused; 4 promotion gate refused;
+    5 budget spent.
     """
 
 

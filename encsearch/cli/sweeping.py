@@ -1,5 +1,6 @@
-"""`encsearch sweep` and `encsearch report`."""
+"""`encsearch sweep`, `encsearch resume` and `encsearch report`."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,41 +13,87 @@ from encsearch.cli.training import out_option, overrides_argument, recipe_argume
 if TYPE_CHECKING:
     from encsearch.workflow.sweep import Swept
 
+BUDGET_SPENT = 5
+
 
 @click.command()
 @recipe_argument
 @overrides_argument
 @out_option
+@click.option("--dry-run", is_flag=True, help="Check everything and forecast the sweep, start nothing.")
+@click.option(
+    "--warm-start-from", type=click.Path(path_type=Path), help="Folder of a sweep whose trials the sampler learns."
+)
 @json_option
-def sweep(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Run RECIPE's search block, train the finalists again from scratch, and write the report."""
+def sweep(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    dry_run: bool,
+    warm_start_from: Path | None,
+    as_json: bool,
+) -> None:
+    """Run RECIPE's search block, train the finalists again from scratch, and write the report.
+
+    Exit code 5 if a budget ended the search before its last trial; the result is whole all the same.
+    """
     from encsearch.cli.progress import progress
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
+    if dry_run:
+        from encsearch.cli.checking import show_check
+
+        show_check(config, out, measure=True, trials_at_once=None, as_json=as_json)
+        return
     from encsearch.workflow.sweep import sweep as run
 
     with progress() as shown:
-        done = run(config, out, shown)
-    emit(swept_json(done), as_json, swept_text(done))
-    say(f"next: encsearch promote {done.folder}")
+        done = run(config, out, shown, warm_start=warm_start_from)
+    _tell(done, as_json)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@overrides_argument
+@click.option("--extend", type=click.IntRange(min=1), help="So many trials more than were planned.")
+@json_option
+def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json: bool) -> None:
+    """Go on with the sweep in FOLDER that was killed or interrupted, or extend a finished one.
+
+    What has ended is not run again, what was running goes on from its checkpoint. Of the recipe only its
+    budget, scaling, concurrency and confirmation can be changed.
+    """
+    from encsearch.cli.progress import progress
+    from encsearch.workflow.sweep import resume as run
+
+    with progress() as shown:
+        done = run(folder, overrides, extend or 0, shown)
+    _tell(done, as_json)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
     """Write the HTML report of the sweep in FOLDER anew."""
-    from encsearch.workflow.sweep import rewrite_report
+    from encsearch.workflow.sweep_story import rewrite_report
 
     print(rewrite_report(folder))
+
+
+def _tell(done: "Swept", as_json: bool) -> None:
+    emit(swept_json(done), as_json, swept_text(done))
+    say(f"next: encsearch promote {done.folder}")
+    if done.ended_by:
+        sys.exit(BUDGET_SPENT)
 
 
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, and where the report is."""
     metric = done.summary.metric
-    paths = list(done.records[0].values)
+    paths = list(dict.fromkeys(path for record in done.records for path in record.values))
     rows = [
-        [r.number, *(short(r.values[path]) for path in paths), _value(r.value), r.epochs, r.state]
+        [r.number, *(short(r.values.get(path, "-")) for path in paths), _value(r.value), r.epochs, r.state]
         for r in done.records
     ]
     trials = table(["trial", *paths, f"best {metric}", "epochs", "state"], rows)
@@ -63,6 +110,7 @@ def swept_json(done: "Swept") -> dict[str, object]:
         **asdict(done.summary),
         "folder": str(done.folder),
         "report": str(done.report),
+        "ended_by": done.ended_by,
         "trials": [asdict(record) for record in done.records],
         "finalists": [
             {"name": f.name, "trial": f.trial, "value": f.value, "best": f.result.best.to_dict()}

@@ -18,24 +18,33 @@ out_option = click.option(
 @recipe_argument
 @overrides_argument
 @out_option
+@click.option("--measure/--no-measure", default=True, help="Time a few steps of a sweep's networks here.")
+@click.option(
+    "--trials-at-once",
+    type=click.IntRange(min=1),
+    help="What the cluster will hold.  [default: search.max_concurrent, or what this machine holds]",
+)
 @json_option
-def check(recipe: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Validate RECIPE against its store, and count steps and parameters; exit code 3 if it cannot run."""
+def check(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    measure: bool,
+    trials_at_once: int | None,
+    as_json: bool,
+) -> None:
+    """Validate RECIPE against its store, and forecast what a sweep takes; exit code 3 if it cannot run.
+
+    Of a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
+    """
     from encsearch.config import load_config
-    from encsearch.experiment import preflight
+    from encsearch.workflow.check import check as run
+    from encsearch.workflow.check import lines
 
     config = load_config(recipe, overrides)
-    found = preflight(config, out)
-    lines = [
-        f"{config.data.store}: {found.num_train} training and {found.num_val} validation samples, "
-        f"{found.num_classes} classes, fingerprint {found.fingerprint[:12]}",
-        f"{config.model.backbone} with context {config.model.context}: {found.num_parameters:,} parameters",
-        f"{config.train.epochs} epochs of {found.steps_per_epoch} steps, global batch size "
-        f"{config.train.global_batch_size}",
-    ]
-    if config.search:
-        lines.append(f"{config.search.num_trials} trials over {', '.join(config.search.space)}")
-    emit(asdict(found), as_json, "\n".join(lines))
+    checked = run(config, out, measure=measure, trials_at_once=trials_at_once)
+    search = asdict(checked.search) if checked.search else None
+    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
 
 
 @click.command()

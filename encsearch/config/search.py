@@ -1,5 +1,7 @@
 """The sections of a sweep and of an ablation: which values are tried, and how they are compared."""
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,14 +14,22 @@ MAX_EXAMPLES = 16
 KINDS = ("choice", "uniform", "loguniform", "integer", "loginteger")
 
 
+DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
 class Dimension(Section):
-    """One searched path: exactly one of a choice or a range with inclusive end points."""
+    """One searched path: exactly one of a choice or a range with inclusive end points.
+
+    With `when` it is searched only where the other paths named there have one of the values given; elsewhere
+    the recipe's own value holds.
+    """
 
     choice: tuple[bool | int | float | str, ...] | None = Field(None, min_length=1)
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
     loginteger: tuple[int, int] | None = None
+    when: dict[str, tuple[bool | int | float | str, ...]] = Field({}, description="path: values")
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -28,7 +38,7 @@ class Dimension(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Dimension":
-        given = self.model_fields_set
+        given = self.model_fields_set - {"when"}
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(KINDS)}, but got {sorted(given)}")
         if self.kind != "choice":
@@ -41,7 +51,7 @@ class Dimension(Section):
 
     @property
     def kind(self) -> str:
-        return next(iter(self.model_fields_set))
+        return next(iter(self.model_fields_set - {"when"}))
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -69,11 +79,54 @@ class Dimension(Section):
         return isinstance(value, int | float) and whole and low <= value <= high
 
 
+def active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
+    """The paths of `space` that are searched where the others have `values`."""
+    return [
+        path
+        for path, dimension in space.items()
+        if all(values.get(other) in allowed for other, allowed in dimension.when.items())
+    ]
+
+
 class AshaConfig(Section):
-    """Asynchronous successive halving over epochs."""
+    """Rungs at grace_epochs * reduction_factor ** n epochs, of `asha` and `hyperband`."""
 
     grace_epochs: Positive = 1
     reduction_factor: int = Field(3, ge=2)
+
+
+class MedianConfig(Section):
+    """The median stopping rule."""
+
+    grace_epochs: Positive = Field(1, description="no trial is stopped before")
+    min_trials: Positive = Field(4, description="so many others must have come as far")
+
+
+class BudgetConfig(Section):
+    """What the sweep may cost, the confirmation of its finalists included; the first limit that is met ends it."""
+
+    trials: Positive = 20
+    gpu_hours: float | None = Field(None, gt=0, description="of all workers together; null: no limit")
+    wall: float | None = Field(None, gt=0, description="seconds, or text like 2h30m; null: no limit")
+
+    @field_validator("wall", mode="before")
+    @classmethod
+    def _seconds(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        parts = DURATION.fullmatch(given.strip())
+        if not parts or not any(parts.groups()):
+            raise ValueError(f"{given!r} is not a duration; try 90m, 2h30m, or a number of seconds")
+        hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+        return 3600 * hours + 60 * minutes + seconds
+
+
+class LimitsConfig(Section):
+    """What a trial's network may take; a proposal beyond it is refused before it is trained."""
+
+    parameters: Positive | None = None
+    memory_gib: float | None = Field(None, gt=0, description="estimate of one worker's training step")
+    latency_ms: float | None = Field(None, gt=0, description="one validation image, measured by the trial")
 
 
 class ConfirmConfig(Section):
@@ -98,19 +151,76 @@ class ConfirmConfig(Section):
         return self
 
 
+Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"]
+Scheduler = Literal["asha", "hyperband", "median", "none"]
+Minimized = Literal["parameters", "latency_ms"]
+
+
 class SearchConfig(Section):
-    """A sweep: which paths, how many trials, which sampler and scheduler."""
+    """A sweep: which paths, which sampler and scheduler, what it may cost."""
 
     space: dict[str, Dimension] = Field(min_length=1)
-    num_trials: Positive = 20
+    budget: BudgetConfig = BudgetConfig()
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
-    sampler: Literal["tpe", "random"] = "tpe"
-    startup_trials: Positive = Field(10, description="random trials before TPE begins to model")
+    sampler: Sampler = "tpe"
+    startup_trials: Positive = Field(10, description="random trials before TPE, GP and CMA-ES begin to model")
     seed: Seed = 0
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Scheduler = "asha"
     asha: AshaConfig = AshaConfig()
-    enqueue: tuple[dict[str, Any], ...] = Field((), description="points to try first, as path: value")
+    median: MedianConfig = MedianConfig()
+    minimize: Minimized | None = Field(None, description="a second objective beside the metric")
+    limits: LimitsConfig = LimitsConfig()
+    flagged: Literal["exclude", "rerun", "keep"] = Field(
+        "exclude", description="trials whose hardware or number of workers was not that of the others"
+    )
+    enqueue: tuple[dict[str, Any], ...] = Field(
+        (), description="points to try first, as path: value; the paper's comes before them"
+    )
     confirm: ConfirmConfig = ConfirmConfig()
+
+    @model_validator(mode="after")
+    def _sampler_suits_the_space(self) -> "SearchConfig":
+        kinds = {path: dimension.kind for path, dimension in self.space.items()}
+        conditional = [path for path, dimension in self.space.items() if dimension.when]
+        if conditional and self.sampler not in ("tpe", "random"):
+            raise ValueError(
+                f"sampler={self.sampler} cannot search {conditional[0]}, which has a `when`; try tpe or random"
+            )
+        ranges = [path for path, kind in kinds.items() if kind != "choice"]
+        if self.sampler == "grid" and ranges:
+            raise ValueError(f"sampler=grid needs a choice, but {ranges[0]} is a range; list its values")
+        choices = [path for path, kind in kinds.items() if kind == "choice"]
+        if self.sampler == "cmaes" and (choices or len(kinds) < 2):
+            problem = f"{choices[0]} is a choice" if choices else "there is one range alone"
+            raise ValueError(f"sampler=cmaes needs two ranges or more and no choice, but {problem}; try tpe")
+        return self
+
+    @model_validator(mode="after")
+    def _two_objectives_have_no_early_stopping(self) -> "SearchConfig":
+        if not self.minimize:
+            return self
+        if self.scheduler != "none":
+            raise ValueError(
+                f"minimize={self.minimize}: early stopping compares one figure and does not apply to two "
+                f"objectives, but scheduler={self.scheduler}; set search.scheduler=none"
+            )
+        if self.sampler == "cmaes":
+            raise ValueError(f"minimize={self.minimize}: cmaes has one objective; try tpe or gp")
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_exist(self) -> "SearchConfig":
+        for path, dimension in self.space.items():
+            for other, allowed in dimension.when.items():
+                parent = self.space.get(other)
+                if parent is None or parent.when or other == path:
+                    raise ValueError(
+                        f"space.{path}: when names {other}, which must be another searched path without `when`"
+                    )
+                for value in allowed:
+                    if not parent.holds(value):
+                        raise ValueError(f"space.{path}: when {other}={value!r} never holds in search.space")
+        return self
 
     @field_validator("enqueue", mode="before")
     @classmethod

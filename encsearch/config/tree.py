@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from encsearch.config.search import AblateConfig, SearchConfig
+from encsearch.config.search import AblateConfig, SearchConfig, active
 from encsearch.config.sections import (
     IMAGENET,
     AugmentConfig,
@@ -95,14 +95,36 @@ class Config(Section):
         # What makes a configuration invalid is one value, or two that do not go together.
         for pair in combinations(space, min(2, len(space))):
             for values in product(*(space[path].examples for path in pair)):
-                _check_point(self, {**first, **dict(zip(pair, values, strict=True))})
+                point = {**first, **dict(zip(pair, values, strict=True))}
+                _check_point(self, {path: point[path] for path in active(space, point)})
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
                 if path not in space:
                     raise ValueError(f"search.enqueue[{number}] names {path}, which is not in search.space")
                 if not space[path].holds(value):
                     raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
-            _check_point(self, {**first, **point})
+            whole = {**first, **point}
+            _check_point(self, {path: whole[path] for path in active(space, whole)})
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_be_counted(self) -> "Config":
+        budget = self.search.budget if self.search else None
+        if budget and budget.gpu_hours and not self.scaling.gpus_per_worker:
+            raise ValueError(
+                f"search.budget.gpu_hours={budget.gpu_hours:g} limits nothing: scaling.gpus_per_worker is 0; "
+                "give search.budget.wall"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_can_be_shared(self) -> "Config":
+        each, workers = self.scaling.gpus_per_worker, max(_worker_counts(self))
+        if each % 1 and (each > 1 or workers > 1):
+            raise ValueError(
+                f"gpus_per_worker={each:g} with num_workers={workers}: a part of a GPU is for a training of one "
+                "worker alone, since NCCL takes each GPU once; try whole GPUs"
+            )
         return self
 
 

@@ -25,7 +25,7 @@ from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import TrainingError
 from encsearch.experiment import build
 from encsearch.records import Recorder, Report
-from encsearch.runner.result import RunResult
+from encsearch.runner.result import REPORTS_FILE, RunResult
 from encsearch.spool import SpoolReader, append, forwarding
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.loop import fit
@@ -44,7 +44,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
     started = time.monotonic()
     run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    spool = run_dir / "reports.jsonl"
+    spool = run_dir / REPORTS_FILE
     # Ray prints every worker's stack; people get one line from the TrainingError.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     trainer = ray.train.torch.TorchTrainer(

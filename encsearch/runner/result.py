@@ -5,6 +5,9 @@ from pathlib import Path
 
 from encsearch.records import Report
 
+# In a training's folder: what it has reported.
+REPORTS_FILE = "reports.jsonl"
+
 
 @dataclass(frozen=True)
 class RunResult:

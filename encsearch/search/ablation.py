@@ -5,17 +5,15 @@ that come to the same configuration (EncNet is a row, and lies on both curves) s
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any, Literal
-
-from scipy.stats import t as student_t
 
 from encsearch.config import AblateConfig, Config, flatten, with_values
 from encsearch.errors import UserError
+from encsearch.search.statistics import Estimate, estimate
 
 Series = Literal["rows", "codewords", "se_weights"]
 
@@ -31,7 +29,6 @@ HEAD_LABELS = {
 }
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -116,20 +113,6 @@ def plan_ablation(config: Config) -> Ablation:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The mean of one value a seed, and its 95 % interval by Student's t: None with a single seed."""
-
-    values: tuple[float, ...]
-    mean: float
-    interval: tuple[float, float] | None
-
-    @property
-    def tells_apart(self) -> bool:
-        """Of a difference: whether its interval leaves out 0."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
-
-
-@dataclass(frozen=True)
 class Figures:
     """What the finished trainings of a point came to; all figures are in [0, 1].
 
@@ -168,15 +151,6 @@ def figures_of(ablation: Ablation, results: Sequence[Result], metric: str) -> tu
         for point in ablation.points
         if (of_it := list(_by_seed(point, found).values()))
     )
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and interval of values that vary by the seed alone: at least one."""
-    n, mean = len(values), fmean(values)
-    if n < 2:
-        return Estimate(tuple(values), mean, None)
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n)
-    return Estimate(tuple(values), mean, (mean - half, mean + half))
 
 
 def shown_metrics(metric: str) -> tuple[str, ...]:

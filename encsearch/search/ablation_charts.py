@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from encsearch.search.ablation import FCN, Estimate, Figures
+from encsearch.search.ablation import FCN, Figures
+from encsearch.search.statistics import Estimate
 
 COLOURS = ("#2563a8", "#c2571a", "#2e7d4f", "#7b4fa3")
 MUTED = "#6b7280"

@@ -3,34 +3,45 @@
 A sweep's own maximum is the best of many noisy figures and so too high; a finalist's figure is not selected.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, ConfirmConfig, with_values
+from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
+from encsearch.experiment import count_parameters
 from encsearch.records import Recorder, recording
 from encsearch.runner.ray_train import run_ray_train
+from encsearch.runner.result import RunResult
 from encsearch.search.finalists import (
     BASELINE_LABELS,
     Finalist,
+    configurations,
     finalist_config,
+    from_line,
     pick_finalists,
-    pick_winner,
+    representative,
+    to_line,
 )
+from encsearch.search.ranking import Ranking, rank
 from encsearch.search.trials import TrialRecord
+from encsearch.spool import append_line, read_lines
+
+# A line a finished training; what it names is not trained again.
+FINALISTS_FILE = "finalists.jsonl"
 
 
 class ConfirmObserver(Protocol):
-    """What the sweep's owner does about its finalists."""
+    """What the sweep's owner does about its finalists; it hears nothing of those that are found finished."""
 
     def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
-        """A training starts; its recorder is closed with its true status."""
+        """A training starts, or goes on after a kill; its recorder is closed with its true status."""
         ...
 
     def finalist_trained(self, finalist: Finalist) -> None:
-        """A training has ended; its recorder is still open."""
+        """A training has ended; its recorder is still open. Called again after a kill before its return."""
         ...
 
     def finalist_failed(self, name: str, reason: str) -> None:
@@ -40,61 +51,107 @@ class ConfirmObserver(Protocol):
 
 @dataclass(frozen=True)
 class Confirmation:
-    """All trainings after the search, and the finalist that won."""
+    """All trainings after the search; `winner` is the one whose weights stand for the winning trial."""
 
     finalists: tuple[Finalist, ...]
     baselines: tuple[Finalist, ...]
     winner: Finalist
+    ranking: Ranking
 
 
 def confirm(
-    config: Config, records: Sequence[TrialRecord], folder: Path, observer: ConfirmObserver
+    config: Config,
+    records: Sequence[TrialRecord],
+    folder: Path,
+    observer: ConfirmObserver,
+    *,
+    plan: ConfirmConfig | None = None,
+    excluded: Collection[int] = (),
 ) -> Confirmation:
-    """Train every finalist, then the baselines at the winner's values, with every confirmation seed.
+    """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    By Ray Train, one training after the other, each in its own folder below `folder`. One that fails is told
-    and left out. Raises TrainingError when no finalist is left.
+    `plan` is the recipe's unless a budget allows less; trials in `excluded` are not picked. By Ray Train, one
+    training after the other, each in its own folder below `folder`. A second call with the same folder trains
+    only what has no line there, those that failed included; a training that was killed goes on from its last
+    checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
+    told and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
     assert config.search is not None
-    plan = config.search.confirm
-    finalists = [
-        _train(
-            f"trial{record.number}-seed{seed}",
-            record.number,
-            finalist_config(config, record.values, seed),
-            folder,
-            observer,
+    plan = plan or config.search.confirm
+    picked = pick_finalists(records, plan.finalists, excluded)
+    if not picked:
+        raise TrainingError(
+            f"none of {len(records)} trials can be confirmed: {len(excluded)} are left out because they "
+            "ran on other hardware (search.flagged), the others have no value"
         )
-        for record in pick_finalists(records, plan.finalists)
+    wanted = [
+        Wanted(f"trial{r.number}-seed{seed}", r.number, finalist_config(config, r.values, seed, plan))
+        for r in picked
         for seed in plan.seeds
     ]
-    trained = [finalist for finalist in finalists if finalist]
+    trained = _train_missing(wanted, folder, observer)
     if not trained:
-        raise TrainingError(f"all of {len(finalists)} finalists failed, though their trials did not")
-    best = pick_winner(trained)
-    baselines = [
-        _train(
-            f"{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
+        raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
+    won = rank(configurations(trained), minimize=config.search.minimize).winner.configuration.trial
+    winner = representative([finalist for finalist in trained if finalist.trial == won])
+    baselines = _train_missing(_baselines(winner, plan), folder, observer)
+    ranking = rank(configurations(trained), configurations(baselines), config.search.minimize)
+    return Confirmation(trained, baselines, winner, ranking)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A training that the confirmation needs; its folder and its line go by the name."""
+
+    name: str
+    trial: int | None
+    config: Config
+
+
+def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
+    """Their names hold the winner, at whose values they train: of an extended sweep it may be another."""
+    return [
+        Wanted(
+            f"trial{winner.trial}-{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
             None,
-            with_values(best.config, {"model.context": context, "train.seed": seed}),
-            folder,
-            observer,
+            with_values(winner.config, {"model.context": context, "train.seed": seed}),
         )
         for context in plan.baselines
         for seed in plan.seeds
     ]
-    return Confirmation(tuple(trained), tuple(filter(None, baselines)), best)
 
 
-def _train(
-    name: str, trial: int | None, config: Config, folder: Path, observer: ConfirmObserver
-) -> Finalist | None:
-    recorder = observer.open_finalist(name, trial, config)
+def _train_missing(wanted: Sequence[Wanted], folder: Path, observer: ConfirmObserver) -> tuple[Finalist, ...]:
+    lines = {line["name"]: line for line in read_lines(folder / FINALISTS_FILE)}
+    found = [
+        from_line(lines[one.name], one.config, folder) if one.name in lines else _train(one, folder, observer)
+        for one in wanted
+    ]
+    return tuple(finalist for finalist in found if finalist)
+
+
+def _train(wanted: Wanted, folder: Path, observer: ConfirmObserver) -> Finalist | None:
+    recorder = observer.open_finalist(wanted.name, wanted.trial, wanted.config)
     try:
         with recording(recorder):
-            finalist = Finalist(name, trial, config, run_ray_train(config, folder / name, recorder))
+            result = run_ray_train(wanted.config, folder / wanted.name, recorder)
+            finalist = Finalist(
+                wanted.name, wanted.trial, wanted.config, _whole(result), _parameters(wanted.config)
+            )
             observer.finalist_trained(finalist)
     except TrainingError as error:
-        observer.finalist_failed(name, str(error))
+        observer.finalist_failed(wanted.name, str(error))
         return None
+    # Last: a kill before it trains nothing anew, but has the observer finish its part again.
+    append_line(folder / FINALISTS_FILE, to_line(finalist, folder))
     return finalist
+
+
+def _whole(result: RunResult) -> RunResult:
+    """A training that went on after a kill was timed from there; its epochs before it count too."""
+    epochs_s = sum(report.seconds for report in result.reports)
+    return replace(result, seconds=max(result.seconds, epochs_s))
+
+
+def _parameters(config: Config) -> int:
+    return count_parameters(config.model, len(read_manifest(config.data.store).info.classes))

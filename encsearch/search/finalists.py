@@ -1,13 +1,17 @@
-"""Which trials are confirmed, with which configuration, and which one wins: pure decisions."""
+"""Which trials are confirmed and with which configuration, and what their trainings leave: pure decisions."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from encsearch.config import Config, with_values
-from encsearch.runner.result import RunResult
+from encsearch.config import Config, ConfirmConfig, with_values
+from encsearch.records import Report
+from encsearch.runner.result import REPORTS_FILE, RunResult
+from encsearch.search.ranking import Configuration
 from encsearch.search.trials import TrialRecord
+from encsearch.spool import distinct_reports
 
 BASELINE_LABELS = {"none": "FCN", "gate": "pooled gate"}
 
@@ -20,39 +24,117 @@ class Finalist:
     trial: int | None
     config: Config
     result: RunResult
+    parameters: int
 
     @property
     def value(self) -> float:
         return self.result.best.metrics[self.config.metric]
 
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
 
-def pick_finalists(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The `count` best trials: those that ran furthest first, so that fidelities are not mixed.
 
-    A pruned trial is taken only when fewer than `count` ran to the end.
+def pick_finalists(
+    records: Sequence[TrialRecord], count: int, excluded: Collection[int] = ()
+) -> list[TrialRecord]:
+    """The `count` best trials, without those whose number is `excluded`.
+
+    Those that ran to the end come first, then those that ran furthest, so that fidelities are not mixed. Of
+    trials with the same values the first of them is taken. With two objectives they are the Pareto front of
+    those that ran to the end, the best metric first.
     """
-    scored = [r for r in records if r.value is not None and r.state in ("COMPLETE", "PRUNED")]
-    scored.sort(key=lambda r: (-r.epochs, -(r.value or 0.0), r.number))
-    return scored[:count]
+    scored = [
+        record
+        for record in records
+        if record.value is not None
+        and record.state in ("COMPLETE", "PRUNED")
+        and not record.refused
+        and record.number not in excluded
+    ]
+    scored.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
+    distinct: list[TrialRecord] = []
+    for record in pareto_front(scored) or scored:
+        if all(record.values != other.values for other in distinct):
+            distinct.append(record)
+    return distinct[:count]
 
 
-def finalist_config(config: Config, values: Mapping[str, Any], seed: int) -> Config:
+def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials that ran to the end and that no other beats in one objective without losing in the other.
+
+    In their order; none where there is one objective.
+    """
+    points = [
+        (record, record.value, record.minimized)
+        for record in records
+        if record.state == "COMPLETE" and record.value is not None and record.minimized is not None
+    ]
+    return [
+        record
+        for record, value, cost in points
+        if not any(v >= value and c <= cost and (v, c) != (value, cost) for _, v, c in points)
+    ]
+
+
+def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: ConfirmConfig) -> Config:
     """The sweep's recipe at the trial's values, with the seed, workers and epochs of a confirmation."""
-    assert config.search is not None
-    confirm = config.search.confirm
     changed = {
         **values,
         "train.seed": seed,
-        "scaling.num_workers": confirm.num_workers or config.scaling.num_workers,
-        "train.epochs": confirm.epochs or config.train.epochs,
+        "scaling.num_workers": plan.num_workers or config.scaling.num_workers,
+        "train.epochs": plan.epochs or config.train.epochs,
     }
     return with_values(config.model_copy(update={"search": None}), changed)
 
 
-def pick_winner(finalists: Sequence[Finalist]) -> Finalist:
-    """Of the trial with the best mean over its seeds, the training with the best value."""
-    by_trial: dict[int | None, list[Finalist]] = {}
-    for finalist in finalists:
-        by_trial.setdefault(finalist.trial, []).append(finalist)
-    best = max(by_trial.values(), key=lambda group: statistics.fmean(f.value for f in group))
-    return max(best, key=lambda finalist: finalist.value)
+def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
+    """The trainings of each trial, and of each baseline, as one."""
+    groups: dict[str, list[Finalist]] = {}
+    for training in trainings:
+        groups.setdefault(_label(training), []).append(training)
+    return tuple(
+        Configuration(label, group[0].trial, {t.seed: t.value for t in group}, group[0].parameters)
+        for label, group in groups.items()
+    )
+
+
+def representative(trainings: Sequence[Finalist]) -> Finalist:
+    """Of one configuration's trainings that of the median value, the lower of two in the middle.
+
+    Its weights stand for the configuration. The best seed would be a selection on the validation split again,
+    and its value too high.
+    """
+    return sorted(trainings, key=lambda training: training.value)[(len(trainings) - 1) // 2]
+
+
+def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
+    """What is kept of a training as JSON, its checkpoint relative to `folder`; see `from_line`."""
+    result = finalist.result
+    return {
+        "name": finalist.name,
+        "trial": finalist.trial,
+        "seed": finalist.seed,
+        "epochs": result.reports[-1].epoch,
+        "seconds": result.seconds,
+        "parameters": finalist.parameters,
+        "checkpoint": os.path.relpath(result.best_checkpoint, folder),
+        "best": result.best.to_dict(),
+    }
+
+
+def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist:
+    """The training of `config` that left the line; its reports are those of its spool."""
+    result = RunResult(
+        reports=tuple(distinct_reports(folder / line["name"] / REPORTS_FILE)),
+        best=Report.from_dict(line["best"]),
+        best_checkpoint=folder / line["checkpoint"],
+        seconds=line["seconds"],
+    )
+    return Finalist(line["name"], line["trial"], config, result, line["parameters"])
+
+
+def _label(training: Finalist) -> str:
+    if training.trial is not None:
+        return f"trial {training.trial}"
+    return BASELINE_LABELS[training.config.model.context]

@@ -1,124 +1,285 @@
 """The ledger of a running sweep: what each trial was given, how far it came, how it ended.
 
-It knows nothing of Ray Tune but its trial ids, and keeps the study, the recorders and the person who follows
-the sweep in step: every epoch is taken once, every trial ends once, with its true state.
+It knows nothing of Ray Tune, and keeps the study, the recorders and the person who follows the sweep in step:
+every epoch is taken once, every trial ends once, with its true state. What the study holds is enough to go on
+after a kill: the trials that were open are given out again, and tell again what they told before.
 """
 
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, to_json, with_values
-from encsearch.errors import UserError
-from encsearch.records import Recorder, Report, Status
-from encsearch.search.study import Study
-from encsearch.search.trials import TrialEvent, TrialState
+from encsearch.config import Config, with_values
+from encsearch.records import Recorder, Report
+from encsearch.search.budget import devices_of
+from encsearch.search.fairness import flags
+from encsearch.search.jobs import RESTARTS, Job
+from encsearch.search.limits import Excess, Network, excess, slow
+from encsearch.search.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
+from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState
+
+# A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
+STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30
 
 
 class SweepObserver(Protocol):
-    """What the sweep's owner does about its trials; called in the driver, between two Tune events."""
+    """What the sweep's owner does about its trials; called in the driver, between two of Tune's events."""
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
-        """A trial starts. The recorder is closed FINISHED, KILLED (stopped early) or FAILED."""
+        """A trial starts, or goes on after a kill. It is closed FINISHED, KILLED (stopped early) or FAILED."""
         ...
 
-    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
-        """A trial has come to its end, with the checkpoint of its last epoch; its recorder is still open."""
+    def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
+        """A trial has come to its end; its recorder is still open, and `folder` has its last checkpoint."""
         ...
 
     def follow(self, event: TrialEvent) -> None:
         """Something happened that a person may want to see."""
         ...
 
+    def say(self, line: str) -> None:
+        """As `follow`, in words."""
+        ...
+
+
+class Limiter(Protocol):
+    """Whether the budget allows more; see `budget`."""
+
+    def may_start(self) -> bool: ...
+
+    def must_end(self) -> bool: ...
+
 
 @dataclass
 class _Entry:
     number: int
     values: Mapping[str, Any]
-    config: Config
+    job: Job
     recorder: Recorder | None = None
     last: Report | None = None
-    best: float | None = None
+    seconds: float = 0.0
+    hardware: tuple[str, ...] = ()
+    failure: str | None = None
+    excess: Excess | None = None
+    restarts: int = 0
+    heard_s: float = 0.0
+    is_late: bool = False
 
 
 class Ledger:
-    """The trials of one sweep, by Tune's id."""
+    """The trials of one sweep; a `JobSource`.
 
-    def __init__(self, config: Config, study: Study, observer: SweepObserver) -> None:
-        self.config = config
-        self._study, self._observer = study, observer
+    At most `room` trials run at once. `network` tells what a trial's network takes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        study: Study,
+        observer: SweepObserver,
+        limiter: Limiter,
+        *,
+        folder: Path,
+        fingerprint: str,
+        room: int,
+        network: Callable[[Config], Network],
+    ) -> None:
+        assert config.search
+        self._config, self._search = config, config.search
+        self._study, self._observer, self._limiter = study, observer, limiter
+        self._folder, self._fingerprint, self._room, self._network = folder, fingerprint, room, network
         self._open: dict[str, _Entry] = {}
+        self._waiting: deque[_Entry] = deque()
+        for proposal in study.running():
+            self._take_up(proposal)
 
-    def propose(self, trial_id: str) -> dict[str, str]:
-        """Ask the study for a new trial's values; what Tune hands to the trial."""
-        number, values = self._study.ask()
-        try:
-            config = with_values(self.config.model_copy(update={"search": None}), values)
-        except UserError as error:
-            self._study.fail(number, str(error))
-            raise
-        entry = _Entry(number, values, config)
-        self._open[trial_id] = entry
-        return {"config": to_json(entry.config)}
+    def next_job(self, key: str) -> Job | None:
+        if len(self._open) >= self._room:
+            return None
+        if not self._waiting:
+            self._ask()
+        if not self._waiting:
+            return None
+        entry = self._waiting.popleft()
+        self._open[key] = entry
+        return entry.job
 
-    def started(self, trial_id: str) -> None:
-        """The trial has a process; called again when a lost trial starts anew, and its record goes on."""
-        entry = self._open[trial_id]
+    def is_done(self) -> bool:
+        if self._open or self._waiting:
+            return False
+        if self._search.flagged == "rerun":
+            self._repeat_flagged()
+        return not self._may_ask()
+
+    def is_over(self) -> bool:
+        self._tell_stragglers()
+        return self._limiter.must_end()
+
+    def started(self, key: str) -> None:
+        entry = self._open[key]
+        entry.heard_s = time.monotonic()
         if entry.recorder is None:
-            entry.recorder = self._observer.open_recorder(entry.number, entry.config)
+            entry.recorder = self._observer.open_recorder(entry.number, entry.job.config)
             self._observer.follow(self._event(entry, None))
 
-    def reported(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Take an epoch once, also when a restarted trial repeats it."""
-        entry = self._open[trial_id]
-        assert entry.recorder is not None
+    def reported(self, key: str, result: Mapping[str, Any]) -> bool:
+        """Take an epoch once, also when a restarted trial repeats it; whether the scheduler stops the trial."""
+        entry = self._open[key]
+        entry.heard_s, entry.is_late = time.monotonic(), False
+        self._note_hardware(entry, result["hardware"])
+        entry.failure = result.get("failure")
+        if "latency_ms" in result:
+            return self._is_slow(entry, result["latency_ms"])
         if "report" not in result:
-            return
+            return False
         report = Report.from_dict(result["report"])
-        if entry.last and report.step <= entry.last.step:
-            return
-        value = report.metrics[self.config.metric]
-        entry.last, entry.best = report, value if entry.best is None else max(entry.best, value)
-        self._study.report(entry.number, report.epoch, value)
-        entry.recorder.log(report)
-        self._observer.follow(self._event(entry, value))
+        if entry.last is None or report.step > entry.last.step:
+            self._take(entry, report)
+        return report.epoch == max(self._study.curve(entry.number)) and self._study.should_stop(entry.number)
 
-    def ended(self, trial_id: str, failure: str | None, checkpoint: Path | None) -> None:
+    def ended(self, key: str) -> None:
         """Give the trial its terminal state, from how far it came."""
-        entry = self._open.pop(trial_id)
-        if failure is None and entry.last is None:
-            failure = "the trial ended without a report"
-        if failure is not None:
-            self._study.fail(entry.number, failure)
-            self._end(entry, "FAIL", "FAILED", failure, checkpoint)
-        elif entry.last and entry.last.epoch < self.config.train.epochs:
+        entry = self._open.pop(key)
+        if entry.excess:
+            self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
+            self._end(entry, "PRUNED", entry.excess.reason)
+        elif entry.failure or entry.last is None:
+            reason = entry.failure or "the trial ended without a report"
+            self._study.fail(entry.number, reason)
+            self._end(entry, "FAIL", reason)
+        elif entry.last.epoch < self._config.train.epochs:
             self._study.prune(entry.number)
-            self._end(entry, "PRUNED", "KILLED", None, checkpoint)
+            self._end(entry, "PRUNED")
         else:
             self._study.complete(entry.number)
-            self._end(entry, "COMPLETE", "FINISHED", None, checkpoint)
+            self._end(entry, "COMPLETE")
+
+    def lost(self, key: str, reason: str) -> None:
+        entry = self._open.pop(key)
+        if entry.restarts < RESTARTS:
+            entry.restarts += 1
+            self._waiting.append(entry)
+            self._observer.say(f"trial {entry.number} lost its process and starts again ({reason})")
+            return
+        told = f"the trial's process failed {RESTARTS + 1} times: {reason}"
+        self._study.fail(entry.number, told)
+        self._end(entry, "FAIL", told)
 
     def end_all(self, reason: str) -> None:
-        """End the trials that are still open when the sweep is interrupted."""
-        for entry in self._open.values():
-            self._study.fail(entry.number, reason)
-            self._end(entry, "FAIL", "KILLED", reason, checkpoint=None)
-        self._open.clear()
+        """The budget is spent: what is still open was stopped early, with its curve."""
+        for entry in self._still_open():
+            self._study.prune(entry.number, reason)
+            self._end(entry, "PRUNED", reason)
 
-    def _end(
-        self, entry: _Entry, state: TrialState, status: Status, reason: str | None, checkpoint: Path | None
-    ) -> None:
-        event = self._event(entry, entry.best, state, reason)
+    def leave_all(self) -> None:
+        """The sweep is interrupted: its trials stay open in the study, from where a resume takes them up."""
+        for entry in self._still_open():
+            if entry.recorder:
+                entry.recorder.close("KILLED")
+
+    def _ask(self) -> None:
+        """Put one proposal that is within the limits among the waiting."""
+        while self._may_ask():
+            proposal = self._study.ask()
+            if proposal is None or self._take_up(proposal):
+                return
+
+    def _may_ask(self) -> bool:
+        """A flagged trial that is run again is not counted, and refused proposals are counted apart."""
+        if not self._limiter.may_start():
+            return False
+        if self._study.num_repeats_waiting():
+            return True
+        records = self._study.records()
+        num_refused = sum(record.refused for record in records)
+        num_trained = sum(not record.refused and record.rerun_of is None for record in records)
+        return max(num_refused, num_trained) < self._search.budget.trials and not self._study.is_exhausted()
+
+    def _take_up(self, proposal: Proposal) -> bool:
+        """Make a waiting entry of a proposal, unless it is refused."""
+        config = with_values(self._config.model_copy(update={"search": None}), proposal.values)
+        network = self._network(config)
+        self._study.note(proposal.number, **{PARAMETERS: network.parameters})
+        beyond = excess(self._search.limits, network)
+        if beyond:
+            self._study.refuse(proposal.number, beyond.reason, beyond.share)
+            return False
+        measures = bool(self._search.limits.latency_ms or self._search.minimize == "latency_ms")
+        job = Job(config, trial_folder(self._folder, proposal.number), self._fingerprint, measures)
+        self._waiting.append(_Entry(proposal.number, proposal.values, job))
+        return True
+
+    def _take(self, entry: _Entry, report: Report) -> None:
+        entry.last = report
+        entry.seconds += report.seconds
+        is_new = report.epoch not in self._study.curve(entry.number)
+        value = report.metrics[self._config.metric]
+        # The value last: what is noted of an epoch that a kill keeps from it is noted again with it.
+        cost = entry.seconds * devices_of(self._config.scaling)
+        self._study.note(entry.number, **{SECONDS: entry.seconds, COST: cost})
+        self._study.report(entry.number, report.epoch, value)
+        assert entry.recorder is not None
+        entry.recorder.log(report)
+        if is_new:
+            self._observer.follow(self._event(entry, value))
+
+    def _note_hardware(self, entry: _Entry, hardware: str) -> None:
+        if not entry.hardware:
+            entry.hardware = self._study.hardware(entry.number)
+        if entry.hardware[-1:] != (hardware,):
+            entry.hardware += (hardware,)
+            self._study.note(entry.number, **{HARDWARE: list(entry.hardware)})
+
+    def _is_slow(self, entry: _Entry, latency_ms: float) -> bool:
+        self._study.note(entry.number, **{LATENCY: latency_ms})
+        entry.excess = slow(self._search.limits, latency_ms)
+        return entry.excess is not None
+
+    def _repeat_flagged(self) -> None:
+        repeats = {record.number for record in self._study.records() if record.rerun_of is not None}
+        for number in flags(self._study.records()):
+            if number not in repeats:
+                self._study.repeat(number)
+
+    def _tell_stragglers(self) -> None:
+        epochs = [e.last.seconds for e in self._open.values() if e.last]
+        if not epochs:
+            return
+        usual = sorted(epochs)[len(epochs) // 2]
+        for entry in self._open.values():
+            silent = time.monotonic() - entry.heard_s if entry.heard_s else 0.0
+            if not entry.is_late and silent > max(STRAGGLER_MIN_S, STRAGGLER_FACTOR * usual):
+                entry.is_late = True
+                self._observer.say(
+                    f"trial {entry.number} is a straggler: silent for {silent:.0f} s, an epoch takes {usual:.0f} s"
+                )
+
+    def _still_open(self) -> list[_Entry]:
+        entries = [*self._open.values(), *self._waiting]
+        self._open.clear()
+        self._waiting.clear()
+        return entries
+
+    def _end(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
+        best = max(self._study.curve(entry.number).values(), default=None)
+        event = self._event(entry, best, state, reason)
         if entry.recorder:
             try:
-                self._observer.trial_ended(event, entry.config, checkpoint)
+                self._observer.trial_ended(event, entry.job.config, entry.job.folder)
             finally:
-                entry.recorder.close(status)
+                entry.recorder.close(STATUS_OF[state])
         self._observer.follow(event)
 
     def _event(
         self, entry: _Entry, value: float | None, state: TrialState = "RUNNING", reason: str | None = None
     ) -> TrialEvent:
-        epoch = entry.last.epoch if entry.last else 0
+        epoch = max(self._study.curve(entry.number), default=0)
         return TrialEvent(entry.number, entry.values, state, epoch, value, reason)
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial of the sweep in `folder` keeps its reports and its newest checkpoint."""
+    return folder / "trials" / f"{number:04d}"

@@ -1,23 +1,21 @@
-"""A list of trainings instead of a search: Ray Tune runs as many at once as the cluster holds."""
+"""A list of trainings instead of a search: as many run at once as the cluster holds."""
 
-import logging
-import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
 
-from encsearch.config import ScalingConfig, to_json
-from encsearch.records import Recorder, Report, Status
+from encsearch.config import ScalingConfig
+from encsearch.records import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ablation import Training
-from encsearch.search.sweep import TRIAL_RESTARTS
-from encsearch.search.trial import Trial, trial_resources
+from encsearch.search.driver import run_jobs
+from encsearch.search.jobs import RESTARTS, Job
 from encsearch.search.trials import TrialEvent, TrialState
+from encsearch.train.checkpoint import drop_checkpoints, newest
 
 
 class SideBySideObserver(Protocol):
@@ -41,36 +39,22 @@ class SideBySideObserver(Protocol):
 
 
 def run_side_by_side(
-    trainings: Sequence[Training], scaling: ScalingConfig, folder: Path, observer: SideBySideObserver
+    trainings: Sequence[Training],
+    scaling: ScalingConfig,
+    folder: Path,
+    observer: SideBySideObserver,
+    *,
+    fingerprint: str,
 ) -> None:
     """Run all trainings on the connected Ray, each with the workers of `scaling`.
 
-    The folder is emptied first: what an interrupted run left there starts anew. Of each running training it
-    holds the last checkpoint, of an ended one none.
+    `folder` keeps the reports of each, and of a running one the last checkpoint: a second call goes on from
+    there.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    board = _Board(trainings, observer)
-    tuner = tune.Tuner(
-        tune.with_resources(Trial, trial_resources(scaling)),
-        param_space={"config": tune.grid_search(list(board.waiting))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=trainings_at_once(scaling, ray.cluster_resources()),
-            reuse_actors=True,
-            trial_dirname_creator=_trial_folder,
-        ),
-        run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.absolute().parent),
-            callbacks=[_TellBoard(board)],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-        ),
-    )
-    # Tune prints every failed trial's stack; people get one line from the observer.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    room = trainings_at_once(scaling, ray.cluster_resources())
+    board = _Board(trainings, observer, folder, fingerprint, room)
     try:
-        tuner.fit()
+        run_jobs(board, scaling, folder.with_name(f"{folder.name}-tune"))
     finally:
         board.end_all("interrupted before its end")
 
@@ -79,61 +63,102 @@ def run_side_by_side(
 class _Entry:
     number: int
     training: Training
-    recorder: Recorder
+    recorder: Recorder | None = None
     last: Report | None = None
     seconds: float = 0.0
+    failure: str | None = None
+    restarts: int = 0
 
 
 class _Board:
-    """The trainings by the JSON of their configurations: every epoch is taken once, every end once."""
+    """The trainings as a `JobSource`: every epoch is taken once, every end once."""
 
-    def __init__(self, trainings: Sequence[Training], observer: SideBySideObserver) -> None:
-        self.waiting = {to_json(training.config): (i, training) for i, training in enumerate(trainings)}
-        self._observer = observer
+    def __init__(
+        self,
+        trainings: Sequence[Training],
+        observer: SideBySideObserver,
+        folder: Path,
+        fingerprint: str,
+        room: int,
+    ) -> None:
+        self._waiting = deque(_Entry(number, training) for number, training in enumerate(trainings))
+        self._observer, self._folder, self._fingerprint, self._room = observer, folder, fingerprint, room
         self._open: dict[str, _Entry] = {}
 
+    def next_job(self, key: str) -> Job | None:
+        if not self._waiting or len(self._open) >= self._room:
+            return None
+        entry = self._open[key] = self._waiting.popleft()
+        return Job(entry.training.config, self._place(entry), self._fingerprint)
+
+    def is_done(self) -> bool:
+        return not self._open and not self._waiting
+
+    def is_over(self) -> bool:
+        return False
+
     def started(self, key: str) -> None:
-        """The training has a process; called again when a lost one starts anew, and its record goes on."""
-        if key not in self._open:
-            number, training = self.waiting.pop(key)
-            entry = _Entry(number, training, self._observer.open_recorder(training))
-            self._open[key] = entry
+        entry = self._open[key]
+        if entry.recorder is None:
+            entry.recorder = self._observer.open_recorder(entry.training)
             self._tell(entry, "RUNNING")
 
-    def reported(self, key: str, result: Mapping[str, Any]) -> None:
+    def reported(self, key: str, result: Mapping[str, Any]) -> bool:
         """Take an epoch once, also when a restarted training repeats it."""
         entry = self._open[key]
+        entry.failure = result.get("failure")
         if "report" not in result:
-            return
+            return False
         report = Report.from_dict(result["report"])
-        if entry.last and report.step <= entry.last.step:
-            return
-        entry.last = report
-        entry.seconds += report.seconds
-        entry.recorder.log(report)
-        self._tell(entry, "RUNNING")
+        if entry.last is None or report.step > entry.last.step:
+            entry.last = report
+            entry.seconds += report.seconds
+            assert entry.recorder is not None
+            entry.recorder.log(report)
+            self._tell(entry, "RUNNING")
+        return False
 
-    def completed(self, key: str, checkpoint: Path) -> None:
+    def ended(self, key: str) -> None:
         entry = self._open.pop(key)
-        assert entry.last is not None, entry.training.name
+        if entry.failure:
+            self._fail(entry, entry.failure)
+            return
+        checkpoint = newest(self._place(entry))
+        assert entry.last is not None and checkpoint is not None and entry.recorder is not None, entry.training.name
         try:
             self._observer.trained(entry.training, entry.last, entry.seconds, checkpoint)
         except BaseException:
             entry.recorder.close("FAILED")
             raise
         entry.recorder.close("FINISHED")
+        drop_checkpoints(self._place(entry))
         self._tell(entry, "COMPLETE")
 
-    def failed(self, key: str, reason: str, status: Status = "FAILED") -> None:
+    def lost(self, key: str, reason: str) -> None:
         entry = self._open.pop(key)
-        entry.recorder.close(status)
-        self._observer.failed(entry.training, reason)
-        self._tell(entry, "FAIL", reason)
+        if entry.restarts < RESTARTS:
+            entry.restarts += 1
+            self._waiting.append(entry)
+        else:
+            self._fail(entry, f"the training's process failed {RESTARTS + 1} times: {reason}")
 
     def end_all(self, reason: str) -> None:
         """End the trainings that are still open when the run is interrupted."""
-        for key in list(self._open):
-            self.failed(key, reason, "KILLED")
+        for entry in self._open.values():
+            if entry.recorder:
+                entry.recorder.close("KILLED")
+                self._tell(entry, "FAIL", reason)
+        self._open.clear()
+
+    def _fail(self, entry: _Entry, reason: str) -> None:
+        if entry.recorder:
+            entry.recorder.close("FAILED")
+        drop_checkpoints(self._place(entry))
+        self._observer.failed(entry.training, reason)
+        self._tell(entry, "FAIL", reason)
+
+    def _place(self, entry: _Entry) -> Path:
+        return self._folder / entry.training.name
 
     def _tell(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
         config = entry.training.config
@@ -142,53 +167,3 @@ class _Board:
         value = entry.last.metrics[config.metric] if entry.last else None
         event = TrialEvent(entry.number, values, state, epoch, value, reason)
         self._observer.follow(entry.training, event)
-
-
-class _TellBoard(tune.Callback):
-    """Tune's events, passed on to the board."""
-
-    def __init__(self, board: _Board) -> None:
-        self._board = board
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for a restore of its own, which the list of results makes needless."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._board.started(trial.config["config"])
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        self._board.reported(trial.config["config"], result)
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        failure = trial.last_result.get("failure")
-        if failure:
-            self._board.failed(trial.config["config"], failure)
-        else:
-            self._board.completed(trial.config["config"], Path(trial.checkpoint.path))
-        _delete_checkpoint(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        lines = str(trial.get_error() or "unknown reason").strip().splitlines()
-        reason = f"the training's process failed: {lines[-1].strip()}"
-        self._board.failed(trial.config["config"], reason)
-        _delete_checkpoint(trial)
-
-
-def _delete_checkpoint(trial: TuneTrial) -> None:
-    """Hundreds of trainings would fill the disk."""
-    if trial.checkpoint:
-        shutil.rmtree(trial.checkpoint.path, ignore_errors=True)
-
-
-def _trial_folder(trial: TuneTrial) -> str:
-    return str(trial.trial_id)

@@ -1,107 +1,240 @@
-"""The study of a sweep: Optuna's journal file is the one source of truth about its trials.
+"""The study of a sweep: Optuna's storage is the one source of truth about its trials.
 
-number, values = study.ask()
-study.report(number, epoch, value)        # once an epoch
+proposal = study.ask()                           # None when there is nothing left to try
+study.report(number, epoch, value)               # once an epoch
+study.should_stop(number)
 study.complete(number) | study.prune(number) | study.fail(number, reason)
+
+One process owns a study, any may read it. After a kill another opens it and takes up `running()`.
 """
 
 import math
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from encsearch.config import Dimension, SearchConfig
+from encsearch.config import SearchConfig
+from encsearch.search.samplers import distribution, grid_points, sampler_for, suggest
+from encsearch.search.stopping import should_stop
+from encsearch.search.storage import MEMORY, open_storage
 from encsearch.search.trials import TrialRecord, TrialState
+
+# User attributes of a trial, as people see them in optuna-dashboard.
+REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
+PARAMETERS, LATENCY = "parameters", "latency_ms"
+QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial's number and its values by config path."""
+
+    number: int
+    values: Mapping[str, Any]
 
 
 class Study:
-    """Ask and tell over a persistent Optuna study; one driver owns it, any process may read the file."""
+    """Ask and tell over one Optuna study.
 
-    def __init__(self, folder: Path, name: str, search: SearchConfig) -> None:
-        """Open the study in `folder`, or create it there and queue `search.enqueue` once."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._search = search
+    `epochs` is the length of a full trial. Telling a trial's end twice changes nothing, nor does reporting an
+    epoch again.
+    """
+
+    def __init__(self, place: str, name: str, search: SearchConfig, epochs: int) -> None:
+        """Open the study `name` at `place` (see `open_storage`), or create it."""
+        self._search, self._epochs = search, epochs
+        self._storage = open_storage(place)
+        directions = ["maximize", "minimize"] if search.minimize else ["maximize"]
         self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
-            study_name=name,
-            direction="maximize",
-            sampler=_sampler(search),
-            load_if_exists=True,
+            storage=self._storage, study_name=name, directions=directions, load_if_exists=True
         )
-        self._open: dict[int, optuna.Trial] = {}
-        if not self._study.get_trials(deepcopy=False):
-            for point in search.enqueue:
-                self._study.enqueue_trial(dict(point))
+        trials = self._study.get_trials(deepcopy=False)
+        self._ids = {trial.number: trial._trial_id for trial in trials}
+        self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """The number of a new trial and its values by config path."""
-        trial = self._study.ask({path: _distribution(d) for path, d in self._search.space.items()})
-        self._open[trial.number] = trial
-        return trial.number, dict(trial.params)
+    def queue(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Try these first; a point that was queued here before, by its place in the list, is not again."""
+        trials = self._study.get_trials(deepcopy=False)
+        queued = {trial.user_attrs.get(QUEUED) for trial in trials}
+        for place, point in enumerate(points):
+            if place not in queued:
+                self._study.enqueue_trial(dict(point), user_attrs={QUEUED: place})
+
+    def repeat(self, number: int) -> None:
+        """Queue the trial's values again, once."""
+        trials = self._study.get_trials(deepcopy=False)
+        if all(trial.user_attrs.get(RERUN_OF) != number for trial in trials):
+            self._study.enqueue_trial(dict(trials[number].params), user_attrs={RERUN_OF: number})
+
+    def learn(self, source: str, records: Sequence[TrialRecord]) -> None:
+        """Take over another study's ended trials for the sampler and the rungs, once a trial.
+
+        They are not among `records()`. Their values must lie in this study's space.
+        """
+        known = {trial.user_attrs.get(WARM_START) for trial in self._study.get_trials(deepcopy=False)}
+        for record in records:
+            name = f"{source} trial {record.number}"
+            if name not in known and record.state in ("COMPLETE", "PRUNED"):
+                self._study.add_trial(_foreign(record, name, self._search))
+        trials = self._study.get_trials(deepcopy=False)
+        self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
+
+    def ask(self) -> Proposal | None:
+        """A new trial; None when a grid is exhausted."""
+        if self._search.sampler == "grid" and not self._waiting():
+            point = self._next_of_grid()
+            if point is None:
+                return None
+            self._study.enqueue_trial(point)
+        waiting = self._waiting()
+        number = waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = sampler_for(self._search, number)
+        return self._open(self._study.ask())
+
+    def running(self) -> tuple[Proposal, ...]:
+        """The trials that a process before this one has left open, with the values they have.
+
+        One that was killed before it had them all gets the ones that it would have got.
+        """
+        left = self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
+        proposals = []
+        for trial in left:
+            self._study.sampler = sampler_for(self._search, trial.number)
+            proposals.append(self._open(optuna.Trial(self._study, trial._trial_id)))
+        return tuple(proposals)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store the metric of one epoch; an epoch that was stored before is left as it is."""
-        self._open[number].report(value, epoch)
+        curve = self._curves.setdefault(number, {})
+        if epoch not in curve:
+            self._storage.set_trial_intermediate_value(self._ids[number], epoch, value)
+            curve[epoch] = value
+
+    def curve(self, number: int) -> Mapping[int, float]:
+        """Metric by epoch of what was reported so far."""
+        return self._curves.get(number, {})
+
+    def should_stop(self, number: int) -> bool:
+        """Whether the scheduler ends the trial after its last report."""
+        return should_stop(self._search, self._epochs, number, self._curves)
+
+    def note(self, number: int, **attributes: Any) -> None:
+        """Set user attributes of the trial."""
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(self._ids[number], name, value)
 
     def complete(self, number: int) -> None:
-        """The trial ran all its epochs; its value is that of its best one."""
-        self._study.tell(number, self._best(number))
+        """The trial ran all its epochs; its value is that of its best one, beside what is minimized."""
+        values = [max(self._curves[number].values())]
+        if self._search.minimize:
+            values.append(self._attributes(number)[self._search.minimize])
+        self._study.tell(number, values, skip_if_finished=True)
 
-    def prune(self, number: int) -> None:
-        """The scheduler stopped the trial: its curve is kept, and it is not taken for a finished one."""
-        self._study.tell(number, state=OptunaState.PRUNED)
+    def prune(self, number: int, reason: str | None = None) -> None:
+        """The trial was stopped early: its curve is kept, and it is not taken for a finished one."""
+        self._end(number, OptunaState.PRUNED, reason)
 
     def fail(self, number: int, reason: str) -> None:
-        self._open[number].set_user_attr("reason", reason)
-        self._study.tell(number, state=OptunaState.FAIL)
+        self._end(number, OptunaState.FAIL, reason)
+
+    def refuse(self, number: int, reason: str, excess: float) -> None:
+        """The trial is `excess` (a ratio over 0) beyond a limit and is not trained; the sampler learns that."""
+        if not self.is_open(number):
+            return
+        optuna.Trial(self._study, self._ids[number]).set_constraint("limit", excess)
+        self.note(number, **{REFUSED: True})
+        self._end(number, OptunaState.PRUNED, reason)
+
+    def hardware(self, number: int) -> tuple[str, ...]:
+        """What the trial has run on so far."""
+        return tuple(self._attributes(number).get(HARDWARE, ()))
+
+    def num_repeats_waiting(self) -> int:
+        """How many trials were queued by `repeat` and not asked for yet."""
+        return sum(RERUN_OF in trial.user_attrs for trial in self._waiting())
+
+    def is_exhausted(self) -> bool:
+        """Whether every point of a grid was given out."""
+        return self._search.sampler == "grid" and self._next_of_grid() is None
+
+    def is_open(self, number: int) -> bool:
+        return not self._storage.get_trial(self._ids[number]).state.is_finished()
 
     def records(self) -> tuple[TrialRecord, ...]:
-        """All trials that were started, by number."""
+        """All trials of this sweep that were started, by number."""
         trials = self._study.get_trials(deepcopy=False)
-        return tuple(_record(t) for t in trials if t.state != OptunaState.WAITING)
+        return tuple(
+            _record(trial, self._search)
+            for trial in trials
+            if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
+        )
 
-    def _best(self, number: int) -> float:
-        curve = self._study.get_trials(deepcopy=False)[number].intermediate_values
-        return max(curve.values())
+    def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
+        """The values of the next `count` trials, if they were asked for now; nothing is stored."""
+        copy = Study(MEMORY, "copy", self._search, self._epochs)
+        copy._study.add_trials(self._study.get_trials())
+        copy._ids = {trial.number: trial._trial_id for trial in copy._study.get_trials(deepcopy=False)}
+        proposals = [copy.ask() for _ in range(count)]
+        return tuple(proposal.values for proposal in proposals if proposal)
+
+    def _open(self, trial: optuna.Trial) -> Proposal:
+        self._ids[trial.number] = trial._trial_id
+        return Proposal(trial.number, suggest(trial, self._search.space))
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+
+    def _next_of_grid(self) -> dict[str, Any] | None:
+        """The first point that no trial has, started or queued."""
+        trials = self._study.get_trials(deepcopy=False)
+        taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in trials]
+        return next((point for point in grid_points(self._search) if point not in taken), None)
+
+    def _attributes(self, number: int) -> dict[str, Any]:
+        attributes: dict[str, Any] = self._storage.get_trial(self._ids[number]).user_attrs
+        return attributes
+
+    def _end(self, number: int, state: OptunaState, reason: str | None) -> None:
+        if reason and self.is_open(number):
+            self.note(number, **{REASON: reason})
+        self._study.tell(number, state=state, skip_if_finished=True)
 
 
-def _sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=search.seed)
-    return optuna.samplers.TPESampler(n_startup_trials=search.startup_trials, seed=search.seed)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.kind == "choice":
-        return CategoricalDistribution(dimension.values)
-    low, high = dimension.values
-    log = dimension.kind.startswith("log")
-    if dimension.kind.endswith("integer"):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
+def _record(trial: FrozenTrial, search: SearchConfig) -> TrialRecord:
     curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
-    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    attributes = trial.user_attrs
+    parameters = attributes.get(PARAMETERS)
     return TrialRecord(
         number=trial.number,
         values=dict(trial.params),
         state=cast(TrialState, trial.state.name),
         value=max((v for _, v in curve), default=None),
         curve=curve,
-        seconds=seconds,
-        reason=trial.user_attrs.get("reason"),
+        seconds=attributes.get(SECONDS, 0.0),
+        reason=attributes.get(REASON),
+        cost_seconds=attributes.get(COST, 0.0),
+        hardware=tuple(attributes.get(HARDWARE, ())),
+        parameters=parameters,
+        minimized=attributes.get(search.minimize) if search.minimize else None,
+        refused=attributes.get(REFUSED, False),
+        rerun_of=attributes.get(RERUN_OF),
+    )
+
+
+def _foreign(record: TrialRecord, name: str, search: SearchConfig) -> FrozenTrial:
+    """A trial of another study as one of this."""
+    space = {path: search.space[path] for path in record.values}
+    is_complete = record.state == "COMPLETE"
+    told = [record.value, record.minimized] if search.minimize else [record.value]
+    return create_trial(
+        state=OptunaState.COMPLETE if is_complete else OptunaState.PRUNED,
+        params=dict(record.values),
+        distributions={path: distribution(dimension) for path, dimension in space.items()},
+        values=[float(value) for value in told if value is not None] if is_complete else None,
+        intermediate_values=dict(record.curve),
+        user_attrs={WARM_START: name},
     )

@@ -7,6 +7,8 @@ not at all), and nothing of it outlives a killed driver.
 
 import socket
 import tempfile
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from encsearch.config import ScalingConfig, from_json
 from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import build
-from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.records import Report
+from encsearch.runner.hardware import describe_hardware, latency_ms
+from encsearch.spool import append, distinct_reports
+from encsearch.search.jobs import REPORTS_FILE
+from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
 from encsearch.train.loop import fit
 
 # What the process of a trial with several workers books: it only waits for them. Ray refuses a bundle without
@@ -37,44 +43,80 @@ def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
 
 
 class Trial(tune.Trainable):
-    """Steps a training by one epoch; `config["config"]` is the trial's whole configuration as JSON.
+    """Steps a training by one epoch; `config` is a `Job`, its configuration as JSON.
 
-    The processes are reused for the next trial, so torch is imported once.
+    The processes are reused for the next trial, so torch is imported once. A trial whose folder has a
+    checkpoint goes on from there, and first tells again what was reported up to it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
-        self._build(config["config"])
+        self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._build(new_config["config"])
+        self._build(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """The report of one more epoch, or why the trial cannot go on (`failure`)."""
+        """The report of one more epoch, or why the trial cannot go on (`failure`).
+
+        Before the first epoch, where it was asked for, `latency_ms` alone.
+        """
         if self._failure:
             return {"failure": self._failure, "done": True}
-        results: list[dict[str, Any]] = _call(self._workers, "step")
-        return next((result for result in results if "failure" in result), results[0])
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        if self._failure:
-            return
-        for name, content in _call(self._workers[:1], "save")[0].items():
-            (Path(checkpoint_dir) / name).write_bytes(content)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        files = {path.name: path.read_bytes() for path in Path(checkpoint).iterdir() if path.is_file()}
-        _call(self._workers, "load", files)
+        if self._measures_latency:
+            self._measures_latency = False
+            return {**self._origin, "latency_ms": _call(self._workers[:1], "latency_ms")[0]}
+        if not self._told:
+            failure = self._train()
+            if failure:
+                return {**self._origin, "failure": failure, "done": True}
+        report = self._told.popleft()
+        return {
+            **self._origin,
+            "report": report.to_dict(),
+            "epoch": report.epoch,
+            "done": report.epoch == self._epochs,
+        }
 
     def cleanup(self) -> None:
         for worker in self._workers:
             if not isinstance(worker, TrialWorker):
                 ray.kill(worker)
 
-    def _build(self, config: str) -> None:
-        reasons = _call(self._workers, "build", config)
-        self._failure: str | None = next(filter(None, reasons), None)
+    def _build(self, config: dict[str, Any]) -> None:
+        self._folder = Path(config["folder"])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._measures_latency = config["measures_latency"]
+        self._epochs = from_json(config["config"]).train.epochs
+        built = _call(self._workers, "build", config["config"], config["fingerprint"])
+        self._failure = next(filter(None, (b.failure for b in built)), None)
+        self._origin = {"hardware": f"{len(built)} x {built[0].hardware}"}
+        reached = 0
+        if not self._failure and (files := read_newest(self._folder)):
+            reached = _call(self._workers, "load", files)[0]
+        told = distinct_reports(self._folder / REPORTS_FILE)
+        self._told = deque(report for report in told if report.epoch <= reached)
+
+    def _train(self) -> str | None:
+        """Train one epoch and keep it: the report, then the checkpoint, so that no epoch is kept without."""
+        results = _call(self._workers, "step")
+        failure = next((result for result in results if isinstance(result, str)), None)
+        if failure:
+            return failure
+        report: Report = results[0]
+        append(self._folder / REPORTS_FILE, report)
+        write_newest(self._folder, report.epoch, _call(self._workers[:1], "save")[0])
+        self._told.append(report)
+        return None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a worker says of a training that it has built, or why it cannot start (`failure`)."""
+
+    hardware: str
+    failure: str | None = None
 
 
 class TrialWorker:
@@ -95,40 +137,48 @@ class TrialWorker:
     def join(self, rendezvous: str, backend: str) -> None:
         dist.init_process_group(backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size)
 
-    def build(self, config_json: str) -> str | None:
-        """Start a training in the place of the last one; returns why it cannot start, if it cannot.
+    def build(self, config_json: str, fingerprint: str) -> Built:
+        """Start a training in the place of the last one.
 
-        If that were raised, Tune would start the same trial again.
+        If what stands against it were raised, the same trial would be started again.
         """
         config = from_json(config_json)
         # Ray 2.60 shows every GPU of the node to a process that booked none.
         device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
+        hardware = describe_hardware(device)
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
         except UserError as error:
-            return str(error)
-        self._state, self._epochs = experiment.state, experiment.plan.epochs
+            return Built(hardware, str(error))
+        if experiment.fingerprint != fingerprint:
+            found = experiment.fingerprint[:12]
+            return Built(hardware, f"{config.data.store} has other data here ({found}, not {fingerprint[:12]})")
+        self._experiment = experiment
         self._reports = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
-        return None
+        return Built(hardware)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Report | str:
+        """The report of one more epoch, or why there is none."""
         try:
-            report = next(self._reports)
+            return next(self._reports)
         except (TrainingError, UserError) as error:
-            return {"failure": str(error), "done": True}
-        done = report.epoch == self._epochs
-        return {**report.metrics, "epoch": report.epoch, "report": report.to_dict(), "done": done}
+            return str(error)
+
+    def latency_ms(self) -> float:
+        return latency_ms(self._experiment)
 
     def save(self) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(self._state, Path(folder))
+            save_checkpoint(self._experiment.state, Path(folder))
             return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
-    def load(self, files: dict[str, bytes]) -> None:
+    def load(self, files: dict[str, bytes]) -> int:
+        """Go on from a checkpoint; returns the epochs that it has behind it."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
-            load_checkpoint(self._state, Path(folder))
+            load_checkpoint(self._experiment.state, Path(folder))
+        return self._experiment.state.step // self._experiment.plan.steps_per_epoch
 
 
 def _start_workers(scaling: ScalingConfig) -> list[Any]:

@@ -4,14 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from encsearch.records import Status
+
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+
+# How the record of a trial that has ended is closed.
+STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
 @dataclass(frozen=True)
 class TrialRecord:
     """A trial's values by config path and its curve, (epoch, metric) a report.
 
-    `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed.
+    `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed, was refused
+    or was ended by the budget. `seconds` are those of its epochs, without the time between a kill and the
+    resume. `cost_seconds` are those of all its devices: GPUs, or CPUs where no GPU was booked. `hardware` is
+    what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
+    `refused` trials were beyond a limit and never trained; `rerun_of` is the flagged trial that this repeats.
     """
 
     number: int
@@ -21,6 +30,12 @@ class TrialRecord:
     curve: tuple[tuple[int, float], ...]
     seconds: float
     reason: str | None = None
+    cost_seconds: float = 0.0
+    hardware: tuple[str, ...] = ()
+    parameters: int | None = None
+    minimized: float | None = None
+    refused: bool = False
+    rerun_of: int | None = None
 
     @property
     def epochs(self) -> int:

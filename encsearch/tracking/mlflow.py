@@ -10,13 +10,13 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Experiment, Metric, Param
+from mlflow.entities import Experiment, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,7 +31,7 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 PARAMS_A_REQUEST = 100  # the server's limit
 METRICS_A_REQUEST = 500
-MAX_CHILDREN = 1000  # at a time; as many never run at once
+RUNS_A_PAGE = 1000
 REPORTS_A_LOG = 20  # of a backlog: keeps the epoch after an outage short
 STORE_FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
 
@@ -91,20 +91,54 @@ def start_run(
 
 
 def continue_run(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
-    """Go on with a run whose process was killed; its children that look as if they still ran end as KILLED.
+    """Go on with a run whose process was killed.
 
     Raises UserError when the store does not have the run, and PreflightError.
     """
     check_run(tracking, run_id)
     with answering(tracking.uri):
         tracking.client.update_run(run_id, status="RUNNING")
-        for child in tracking.client.search_runs(
-            [tracking.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'RUNNING'",
-            max_results=MAX_CHILDREN,
-        ):
-            tracking.client.set_terminated(child.info.run_id, "KILLED")
     return MlflowRecorder(tracking, run_id, artifact_dir)
+
+
+def continue_training(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
+    """As `continue_run` of a training, which tells its epochs again: those that arrived are not sent twice."""
+    recorder = continue_run(tracking, run_id, artifact_dir)
+    with answering(tracking.uri):
+        recorder.skip(tracking.client.get_run(run_id).data.metrics)
+    return recorder
+
+
+def reap_children(tracking: Tracking, run_id: str, keep: Collection[str] = ()) -> None:
+    """End the run's children that look as if they still ran, but those of `keep`, as KILLED."""
+    with answering(tracking.uri):
+        for child in _children(tracking, run_id, "attributes.status = 'RUNNING'"):
+            if child.info.run_id not in keep:
+                tracking.client.set_tag(child.info.run_id, "encsearch.reaped", "its process was killed")
+                tracking.client.set_terminated(child.info.run_id, "KILLED")
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    run_id: str
+    status: str
+
+
+def find_run(tracking: Tracking, tag: str, value: str) -> FoundRun | None:
+    """The newest run of the experiment whose `tag` is `value`."""
+    with answering(tracking.uri):
+        found = tracking.client.search_runs(
+            [tracking.experiment_id], f"tags.`{tag}` = '{value}'", max_results=1
+        )
+    return FoundRun(found[0].info.run_id, found[0].info.status) if found else None
+
+
+def children_by_name(tracking: Tracking, run_id: str) -> dict[str, FoundRun]:
+    """The run's children; of two with one name the newer."""
+    with answering(tracking.uri):
+        children = _children(tracking, run_id)
+    newest_last = sorted(children, key=lambda child: child.info.start_time)
+    return {child.info.run_name: FoundRun(child.info.run_id, child.info.status) for child in newest_last}
 
 
 def check_run(tracking: Tracking, run_id: str) -> None:
@@ -142,6 +176,12 @@ class MlflowRecorder:
         self._next_try_s = 0.0
         self._has_warned = False
         self._is_closed = False
+
+    def skip(self, stored: Mapping[str, float]) -> None:
+        """The run has the reports up to the one whose metrics these are."""
+        self._last_epoch = int(stored.get("epoch", -1))
+        best = {name: value for name, value in stored.items() if name.startswith("best/")}
+        self._best = {name.removeprefix("best/"): value for name, value in best.items()}
 
     def log(self, report: Report) -> None:
         """Send the report, or keep it for later; never raises for a store that fails."""
@@ -220,6 +260,20 @@ class MlflowRecorder:
         for report, _ in self._unsent:
             append(path, report)
         return f"{len(self._unsent)} reports were not sent and lie in {path}"
+
+
+def _children(tracking: Tracking, run_id: str, condition: str = "") -> list[Run]:
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'" + (f" AND {condition}" if condition else "")
+    found: list[Run] = []
+    token = None
+    while True:
+        page = tracking.client.search_runs(
+            [tracking.experiment_id], query, max_results=RUNS_A_PAGE, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 @contextmanager

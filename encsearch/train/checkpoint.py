@@ -1,6 +1,9 @@
 """A training's state on disk: safetensors for the weights, a weights-only archive for the optimizer."""
 
+import os
 import pickle
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +15,7 @@ from encsearch.train.state import TrainState
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
+CHECKPOINT_PREFIX = "checkpoint-epoch"
 
 
 def save_checkpoint(state: TrainState, folder: Path) -> None:
@@ -41,6 +45,47 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
         raise UserError(f"{folder}: the optimizer state cannot be read ({_line(error)})") from None
     state.step = saved["step"]
     state.samples_seen = saved["samples_seen"]
+
+
+def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
+    """Keep a checkpoint's files as the newest of `folder`, whole or not at all, and drop the one before.
+
+    Every file and the folder are synced to disk before the old one goes.
+    """
+    target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
+    scratch = folder / f".{target.name}"
+    older = sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for name, content in files.items():
+        with open(scratch / name, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    for old in older:
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that `write_newest` kept last, or None."""
+    return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
+
+
+def read_newest(folder: Path) -> dict[str, bytes]:
+    """Its files by name; none if there is none."""
+    found = newest(folder)
+    return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Of a training that has ended: hundreds would fill the disk."""
+    for path in [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:

@@ -130,7 +130,7 @@ def _train_epoch(
         factor = poly(state.step / plan.total_steps, plan.poly_power)
         for group in state.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        terms, norm = _train_step(state, next(batches), loss, plan)
+        terms, norm = train_step(state, next(batches), loss, plan)
         finite &= torch.isfinite(norm)
         totals = totals + torch.stack([torch.stack(term) for term in terms.values()]).detach()
         state.step += 1
@@ -151,7 +151,7 @@ def _train_epoch(
     }
 
 
-def _train_step(
+def train_step(
     state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
 ) -> tuple[dict[str, Term], Tensor]:
     """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""

@@ -5,7 +5,7 @@ The folder, beside what every job has:
     trainings.jsonl      a line a finished training; what --resume does not train again
     models/              EncNet's weights of every seed and budget, and FCN's of the picture sheet
     parent_run_id        the ablation's own run in MLflow
-    trials/              what Ray Tune keeps of the running trainings
+    trials/              the reports of each training, and the last checkpoint of a running one
     training-artifacts/  the tables of each training
 """
 
@@ -38,7 +38,14 @@ from encsearch.search.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.spool import append_line, read_lines
 from encsearch.tracking.lineage import lineage
-from encsearch.tracking.mlflow import MlflowRecorder, Tracking, connect, continue_run, start_run
+from encsearch.tracking.mlflow import (
+    MlflowRecorder,
+    Tracking,
+    connect,
+    continue_run,
+    reap_children,
+    start_run,
+)
 from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import RunSummary, new_folder, write_summary
 from encsearch.workflow.gains import write_gains
@@ -110,7 +117,9 @@ def _ablate(
     )
     with recording(parent):
         if missing:
-            run_side_by_side(missing, config.scaling, folder / "trials", observer)
+            run_side_by_side(
+                missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint
+            )
         _add_multi_scale(config, ablation, folder, observer)
         artifacts = folder / "artifacts"
         story = AblationStory(
@@ -206,7 +215,10 @@ def _parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: s
     note = folder / PARENT_FILE
     artifacts = folder / "artifacts"
     if note.exists():
-        return continue_run(tracking, note.read_text(encoding="utf-8").strip(), artifacts)
+        run_id = note.read_text(encoding="utf-8").strip()
+        parent = continue_run(tracking, run_id, artifacts)
+        reap_children(tracking, run_id)
+        return parent
     parent = start_run(
         tracking,
         name=folder.name,

@@ -13,7 +13,7 @@ from encsearch.records import Report, Status
 from encsearch.runner.result import best_report
 from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
-from encsearch.tracking.mlflow import MlflowRecorder, Tracking, start_run
+from encsearch.tracking.mlflow import MlflowRecorder, Tracking, continue_training, start_run
 from encsearch.train.checkpoint import load_weights
 
 PANEL_IMAGES = 4
@@ -74,9 +74,16 @@ def recorder_of(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     follow: Follow = follow_nothing,
+    run_id: str | None = None,
 ) -> TrainingRecorder:
-    """Start the MLflow run of one training: its resolved config as params, its lineage as tags."""
+    """Start the MLflow run of one training: its resolved config as params, its lineage as tags.
+
+    With `run_id` that run goes on.
+    """
     manifest = read_manifest(config.data.store)
+    if run_id:
+        inner = continue_training(tracking, run_id, artifacts)
+        return TrainingRecorder(inner, config, manifest.info.classes, artifacts, follow)
     inner = start_run(
         tracking,
         name=name,

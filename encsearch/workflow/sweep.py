@@ -1,98 +1,130 @@
-"""`encsearch sweep`: search, confirm, report; one parent run in MLflow, one child a trial and a finalist."""
+"""`encsearch sweep` and `encsearch resume`: search, confirm, report; see `sweep_folder` for what they leave."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.bundle import Bundle
-from encsearch.config import Config, ScalingConfig, flatten, to_yaml
-from encsearch.data.store import open_split
-from encsearch.errors import UserError
+from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
+from encsearch.errors import PreflightError, UserError
 from encsearch.experiment import preflight
-from encsearch.panels import comparison_sheet, evenly_spaced
-from encsearch.predict import Predictor
-from encsearch.records import Recorder, Report, recording
+from encsearch.records import recording
+from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.confirm import Confirmation, confirm
-from encsearch.search.finalists import BASELINE_LABELS, Finalist
-from encsearch.search.report import FinalistRow, SweepSummary, from_json, render, to_json
-from encsearch.search.sweep import run_sweep
-from encsearch.search.trials import TrialEvent, TrialRecord
-from encsearch.tracking.lineage import lineage
-from encsearch.tracking.links import children_link, compare_link, run_link, ui_base, ui_command
-from encsearch.tracking.mlflow import Tracking, connect, start_run
+from encsearch.search.fairness import flags
+from encsearch.search.keeper import Keeper
+from encsearch.search.study import Study
+from encsearch.search.sweep import run_sweep, trials_at_once
+from encsearch.search.trials import TrialRecord
+from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.uris import without_secrets
-from encsearch.workflow.folder import RunSummary, new_folder, write_summary
+from encsearch.workflow.folder import RunSummary, write_summary
 from encsearch.workflow.progress import Progress
-from encsearch.workflow.recorded import (
-    CONTEXT_FOLDER,
-    TrainingRecorder,
-    checkpoint_model,
-    recorder_of,
-    save_model,
-    write_context,
-    write_panels,
+from encsearch.workflow.sweep_folder import (
+    CONFIG_FILE,
+    StudyPlace,
+    begin,
+    locked,
+    open_study,
+    reopen,
+    write_whole,
 )
+from encsearch.workflow.sweep_records import SweepRecords, parent_run
+from encsearch.workflow.sweep_story import write_story
+from encsearch.workflow.warm_start import learn_from, previous_trials
 
-SHEET_IMAGES = 6
-REPORT_FILE = "report.html"
-SWEEP_FILE = "sweep.json"
+# What a resume may change: what the sweep costs and where it runs, not what it compares.
+CHANGEABLE = ("scaling.", "search.budget.", "search.max_concurrent", "search.flagged", "search.confirm.")
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A finished sweep; `report` is the HTML page."""
+    """A finished sweep; `report` is the HTML page.
+
+    `ended_by` says which budget ended the search before its last trial; None if none did.
+    """
 
     folder: Path
     summary: RunSummary
     records: tuple[TrialRecord, ...]
     confirmation: Confirmation
     report: Path
+    ended_by: str | None
 
 
-def sweep(config: Config, out: Path, progress: Progress) -> Swept:
+def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | None = None) -> Swept:
     """Run the recipe's search in a new folder below `out`, confirm the finalists, write the report.
 
-    Raises UserError without a `search:` block, PreflightError before anything is started, and
-    TrainingError when nothing could be trained.
+    The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a `search:`
+    block, PreflightError before anything is started, and TrainingError when nothing could be trained.
     """
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
     found = preflight(config, out)
+    if warm_start:
+        previous_trials(warm_start, config, found.fingerprint)
     with ray_session(needs=_largest(config)):
-        return _sweep(config, out, progress, connect(), found.fingerprint)
+        check_nodes(config.data.store, out)
+        tracking = connect()
+        folder = begin(config, out, found.fingerprint, warm_start)
+        with locked(folder):
+            _, place = reopen(folder)
+            return _run(config, place, folder, tracking, progress)
 
 
-def _sweep(config: Config, out: Path, progress: Progress, tracking: Tracking, fingerprint: str) -> Swept:
-    assert config.search is not None
-    started = time.monotonic()
-    folder = new_folder(out, config.name)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    parent = start_run(
-        tracking,
-        name=folder.name,
-        params=flatten(config),
-        tags={**lineage(fingerprint, Path.cwd()), "encsearch.kind": "sweep"},
-        artifact_dir=folder / "artifacts",
-    )
-    progress.say(f"sweep {config.name}: {config.search.num_trials} trials; files in {folder}")
+def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
+    """Go on with a sweep whose process was killed or interrupted, or give a finished one `extend` more trials.
+
+    What had ended is not run again; what was running goes on from its checkpoint. Raises UserError for a
+    folder that is not a sweep's, for a change that would make its trials incomparable and while another process
+    runs it, PreflightError when the data is not what it was.
+    """
+    config, place = reopen(folder)
+    for item in overrides:
+        if not item.startswith(CHANGEABLE):
+            raise UserError(
+                f"{item}: the sweep has begun, and its trials must stay comparable; only "
+                f"{', '.join(CHANGEABLE)} can be changed now"
+            )
+    config = with_overrides(config, overrides)
+    assert config.search
+    if extend:
+        config = with_overrides(config, [f"search.budget.trials={config.search.budget.trials + extend}"])
+    found = preflight(config, folder)
+    if found.fingerprint != place.fingerprint:
+        raise PreflightError(
+            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, not "
+            f"{place.fingerprint[:12]}); restore it, or start a new sweep"
+        )
+    with locked(folder), ray_session(needs=_largest(config)):
+        check_nodes(config.data.store, folder)
+        tracking = connect()
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        return _run(config, place, folder, tracking, progress)
+
+
+def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, progress: Progress) -> Swept:
+    assert config.search
+    study = open_study(config, folder, place)
+    if place.warm_start:
+        progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
+    parent = parent_run(config, tracking, folder, place.fingerprint)
     with recording(parent):
-        observer = _Observer(config, tracking, parent.run_id, folder, progress)
-        records = run_sweep(config, folder, observer)
-        confirmation = confirm(config, records, folder / "finalists", observer)
+        observer = SweepRecords(config, tracking, parent.run_id, folder, progress)
+        observer.settle(study.records())
+        progress.say(_opening(config, study, folder))
+        keeper = Keeper(config, study, folder, trials_at_once(config))
+        records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+        confirmation = _confirm(config, records, folder, observer, keeper, progress)
         parent.log(confirmation.winner.result.best)
-        picture = _compare_models(confirmation, folder / "artifacts" / "comparison.png")
-        story = _story(config, records, confirmation, observer, picture, time.monotonic() - started)
-        (folder / SWEEP_FILE).write_text(to_json(story), encoding="utf-8")
-        report = render(story, folder / "artifacts" / REPORT_FILE)
+        report = write_story(config, place, study, confirmation, keeper, observer, folder)
     winner = confirmation.winner
     summary = RunSummary(
         kind="sweep",
         name=config.name,
         metric=config.metric,
         value=winner.value,
-        fingerprint=fingerprint,
+        fingerprint=place.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
         tracking_uri=without_secrets(tracking.uri),
@@ -102,88 +134,38 @@ def _sweep(config: Config, out: Path, progress: Progress, tracking: Tracking, fi
         parent_run_id=parent.run_id,
     )
     write_summary(folder, summary)
-    return Swept(folder, summary, records, confirmation, report)
+    return Swept(folder, summary, records, confirmation, report, keeper.ended_by)
 
 
-def rewrite_report(folder: Path) -> Path:
-    """Write the report of a finished sweep anew from its `sweep.json`."""
-    try:
-        story = from_json((folder / SWEEP_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
-    except ValueError as error:
-        reason = ", ".join(str(error).splitlines()[:3])
-        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
-    return render(story, folder / "artifacts" / REPORT_FILE)
+def _confirm(
+    config: Config,
+    records: Sequence[TrialRecord],
+    folder: Path,
+    observer: SweepRecords,
+    keeper: Keeper,
+    progress: Progress,
+) -> Confirmation:
+    assert config.search
+    if keeper.ended_by:
+        progress.say(keeper.ended_by)
+    plan, reduced = keeper.confirmation()
+    if reduced:
+        progress.say(reduced)
+    keeper.write_progress()
+    excluded = flags(records) if config.search.flagged != "keep" else {}
+    for number, reason in excluded.items():
+        progress.say(f"trial {number} is left out: {reason}")
+    return confirm(config, records, folder / "finalists", observer, plan=plan, excluded=excluded)
 
 
-class _Observer:
-    """Records trials and finalists as children of the sweep's run, and passes events on to the person."""
-
-    def __init__(
-        self, config: Config, tracking: Tracking, parent_run_id: str, folder: Path, progress: Progress
-    ) -> None:
-        self.run_ids: dict[str, str] = {}
-        self.tracking, self.parent_run_id = tracking, parent_run_id
-        self._config, self._folder, self._progress = config, folder, progress
-        self._trials: dict[int, TrainingRecorder] = {}
-
-    def open_recorder(self, number: int, config: Config) -> Recorder:
-        name = f"trial{number}"
-        artifacts = self._folder / "trial-artifacts" / name
-        self._trials[number] = self._open(name, "trial", config, artifacts, {"encsearch.trial": str(number)})
-        return self._trials[number]
-
-    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
-        recorder = self._trials.pop(event.number)
-        recorder.note("encsearch.state", event.state)
-        if event.reason:
-            recorder.note("encsearch.reason", event.reason)
-        if checkpoint:
-            write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
-
-    def follow(self, event: TrialEvent) -> None:
-        self._progress.trial(event, self._config)
-
-    def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
-        kind = "baseline" if trial is None else "finalist"
-        tags = {"encsearch.trial": str(trial)} if trial is not None else {}
-        workers, epochs = config.scaling.num_workers, config.train.epochs
-        self._progress.say(f"{kind} {name}: {workers} Ray Train workers, {epochs} epochs")
-        return self._open(name, kind, config, self._folder / "finalists" / name / "artifacts", tags)
-
-    def finalist_trained(self, finalist: Finalist) -> None:
-        artifacts = self._folder / "finalists" / finalist.name / "artifacts"
-        best = finalist.result.best
-        bundle = checkpoint_model(finalist.config, finalist.result.best_checkpoint, best.metrics)
-        save_model(bundle, artifacts / "bundle")
-        write_panels(bundle, artifacts)
-        write_context(bundle, artifacts)
-        self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
-
-    def finalist_failed(self, name: str, reason: str) -> None:
-        self._progress.say(f"{name} failed: {reason}")
-
-    def _open(
-        self, name: str, kind: str, config: Config, artifacts: Path, tags: dict[str, str]
-    ) -> TrainingRecorder:
-        def follow(report: Report) -> None:
-            # Trials are followed through the ledger's events.
-            if kind != "trial":
-                self._progress.epoch(name, report, config)
-
-        recorder = recorder_of(
-            config,
-            self.tracking,
-            name=name,
-            kind=kind,
-            artifacts=artifacts,
-            parent_run_id=self.parent_run_id,
-            tags=tags,
-            follow=follow,
-        )
-        self.run_ids[name] = recorder.run_id
-        return recorder
+def _opening(config: Config, study: Study, folder: Path) -> str:
+    assert config.search
+    planned, records = config.search.budget.trials, study.records()
+    if not records:
+        return f"sweep {config.name}: {planned} trials; files in {folder}"
+    ended = sum(record.state != "RUNNING" for record in records)
+    running = len(records) - ended
+    return f"sweep {config.name} goes on: {ended} of {planned} trials have ended, {running} go on; files in {folder}"
 
 
 def _largest(config: Config) -> ScalingConfig:
@@ -191,77 +173,3 @@ def _largest(config: Config) -> ScalingConfig:
     assert config.search is not None
     workers = max(config.scaling.num_workers, config.search.confirm.num_workers or 1)
     return config.scaling.model_copy(update={"num_workers": workers})
-
-
-def _compare_models(confirmation: Confirmation, target: Path) -> Path:
-    """A sheet of the baselines' and the winner's predictions on the same validation images."""
-    winner = confirmation.winner
-    first_of_each = {_title(f): f for f in reversed((*confirmation.baselines, winner))}
-    models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
-    dataset = open_split(winner.config.data.store, winner.config.data.val_split)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(evenly_spaced(dataset, SHEET_IMAGES), dataset.info, models).save(target)
-    return target
-
-
-def _bundle(finalist: Finalist) -> Bundle:
-    return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
-
-
-def _title(finalist: Finalist) -> str:
-    return {**BASELINE_LABELS, "encoding": "EncNet"}[finalist.config.model.context]
-
-
-def _story(
-    config: Config,
-    records: Sequence[TrialRecord],
-    confirmation: Confirmation,
-    observer: _Observer,
-    picture: Path,
-    wall_seconds: float,
-) -> SweepSummary:
-    assert config.search is not None
-    tracking, run_ids = observer.tracking, observer.run_ids
-    base = ui_base(tracking.uri)
-    children = [run_ids[f"trial{record.number}"] for record in records]
-    return SweepSummary(
-        name=config.name,
-        metric=config.metric,
-        space={path: dimension.kind for path, dimension in config.search.space.items()},
-        epochs=config.train.epochs,
-        trials=tuple(records),
-        finalists=tuple(_finalist_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
-        winner=confirmation.winner.trial,
-        config_yaml=to_yaml(config),
-        mlflow=ui_command(tracking.uri) or "",
-        links=(
-            (
-                "trials and finalists",
-                children_link(base, tracking.experiment_id, observer.parent_run_id, config.metric),
-            ),
-            ("comparison", compare_link(base, tracking.experiment_id, children)),
-            ("winner", run_link(base, tracking.experiment_id, run_ids[confirmation.winner.name])),
-        ),
-        picture=Path(picture.name),  # it lies beside the report
-        wall_seconds=wall_seconds,
-        context=_context_folder(confirmation.winner.name, picture.parent),
-    )
-
-
-def _context_folder(winner: str, artifacts: Path) -> Path | None:
-    """The winner's diagnostics, relative to the report's folder; None for a model without context module."""
-    folder = Path("..", "finalists", winner, "artifacts", CONTEXT_FOLDER)
-    return folder if (artifacts / folder).is_dir() else None
-
-
-def _finalist_row(finalist: Finalist) -> FinalistRow:
-    return FinalistRow(
-        trial=finalist.trial,
-        seed=finalist.config.train.seed,
-        num_workers=finalist.config.scaling.num_workers,
-        value=finalist.value,
-        epochs=finalist.result.reports[-1].epoch,
-        seconds=finalist.result.seconds,
-        class_iou=dict(finalist.result.best.class_iou),
-        label="" if finalist.trial is not None else _title(finalist),
-    )

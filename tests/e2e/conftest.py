@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
             {"model.num_codewords": 8, "loss.se_weight": 0.5, "optim.lr": 0.05},
             {"model.num_codewords": 4, "loss.se_weight": 0.5, "optim.lr": 1e-6},
         ],
-        "num_trials": 3,
+        "budget": {"trials": 3},
         "max_concurrent": 1,
         "asha": {"grace_epochs": 1, "reduction_factor": 2},
         "confirm": {"num_workers": 2, "baselines": ["none"]},

@@ -96,7 +96,7 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
 
 
 def test_a_sweep_by_rays_own_command_runs_on_the_cluster(submitter: Shell, recipe: list[str]) -> None:
-    small = ["train.epochs=1", "search.num_trials=1"]
+    small = ["train.epochs=1", "search.budget.trials=1"]
     confirm = ["search.confirm.baselines=[]", "search.confirm.num_workers=1"]
     job = ["python", "jobs/sweep.py", *recipe, *small, *confirm]
     # Ray's command forwards no variables.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, with_values
+from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
 from encsearch.records import MemoryRecorder, Recorder
 from encsearch.search.confirm import confirm
@@ -13,6 +14,7 @@ from encsearch.search.finalists import Finalist
 from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import TrialEvent, TrialRecord
+from encsearch.train.checkpoint import newest
 
 
 class Observer:
@@ -21,18 +23,43 @@ class Observer:
     def __init__(self) -> None:
         self.recorders: dict[int, MemoryRecorder] = {}
         self.checkpoints: dict[int, list[str]] = {}
+        self.lines: list[str] = []
         self.terminal = threading.RLock()  # as a live display has, which cannot be pickled
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self.recorders[number] = MemoryRecorder()
         return self.recorders[number]
 
-    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+    def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
+        checkpoint = newest(folder)
         if checkpoint:
             self.checkpoints[event.number] = sorted(path.name for path in checkpoint.iterdir())
 
     def follow(self, event: TrialEvent) -> None:
         pass
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Unlimited:
+    """A budget that allows everything."""
+
+    def may_start(self) -> bool:
+        return True
+
+    def must_end(self) -> bool:
+        return False
+
+
+def swept(config: Config, folder: Path, observer: Observer) -> tuple[TrialRecord, ...]:
+    fingerprint = read_manifest(config.data.store).fingerprint
+    return run_sweep(config, study_of(config, folder), folder, observer, Unlimited(), fingerprint=fingerprint)
+
+
+def study_of(config: Config, folder: Path) -> Study:
+    assert config.search
+    return Study(str(folder / "study.journal"), "toy", config.search, config.train.epochs)
 
 
 # Two that learn, one that learns nothing and is stopped, one whose decay makes the weights explode.
@@ -50,17 +77,23 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
             "optim.weight_decay": {"uniform": [0.0, 1.0]},
         },
         "enqueue": POINTS,
-        "num_trials": len(POINTS),
+        "budget": {"trials": len(POINTS)},
         "max_concurrent": 1,
         "asha": {"grace_epochs": 6, "reduction_factor": 2},
     }
     config = with_values(
         toy_config,
-        {"train.epochs": 8, "optim.head_lr_factor": 10, "scaling.num_workers": num_workers, "search": search},
+        {
+            **POINTS[0],  # the recipe's own point comes first
+            "train.epochs": 8,
+            "optim.head_lr_factor": 10,
+            "scaling.num_workers": num_workers,
+            "search": search,
+        },
     )
     observer = Observer()
 
-    records = run_sweep(config, tmp_path, observer)
+    records = swept(config, tmp_path, observer)
 
     states = {record.number: record.state for record in records}
     assert states[3] == "FAIL"
@@ -74,8 +107,7 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
         assert recorder.status == statuses[record.state]
         assert tuple((r.epoch, r.metrics["mIoU"]) for r in recorder.reports) == record.curve
     assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
-    assert config.search
-    assert Study(tmp_path, "toy", config.search).records() == records
+    assert study_of(config, tmp_path).records() == records
 
 
 def test_a_sweep_whose_trials_all_diverge_says_so(toy_config: Config, tmp_path: Path) -> None:
@@ -83,7 +115,7 @@ def test_a_sweep_whose_trials_all_diverge_says_so(toy_config: Config, tmp_path: 
     config = _diverging_sweep(toy_config)
 
     with pytest.raises(TrainingError, match=r"all of 1 trials failed: non-finite gradient by step \d+"):
-        run_sweep(config, tmp_path, Observer())
+        swept(config, tmp_path, Observer())
 
 
 def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
@@ -123,7 +155,6 @@ def _diverging_sweep(toy_config: Config) -> Config:
             "optim.lr": {"loguniform": [1e-6, 10.0]},
             "optim.weight_decay": {"uniform": [0.0, 1.0]},
         },
-        "enqueue": POINTS[-1:],
-        "num_trials": 1,
+        "budget": {"trials": 1},
     }
-    return with_values(toy_config, {"train.epochs": 8, "search": search})
+    return with_values(toy_config, {**POINTS[-1], "train.epochs": 8, "search": search})

@@ -14,7 +14,6 @@ from encsearch.search.ablation import (
     MULTI_SCALE,
     Ablation,
     Result,
-    estimate,
     figures_of,
     plan_ablation,
 )
@@ -91,20 +90,6 @@ def test_what_cannot_be_ablated_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan_ablation(with_values(toy_config, values))
-
-
-def test_the_interval_is_students() -> None:
-    """Of 1, 2, 3: mean 2, standard error 0.57735, t of 2 degrees of freedom 4.30265."""
-    found = estimate([1.0, 2.0, 3.0])
-    assert found.interval == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    assert not found.tells_apart
-    assert estimate([1.0, 1.1, 1.2]).tells_apart
-    assert estimate([-1.0, -1.1, -1.2]).tells_apart
-
-
-def test_one_seed_gives_no_interval_and_tells_nothing_apart() -> None:
-    found = estimate([0.5])
-    assert (found.mean, found.interval, found.tells_apart) == (0.5, None, False)
 
 
 def test_differences_are_paired_by_seed(toy_config: Config) -> None:

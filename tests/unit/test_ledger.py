@@ -36,7 +36,7 @@ class Observer:
 
 @pytest.fixture
 def config(toy_config: Config) -> Config:
-    search = {"space": SPACE, "num_trials": 4, "startup_trials": 2}
+    search = {"space": SPACE, "budget": {"trials": 4}, "startup_trials": 2}
     return with_values(toy_config, {"train.epochs": 3, "search": search})
 
 

@@ -1,0 +1,194 @@
+"""When a search must end so that its finalists can still be confirmed within the budget: pure decisions."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
+from encsearch.search.pace import Pace, duration_text
+from encsearch.search.trials import TrialRecord
+
+# Start of one training by Ray Train: 21 to 23 CPU seconds with two workers (Ray 2.60 on two cores).
+RAY_TRAIN_STARTUP_S = 20
+# Of several workers' added speed so much is counted on; what two reach depends on network and machine.
+PARALLEL_EFFICIENCY = 0.8
+# Before the search has begun to learn, the confirmation may not claim more than this share of the budget.
+MAX_CONFIRM_SHARE = 0.5
+# The slowest tenth of the trials aside: a finalist may be one of the larger networks.
+CAUTIOUS = 0.9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on the clock, and of all devices together: GPUs, or CPUs where no GPU is booked."""
+
+    wall_s: float
+    device_s: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall_s + other.wall_s, self.device_s + other.device_s)
+
+    def times(self, count: float) -> "Cost":
+        return Cost(count * self.wall_s, count * self.device_s)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the search has used so far.
+
+    `trials` were trained or are being trained. `refused` ones, beyond a limit, cost nothing and are counted
+    apart; a trial that repeats a flagged one is counted once with it.
+    """
+
+    trials: int
+    refused: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is kept for the end: the confirmation by `plan`; `reduced` says what was cut from the recipe's.
+
+    `first_report` is the least that makes a new trial worth its start.
+    """
+
+    plan: ConfirmConfig
+    confirm: Cost
+    first_report: Cost
+    reduced: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether another trial may start, whether those that run must end now, and why not or why."""
+
+    may_start: bool
+    must_end: bool
+    reason: str | None = None
+
+
+def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
+    """What the budget allows at this moment; `needs` is None until something was measured.
+
+    Running trials are ended by the clock and by GPU-hours, not by the number of trials. A search that is
+    refused as many proposals as it may train ends too: its limits leave hardly anything of its space.
+    """
+    kept = needs.confirm if needs else Cost(0, 0)
+    if reason := _exceeded(budget, spent.cost + kept, spent.cost, needs):
+        return Decision(may_start=False, must_end=True, reason=reason)
+    if spent.trials >= budget.trials:
+        return Decision(False, False, f"all {budget.trials} trials of the budget have started")
+    if spent.refused >= budget.trials:
+        reason = f"{spent.refused} proposals were refused by search.limits, as many as the budget has trials"
+        return Decision(False, False, reason)
+    if needs and (reason := _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)):
+        return Decision(False, False, f"no new trial would report in time: {reason}")
+    return Decision(may_start=True, must_end=False)
+
+
+def spent_by(records: Sequence[TrialRecord], wall_s: float) -> Spent:
+    """What the trials so far have used; `wall_s` is the sweep's time without its interruptions."""
+    trained = [r for r in records if not r.refused]
+    return Spent(
+        trials=sum(r.rerun_of is None for r in trained),
+        refused=len(records) - len(trained),
+        cost=Cost(wall_s, sum(r.cost_seconds for r in trained)),
+    )
+
+
+def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
+    """What the search must leave, by the speed measured so far.
+
+    A confirmation that would take more than MAX_CONFIRM_SHARE of the budget is reduced, see `affordable`.
+    """
+    each = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
+    left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
+    plan, reduced = affordable(search.confirm, each, left)
+    report_s = pace.startup_s + pace.quantile(0.5)
+    return Needs(
+        plan=plan,
+        confirm=each.times(num_trainings(plan)),
+        first_report=Cost(report_s, report_s * devices_of(scaling)),
+        reduced=reduced,
+    )
+
+
+def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
+    """The confirmation that `left` allows, and what was cut from it as one line.
+
+    Fewer finalists first, then no baselines, then fewer seeds: without several seeds no winner is sure. One
+    training is always kept, since a sweep without any has no result.
+    """
+    room = min(left.wall_s / each.wall_s, left.device_s / each.device_s if each.device_s else math.inf)
+    plans = list(_ever_smaller(confirm))
+    plan = next((p for p in plans if num_trainings(p) <= room), plans[-1])
+    if plan == confirm or not math.isfinite(room):
+        return confirm, None
+    if left.wall_s / each.wall_s == room:
+        room_text = f"{duration_text(max(0, left.wall_s))} for trainings of {duration_text(each.wall_s)}"
+    else:
+        room_text = (
+            f"{max(0, left.device_s) / 3600:.2g} GPU-hours for trainings of {each.device_s / 3600:.2g}"
+        )
+    return plan, f"confirming {_plan_text(plan)} instead of {_plan_text(confirm)}: there are {room_text}"
+
+
+def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, epoch_s: float) -> Cost:
+    """Of one confirmation training, where a trial takes `epoch_s` an epoch; they run one after the other."""
+    workers = confirm.num_workers or scaling.num_workers
+    ratio = scaling.num_workers / workers
+    slower = ratio if ratio >= 1 else ratio / PARALLEL_EFFICIENCY
+    wall_s = RAY_TRAIN_STARTUP_S + (confirm.epochs or epochs) * epoch_s * slower
+    return Cost(wall_s, wall_s * devices_of(scaling.model_copy(update={"num_workers": workers})))
+
+
+def left_of(budget: BudgetConfig, used: Cost) -> Cost:
+    """What remains of both limits; infinite where there is none."""
+    return Cost(
+        wall_s=(budget.wall or math.inf) - used.wall_s,
+        device_s=3600 * (budget.gpu_hours or math.inf) - used.device_s,
+    )
+
+
+def num_trainings(confirm: ConfirmConfig) -> int:
+    return (confirm.finalists + len(confirm.baselines)) * len(confirm.seeds)
+
+
+def devices_of(scaling: ScalingConfig) -> float:
+    """GPUs of a trial, or CPUs where no GPU is booked."""
+    return scaling.num_workers * (scaling.gpus_per_worker or scaling.cpus_per_worker)
+
+
+def _exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | None) -> str | None:
+    """Which limit `total` meets, in words."""
+    left = left_of(budget, total)
+    if left.wall_s <= 0:
+        assert budget.wall
+        parts = f"{duration_text(search.wall_s)} of search"
+        if needs:
+            parts += f", {duration_text(needs.confirm.wall_s)} kept for {_plan_text(needs.plan)}"
+        return f"the wall budget of {duration_text(budget.wall)} is spent: {parts}"
+    if left.device_s <= 0:
+        parts = f"{search.device_s / 3600:.3g} of search"
+        if needs:
+            parts += f", {needs.confirm.device_s / 3600:.3g} kept for {_plan_text(needs.plan)}"
+        return f"the budget of {budget.gpu_hours:g} GPU-hours is spent: {parts}"
+    return None
+
+
+def _ever_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
+    for finalists in range(confirm.finalists, 0, -1):
+        yield confirm.model_copy(update={"finalists": finalists})
+    for count in range(len(confirm.seeds), 0, -1):
+        yield confirm.model_copy(update={"finalists": 1, "baselines": (), "seeds": confirm.seeds[:count]})
+
+
+def _plan_text(confirm: ConfirmConfig) -> str:
+    parts = [_counted(confirm.finalists, "finalist")]
+    if confirm.baselines:
+        parts.append(_counted(len(confirm.baselines), "baseline"))
+    return f"{' and '.join(parts)} x {_counted(len(confirm.seeds), 'seed')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,125 @@
+"""Ray Tune runs the jobs of a source: the driver's side; `trial` is the other.
+
+Tune's own checkpoints, retries and experiment state are not used. A job's folder holds what it needs to go on,
+so a lost process, a lost node and a killed driver are one case: the job is given out again.
+"""
+
+import logging
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.search import Searcher
+
+from encsearch.config import ScalingConfig, to_json
+from encsearch.search.jobs import JobSource
+from encsearch.search.trial import Trial, trial_resources
+
+
+def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
+    """Run the source's jobs on the connected Ray, each with the workers of `scaling`, until it is done or over.
+
+    `folder` is Tune's scratch folder, deleted at the end.
+    """
+    tuner = tune.Tuner(
+        tune.with_resources(Trial, trial_resources(scaling)),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            search_alg=_AskSource(source),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            # Tune silently continues an experiment whose name and storage it finds again.
+            name=secrets.token_hex(4),
+            storage_path=str(folder.absolute()),
+            stop=_StopBySource(source),
+            callbacks=[_TellSource(source)],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    # Tune prints every failed trial's stack; people get one line from the source.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _HoldsSource:
+    """Tune pickles what it is given for a restore of its own, which the jobs' folders make needless."""
+
+    def __init__(self, source: JobSource) -> None:
+        self._source = source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_source"}
+
+
+class _AskSource(_HoldsSource, Searcher):
+    """Tune's question for a new trial.
+
+    Ray's own OptunaSearch stores a trial that the scheduler stopped as complete, with its partial value.
+    """
+
+    def __init__(self, source: JobSource) -> None:
+        Searcher.__init__(self)
+        _HoldsSource.__init__(self, source)
+
+    def suggest(self, trial_id: str) -> Any:
+        job = self._source.next_job(trial_id)
+        if job:
+            return {
+                "config": to_json(job.config),
+                "folder": str(job.folder.absolute()),
+                "fingerprint": job.fingerprint,
+                "measures_latency": job.measures_latency,
+            }
+        return Searcher.FINISHED if self._source.is_done() else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the callback below hears of the same event, with the trial's error."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk after every tell."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk after every tell."""
+
+
+class _StopBySource(_HoldsSource, tune.Stopper):
+    """Tune asks it after every result, before anybody else hears of that, and several times a second."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._source.reported(trial_id, result)
+
+    def stop_all(self) -> bool:
+        return self._source.is_over()
+
+
+class _TellSource(_HoldsSource, tune.Callback):
+    """Tune's other events, passed on."""
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._source.started(trial.trial_id)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        self._source.ended(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._source.lost(trial.trial_id, _last_line(Path(trial.error_file)))
+
+
+def _last_line(error_file: Path) -> str:
+    """Of what Tune wrote of the error on the driver's node; `Trial.get_error` reads a copy that comes later."""
+    lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file.exists() else []
+    return lines[-1].strip() if lines else "unknown reason"

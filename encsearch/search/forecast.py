@@ -1,0 +1,235 @@
+"""How long the rest of a sweep takes: many random sweeps are played to their end, and their spread is told.
+
+Which trials are stopped comes from `rehearsal`, whose assumptions hold here too. A trial's seconds an epoch
+are drawn from those that were measured, and all may be off by a common factor (`Pace.doubt`). Pure.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encsearch.config import ScalingConfig, SearchConfig
+from encsearch.search.budget import (
+    Cost,
+    Spent,
+    confirm_cost,
+    devices_of,
+    left_of,
+    needs_of,
+    num_trainings,
+    spent_by,
+)
+from encsearch.search.pace import Pace
+from encsearch.search.rehearsal import Rehearsal, rehearse
+from encsearch.search.trials import TrialRecord
+
+REPETITIONS = 200
+# Which trials are stopped costs far more to play than how long they take, and varies less.
+REHEARSED_TRIALS = 800
+MIN_REHEARSALS, MAX_REHEARSALS = 2, 40
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The 10 %, 50 % and 90 % quantiles."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is still to come: of the search, and in both times of the confirmation of its finalists too.
+
+    `device_s` are seconds of all GPUs, or of all CPUs where no GPU is booked.
+    """
+
+    wall_s: Interval
+    device_s: Interval
+    trials: Interval
+    epochs: Interval
+
+
+@dataclass(frozen=True)
+class ForecastPoint:
+    """A forecast of the sweep's end that was made `elapsed_s` after its start; all in seconds since then."""
+
+    elapsed_s: float
+    low_s: float
+    median_s: float
+    high_s: float
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """How good the forecasts were.
+
+    `errors` has (share of the way, error of the median as a share of the whole time, positive if too long) at
+    the start and after 25, 50 and 75 %: of the first forecast, and of the last one before that. `held` is the
+    share of the forecasts whose interval held the end; 80 % would be right.
+    """
+
+    errors: tuple[tuple[float, float], ...]
+    held: float
+
+
+def forecast(
+    search: SearchConfig,
+    scaling: ScalingConfig,
+    epochs: int,
+    records: Sequence[TrialRecord],
+    pace: Pace,
+    *,
+    elapsed_s: float,
+    at_once: int,
+    num_confirmed: int = 0,
+    seed: int = 0,
+) -> Forecast:
+    """What a sweep `elapsed_s` after its start has still to do, `at_once` trials at a time.
+
+    `epochs` is a full trial's length, `records` are all trials so far, and `num_confirmed` of the trainings
+    after the search are over. The search ends, as by `budget.decide`, when the time that its finalists need
+    is left. The same arguments give the same forecast.
+    """
+    rng = np.random.default_rng((seed, len(records)))
+    spent = spent_by(records, elapsed_s)
+    num_new = num_to_start(search, spent)
+    rehearsals = [
+        rehearse(search, epochs, records, num_new=num_new, at_once=at_once, seed=int(rng.integers(2**31)))
+        for _ in range(min(max(REHEARSED_TRIALS // (num_new + 1), MIN_REHEARSALS), MAX_REHEARSALS))
+    ]
+    played = _play_time(rng, rehearsals, pace, at_once)
+    ends = _end_of_search(played, _search_limit(search, scaling, epochs, pace, spent), devices_of(scaling))
+    each = confirm_cost(search.confirm, scaling, epochs, 1)
+    fixed = confirm_cost(search.confirm, scaling, epochs, 0)
+    count = max(0, num_trainings(needs_of(search, scaling, epochs, pace).plan) - num_confirmed)
+    drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
+    confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
+    device_s = played.busy(ends) * devices_of(scaling) + confirm_s * each.device_s / each.wall_s
+    return Forecast(
+        wall_s=_interval(ends + confirm_s),
+        device_s=_interval(device_s),
+        trials=_interval(played.num_started(ends)),
+        epochs=_interval(played.num_epochs(ends)),
+    )
+
+
+def num_to_start(search: SearchConfig, spent: Spent) -> int:
+    """Trials that the budget, or the grid, still has."""
+    planned = search.budget.trials
+    if search.sampler == "grid":
+        planned = min(planned, math.prod(len(dimension.values) for dimension in search.space.values()))
+    return max(0, planned - spent.trials)
+
+
+def backtest(points: Sequence[ForecastPoint], ended_s: float) -> Backtest | None:
+    """Compare the forecasts that were made during a sweep with its end; None if there were none."""
+    if not points or ended_s <= 0:
+        return None
+    errors = []
+    for share in (0.0, 0.25, 0.5, 0.75):
+        made = [point for point in points if point.elapsed_s <= share * ended_s] or points[:1]
+        errors.append((share, made[-1].median_s / ended_s - 1))
+    held = sum(point.low_s <= ended_s <= point.high_s for point in points) / len(points)
+    return Backtest(tuple(errors), held)
+
+
+def _search_limit(
+    search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace, spent: Spent
+) -> Cost:
+    """What the search may still take before the rest is needed for its finalists."""
+    kept = needs_of(search, scaling, epochs, pace).confirm
+    left = left_of(search.budget, spent.cost + kept)
+    return Cost(max(0.0, left.wall_s), max(0.0, left.device_s))
+
+
+@dataclass(frozen=True)
+class _Played:
+    """Of each repetition (rows) and trial (columns): when it starts and ends, s from now, and its epochs.
+
+    `startup` is what passes before a trial's first epoch, `factor` (rows) the error that all times have in
+    common. The first `num_running` trials run already.
+    """
+
+    starts: Floats
+    ends: Floats
+    epochs: Floats
+    startup: Floats
+    factor: Floats
+    num_running: int
+
+    def busy(self, until: Floats) -> Floats:
+        """Seconds of all trials together, to the time `until` of each repetition."""
+        total: Floats = np.clip(until[:, None] - self.starts, 0, self.ends - self.starts).sum(axis=1)
+        return total
+
+    def num_started(self, until: Floats) -> Floats:
+        """Trials that start before and do not run yet."""
+        count: Floats = (self.starts[:, self.num_running :] < until[:, None]).sum(axis=1, dtype=np.float64)
+        return count
+
+    def num_epochs(self, until: Floats) -> Floats:
+        """Epochs that end before."""
+        training = np.maximum(self.ends - self.starts - self.startup, 1e-9)
+        share = np.clip((until[:, None] - self.starts - self.startup) / training, 0, 1)
+        total: Floats = np.floor(share * self.epochs + 1e-9).sum(axis=1)
+        return total
+
+
+def _play_time(
+    rng: np.random.Generator, rehearsals: Sequence[Rehearsal], pace: Pace, at_once: int
+) -> _Played:
+    """Each repetition takes one of the rehearsals and gives its trials times."""
+    num_running = len(rehearsals[0].running)
+    epochs = np.array([r.running + r.started for r in rehearsals], dtype=np.float64)
+    epochs = epochs[rng.integers(len(rehearsals), size=REPETITIONS)]
+    is_running = np.arange(epochs.shape[1]) < num_running
+    factor = np.exp(rng.normal(0, pace.doubt, size=REPETITIONS))
+    # The epoch that a running trial is in is half over.
+    training = np.maximum(epochs - 0.5 * is_running, 0) * _draw(rng, pace, epochs.shape)
+    startup = np.where(is_running, 0, pace.startup_s) * factor[:, None]
+    seconds = startup + training * factor[:, None]
+    starts = np.array([_starts(row, at_once) for row in seconds.tolist()]).reshape(epochs.shape)
+    return _Played(starts, starts + seconds, epochs, startup, factor, num_running)
+
+
+def _starts(seconds: list[float], at_once: int) -> list[float]:
+    """When each training begins if `at_once` run at a time, each in the place that is free first."""
+    free = [0.0] * at_once
+    starts = []
+    for length in seconds:
+        starts.append(free[0])
+        heapq.heapreplace(free, free[0] + length)
+    return starts
+
+
+def _draw(rng: np.random.Generator, pace: Pace, shape: tuple[int, int]) -> Floats:
+    """Seconds an epoch, from anywhere between the measured ones."""
+    places = np.linspace(0, 1, len(pace.epoch_s))
+    drawn: Floats = np.interp(rng.random(shape), places, pace.epoch_s)
+    return drawn
+
+
+def _end_of_search(played: _Played, limit: Cost, devices: float) -> Floats:
+    """When each repetition's last trial ends, or the limit ends it."""
+    ends: Floats = np.minimum(played.ends.max(axis=1, initial=0), limit.wall_s)
+    if math.isinf(limit.device_s):
+        return ends
+    low = np.zeros_like(ends)
+    for _ in range(30):  # by bisection, since device seconds only grow
+        middle = (low + ends) / 2
+        is_over = played.busy(middle) * devices > limit.device_s
+        low, ends = np.where(is_over, low, middle), np.where(is_over, middle, ends)
+    return ends
+
+
+def _interval(values: Floats) -> Interval:
+    low, median, high = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+    return Interval(low, median, high)

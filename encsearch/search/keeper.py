@@ -1,0 +1,112 @@
+"""Keeps a running sweep within its budget, and writes down when it was expected to end.
+
+What a process before this one has used counts too: `progress.jsonl` has the seconds that the sweep has run, at
+most PROGRESS_S before a kill.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from encsearch.config import Config, ConfirmConfig
+from encsearch.search.budget import Decision, Needs, decide, needs_of, spent_by
+from encsearch.search.forecast import ForecastPoint, forecast
+from encsearch.search.pace import pace_of
+from encsearch.search.study import Study
+from encsearch.spool import append_line, read_lines
+
+PROGRESS_FILE = "progress.jsonl"
+DECISION_S, PROGRESS_S = 1, 15
+# From a free place to a trial's first step, in a process that is already there (Ray 2.60 on two cores).
+STARTUP_S = 1.0
+
+
+class Keeper:
+    """The `Limiter` of a ledger; `at_once` trials run at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        study: Study,
+        folder: Path,
+        at_once: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert config.search
+        self._config, self._search, self._study = config, config.search, study
+        self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
+        lines = read_lines(self._path)
+        self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
+        self._decision = Decision(may_start=True, must_end=False)
+        self._needs: Needs | None = None
+        self._next_decision_s = self._next_progress_s = -1.0
+        # The budget is for the search and what comes after it; this is None unless a limit ended the search.
+        self.ended_by: str | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that the sweep has run, without the time between a kill and the resume."""
+        return self._clock() - self._started_s
+
+    def may_start(self) -> bool:
+        self._decide()
+        return self._decision.may_start
+
+    def must_end(self) -> bool:
+        self._decide()
+        return self._decision.must_end
+
+    def confirmation(self) -> tuple[ConfirmConfig, str | None]:
+        """What can be afforded of the recipe's confirmation, and what was cut from it as one line."""
+        return (self._needs.plan, self._needs.reduced) if self._needs else (self._search.confirm, None)
+
+    def write_progress(self, num_confirmed: int = 0) -> None:
+        """Write down how long the sweep has run, and when it is expected to end if that can be told."""
+        append_line(self._path, {"elapsed_s": self.elapsed_s, **self._expected_end(num_confirmed)})
+
+    def points(self) -> tuple[ForecastPoint, ...]:
+        """All forecasts so far, those of processes before this one too."""
+        lines = read_lines(self._path)
+        return tuple(ForecastPoint(**line) for line in lines if "median_s" in line)
+
+    def _decide(self) -> None:
+        if self.elapsed_s < self._next_decision_s:
+            return
+        self._next_decision_s = self.elapsed_s + DECISION_S
+        records = self._study.records()
+        pace = pace_of(records, STARTUP_S)
+        if pace:
+            self._needs = needs_of(self._search, self._config.scaling, self._config.train.epochs, pace)
+        self._decision = decide(self._search.budget, spent_by(records, self.elapsed_s), self._needs)
+        if self._decision.must_end or self._is_stopped_by_time():
+            self.ended_by = self._decision.reason
+        if self.elapsed_s >= self._next_progress_s:
+            self._next_progress_s = self.elapsed_s + PROGRESS_S
+            self.write_progress()
+
+    def _is_stopped_by_time(self) -> bool:
+        """No further trial may start, though the budget has more."""
+        trained = sum(not r.refused and r.rerun_of is None for r in self._study.records())
+        return not self._decision.may_start and trained < self._search.budget.trials
+
+    def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:
+        records = self._study.records()
+        pace = pace_of(records, STARTUP_S)
+        if not pace:
+            return {}
+        elapsed_s = self.elapsed_s
+        left = forecast(
+            self._search,
+            self._config.scaling,
+            self._config.train.epochs,
+            records,
+            pace,
+            elapsed_s=elapsed_s,
+            at_once=self._at_once,
+            num_confirmed=num_confirmed,
+        ).wall_s
+        point = ForecastPoint(elapsed_s, elapsed_s + left.low, elapsed_s + left.median, elapsed_s + left.high)
+        return asdict(point)

@@ -1,0 +1,133 @@
+"""Which trials of a sweep are stopped, and when: random sweeps under its own rule. Pure, without a clock.
+
+What is assumed: a trial's curve is that of a trial that has ended, drawn at random, with some noise; a curve
+that was cut short goes on level. Until enough have ended, curves rise alike and differ by a constant, so that
+a trial's rank persists but for the noise. No trial fails, and none is refused by a limit.
+"""
+
+import heapq
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from encsearch.config import SearchConfig
+from encsearch.search.stopping import rungs_of, should_stop
+from encsearch.search.trials import TrialRecord
+
+# Of more rivals so many, drawn at random, stand for all; and of the median rule's epochs, so many.
+MAX_RIVALS, MAX_CHECKS = 24, 8
+# Real curves are drawn from when there are so many; artificial ones are so many.
+MIN_DONORS, NUM_ARTIFICIAL = 5, 32
+# Standard deviation of an epoch's noise, as a share of that of the trials.
+NOISE = 0.3
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One random sweep: epochs to come of each trial that runs, and epochs of each one that starts later."""
+
+    running: tuple[int, ...]
+    started: tuple[int, ...]
+
+
+def rehearse(
+    search: SearchConfig,
+    epochs: int,
+    records: Sequence[TrialRecord],
+    *,
+    num_new: int,
+    at_once: int,
+    seed: int,
+) -> Rehearsal:
+    """Play the sweep to its end, `at_once` trials at a time, from where `records` stand.
+
+    `epochs` is a full trial's length; every epoch takes the same time.
+    """
+    return _Sweep(search, epochs, records, random.Random(seed)).play(num_new, at_once)
+
+
+class _Sweep:
+    """The state of one sweep that is played."""
+
+    def __init__(
+        self, search: SearchConfig, epochs: int, records: Sequence[TrialRecord], rng: random.Random
+    ) -> None:
+        self._search, self._epochs, self._rng = search, epochs, rng
+        self._running = {r.number: r.epochs for r in records if r.state == "RUNNING"}
+        self._next = max((r.number for r in records), default=-1) + 1
+        self._donors = _donors(records, epochs, rng)
+        self._noise = NOISE * statistics.pstdev(donor[0] for donor in self._donors)
+        self._curves: dict[int, dict[int, float]] = {}
+        self._reached: dict[int, list[int]] = {}  # who has reported, by epoch
+        for record in records:
+            checks = self._checks(record.number)
+            for epoch, value in record.curve:
+                if epoch in checks:
+                    self._report(record.number, epoch, value)
+
+    def play(self, num_new: int, at_once: int) -> Rehearsal:
+        numbers = list(self._running) + [self._next + place for place in range(num_new)]
+        places = max(at_once, len(self._running))
+        lengths: dict[int, int] = {}
+        waiting = iter(numbers[places:])
+        # (time, trial, epochs so far): what happens next, in time.
+        events = [(0, number, self._running.get(number, 0)) for number in numbers[:places]]
+        heapq.heapify(events)
+        futures = {number: self._future(number) for number in numbers}
+        while events:
+            now, number, done = heapq.heappop(events)
+            epoch = next((e for e in self._checks(number) if e > done), self._epochs)
+            if epoch < self._epochs:
+                self._report(number, epoch, futures[number][epoch - 1] + self._rng.gauss(0, self._noise))
+                if not self._stops(number, epoch):
+                    heapq.heappush(events, (now + epoch - done, number, epoch))
+                    continue
+            lengths[number] = epoch
+            if (started := next(waiting, None)) is not None:
+                heapq.heappush(events, (now + epoch - done, started, 0))
+        running = tuple(lengths[number] - done for number, done in self._running.items())
+        return Rehearsal(running, tuple(lengths[number] for number in numbers[len(running) :]))
+
+    def _report(self, number: int, epoch: int, value: float) -> None:
+        self._curves.setdefault(number, {})[epoch] = value
+        self._reached.setdefault(epoch, []).append(number)
+
+    def _stops(self, number: int, epoch: int) -> bool:
+        rivals = self._reached[epoch]
+        if len(rivals) > MAX_RIVALS:
+            rivals = self._rng.sample(rivals, MAX_RIVALS)
+        curves = {n: self._curves[n] for n in [number, *rivals]}
+        return should_stop(self._search, self._epochs, number, curves)
+
+    def _checks(self, number: int) -> Sequence[int]:
+        """Epochs before the last after which the trial may be stopped."""
+        if self._search.scheduler != "median":
+            return rungs_of(self._search, self._epochs, number)
+        first = self._search.median.grace_epochs
+        return range(first, self._epochs, max(1, (self._epochs - first) // MAX_CHECKS))
+
+    def _future(self, number: int) -> list[float]:
+        """Values by epoch, from 1; those of a trial that runs stay where it stands."""
+        reached = list(self._curves.get(number, {}).values())
+        if number in self._running and reached:
+            return [reached[-1]] * self._epochs
+        return self._rng.choice(self._donors)
+
+
+def _donors(records: Sequence[TrialRecord], epochs: int, rng: random.Random) -> list[list[float]]:
+    ended = [r for r in records if r.curve and r.state in ("COMPLETE", "PRUNED")]
+    if len(ended) >= MIN_DONORS:
+        return [_levelled(r.curve, epochs) for r in ended]
+    levels = [rng.gauss(0, 1) for _ in range(NUM_ARTIFICIAL)]
+    return [[level - 3 / epoch for epoch in range(1, epochs + 1)] for level in levels]
+
+
+def _levelled(curve: Sequence[tuple[int, float]], epochs: int) -> list[float]:
+    """A value for every epoch: the newest at that time, the last one to the end."""
+    by_epoch = dict(curve)
+    values, value = [], curve[0][1]
+    for epoch in range(1, epochs + 1):
+        value = by_epoch.get(epoch, value)
+        values.append(value)
+    return values

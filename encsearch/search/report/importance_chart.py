@@ -1,0 +1,107 @@
+"""Which path matters, and how sure that is."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from encsearch.search.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
+from encsearch.search.report.facts import at_epoch, common_epoch
+from encsearch.search.report.style import Chart, Omitted, Palette, legend_below
+from encsearch.search.report.summary import SweepSummary
+from encsearch.search.report.text import counted, listed, short_names
+
+
+def importance_chart(summary: SweepSummary) -> Chart | Omitted:
+    title = "Which path matters"
+    epoch = common_epoch(summary.trials)
+    observed = at_epoch(summary, epoch) if epoch is not None else []
+    trials = [(trial.values, value) for value, trial in observed]
+    space = summary.search.space
+    rated = rated_paths(space, trials)
+    if not trials or not rated:
+        return Omitted(title, "no path was tried with two values")
+    if len(trials) < trials_needed(len(rated)):
+        return Omitted(
+            title,
+            f"too few trials to tell: {counted(len(rated), 'path')} need {trials_needed(len(rated))} trials at one "
+            f"epoch, and {len(trials)} can be used",
+        )
+    found = importances(space, trials, summary.search.seed)
+    caption = (
+        f"{basis(len(trials), epoch, summary.metric)} {finding(found)} {unrated(set(space) - set(rated))}"
+    )
+    height = 1.7 + 0.42 * len(rated)
+    return Chart("importances.png", title, caption.strip(), height, partial(_draw, found, short_names(space)))
+
+
+def basis(num_trials: int, epoch: int | None, metric: str) -> str:
+    return (
+        f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. Bars are "
+        "what the evaluator says, lines the 90 % interval over resampled trials, the mark is the most that "
+        f"shuffled values reached in {RESAMPLES} tries. The two ask different questions and need not agree."
+    )
+
+
+def finding(found: Sequence[Importances]) -> str:
+    """What both evaluators say beyond chance, which may be nothing."""
+    told = [{path.path for path in each.paths if path.is_told} for each in found]
+    both = sorted(set.intersection(*told))
+    one = sorted(set.union(*told) - set(both))
+    if both:
+        return f"Beyond chance by both: {listed(both)}."
+    if one:
+        return f"Beyond chance by one of the two only: {listed(one)}."
+    return "No path is beyond chance: these trials are too few, or too noisy, to tell."
+
+
+def unrated(paths: set[str]) -> str:
+    if not paths:
+        return ""
+    return f"Not rated, since not every trial has it with a value of its own: {listed(sorted(paths))}."
+
+
+def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure, palette: Palette) -> None:
+    for plot, each in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        _draw_one(plot, each, names, palette)
+    interval = Line2D([], [], color=palette.ink, linewidth=1.6, label="90 % interval over resampled trials")
+    chance = Line2D(
+        [],
+        [],
+        linestyle="none",
+        marker="|",
+        markersize=13,
+        markeredgewidth=2.4,
+        color=palette.accent,
+        label="chance: the most that shuffled values reach",
+    )
+    legend_below(figure, [interval, chance])
+
+
+def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: Palette) -> None:
+    shares = [path.share for path in each.paths]
+    rows = range(len(shares))
+    told, untold = palette.marks["complete"], palette.marks["running"]
+    plot.barh(
+        rows, shares, height=0.55, color=[told if path.is_told else untold for path in each.paths], alpha=0.85
+    )
+    plot.hlines(
+        rows, [p.low for p in each.paths], [p.high for p in each.paths], color=palette.ink, linewidth=1.6
+    )
+    plot.plot(
+        [path.chance for path in each.paths],
+        rows,
+        linestyle="none",
+        marker="|",
+        markersize=17,
+        markeredgewidth=2.4,
+        color=palette.accent,
+    )
+    plot.set_yticks(rows, [names[path.path] for path in each.paths])
+    plot.tick_params(axis="y", length=0, labelcolor=palette.ink)
+    plot.set_ylim(len(shares) - 0.4, -0.6)
+    plot.set_xlim(0, 1)
+    plot.set_title(f"{each.evaluator}: {each.meaning}", fontsize=9.5)
+    plot.grid(False, axis="y")

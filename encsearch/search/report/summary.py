@@ -1,0 +1,88 @@
+"""What a report is written from: `sweep.json`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter
+
+from encsearch.config import Config, SearchConfig
+from encsearch.search.forecast import ForecastPoint
+from encsearch.search.trials import TrialRecord
+
+
+@dataclass(frozen=True)
+class FinalistRow:
+    """One training from scratch after the search; `trial` None is a baseline, which `label` names."""
+
+    trial: int | None
+    seed: int
+    num_workers: int
+    value: float
+    epochs: int
+    seconds: float
+    class_iou: dict[str, float] = field(default_factory=dict)
+    label: str = ""
+    parameters: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label or f"trial {self.trial}"
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length.
+
+    `picture`, and `context`, the folder of the winner's context diagnostics, are relative to the report's
+    folder, so that all can move together. `flags` is trial -> why it is not comparable with the others.
+    `ended_by` says which limit ended the search, None that all trials were run; `next_values` are those of the
+    trials that it would have tried next. `warm_started` says what the sampler knew at the start.
+    """
+
+    name: str
+    metric: str
+    space: dict[str, str]
+    epochs: int
+    trials: tuple[TrialRecord, ...]
+    finalists: tuple[FinalistRow, ...]
+    winner: int | None
+    config_yaml: str
+    mlflow: str = ""
+    links: tuple[tuple[str, str], ...] = ()
+    picture: Path | None = None
+    wall_seconds: float | None = None
+    context: Path | None = None
+    flags: Mapping[int, str] = field(default_factory=dict)
+    forecasts: tuple[ForecastPoint, ...] = ()
+    ended_by: str | None = None
+    next_values: tuple[Mapping[str, Any], ...] = ()
+    warm_started: str | None = None
+    cost_unit: Literal["GPU", "CPU"] = "CPU"
+
+    @cached_property
+    def config(self) -> Config:
+        return Config.model_validate(yaml.safe_load(self.config_yaml))
+
+    @property
+    def search(self) -> SearchConfig:
+        search = self.config.search
+        assert search, "a sweep's recipe has a search block"
+        return search
+
+
+def to_json(summary: SweepSummary) -> str:
+    """The summary as JSON text; `from_json` is its inverse."""
+    return json.dumps(asdict(summary), default=str, indent=2)
+
+
+def from_json(text: str) -> SweepSummary:
+    """Raises ValueError if the text, or the recipe in it, is not a valid one."""
+    summary = TypeAdapter(SweepSummary).validate_json(text)
+    if not summary.config.search:
+        raise ValueError(f"the recipe of {summary.name} has no search block")
+    return summary

@@ -1,0 +1,92 @@
+"""Which trial is stopped early: pure decisions on the curves that the study holds.
+
+A decision is a function of the curves alone, so that a sweep that was killed takes it again after its resume,
+and the simulations of `forecast` and of the benchmarks take the same one. Optuna's own pruners keep what they
+decided in the study before they say so; a kill in between would lose a decision.
+"""
+
+import statistics
+from collections.abc import Mapping
+
+from encsearch.config import SearchConfig
+
+Curve = Mapping[int, float]
+"""Metric by epoch."""
+
+
+def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve]) -> bool:
+    """Whether the trial `number`, which has just reported, is to be stopped.
+
+    `curves` holds every trial's so far, by number; `epochs` is a full trial's length, at which none is stopped.
+    """
+    curve = curves[number]
+    epoch = max(curve)
+    if epoch >= epochs:
+        return False
+    if search.scheduler == "median":
+        return _below_median(search, epoch, number, curves)
+    if epoch not in rungs_of(search, epochs, number):
+        return False
+    rivals = {n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket_of(search, epochs, number)}
+    return _below_rung(search.asha.reduction_factor, epoch, number, rivals)
+
+
+def rungs_of(search: SearchConfig, epochs: int, number: int) -> tuple[int, ...]:
+    """The epochs before the last at which the trial must be among the best of its bracket to go on."""
+    if search.scheduler not in ("asha", "hyperband"):
+        return ()
+    return all_rungs(search, epochs)[bracket_of(search, epochs, number) :]
+
+
+def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
+    """grace_epochs * reduction_factor ** n below the full length (Li et al., MLSys 2020, algorithm 2)."""
+    rungs, rung = [], search.asha.grace_epochs
+    while rung < epochs:
+        rungs.append(rung)
+        rung *= search.asha.reduction_factor
+    return tuple(rungs)
+
+
+def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
+    """How many of the first rungs the trial is spared: 0 in ASHA, whose trials all stand in one bracket.
+
+    Hyperband (Li et al., JMLR 2018, algorithm 1) hedges against curves that cross: bracket s has one rung less
+    than bracket s - 1, and as many trials less as gives both the same epochs. The trials are dealt out in turn
+    by those shares, so that the bracket follows from the number.
+    """
+    if search.scheduler != "hyperband":
+        return 0
+    factor, brackets = search.asha.reduction_factor, len(all_rungs(search, epochs)) + 1
+    # A bracket of m rungs starts about factor ** m / (m + 1) trials.
+    shares = [max(1, round(factor**m / (m + 1))) for m in reversed(range(brackets))]
+    place = number % sum(shares)
+    for bracket, share in enumerate(shares):
+        if place < share:
+            return bracket
+        place -= share
+    raise AssertionError(number)
+
+
+def _below_rung(factor: int, epoch: int, number: int, curves: Mapping[int, Curve]) -> bool:
+    """Asynchronous halving: not among the best 1/factor of all that have reached this rung so far.
+
+    With fewer than `factor` of them, only the best goes on.
+    """
+    reached = [curve[epoch] for curve in curves.values() if epoch in curve]
+    kept = max(1, len(reached) // factor)
+    return curves[number][epoch] < sorted(reached, reverse=True)[kept - 1]
+
+
+def _below_median(search: SearchConfig, epoch: int, number: int, curves: Mapping[int, Curve]) -> bool:
+    """The trial's best so far is below the median of the others' mean up to this epoch.
+
+    Golovin et al., "Google Vizier", KDD 2017, section 3.2.2.
+    """
+    others = [
+        statistics.fmean(value for e, value in curve.items() if e <= epoch)
+        for n, curve in curves.items()
+        if n != number and max(curve, default=0) >= epoch
+    ]
+    if epoch < search.median.grace_epochs or len(others) < search.median.min_trials:
+        return False
+    return max(curves[number].values()) < statistics.median(others)

@@ -1,0 +1,69 @@
+"""Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
+
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from encsearch.errors import PreflightError
+
+MEMORY = "memory"
+
+
+def open_storage(place: str) -> BaseStorage:
+    """`place` is the path of a journal file, the URL of a database, or "memory" for a simulation.
+
+    Raises PreflightError when it cannot be used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if place == MEMORY:
+        return InMemoryStorage()
+    if "://" in place:
+        return _open_database(place)
+    path = Path(place)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise PreflightError(f"{path}: the study's journal cannot be used ({error.strerror})") from None
+    except ValueError as error:
+        raise PreflightError(
+            f"{path}: not a journal of Optuna, or damaged ({' '.join(str(error).split())[:120]})"
+        ) from None
+
+
+def repair_journal(path: Path) -> None:
+    """Remove the line and the lock that a killed writer left; for the one process that may write now.
+
+    Optuna 5.0 would append to the torn line, which makes the whole file unreadable, and wait 30 s for the
+    lock, a symbolic link.
+    """
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(complete)
+
+
+def shown_place(place: str) -> str:
+    """`place` without user and password."""
+    return make_url(place).set(username=None, password=None).render_as_string() if "://" in place else place
+
+
+def _open_database(url: str) -> BaseStorage:
+    try:
+        return get_storage(url)  # with a cache of ended trials, which a bare RDBStorage lacks
+    except ArgumentError:
+        raise PreflightError("ENCSEARCH_STORAGE is not a database URL; try sqlite:///study.db") from None
+    except ImportError as error:
+        cause = error.__cause__ or error
+        raise PreflightError(f"{shown_place(url)}: its database driver is not installed ({cause})") from None
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise PreflightError(f"the study's database {shown_place(url)} cannot be used: {reason}") from None

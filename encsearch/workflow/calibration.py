@@ -1,0 +1,118 @@
+"""How fast one network trains and validates on a device of this machine: a few steps of the real loop."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from statistics import median
+
+import torch
+
+from encsearch.config import Config
+from encsearch.data.loading import Batch
+from encsearch.experiment import Experiment, build
+from encsearch.search.pace import Pace
+from encsearch.train.loop import Loaders, fit
+
+# Time for one network after its warm-up, seconds; it is exceeded where a step alone takes longer.
+CALIBRATION_S = 5
+# Training steps and validation batches of the warm-up, and the most of one measurement.
+WARM_UP, MAX_COUNT = 2, 50
+# Of the time, so much is one measurement's training, and so much its validation.
+TRAINING_SHARE, VALIDATION_SHARE = 0.2, 0.1
+# Between two trials in a process that has torch already (Ray 2.60), beside building the experiment.
+BETWEEN_TRIALS_S = 1.0
+# Standard deviation, as a share, between a network's time alone on the machine and beside others.
+DOUBT = 0.25
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Seconds of one worker: to build an experiment, of a step, of a validation batch, of a whole epoch."""
+
+    build_s: float
+    step_s: float
+    validation_batch_s: float
+    epoch_s: float
+
+
+def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> Calibration:
+    """Train a few steps and validate a few batches in this process, with one worker's part of the batch.
+
+    `num_train` and `num_val` samples make an epoch. What several workers send one another is not measured.
+    The weights are thrown away. Raises TrainingError at a non-finite gradient.
+    """
+    train, workers = config.train, config.scaling.num_workers
+    part = train.model_copy(update={"global_batch_size": train.global_batch_size // workers})
+    with _threads(config.scaling.cpus_per_worker):
+        started = time.monotonic()
+        experiment = build(config.model_copy(update={"train": part}), device=device)
+        build_s = time.monotonic() - started
+        measured = list(_measurements(experiment))
+    step_s, batch_s = (median(times) for times in zip(*measured, strict=True))
+    steps = train.steps_per_epoch or -(-num_train // train.global_batch_size)
+    batches = -(-num_val // (workers * train.val_batch_size))
+    return Calibration(build_s, step_s, batch_s, steps * step_s + batches * batch_s)
+
+
+def pace_of_calibrations(calibrations: Sequence[Calibration]) -> Pace:
+    """The pace of trials whose networks lie between those that were measured."""
+    epoch_s = sorted(calibration.epoch_s for calibration in calibrations)
+    build_s = max(calibration.build_s for calibration in calibrations)
+    return Pace(tuple(epoch_s), BETWEEN_TRIALS_S + build_s, DOUBT)
+
+
+@contextmanager
+def _threads(cpus: float) -> Iterator[None]:
+    """As many threads as Ray gives a worker, by OMP_NUM_THREADS."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measurements(experiment: Experiment) -> Iterator[tuple[float, float]]:
+    """Seconds of a step and of a validation batch, again and again until the time is over.
+
+    A network whose warm-up alone takes that long is measured by its warm-up.
+    """
+    started = time.monotonic()
+    step_s, batch_s = _timed(experiment, WARM_UP, WARM_UP)
+    if time.monotonic() - started > CALIBRATION_S:
+        yield step_s, batch_s
+        return
+    started = time.monotonic()
+    while time.monotonic() - started < CALIBRATION_S:
+        step_s, batch_s = _timed(
+            experiment,
+            _count(TRAINING_SHARE * CALIBRATION_S, step_s),
+            _count(VALIDATION_SHARE * CALIBRATION_S, batch_s),
+        )
+        yield step_s, batch_s
+
+
+def _timed(experiment: Experiment, num_steps: int, num_batches: int) -> tuple[float, float]:
+    """Seconds of a step and of a batch, from one short epoch of the real loop."""
+    validation_began = 0.0
+    num_validated = 0
+
+    def validation() -> Iterator[Batch]:
+        nonlocal validation_began, num_validated
+        validation_began = time.monotonic()
+        for batch in islice(experiment.loaders.validation(), num_batches):
+            num_validated += 1
+            yield batch
+
+    experiment.state.step = 0  # the place in this short plan, which has one epoch
+    plan = replace(experiment.plan, epochs=1, steps_per_epoch=num_steps)
+    began = time.monotonic()
+    for _ in fit(experiment.state, Loaders(experiment.loaders.train, validation), experiment.loss, plan):
+        ended = time.monotonic()
+    return (validation_began - began) / num_steps, (ended - validation_began) / num_validated
+
+
+def _count(seconds: float, each_s: float) -> int:
+    return min(max(1, round(seconds / each_s)), MAX_COUNT)

@@ -1,0 +1,251 @@
+"""`encsearch check`: whether a recipe can run, what its search takes, and how long. Ray is not started."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encsearch.config import Config, active, with_values
+from encsearch.errors import PreflightError
+from encsearch.experiment import Preflight, count_parameters, existing_folder, preflight
+from encsearch.memory import sweep_bytes, training_gib
+from encsearch.runner.ray_session import trainings_at_once
+from encsearch.search.forecast import Forecast, Interval, forecast
+from encsearch.search.limits import Network, excess
+from encsearch.search.pace import Pace, duration_text
+from encsearch.search.points import known_points
+from encsearch.search.storage import MEMORY
+from encsearch.search.study import Study
+from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
+
+# Beside those below `model.`, the paths that change what a training step takes.
+SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
+FIRST_POINTS = 5
+# One epoch is one unit of time where nothing was measured.
+UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0)
+
+
+@dataclass(frozen=True)
+class CheckedNetwork:
+    """A network of the space, by the values that size it; `refused` names a limit that it is beyond."""
+
+    values: Mapping[str, Any]
+    parameters: int
+    memory_gib: float
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class CheckedSearch:
+    """What a sweep takes.
+
+    `calibrations` are those of the network that needs the least memory and of that which needs the most, in
+    this order and on `device`. Where nothing was measured there are none, and no times.
+    """
+
+    networks: tuple[CheckedNetwork, ...]
+    first_points: tuple[Mapping[str, Any], ...]
+    disk_bytes: int
+    free_bytes: int
+    trials_at_once: int
+    device: str
+    calibrations: tuple[Calibration, ...]
+    trials: Interval
+    epochs: Interval
+    wall_s: Interval | None
+    device_s: Interval | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found; `search` is None for a recipe without a search block."""
+
+    preflight: Preflight
+    search: CheckedSearch | None
+
+
+def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | None) -> Checked:
+    """Check a recipe without training it, but for a calibration of some seconds with `measure`.
+
+    `trials_at_once` is what the cluster will hold; None: search.max_concurrent, else what this machine holds.
+    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    """
+    found = preflight(config, out)
+    if config.search is None:
+        return Checked(found, None)
+    networks = _networks(config, found.num_classes)
+    at_once = trials_at_once or config.search.max_concurrent or _held_here(config)
+    device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
+    has_device = device == "cpu" or torch.cuda.is_available()
+    calibrations = _calibrations(config, networks, found, device) if measure and has_device else ()
+    left = _left(config, calibrations, at_once)
+    searched = CheckedSearch(
+        networks=networks,
+        first_points=_first_points(config),
+        disk_bytes=sweep_bytes(config.search, max(n.parameters for n in networks), at_once),
+        free_bytes=shutil.disk_usage(existing_folder(out)).free,
+        trials_at_once=at_once,
+        device=device,
+        calibrations=calibrations,
+        trials=left.trials,
+        epochs=left.epochs,
+        wall_s=left.wall_s if calibrations else None,
+        device_s=left.device_s if calibrations else None,
+    )
+    _check_disk(searched, out)
+    return Checked(found, searched)
+
+
+def lines(config: Config, checked: Checked) -> list[str]:
+    """What was found, for people."""
+    found = checked.preflight
+    told = [
+        f"{config.data.store}: {found.num_train} training and {found.num_val} validation samples, "
+        f"{found.num_classes} classes, fingerprint {found.fingerprint[:12]}",
+        f"{config.model.backbone} with context {config.model.context}: {found.num_parameters:,} parameters",
+        f"{config.train.epochs} epochs of {found.steps_per_epoch} steps, global batch size "
+        f"{config.train.global_batch_size}",
+    ]
+    return told + (_search_lines(config, checked.search) if checked.search else [])
+
+
+def _search_lines(config: Config, checked: CheckedSearch) -> list[str]:
+    assert config.search
+    search = config.search
+    told = [
+        f"up to {search.budget.trials} trials over {', '.join(search.space)}, "
+        f"{checked.trials_at_once} at once"
+    ]
+    told += [
+        f"  {_values_text(network.values) or 'every network'}: {network.parameters:,} parameters, "
+        f"{network.memory_gib:.2f} GiB of memory a worker"
+        + (f"; refused: {network.refused}" if network.refused else "")
+        for network in checked.networks
+    ]
+    told += ["first trials:", *(f"  {_values_text(point)}" for point in checked.first_points)]
+    told.append(f"disk: {_gib(checked.disk_bytes)} needed at most, {_gib(checked.free_bytes)} free")
+    return told + _time_lines(checked)
+
+
+def _time_lines(checked: CheckedSearch) -> list[str]:
+    trained = f"{_range(checked.trials)} trials of {_range(checked.epochs)} epochs together"
+    if not checked.wall_s or not checked.device_s:
+        return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
+    low, high, middle = (
+        duration_text(s) for s in (checked.wall_s.low, checked.wall_s.high, checked.wall_s.median)
+    )
+    unit = "GPU" if checked.device.startswith("cuda") else "CPU"
+    epochs = dict.fromkeys(duration_text(calibration.epoch_s) for calibration in checked.calibrations)
+    return [
+        f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "
+        f"{checked.device_s.median / 3600:.2g} {unit}-hours; {trained}",
+        f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "
+        "a cluster takes as long only if its devices are alike",
+    ]
+
+
+def _networks(config: Config, num_classes: int) -> tuple[CheckedNetwork, ...]:
+    """Of every searched value that sizes a network, or both ends of its range, the others as in the recipe.
+
+    The last two have of each path the value that needs the least memory, and the most.
+    """
+    assert config.search
+    space = config.search.space
+    networks: list[CheckedNetwork] = []
+    least: dict[str, Any] = {}
+    most: dict[str, Any] = {}
+    for path, dimension in space.items():
+        if not path.startswith("model.") and path not in SIZING_PATHS:
+            continue
+        conditions = {other: allowed[0] for other, allowed in dimension.when.items()}
+        of_path = [_network(config, {**conditions, path: value}, num_classes) for value in dimension.values]
+        of_path.sort(key=_size)
+        least[path], most[path] = of_path[0].values[path], of_path[-1].values[path]
+        networks += of_path
+    for values in (least, most):
+        values = {path: values[path] for path in active(space, values) if path in values}
+        if all(values != network.values for network in networks):
+            networks.append(_network(config, values, num_classes))
+    return tuple(networks)
+
+
+def _network(config: Config, values: Mapping[str, Any], num_classes: int) -> CheckedNetwork:
+    assert config.search
+    trial = _trial(config, values)
+    network = Network(count_parameters(trial.model, num_classes), training_gib(trial, num_classes))
+    beyond = excess(config.search.limits, network)
+    assert network.memory_gib is not None
+    return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)
+
+
+def _trial(config: Config, values: Mapping[str, Any]) -> Config:
+    return with_values(config.model_copy(update={"search": None}), values)
+
+
+def _size(network: CheckedNetwork) -> tuple[float, int]:
+    return network.memory_gib, network.parameters
+
+
+def _calibrations(
+    config: Config, networks: Sequence[CheckedNetwork], found: Preflight, device: str
+) -> tuple[Calibration, ...]:
+    """Of the smallest network and of the largest."""
+    least, most = min(networks, key=_size), max(networks, key=_size)
+    return tuple(
+        calibrate(_trial(config, network.values), device, num_train=found.num_train, num_val=found.num_val)
+        for network in ([least, most] if least != most else [most])
+    )
+
+
+def _first_points(config: Config) -> tuple[Mapping[str, Any], ...]:
+    """The values of the first trials, if each is asked for before one has ended."""
+    search = config.search
+    assert search
+    study = Study(MEMORY, "check", search, config.train.epochs)
+    study.queue(known_points(config)[: search.budget.trials])
+    return study.would_ask(min(FIRST_POINTS, search.budget.trials))
+
+
+def _left(config: Config, calibrations: Sequence[Calibration], at_once: int) -> Forecast:
+    search, epochs = config.search, config.train.epochs
+    assert search
+    if calibrations:
+        pace = pace_of_calibrations(calibrations)
+        return forecast(search, config.scaling, epochs, (), pace, elapsed_s=0, at_once=at_once)
+    untimed = search.model_copy(
+        update={"budget": search.budget.model_copy(update={"wall": None, "gpu_hours": None})}
+    )
+    return forecast(untimed, config.scaling, epochs, (), UNIT_PACE, elapsed_s=0, at_once=at_once)
+
+
+def _held_here(config: Config) -> int:
+    """Trials at once on this machine, as a local Ray counts."""
+    return trainings_at_once(config.scaling, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
+
+
+def _check_disk(checked: CheckedSearch, out: Path) -> None:
+    if checked.free_bytes < checked.disk_bytes:
+        raise PreflightError(
+            f"{existing_folder(out)}: {_gib(checked.free_bytes)} are free, but the sweep needs up to "
+            f"{_gib(checked.disk_bytes)}; free some space or choose another folder with --out"
+        )
+
+
+def _values_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in values.items()
+    )
+
+
+def _range(interval: Interval) -> str:
+    low, high = round(interval.low), round(interval.high)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

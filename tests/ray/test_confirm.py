@@ -1,0 +1,60 @@
+"""Confirmations on real Ray Train that are killed and called again."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.config import Config, with_values
+from encsearch.records import MemoryRecorder, Recorder
+from encsearch.search.confirm import FINALISTS_FILE, confirm
+from encsearch.search.finalists import Finalist
+from encsearch.search.trials import TrialRecord
+from encsearch.spool import read_lines
+
+RECORDS = [TrialRecord(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
+
+
+class Observer:
+    """Remembers what was opened, and is killed when the training `dies_at` has ended."""
+
+    def __init__(self, dies_at: str = "") -> None:
+        self.recorders: dict[str, MemoryRecorder] = {}
+        self._dies_at = dies_at
+
+    def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
+        self.recorders[name] = MemoryRecorder()
+        return self.recorders[name]
+
+    def finalist_trained(self, finalist: Finalist) -> None:
+        if finalist.name == self._dies_at:
+            raise KeyboardInterrupt
+
+    def finalist_failed(self, name: str, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path: Path) -> None:
+    """Killed before the second line: that training is ready, and so are its reports and its checkpoint."""
+    search = {"space": {"optim.lr": {"uniform": [0.01, 0.03]}}, "confirm": {"seeds": [1, 2]}}
+    config = with_values(toy_config, {"search": search})
+    killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm(config, RECORDS, tmp_path, killed)
+    with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
+        file.write('{"name":"trial0-se')
+    found = confirm(config, RECORDS, tmp_path, resumed)
+
+    assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
+    assert list(resumed.recorders) == ["trial0-seed2"]
+    assert resumed.recorders["trial0-seed2"].reports == killed.recorders["trial0-seed2"].reports
+    assert [line["name"] for line in read_lines(tmp_path / FINALISTS_FILE)] == [
+        "trial0-seed1",
+        "trial0-seed2",
+    ]
+    first, second = found.finalists
+    assert tuple(killed.recorders["trial0-seed1"].reports) == first.result.reports
+    assert [report.epoch for report in second.result.reports] == [1, 2]
+    assert all((f.result.best_checkpoint / "model.safetensors").exists() for f in found.finalists)
+    assert found.winner == min(found.finalists, key=lambda finalist: finalist.value)
+    assert found.ranking.winner.configuration.values == {1: first.value, 2: second.value}
