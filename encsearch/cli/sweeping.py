@@ -22,7 +22,9 @@ BUDGET_SPENT = 5
 @out_option
 @click.option("--dry-run", is_flag=True, help="Check everything and forecast the sweep, start nothing.")
 @click.option(
-    "--warm-start-from", type=click.Path(path_type=Path), help="Folder of a sweep whose trials the sampler learns."
+    "--warm-start-from",
+    type=click.Path(path_type=Path),
+    help="Folder of a sweep whose trials the sampler learns.",
 )
 @json_option
 def sweep(

@@ -37,14 +37,11 @@ def check(
 
     Of a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
     """
+    from encsearch.cli.checking import show_check
     from encsearch.config import load_config
-    from encsearch.workflow.check import check as run
-    from encsearch.workflow.check import lines
 
     config = load_config(recipe, overrides)
-    checked = run(config, out, measure=measure, trials_at_once=trials_at_once)
-    search = asdict(checked.search) if checked.search else None
-    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
+    show_check(config, out, measure=measure, trials_at_once=trials_at_once, as_json=as_json)
 
 
 @click.command()

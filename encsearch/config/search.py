@@ -103,7 +103,7 @@ class MedianConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What the sweep may cost, the confirmation of its finalists included; the first limit that is met ends it."""
+    """What the sweep may cost with the confirmation of its finalists; the first limit that is met ends it."""
 
     trials: Positive = 20
     gpu_hours: float | None = Field(None, gt=0, description="of all workers together; null: no limit")
@@ -184,7 +184,7 @@ class SearchConfig(Section):
         conditional = [path for path, dimension in self.space.items() if dimension.when]
         if conditional and self.sampler not in ("tpe", "random"):
             raise ValueError(
-                f"sampler={self.sampler} cannot search {conditional[0]}, which has a `when`; try tpe or random"
+                f"sampler={self.sampler} cannot search {conditional[0]}, which has a when; try tpe or random"
             )
         ranges = [path for path, kind in kinds.items() if kind != "choice"]
         if self.sampler == "grid" and ranges:
@@ -215,7 +215,7 @@ class SearchConfig(Section):
                 parent = self.space.get(other)
                 if parent is None or parent.when or other == path:
                     raise ValueError(
-                        f"space.{path}: when names {other}, which must be another searched path without `when`"
+                        f"space.{path}: when names {other}, which must be another searched path without when"
                     )
                 for value in allowed:
                     if not parent.holds(value):

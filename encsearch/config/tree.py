@@ -122,8 +122,8 @@ class Config(Section):
         each, workers = self.scaling.gpus_per_worker, max(_worker_counts(self))
         if each % 1 and (each > 1 or workers > 1):
             raise ValueError(
-                f"gpus_per_worker={each:g} with num_workers={workers}: a part of a GPU is for a training of one "
-                "worker alone, since NCCL takes each GPU once; try whole GPUs"
+                f"gpus_per_worker={each:g} with num_workers={workers}: a part of a GPU is for trainings of "
+                "one worker, since NCCL takes each GPU once; try whole GPUs"
             )
         return self
 

@@ -1,7 +1,9 @@
 """Whether the other nodes of a cluster see the files that a training needs."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,29 +27,41 @@ def check_nodes(store: str, out: Path) -> None:
     probe = out.absolute() / f".probe-{secrets.token_hex(4)}"
     probe.touch()
     try:
-        fingerprint = read_manifest(store).fingerprint
-        answers = {
-            node["NodeManagerHostname"]: _look.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(Path(store).absolute()), fingerprint, str(probe))
-            for node in others
-        }
-        for host, answer in answers.items():
-            problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
-            if problem:
-                raise PreflightError(f"node {host}: {problem}; put both on storage that every node sees")
-    except ray.exceptions.RayError as error:
-        raise PreflightError(f"a node of the cluster does not answer: {str(error).splitlines()[0]}") from None
+        _ask_all(others, str(Path(store).absolute()), read_manifest(store).fingerprint, str(probe))
     finally:
         probe.unlink()
 
 
-@ray.remote
+def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
+    look = ray.remote(_look)
+    answers = [
+        look.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*question)
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, answers, strict=True):
+        # Of nodes on one host only the address tells them apart.
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
+        try:
+            problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise PreflightError(
+                f"node {name} cannot be asked ({reason}); install the driver's encsearch on it, or remove it"
+            ) from None
+        if problem:
+            raise PreflightError(f"node {name} {problem}; put it on storage that every node sees")
+
+
 def _look(store: str, fingerprint: str, probe: str) -> str | None:
+    """Runs on the node: what it does not see."""
     if not Path(probe).exists():
         return f"does not see the folder of runs {Path(probe).parent}"
     try:
         found = read_manifest(store).fingerprint
     except UserError as error:
         return f"cannot read the store ({error})"
-    return None if found == fingerprint else f"{store} holds other data ({found[:12]}, not {fingerprint[:12]})"
+    if found != fingerprint:
+        return f"has other data in {store} ({found[:12]}, not {fingerprint[:12]})"
+    return None

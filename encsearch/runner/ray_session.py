@@ -98,7 +98,12 @@ def _connect(needs: ScalingConfig) -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
         # Trials need the dashboard's state service to free the resources of one that was stopped.
-        arguments = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": True}
+        # Without "local" Ray 2.60 attaches to any cluster that was started on this machine.
+        arguments = {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, workers),
+            "include_dashboard": True,
+        }
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)

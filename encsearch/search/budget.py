@@ -8,8 +8,8 @@ from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchC
 from encsearch.search.pace import Pace, duration_text
 from encsearch.search.trials import TrialRecord
 
-# Start of one training by Ray Train: 21 to 23 CPU seconds with two workers (Ray 2.60 on two cores).
-RAY_TRAIN_STARTUP_S = 20
+# Of one training by Ray Train beside its epochs: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).
+RAY_TRAIN_STARTUP_S = 15
 # Of several workers' added speed so much is counted on; what two reach depends on network and machine.
 PARALLEL_EFFICIENCY = 0.8
 # Before the search has begun to learn, the confirmation may not claim more than this share of the budget.

@@ -1,6 +1,7 @@
 """The best configurations are trained again from scratch; the winner is named by those trainings alone.
 
-A sweep's own maximum is the best of many noisy figures and so too high; a finalist's figure is not selected.
+A sweep's own maximum is the best of many noisy figures and so too high. A finalist's figure is not selected
+before it is trained; that of the winner is selected among few (`Ranking.optimism`).
 """
 
 from collections.abc import Collection, Sequence

@@ -1,7 +1,7 @@
 """Ray Tune runs the jobs of a source: the driver's side; `trial` is the other.
 
-Tune's own checkpoints, retries and experiment state are not used. A job's folder holds what it needs to go on,
-so a lost process, a lost node and a killed driver are one case: the job is given out again.
+Tune's own checkpoints, retries and experiment state are not used. A job's folder holds what it needs to go
+on, so a lost process, a lost node and a killed driver are one case: the job is given out again.
 """
 
 import logging
@@ -20,7 +20,7 @@ from encsearch.search.trial import Trial, trial_resources
 
 
 def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
-    """Run the source's jobs on the connected Ray, each with the workers of `scaling`, until it is done or over.
+    """Run the source's jobs on the connected Ray until it is done or over, each with `scaling`'s workers.
 
     `folder` is Tune's scratch folder, deleted at the end.
     """
@@ -120,6 +120,6 @@ class _TellSource(_HoldsSource, tune.Callback):
 
 
 def _last_line(error_file: Path) -> str:
-    """Of what Tune wrote of the error on the driver's node; `Trial.get_error` reads a copy that comes later."""
+    """Of what Tune wrote of the error here; `Trial.get_error` reads a copy that comes later."""
     lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file.exists() else []
     return lines[-1].strip() if lines else "unknown reason"

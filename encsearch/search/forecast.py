@@ -112,6 +112,7 @@ def forecast(
     count = max(0, num_trainings(needs_of(search, scaling, epochs, pace).plan) - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
+    confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))
     device_s = played.busy(ends) * devices_of(scaling) + confirm_s * each.device_s / each.wall_s
     return Forecast(
         wall_s=_interval(ends + confirm_s),

@@ -1,9 +1,9 @@
 """Which searched path moves the metric, by two evaluators, and how sure that is.
 
-Optuna ignores stopped trials and so mixes nothing but forgets most; here the caller gives every trial's value at
-one common epoch. A share alone says little: fANOVA and PED-ANOVA answer different questions and may rank the
-paths otherwise, and with few trials both give shares to noise. So each share comes with an interval over
-resampled trials, and with what it would be by chance, if values and trials had nothing to do with each other.
+Of a study Optuna rates the trials that ran to the end alone, which early stopping leaves few of; here the
+caller gives every trial's value at one common epoch. A share alone says little: fANOVA and PED-ANOVA answer
+different questions and may rank the paths otherwise, and with few trials both give shares to noise. So each
+share comes with an interval over resampled trials, and with what it is by chance, the values dealt out anew.
 """
 
 import math
@@ -43,7 +43,7 @@ MIN_TOP_TRIALS = 5
 
 @dataclass(frozen=True)
 class PathImportance:
-    """A path's share; `low` and `high` over resampled trials, `chance` the most that shuffled values gave it."""
+    """A path's share; `low` and `high` over resampled trials, `chance` the most by shuffled values."""
 
     path: str
     share: float
@@ -73,9 +73,9 @@ def importances(
 
     Rated are the paths that every trial has, with two values or more: `rated_paths`.
 
-    fANOVA (Hutter et al., ICML 2014): the share of the variance of a random forest that a path explains on its
-    own; what is missing to 1 is joint work of several. PED-ANOVA (Watanabe et al., IJCAI 2023): how far the
-    values of the best trials differ from those of all, the paths summing to 1.
+    fANOVA (Hutter et al., ICML 2014): the share of a random forest's variance that a path explains alone;
+    what is missing to 1 is joint work of several. PED-ANOVA (Watanabe et al., IJCAI 2023): how far the values
+    of the best trials differ from those of all, the paths summing to 1.
     """
     paths = rated_paths(space, trials)
     if not paths or len(trials) < trials_needed(len(paths)):
@@ -128,6 +128,8 @@ def _with_uncertainty(
     everyone = np.arange(len(values))
 
     def shares(chosen: NDArray[np.int64], told: NDArray[np.float64], trees: int) -> Shares:
+        if np.ptp(told) == 0:  # fANOVA raises an error where there is no variance to share out
+            return dict.fromkeys(data.distributions, 0.0)
         return evaluate(_study(data, chosen, told), trees, seed)
 
     whole = shares(everyone, values, TREES)

@@ -1,7 +1,7 @@
 """Keeps a running sweep within its budget, and writes down when it was expected to end.
 
-What a process before this one has used counts too: `progress.jsonl` has the seconds that the sweep has run, at
-most PROGRESS_S before a kill.
+What a process before this one has used counts too: `progress.jsonl` has the seconds that the sweep has run,
+at most PROGRESS_S before a kill.
 """
 
 import time

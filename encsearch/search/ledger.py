@@ -29,7 +29,7 @@ class SweepObserver(Protocol):
     """What the sweep's owner does about its trials; called in the driver, between two of Tune's events."""
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
-        """A trial starts, or goes on after a kill. It is closed FINISHED, KILLED (stopped early) or FAILED."""
+        """A trial starts, or goes on after a kill; closed FINISHED, KILLED (stopped early) or FAILED."""
         ...
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
@@ -126,7 +126,7 @@ class Ledger:
             self._observer.follow(self._event(entry, None))
 
     def reported(self, key: str, result: Mapping[str, Any]) -> bool:
-        """Take an epoch once, also when a restarted trial repeats it; whether the scheduler stops the trial."""
+        """Take an epoch once, also when a restarted trial repeats it; whether the trial is to be stopped."""
         entry = self._open[key]
         entry.heard_s, entry.is_late = time.monotonic(), False
         self._note_hardware(entry, result["hardware"])
@@ -254,7 +254,8 @@ class Ledger:
             if not entry.is_late and silent > max(STRAGGLER_MIN_S, STRAGGLER_FACTOR * usual):
                 entry.is_late = True
                 self._observer.say(
-                    f"trial {entry.number} is a straggler: silent for {silent:.0f} s, an epoch takes {usual:.0f} s"
+                    f"trial {entry.number} is a straggler: silent for {silent:.0f} s, where an epoch "
+                    f"takes {usual:.0f} s"
                 )
 
     def _still_open(self) -> list[_Entry]:

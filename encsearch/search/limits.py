@@ -42,5 +42,6 @@ def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
 
 def _beyond(name: str, figure: float, limit: float, text: str) -> Excess:
     return Excess(
-        figure / limit - 1, f"{text.format(figure)}, but search.limits.{name} is {text.format(limit).split()[0]}"
+        figure / limit - 1,
+        f"{text.format(figure)}, but search.limits.{name} is {text.format(limit).split()[0]}",
     )

@@ -9,6 +9,9 @@ from encsearch.search.trials import TrialRecord
 
 # A machine is not equally fast all the time: a pace that many trials agree on may still be off by so much.
 DRIFT = 0.05
+# Eight confirmations of four sweeps took 0.75 to 2.2 times what their trials let expect; by other numbers of
+# workers, alone instead of side by side, and one on a machine that was busy otherwise.
+CONFIRM_DOUBT = 0.35
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,13 @@ class Pace:
                they stand for the networks to come, whichever searched value makes them slow or fast
     startup_s  seconds from a free place to a trial's first step
     doubt      standard deviation, as a share, of an error that all figures have in common
+    confirm_doubt  the same of an error that the trainings after the search have beside that
     """
 
     epoch_s: tuple[float, ...]
     startup_s: float
     doubt: float
+    confirm_doubt: float
 
     def quantile(self, share: float) -> float:
         """Seconds an epoch that `share` of the trials do not exceed, interpolated."""
@@ -40,7 +45,7 @@ def pace_of(records: Sequence[TrialRecord], startup_s: float) -> Pace | None:
     mean = statistics.fmean(epoch_s)
     # Of one trial nothing is known but that it may be as unusual as its own length.
     error = statistics.stdev(epoch_s) / mean / math.sqrt(len(epoch_s)) if len(epoch_s) > 1 else 1 / 3
-    return Pace(tuple(epoch_s), startup_s, max(error, DRIFT))
+    return Pace(tuple(epoch_s), startup_s, max(error, DRIFT), CONFIRM_DOUBT)
 
 
 def duration_text(seconds: float) -> str:

@@ -20,7 +20,9 @@ def known_points(config: Config) -> tuple[Mapping[str, Any], ...]:
     first = {
         path: value
         for path in space
-        for value in [v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)][:1]
+        for value in [
+            v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)
+        ][:1]
     }
     points: list[Mapping[str, Any]] = [first]
     for point in config.search.enqueue:

@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from encsearch.search.statistics import Estimate, Spread, difference, estimate, lower_bound, pooled
+from encsearch.search.statistics import (
+    Estimate,
+    Spread,
+    difference,
+    estimate,
+    largest_of,
+    lower_bound,
+    pooled,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,14 @@ class Ranking:
     def indistinguishable(self) -> tuple[str, ...]:
         """The finalists that cannot be told apart from the winner with 95 %."""
         return tuple(s.name for s in self.standings if s.lead and not s.lead.tells_apart)
+
+    @property
+    def optimism(self) -> float | None:
+        """By how much the winner's mean is too high on average, at most: if all finalists were equally good.
+
+        It is the largest of their means then.
+        """
+        return self.standard_error and self.standard_error * largest_of(len(self.standings))
 
 
 def rank(

@@ -55,6 +55,7 @@ class _Sweep:
     ) -> None:
         self._search, self._epochs, self._rng = search, epochs, rng
         self._running = {r.number: r.epochs for r in records if r.state == "RUNNING"}
+        self._standing = {r.number: r.curve[-1][1] for r in records if r.state == "RUNNING" and r.curve}
         self._next = max((r.number for r in records), default=-1) + 1
         self._donors = _donors(records, epochs, rng)
         self._noise = NOISE * statistics.pstdev(donor[0] for donor in self._donors)
@@ -109,9 +110,8 @@ class _Sweep:
 
     def _future(self, number: int) -> list[float]:
         """Values by epoch, from 1; those of a trial that runs stay where it stands."""
-        reached = list(self._curves.get(number, {}).values())
-        if number in self._running and reached:
-            return [reached[-1]] * self._epochs
+        if number in self._standing:
+            return [self._standing[number]] * self._epochs
         return self._rng.choice(self._donors)
 
 

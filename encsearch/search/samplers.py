@@ -4,6 +4,7 @@ A sampler that is made anew for every trial proposes the same after a kill and a
 the study holds the same trials.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
@@ -23,33 +25,18 @@ from encsearch.config import Dimension, SearchConfig, active
 
 def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
     """The sampler that proposes the trial `number`."""
-    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-    startup = search.startup_trials
-    if search.sampler == "tpe":
-        # Paths with a condition are modelled in groups of those that occur together.
-        conditional = any(dimension.when for dimension in search.space.values())
-        return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
-    if search.sampler == "gp":
-        return GPSampler(n_startup_trials=startup, seed=seed)
-    if search.sampler == "cmaes":
-        return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
-    if search.sampler == "qmc":
-        # The sequence is one, whose next point is counted in the study; choices are drawn at random.
-        return QMCSampler(
-            seed=search.seed,
-            scramble=True,
-            independent_sampler=RandomSampler(seed=seed),
-            warn_asynchronous_seeding=False,
-            warn_independent_sampling=False,
-        )
-    # The points of a grid are queued one by one, see `grid_points`.
-    return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        # Groups of TPE and the quasi-random sampler are experimental in Optuna 5.0.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _sampler(search, number)
 
 
 def suggest(trial: Trial, space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Draw the trial's values, or read those that it has already; paths whose condition fails are left out."""
+    """Draw the trial's values, or read those that it has; paths whose condition fails are left out."""
     values: dict[str, Any] = {}
-    for path in sorted(space, key=lambda path: bool(space[path].when)):  # conditions come after what they name
+    for path in sorted(
+        space, key=lambda path: bool(space[path].when)
+    ):  # conditions come after what they name
         if path in active(space, values):
             values[path] = _suggest(trial, path, space[path])
     return {path: values[path] for path in space if path in values}
@@ -72,6 +59,30 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.kind.endswith("integer"):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(low, high, log=log)
+
+
+def _sampler(search: SearchConfig, number: int) -> BaseSampler:
+    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+    startup = search.startup_trials
+    if search.sampler == "tpe":
+        # Paths with a condition are modelled in groups of those that occur together.
+        conditional = any(dimension.when for dimension in search.space.values())
+        return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
+    if search.sampler == "gp":
+        return GPSampler(n_startup_trials=startup, seed=seed)
+    if search.sampler == "cmaes":
+        return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
+    if search.sampler == "qmc":
+        # The sequence is one, whose next point is counted in the study; choices are drawn at random.
+        return QMCSampler(
+            seed=search.seed,
+            scramble=True,
+            independent_sampler=RandomSampler(seed=seed),
+            warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+        )
+    # The points of a grid are queued one by one, see `grid_points`.
+    return RandomSampler(seed=seed)
 
 
 def _suggest(trial: Trial, path: str, dimension: Dimension) -> Any:

@@ -124,7 +124,9 @@ class _Board:
             self._fail(entry, entry.failure)
             return
         checkpoint = newest(self._place(entry))
-        assert entry.last is not None and checkpoint is not None and entry.recorder is not None, entry.training.name
+        assert entry.last is not None, entry.training.name
+        assert checkpoint is not None, entry.training.name
+        assert entry.recorder is not None, entry.training.name
         try:
             self._observer.trained(entry.training, entry.last, entry.seconds, checkpoint)
         except BaseException:

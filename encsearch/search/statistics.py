@@ -8,9 +8,10 @@ configurations, `blocked` over configurations and seeds.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 
 import numpy as np
+from scipy.integrate import quad
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
@@ -114,6 +115,13 @@ def difference(
     else:
         return Estimate(tuple(gains), gain, None)
     return _estimate(gains, gain, _half_width(error, spread.freedom, comparisons))
+
+
+def largest_of(count: int) -> float:
+    """Mean of the largest of `count` standard normal values (David and Nagaraja, Order Statistics, 3.1)."""
+    normal = NormalDist()
+    mean, _ = quad(lambda x: x * count * normal.pdf(x) * normal.cdf(x) ** (count - 1), -math.inf, math.inf)
+    return float(mean)
 
 
 def _half_width(error: float, freedom: int, comparisons: int = 1) -> float:

@@ -17,7 +17,7 @@ Curve = Mapping[int, float]
 def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve]) -> bool:
     """Whether the trial `number`, which has just reported, is to be stopped.
 
-    `curves` holds every trial's so far, by number; `epochs` is a full trial's length, at which none is stopped.
+    `curves` holds every trial's so far, by number; `epochs` is a full trial's length, where none is stopped.
     """
     curve = curves[number]
     epoch = max(curve)
@@ -27,7 +27,9 @@ def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[
         return _below_median(search, epoch, number, curves)
     if epoch not in rungs_of(search, epochs, number):
         return False
-    rivals = {n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket_of(search, epochs, number)}
+    rivals = {
+        n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket_of(search, epochs, number)
+    }
     return _below_rung(search.asha.reduction_factor, epoch, number, rivals)
 
 
@@ -50,9 +52,9 @@ def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
 def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
     """How many of the first rungs the trial is spared: 0 in ASHA, whose trials all stand in one bracket.
 
-    Hyperband (Li et al., JMLR 2018, algorithm 1) hedges against curves that cross: bracket s has one rung less
-    than bracket s - 1, and as many trials less as gives both the same epochs. The trials are dealt out in turn
-    by those shares, so that the bracket follows from the number.
+    Hyperband (Li et al., JMLR 2018, algorithm 1) hedges against curves that cross: each bracket has one rung
+    less than the one before, and as many trials less as gives both the same epochs. The trials are dealt out
+    in turn by those shares, so that the bracket follows from the number.
     """
     if search.scheduler != "hyperband":
         return 0

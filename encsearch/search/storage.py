@@ -5,10 +5,10 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from encsearch.errors import PreflightError
+from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
 
@@ -51,11 +51,6 @@ def repair_journal(path: Path) -> None:
             file.truncate(complete)
 
 
-def shown_place(place: str) -> str:
-    """`place` without user and password."""
-    return make_url(place).set(username=None, password=None).render_as_string() if "://" in place else place
-
-
 def _open_database(url: str) -> BaseStorage:
     try:
         return get_storage(url)  # with a cache of ended trials, which a bare RDBStorage lacks
@@ -63,7 +58,11 @@ def _open_database(url: str) -> BaseStorage:
         raise PreflightError("ENCSEARCH_STORAGE is not a database URL; try sqlite:///study.db") from None
     except ImportError as error:
         cause = error.__cause__ or error
-        raise PreflightError(f"{shown_place(url)}: its database driver is not installed ({cause})") from None
+        raise PreflightError(
+            f"{without_secrets(url)}: its database driver is not installed ({cause})"
+        ) from None
     except (SQLAlchemyError, RuntimeError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise PreflightError(f"the study's database {shown_place(url)} cannot be used: {reason}") from None
+        raise PreflightError(
+            f"the study's database {without_secrets(url)} cannot be used: {reason}"
+        ) from None

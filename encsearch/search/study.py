@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
@@ -48,7 +49,7 @@ class Study:
         """Open the study `name` at `place` (see `open_storage`), or create it."""
         self._search, self._epochs = search, epochs
         self._storage = open_storage(place)
-        directions = ["maximize", "minimize"] if search.minimize else ["maximize"]
+        directions = [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * bool(search.minimize)
         self._study = optuna.create_study(
             storage=self._storage, study_name=name, directions=directions, load_if_exists=True
         )
@@ -142,7 +143,7 @@ class Study:
         self._end(number, OptunaState.FAIL, reason)
 
     def refuse(self, number: int, reason: str, excess: float) -> None:
-        """The trial is `excess` (a ratio over 0) beyond a limit and is not trained; the sampler learns that."""
+        """The trial is beyond a limit by the share `excess` and is not trained; the sampler learns that."""
         if not self.is_open(number):
             return
         optuna.Trial(self._study, self._ids[number]).set_constraint("limit", excess)

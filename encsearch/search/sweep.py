@@ -1,4 +1,4 @@
-"""The search of a sweep: Ray Tune runs the trials that the study proposes; the ledger hears what became of them."""
+"""The search of a sweep: Ray Tune runs what the study proposes, the ledger hears what became of it."""
 
 from functools import partial
 from pathlib import Path

@@ -22,8 +22,8 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import build
 from encsearch.records import Report
 from encsearch.runner.hardware import describe_hardware, latency_ms
-from encsearch.spool import append, distinct_reports
 from encsearch.search.jobs import REPORTS_FILE
+from encsearch.spool import append, distinct_reports
 from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
 from encsearch.train.loop import fit
 
@@ -48,6 +48,14 @@ class Trial(tune.Trainable):
     The processes are reused for the next trial, so torch is imported once. A trial whose folder has a
     checkpoint goes on from there, and first tells again what was reported up to it.
     """
+
+    _workers: list[Any]
+    _folder: Path
+    _epochs: int
+    _origin: dict[str, str]
+    _told: deque[Report]
+    _failure: str | None
+    _measures_latency: bool
 
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
@@ -152,7 +160,9 @@ class TrialWorker:
             return Built(hardware, str(error))
         if experiment.fingerprint != fingerprint:
             found = experiment.fingerprint[:12]
-            return Built(hardware, f"{config.data.store} has other data here ({found}, not {fingerprint[:12]})")
+            return Built(
+                hardware, f"{config.data.store} has other data here ({found}, not {fingerprint[:12]})"
+            )
         self._experiment = experiment
         self._reports = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
         return Built(hardware)

@@ -16,10 +16,10 @@ STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KIL
 class TrialRecord:
     """A trial's values by config path and its curve, (epoch, metric) a report.
 
-    `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed, was refused
-    or was ended by the budget. `seconds` are those of its epochs, without the time between a kill and the
-    resume. `cost_seconds` are those of all its devices: GPUs, or CPUs where no GPU was booked. `hardware` is
-    what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
+    `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed, was
+    refused or was ended by the budget. `seconds` are those of its epochs, without the time between a kill
+    and the resume, `cost_seconds` those of all its devices: GPUs, or CPUs where no GPU was booked. `hardware`
+    is what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
     `refused` trials were beyond a limit and never trained; `rerun_of` is the flagged trial that this repeats.
     """
 

@@ -25,6 +25,7 @@ def verdict(ranking: Ranking | None, metric: str, trials: Sequence[TrialRecord])
         _result(ranking.winner, metric),
         *_why(ranking, metric),
         *_as_good(ranking),
+        *_optimism(ranking),
         *(_against(standing) for standing in ranking.baselines),
         *_assumption(ranking),
         f"{_bias(best, trials)} {_excess(best, ranking)}",
@@ -82,6 +83,15 @@ def _as_good(ranking: Ranking) -> Iterator[str]:
     for standing in ranking.standings[1:]:
         if standing.lead and standing.lead.tells_apart:
             yield f"It is {_distance(standing.lead, standing.name)}."
+
+
+def _optimism(ranking: Ranking) -> Iterator[str]:
+    """Choosing among finalists is a selection too, of far fewer and surer figures than the search's."""
+    if ranking.optimism and len(ranking.standings) > 1:
+        yield (
+            f"As the best of {len(ranking.standings)} means its own may be too high, by at most "
+            f"{ranking.optimism:.4f} on average."
+        )
 
 
 def _against(baseline: Standing) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from encsearch.tracking.uris import without_secrets
+from encsearch.redaction import without_secrets
 
 WORKFLOW = "workflowType=machine_learning"
 

@@ -23,8 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from encsearch.errors import PreflightError, UserError
 from encsearch.records import Report, Status
+from encsearch.redaction import without_secrets
 from encsearch.spool import append
-from encsearch.tracking.uris import resolve_uri, sqlite_path, without_secrets
+from encsearch.tracking.uris import resolve_uri, sqlite_path
 
 UNSENT_FILE = "unsent.jsonl"
 MAX_PARAM_LENGTH = 6000
@@ -102,7 +103,7 @@ def continue_run(tracking: Tracking, run_id: str, artifact_dir: Path) -> "Mlflow
 
 
 def continue_training(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
-    """As `continue_run` of a training, which tells its epochs again: those that arrived are not sent twice."""
+    """As `continue_run` of a training, which tells its epochs again: what arrived is not sent twice."""
     recorder = continue_run(tracking, run_id, artifact_dir)
     with answering(tracking.uri):
         recorder.skip(tracking.client.get_run(run_id).data.metrics)

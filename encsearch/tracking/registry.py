@@ -19,8 +19,8 @@ from mlflow.types import Schema, TensorSpec
 
 from encsearch.config import TIMM_PREFIX, load_config
 from encsearch.errors import UserError
+from encsearch.redaction import without_secrets
 from encsearch.tracking.mlflow import Tracking, answering
-from encsearch.tracking.uris import without_secrets
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"

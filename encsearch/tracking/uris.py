@@ -1,13 +1,12 @@
 """Tracking URIs as text: which one holds, and how one is shown."""
 
 import os
-import re
 from pathlib import Path
 
 from encsearch.errors import PreflightError
+from encsearch.redaction import without_secrets
 
 SQLITE = "sqlite:///"
-SECRET_WORDS = "passw|pwd|token|secret|api_?key"
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -43,12 +42,6 @@ def check_kind(uri: str) -> None:
 def sqlite_path(uri: str) -> Path | None:
     """The file of an SQLite URI, None for any other."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
-def without_secrets(text: str) -> str:
-    """`text` with user and password cut out of every URI in it, and secrets in a query masked."""
-    text = re.sub(r"://[^/\s]*@", "://", text)
-    return re.sub(rf"([?&][^=&\s]*(?:{SECRET_WORDS})[^=&\s]*=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _checked_database(uri: str) -> Path:

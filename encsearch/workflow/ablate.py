@@ -20,6 +20,7 @@ from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import preflight
 from encsearch.records import Recorder, Report, recording
+from encsearch.redaction import without_secrets
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.ablation import (
     ENCNET,
@@ -46,7 +47,6 @@ from encsearch.tracking.mlflow import (
     reap_children,
     start_run,
 )
-from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import RunSummary, new_folder, write_summary
 from encsearch.workflow.gains import write_gains
 from encsearch.workflow.progress import Progress
@@ -117,9 +117,7 @@ def _ablate(
     )
     with recording(parent):
         if missing:
-            run_side_by_side(
-                missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint
-            )
+            run_side_by_side(missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint)
         _add_multi_scale(config, ablation, folder, observer)
         artifacts = folder / "artifacts"
         story = AblationStory(

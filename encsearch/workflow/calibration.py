@@ -12,7 +12,7 @@ import torch
 from encsearch.config import Config
 from encsearch.data.loading import Batch
 from encsearch.experiment import Experiment, build
-from encsearch.search.pace import Pace
+from encsearch.search.pace import CONFIRM_DOUBT, Pace
 from encsearch.train.loop import Loaders, fit
 
 # Time for one network after its warm-up, seconds; it is exceeded where a step alone takes longer.
@@ -60,7 +60,7 @@ def pace_of_calibrations(calibrations: Sequence[Calibration]) -> Pace:
     """The pace of trials whose networks lie between those that were measured."""
     epoch_s = sorted(calibration.epoch_s for calibration in calibrations)
     build_s = max(calibration.build_s for calibration in calibrations)
-    return Pace(tuple(epoch_s), BETWEEN_TRIALS_S + build_s, DOUBT)
+    return Pace(tuple(epoch_s), BETWEEN_TRIALS_S + build_s, DOUBT, CONFIRM_DOUBT)
 
 
 @contextmanager

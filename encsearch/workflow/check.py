@@ -26,7 +26,7 @@ from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calib
 SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
 FIRST_POINTS = 5
 # One epoch is one unit of time where nothing was measured.
-UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0)
+UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0, confirm_doubt=0.0)
 
 
 @dataclass(frozen=True)

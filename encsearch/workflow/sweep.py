@@ -1,4 +1,4 @@
-"""`encsearch sweep` and `encsearch resume`: search, confirm, report; see `sweep_folder` for what they leave."""
+"""`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
 from encsearch.errors import PreflightError, UserError
 from encsearch.experiment import preflight
 from encsearch.records import recording
+from encsearch.redaction import without_secrets
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.confirm import Confirmation, confirm
@@ -17,7 +18,6 @@ from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import TrialRecord
 from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import RunSummary, write_summary
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.sweep_folder import (
@@ -55,8 +55,8 @@ class Swept:
 def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | None = None) -> Swept:
     """Run the recipe's search in a new folder below `out`, confirm the finalists, write the report.
 
-    The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a `search:`
-    block, PreflightError before anything is started, and TrainingError when nothing could be trained.
+    The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
+    `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
     """
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
@@ -73,11 +73,11 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
-    """Go on with a sweep whose process was killed or interrupted, or give a finished one `extend` more trials.
+    """Go on with a sweep that was killed or interrupted, or give a finished one `extend` more trials.
 
     What had ended is not run again; what was running goes on from its checkpoint. Raises UserError for a
-    folder that is not a sweep's, for a change that would make its trials incomparable and while another process
-    runs it, PreflightError when the data is not what it was.
+    folder that is not a sweep's, for a change that would make its trials incomparable, and while another
+    process runs it; PreflightError when the data is not what it was.
     """
     config, place = reopen(folder)
     for item in overrides:
@@ -93,8 +93,8 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
     found = preflight(config, folder)
     if found.fingerprint != place.fingerprint:
         raise PreflightError(
-            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, not "
-            f"{place.fingerprint[:12]}); restore it, or start a new sweep"
+            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, "
+            f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     with locked(folder), ray_session(needs=_largest(config)):
         check_nodes(config.data.store, folder)
@@ -165,7 +165,8 @@ def _opening(config: Config, study: Study, folder: Path) -> str:
         return f"sweep {config.name}: {planned} trials; files in {folder}"
     ended = sum(record.state != "RUNNING" for record in records)
     running = len(records) - ended
-    return f"sweep {config.name} goes on: {ended} of {planned} trials have ended, {running} go on; files in {folder}"
+    told = f"{ended} of {planned} trials have ended, {running} go on"
+    return f"sweep {config.name} goes on: {told}; files in {folder}"
 
 
 def _largest(config: Config) -> ScalingConfig:

@@ -1,13 +1,13 @@
 """The folder of a sweep: what it was begun with, and who may write in it.
 
-    config.yaml        the recipe, every default written out; a resume may change its budget
-    study.json         where the study is, and of which data
-    study.journal      the study, unless ENCSEARCH_STORAGE names a database
-    trials/            the reports of each trial, and the last checkpoint of a running one
-    finalists/         the trainings from scratch; finalists.jsonl has a line for each that is finished
-    progress.jsonl     how long the sweep has run, and when it was expected to end
-    sweep.json         all that the report shows
-    run.json           written last: a finished job
+config.yaml        the recipe, every default written out; a resume may change its budget
+study.json         where the study is, and of which data
+study.journal      the study, unless ENCSEARCH_STORAGE names a database
+trials/            the reports of each trial, and the last checkpoint of a running one
+finalists/         the trainings from scratch; finalists.jsonl has a line for each that is finished
+progress.jsonl     how long the sweep has run, and when it was expected to end
+sweep.json         all that the report shows
+run.json           written last: a finished job
 """
 
 import fcntl
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.errors import PreflightError, UserError
-from encsearch.search.storage import repair_journal, shown_place
+from encsearch.redaction import without_secrets
+from encsearch.search.storage import repair_journal
 from encsearch.search.study import Study
 from encsearch.workflow.folder import new_folder
 
@@ -49,7 +50,7 @@ def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) 
     place = StudyPlace(
         name=folder.name,
         fingerprint=fingerprint,
-        storage=shown_place(database) if database else None,
+        storage=without_secrets(database) if database else None,
         warm_start=str(warm_start.absolute()) if warm_start else None,
     )
     write_whole(folder / STUDY_FILE, json.dumps(asdict(place), indent=2) + "\n")
@@ -74,7 +75,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     """
     assert config.search
     database = os.environ.get(STORAGE_VARIABLE)
-    shown = shown_place(database) if database else None
+    shown = without_secrets(database) if database else None
     if shown != place.storage:
         raise PreflightError(
             f"{folder}: its study is in {place.storage or JOURNAL_FILE}, but {STORAGE_VARIABLE} is "
@@ -95,7 +96,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is running this sweep; wait for it or end it") from None
+            raise UserError(
+                f"{folder}: another process is running this sweep; wait for it or end it"
+            ) from None
         yield
 
 

@@ -65,7 +65,7 @@ class SweepRecords:
         self._trials: dict[int, TrainingRecorder] = {}
 
     def settle(self, records: Sequence[TrialRecord]) -> None:
-        """Bring to their end the records of trials that had ended when a process before this one was killed."""
+        """End the records of trials that had ended when a process before this one was killed."""
         for record in records:
             name = f"trial{record.number}"
             known = self._known.get(name)

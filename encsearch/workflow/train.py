@@ -8,11 +8,11 @@ from pathlib import Path
 from encsearch.config import Config, to_yaml
 from encsearch.experiment import preflight
 from encsearch.records import Recorder, recording
+from encsearch.redaction import without_secrets
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.runner.result import RunResult
 from encsearch.tracking.mlflow import connect
-from encsearch.tracking.uris import without_secrets
 from encsearch.workflow.folder import BUNDLE, RunSummary, new_folder, write_summary
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_context, write_panels

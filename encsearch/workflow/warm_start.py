@@ -39,8 +39,8 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
         is_compared = path == "metric" or path.startswith(COMPARED)
         if is_compared and path not in searched and theirs.get(path) != ours.get(path):
             raise UserError(
-                f"--warm-start-from {source}: its trials do not compare, {path} is {theirs.get(path)} there and "
-                f"{ours.get(path)} here"
+                f"--warm-start-from {source}: its trials do not compare, {path} is {theirs.get(path)} there "
+                f"and {ours.get(path)} here"
             )
     if place.storage and STORAGE_VARIABLE not in os.environ:
         raise UserError(
@@ -60,6 +60,6 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     ]
     if not fitting:
         raise UserError(
-            f"--warm-start-from {source}: none of its {len(records)} trials lies in search.space of {config.name}"
+            f"--warm-start-from {source}: none of its {len(records)} trials lies in the space here"
         )
     return tuple(fitting)

@@ -60,7 +60,7 @@ def test_a_sweep_names_its_trials_its_finalists_and_its_winner(swept: dict[str, 
     finalist, baseline = swept["finalists"]
     best = max(swept["trials"], key=lambda trial: (len(trial["curve"]), trial["value"]))
     assert finalist["trial"] == best["number"]
-    assert (baseline["name"], baseline["trial"]) == ("FCN-seed1", None)
+    assert (baseline["name"], baseline["trial"]) == (f"trial{best['number']}-FCN-seed1", None)
     assert swept["value"] == finalist["value"] == finalist["best"]["metrics"]["mIoU"]
 
 
@@ -73,8 +73,8 @@ def test_mlflow_holds_a_parent_and_a_true_child_of_each_training(
     assert "report.html" in artifacts(client, parent)
 
     children = {run.info.run_name: run for run in runs_of(client, parent.info.run_id)}
-    finalist = swept["finalists"][0]
-    assert set(children) == {*TRIALS, finalist["name"], "FCN-seed1"}
+    finalist, baseline = swept["finalists"]
+    assert set(children) == {*TRIALS, finalist["name"], baseline["name"]}
     assert {name: run.info.status for name, run in children.items()} == {
         **dict.fromkeys(children, "FINISHED"),
         **{f"trial{t['number']}": "KILLED" for t in swept["trials"] if t["state"] == "PRUNED"},

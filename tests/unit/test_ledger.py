@@ -1,17 +1,22 @@
-"""The ledger and the study: every epoch once, every trial one true end. No Ray here."""
+"""The ledger and the study: every epoch once, every trial one true end, also over kills. No Ray here."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from encsearch.config import Config, from_json, with_values
+from encsearch.config import Config, with_values
 from encsearch.errors import UserError
 from encsearch.records import MemoryRecorder, Recorder, Report
+from encsearch.search.jobs import RESTARTS, Job
 from encsearch.search.ledger import Ledger
+from encsearch.search.limits import Network
 from encsearch.search.study import Study
 from encsearch.search.trials import TrialEvent, TrialRecord
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
+CPU = "1 x cpu"
 
 
 class Observer:
@@ -20,163 +25,337 @@ class Observer:
     def __init__(self) -> None:
         self.recorders: dict[int, MemoryRecorder] = {}
         self.events: list[TrialEvent] = []
-        self.ended: list[tuple[str, bool]] = []
+        self.ended: list[str] = []
+        self.lines: list[str] = []
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self.recorders[number] = MemoryRecorder()
         return self.recorders[number]
 
-    def trial_ended(self, event: TrialEvent, config: Config, checkpoint: Path | None) -> None:
+    def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
         assert self.recorders[event.number].status is None, "the recorder must still be open"
-        self.ended.append((event.state, checkpoint is not None))
+        self.ended.append(event.state)
 
     def follow(self, event: TrialEvent) -> None:
         self.events.append(event)
 
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Budget:
+    """Allows what it is told to."""
+
+    def __init__(self) -> None:
+        self.allows = True
+        self.is_spent = False
+
+    def may_start(self) -> bool:
+        return self.allows
+
+    def must_end(self) -> bool:
+        return self.is_spent
+
+
+class Sweep:
+    """A process that runs a sweep: it opens the study anew and has a ledger of its own."""
+
+    def __init__(self, config: Config, folder: Path, network: Callable[[Config], Network], room: int) -> None:
+        assert config.search
+        self.observer, self.budget = Observer(), Budget()
+        place = str(folder / "study.journal")
+        self.study = Study(place, "toy", config.search, config.train.epochs)
+        self.ledger = Ledger(
+            config,
+            self.study,
+            self.observer,
+            self.budget,
+            folder=folder,
+            fingerprint="f",
+            room=room,
+            network=network,
+        )
+
+    def start(self, key: str) -> Job:
+        job = self.ledger.next_job(key)
+        assert job
+        self.ledger.started(key)
+        return job
+
+    def train(self, key: str, *values: float, hardware: str = CPU) -> bool:
+        """Report one value an epoch; whether the last one stops the trial."""
+        stops = [self.ledger.reported(key, result(e, v, hardware)) for e, v in enumerate(values, start=1)]
+        return stops[-1]
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        return self.study.records()
+
+
+Open = Callable[..., Sweep]
+
 
 @pytest.fixture
 def config(toy_config: Config) -> Config:
-    search = {"space": SPACE, "budget": {"trials": 4}, "startup_trials": 2}
+    search = {"space": SPACE, "budget": {"trials": 3}, "startup_trials": 2, "asha": {"grace_epochs": 1}}
     return with_values(toy_config, {"train.epochs": 3, "search": search})
 
 
 @pytest.fixture
-def observer() -> Observer:
-    return Observer()
+def sweep(config: Config, tmp_path: Path) -> Open:
+    """Opens the sweep, for the first time or after a kill."""
+
+    def opened(
+        values: dict[str, Any] | None = None,
+        network: Callable[[Config], Network] = lambda config: Network(100),
+        room: int = 2,
+    ) -> Sweep:
+        return Sweep(with_values(config, values or {}), tmp_path, network, room)
+
+    return opened
 
 
-@pytest.fixture
-def ledger(config: Config, observer: Observer, tmp_path: Path) -> Ledger:
-    assert config.search
-    return Ledger(config, Study(tmp_path, "toy", config.search), observer)
+def result(epoch: int, value: float, hardware: str = CPU) -> dict[str, object]:
+    report = Report(epoch=epoch, step=10 * epoch, seconds=2.0, metrics={"mIoU": value})
+    return {"report": report.to_dict(), "hardware": hardware}
 
 
-def records_of(config: Config, folder: Path) -> tuple[TrialRecord, ...]:
-    """What another process reads from the study's file."""
-    assert config.search
-    return Study(folder, "toy", config.search).records()
+def test_a_trial_gets_its_values_its_folder_and_the_data_it_must_find(sweep: Open, config: Config) -> None:
+    job = sweep().start("a")
+
+    assert job.config.search is None
+    assert 1e-3 <= job.config.optim.lr <= 1e-1
+    assert job.config.data == config.data
+    assert (job.folder.name, job.fingerprint, job.measures_latency) == ("0000", "f", False)
 
 
-def result(epoch: int, value: float) -> dict[str, object]:
-    report = Report(epoch=epoch, step=10 * epoch, seconds=1.0, metrics={"mIoU": value})
-    return {"report": report.to_dict(), "mIoU": value}
+def test_a_trial_that_ran_all_epochs_is_complete_with_its_best_value(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    one.train("a", 0.2, 0.6, 0.5)
+    one.ledger.ended("a")
 
-
-def test_a_trial_gets_its_values_in_its_configuration(ledger: Ledger, config: Config) -> None:
-    given = from_json(ledger.propose("a")["config"])
-
-    assert given.search is None
-    assert 1e-3 <= given.optim.lr <= 1e-1
-    assert given.model.num_codewords in (4, 8)
-    assert given.data == config.data
-
-
-def test_a_trial_that_ran_all_epochs_is_complete_with_its_best_value(
-    ledger: Ledger, observer: Observer, config: Config, tmp_path: Path
-) -> None:
-    ledger.propose("a")
-    ledger.started("a")
-    for epoch, value in ((1, 0.2), (2, 0.6), (3, 0.5)):
-        ledger.reported("a", result(epoch, value))
-    ledger.ended("a", None, tmp_path)
-
-    (record,) = records_of(config, tmp_path)
+    (record,) = one.records
     assert (record.state, record.value, record.epochs) == ("COMPLETE", 0.6, 3)
     assert record.curve == ((1, 0.2), (2, 0.6), (3, 0.5))
-    assert observer.recorders[0].status == "FINISHED"
-    assert observer.ended == [("COMPLETE", True)]
-    assert [e.state for e in observer.events] == ["RUNNING"] * 4 + ["COMPLETE"]
+    assert (record.seconds, record.cost_seconds, record.hardware) == (6.0, 6.0, (CPU,))
+    assert record.parameters == 100
+    assert one.observer.recorders[0].status == "FINISHED"
+    assert one.observer.ended == ["COMPLETE"]
+    assert [event.value for event in one.observer.events] == [None, 0.2, 0.6, 0.5, 0.6]
 
 
-def test_a_trial_that_the_scheduler_stopped_is_pruned_with_its_last_report(
-    ledger: Ledger, observer: Observer, config: Config, tmp_path: Path
-) -> None:
-    ledger.propose("a")
-    ledger.started("a")
-    ledger.reported("a", result(1, 0.1))
-    ledger.ended("a", None, tmp_path)
+def test_a_trial_that_the_scheduler_stops_is_pruned_with_its_last_report(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    assert not one.train("a", 0.5), "the first at a rung is the best of all"
+    one.start("b")
+    assert one.train("b", 0.1)
+    one.ledger.ended("b")
 
-    (record,) = records_of(config, tmp_path)
-    assert (record.state, record.curve) == ("PRUNED", ((1, 0.1),))
-    assert observer.recorders[0].status == "KILLED"
-
-
-def test_a_repeated_epoch_of_a_restarted_trial_is_taken_once(
-    ledger: Ledger, observer: Observer, tmp_path: Path
-) -> None:
-    ledger.propose("a")
-    ledger.started("a")
-    ledger.reported("a", result(1, 0.1))
-    ledger.reported("a", result(2, 0.2))
-    ledger.started("a")
-    ledger.reported("a", result(2, 0.9))
-    ledger.reported("a", result(3, 0.3))
-
-    assert [r.metrics["mIoU"] for r in observer.recorders[0].reports] == [0.1, 0.2, 0.3]
-    assert len(observer.recorders) == 1
+    assert (one.records[1].state, one.records[1].curve) == ("PRUNED", ((1, 0.1),))
+    assert one.observer.recorders[1].status == "KILLED"
 
 
-def test_a_diverged_trial_fails_with_its_reason(
-    ledger: Ledger, observer: Observer, config: Config, tmp_path: Path
-) -> None:
-    ledger.propose("a")
-    ledger.started("a")
-    ledger.reported("a", {"failure": "non-finite gradient", "done": True})
-    ledger.ended("a", "non-finite gradient", None)
+def test_a_diverged_trial_fails_with_its_reason(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    one.train("a", 0.1)
+    one.ledger.reported("a", {"failure": "non-finite gradient", "hardware": CPU, "done": True})
+    one.ledger.ended("a")
 
-    (record,) = records_of(config, tmp_path)
-    assert (record.state, record.reason, record.value) == ("FAIL", "non-finite gradient", None)
-    assert observer.recorders[0].status == "FAILED"
+    (record,) = one.records
+    assert (record.state, record.reason, record.curve) == ("FAIL", "non-finite gradient", ((1, 0.1),))
+    assert one.observer.recorders[0].status == "FAILED"
 
 
-def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(
-    config: Config, observer: Observer, tmp_path: Path
-) -> None:
+def test_a_lost_process_costs_no_epoch_and_is_replaced_a_few_times(sweep: Open) -> None:
+    one = sweep()
+    first = one.start("a")
+    one.train("a", 0.1, 0.2)
+    for attempt in range(RESTARTS):
+        one.ledger.lost("a" if attempt == 0 else str(attempt - 1), "its node is gone")
+        assert one.start(str(attempt)) == first
+        one.train(str(attempt), 0.9, 0.9, 0.3)
+    assert [r.metrics["mIoU"] for r in one.observer.recorders[0].reports] == [0.1, 0.2, 0.3]
+    assert one.records[0].seconds == 6.0
+
+    one.ledger.lost(str(RESTARTS - 1), "its node is gone")
+    assert one.records[0].state == "FAIL"
+    assert one.records[0].reason == "the trial's process failed 3 times: its node is gone"
+    assert one.observer.recorders[0].status == "FAILED"
+
+
+def test_after_a_kill_open_trials_go_on_under_their_numbers(sweep: Open) -> None:
+    killed = sweep()
+    jobs = [killed.start(key) for key in ("a", "b")]
+    killed.train("a", 0.5, 0.6)
+    # "b" was killed before its first report.
+
+    resumed = sweep()
+    assert [resumed.start(key) for key in ("c", "d")] == jobs
+    assert resumed.train("c", 0.5, 0.6, 0.7) is False
+    resumed.ledger.ended("c")
+
+    assert len(resumed.records) == 2
+    assert (resumed.records[0].state, resumed.records[0].curve) == (
+        "COMPLETE",
+        ((1, 0.5), (2, 0.6), (3, 0.7)),
+    )
+    replayed = [r.epoch for r in resumed.observer.recorders[0].reports]
+    assert replayed == [1, 2, 3], "the record gets all epochs, and drops what it has"
+    followed = [event.epoch for event in resumed.observer.events if event.number == 0]
+    assert followed == [2, 3, 3], "a person is not told again"
+
+
+def test_a_stop_that_a_kill_kept_from_the_study_is_decided_again(sweep: Open) -> None:
+    killed = sweep()
+    killed.start("a")
+    killed.train("a", 0.5)
+    killed.start("b")
+    assert killed.train("b", 0.1)
+    # Killed before Tune ended "b".
+
+    resumed = sweep()
+    resumed.start("c")
+    resumed.start("d")
+    assert resumed.train("d", 0.1)
+    resumed.ledger.ended("d")
+    assert (resumed.records[1].state, resumed.records[1].epochs) == ("PRUNED", 1)
+
+
+def test_the_proposals_after_a_kill_are_those_without(sweep: Open, config: Config, tmp_path: Path) -> None:
+    def run(one: Sweep, keys: str) -> None:
+        for key in keys:
+            one.start(key)
+            one.train(key, 0.1, 0.2, 0.3)
+            one.ledger.ended(key)
+
+    whole = Sweep(config, tmp_path / "other", lambda config: Network(100), 2)
+    run(whole, "abc")
+    first = sweep()
+    run(first, "ab")
+    second = sweep()
+    run(second, "c")
+
+    assert [r.values for r in second.records] == [r.values for r in whole.records]
+    assert second.ledger.is_done()
+
+
+def test_no_more_trials_are_started_than_asked_for_or_than_there_is_room_for(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    one.start("b")
+    assert one.ledger.next_job("c") is None, "room for two"
+    one.train("a", 0.1, 0.2, 0.3)
+    one.ledger.ended("a")
+    one.start("c")
+    one.train("b", 0.2, 0.3, 0.3)
+    one.ledger.ended("b")
+    assert one.ledger.next_job("d") is None, "three were asked for"
+    assert not one.ledger.is_done(), "one still runs"
+    one.ledger.ended("c")
+    assert one.ledger.is_done()
+
+
+def test_a_spent_budget_prunes_what_runs_and_says_so(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    one.train("a", 0.4)
+    one.budget.allows, one.budget.is_spent = False, True
+    assert one.ledger.next_job("b") is None
+    assert one.ledger.is_over()
+    one.ledger.end_all("the budget was spent")
+
+    (record,) = one.records
+    assert (record.state, record.reason, record.value) == ("PRUNED", "the budget was spent", 0.4)
+    assert one.observer.recorders[0].status == "KILLED"
+    assert one.ledger.is_done()
+
+
+def test_an_interrupted_sweep_leaves_its_trials_to_the_resume(sweep: Open) -> None:
+    one = sweep()
+    one.start("a")
+    one.ledger.leave_all()
+
+    assert one.records[0].state == "RUNNING"
+    assert one.observer.recorders[0].status == "KILLED"
+
+
+def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> None:
+    def network(config: Config) -> Network:
+        return Network(800 // config.model.num_codewords)
+
+    # The first proposal is the recipe's own, with 4 codewords.
+    one = sweep({"search.limits.parameters": 150, "search.budget.trials": 12}, network)
+    job = one.start("a")
+
+    *refused, taken = one.records
+    assert job.config.model.num_codewords == taken.values["model.num_codewords"] == 8
+    assert refused
+    for record in refused:
+        assert (record.values["model.num_codewords"], record.state, record.refused) == (4, "PRUNED", True)
+        assert record.reason == "200 parameters, but search.limits.parameters is 150"
+    assert taken.state == "RUNNING"
+    assert list(one.observer.recorders) == [taken.number], "what is not trained is not recorded"
+
+
+def test_a_search_whose_every_proposal_is_refused_ends(sweep: Open) -> None:
+    one = sweep({"search.limits.parameters": 50})
+
+    assert one.ledger.next_job("a") is None
+    assert one.ledger.is_done()
+    assert [record.refused for record in one.records] == [True] * 3
+
+
+def test_a_slow_network_is_refused_before_its_first_epoch(sweep: Open) -> None:
+    one = sweep({"search.limits.latency_ms": 10.0})
+    assert one.start("a").measures_latency
+    assert one.ledger.reported("a", {"latency_ms": 12.0, "hardware": CPU})
+    one.ledger.ended("a")
+
+    (record,) = one.records
+    assert (record.state, record.refused, record.curve) == ("PRUNED", True, ())
+    assert record.reason == "12.0 ms an image, but search.limits.latency_ms is 10.0"
+
+
+def test_a_flagged_trial_is_run_again_once(sweep: Open) -> None:
+    one = sweep({"search.flagged": "rerun"}, room=1)
+    for key, hardware in (("a", CPU), ("b", "1 x gpu"), ("c", CPU)):
+        one.start(key)
+        one.train(key, 0.1, 0.2, 0.3, hardware=hardware)
+        one.ledger.ended(key)
+
+    assert not one.ledger.is_done()
+    again = one.start("d")
+    one.train("d", 0.1, 0.2, 0.3, hardware="1 x gpu")
+    one.ledger.ended("d")
+
+    assert one.ledger.is_done(), "a repeated trial is not repeated"
+    assert (one.records[3].rerun_of, one.records[3].values) == (1, one.records[1].values)
+    assert again.config.optim.lr == one.records[1].values["optim.lr"]
+
+
+def test_the_second_objective_is_told_with_the_first(sweep: Open) -> None:
+    one = sweep({"search.minimize": "parameters", "search.scheduler": "none"})
+    one.start("a")
+    assert not one.train("a", 0.1, 0.3, 0.2), "early stopping does not apply"
+    one.ledger.ended("a")
+
+    (record,) = one.records
+    assert (record.value, record.minimized) == (0.3, 100)
+
+
+def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(sweep: Open) -> None:
     def no_disk(*arguments: object) -> None:
         raise UserError("no space left")
 
-    observer.trial_ended = no_disk  # type: ignore[method-assign]
-    assert config.search
-    ledger = Ledger(config, Study(tmp_path, "toy", config.search), observer)
-    ledger.propose("a")
-    ledger.started("a")
-    ledger.reported("a", result(1, 0.1))
+    one = sweep()
+    one.observer.trial_ended = no_disk  # type: ignore[method-assign]
+    one.start("a")
+    one.train("a", 0.1)
 
     with pytest.raises(UserError):
-        ledger.ended("a", None, tmp_path)
+        one.ledger.ended("a")
 
-    assert observer.recorders[0].status == "KILLED"
-
-
-def test_the_last_event_tells_the_best_value(ledger: Ledger, observer: Observer, tmp_path: Path) -> None:
-    ledger.propose("a")
-    ledger.started("a")
-    for epoch, value in ((1, 0.2), (2, 0.6), (3, 0.5)):
-        ledger.reported("a", result(epoch, value))
-    ledger.ended("a", None, tmp_path)
-
-    assert [event.value for event in observer.events] == [None, 0.2, 0.6, 0.5, 0.6]
-
-
-def test_an_interrupted_sweep_leaves_no_trial_running(
-    ledger: Ledger, observer: Observer, config: Config, tmp_path: Path
-) -> None:
-    for trial_id in ("a", "b"):
-        ledger.propose(trial_id)
-    ledger.started("a")
-    ledger.reported("a", result(1, 0.1))
-    ledger.end_all("interrupted")
-
-    assert [r.state for r in records_of(config, tmp_path)] == ["FAIL", "FAIL"]
-    assert observer.recorders[0].status == "KILLED"
-
-
-def test_known_points_are_tried_first_and_once(config: Config, tmp_path: Path) -> None:
-    point = {"optim.lr": 0.02, "model.num_codewords": 8}
-    search = with_values(config, {"search.enqueue": [point]}).search
-    assert search
-    first = Study(tmp_path, "toy", search)
-    again = Study(tmp_path, "toy", search)
-
-    assert first.ask() == (0, point)
-    assert again.ask()[1] != point
+    assert one.observer.recorders[0].status == "KILLED"

@@ -1,5 +1,6 @@
 """Which confirmed configuration wins, and what cannot be told apart from it."""
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -103,6 +104,17 @@ def test_baselines_are_compared_and_change_nothing_about_the_winner() -> None:
     (fcn,) = beside.baselines
     assert fcn.lead
     assert fcn.lead.mean == pytest.approx(0.405)
+
+
+def test_the_winner_of_equals_is_too_high_by_its_optimism() -> None:
+    rng = np.random.default_rng(0)
+    means, optimism = [], []
+    for _ in range(300):
+        found = rank([config(trial, *rng.normal(0, 1, 4)) for trial in range(3)])
+        means.append(found.winner.mean.mean)
+        optimism.append(found.optimism)
+
+    assert np.mean(optimism) == pytest.approx(np.mean(means), abs=0.06)
 
 
 def test_equal_values_are_not_told_apart() -> None:

@@ -1,10 +1,12 @@
 """Means over seeds and how sure they are."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from encsearch.search.statistics import Spread, blocked, difference, estimate, lower_bound, pooled
+from encsearch.search.statistics import Spread, blocked, difference, estimate, largest_of, lower_bound, pooled
 
 # Values by seed. Seed 2 is lucky for all; b is 0.01 better than a with every seed, but for 0.001.
 A = {1: 0.50, 2: 0.60, 3: 0.52}
@@ -79,6 +81,10 @@ def test_where_pairing_leaves_no_freedom_the_means_are_compared() -> None:
     found = difference({1: 0.6, 2: 0.7}, {1: 0.1}, [{1: 0.6, 2: 0.7}, {1: 0.1}])
     half = stats.t.ppf(0.975, 1) * pooled([[0.6, 0.7]]).deviation * 1.5**0.5
     assert found.interval == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_the_largest_of_some_normal_values() -> None:
+    assert [largest_of(n) for n in (1, 2, 3)] == pytest.approx([0, math.pi**-0.5, 1.5 * math.pi**-0.5])
 
 
 def test_of_many_intervals_all_hold_together() -> None:

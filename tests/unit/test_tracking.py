@@ -8,10 +8,11 @@ import pytest
 
 from encsearch.errors import PreflightError
 from encsearch.records import Report
+from encsearch.redaction import without_secrets
 from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import children_link, compare_link, ui_base, ui_command
-from encsearch.tracking.uris import existing_store, resolve_uri, without_secrets
+from encsearch.tracking.uris import existing_store, resolve_uri
 
 
 def test_the_store_is_the_given_one_else_the_environments_else_a_file_here(

@@ -28,6 +28,7 @@ def test_the_winner_has_its_mean_and_interval() -> None:
     assert "best lower 95 % bound of 2 finalists" in text
     assert "It is 0.1000 above trial 1 (95 % interval 0.1000 to 0.1000)." in text
     assert "cannot be told apart" not in text
+    assert "As the best of 2 means its own may be too high, by at most 0.0065 on average." in text
 
 
 def test_what_is_as_good_is_named() -> None:

@@ -12,6 +12,8 @@ from encsearch.search.report.style import Chart, Omitted, Palette, legend_below
 from encsearch.search.report.summary import FinalistRow, SweepSummary
 
 Role = str
+"""What a configuration is to the winner."""
+
 WINNER, AS_GOOD, WORSE, BASELINE = "winner", "not told apart from it", "told apart from it", "baseline"
 
 
@@ -36,8 +38,8 @@ def finalist_chart(summary: SweepSummary) -> Chart | Omitted:
         else "With one seed each there is no interval."
     )
     caption = (
-        f"Every dot is one seed, the bar their mean. {intervals} Whether two can be told apart is decided by their "
-        "difference, paired by seed, and not by whether these intervals overlap."
+        f"Every dot is one seed, the bar their mean. {intervals} Whether two can be told apart is decided by "
+        "their difference, paired by seed, and not by whether these intervals overlap."
     )
     height = 1.5 + 0.5 * len(standings)
     return Chart("finalists.png", title, caption, height, partial(_draw, standings, summary.metric))

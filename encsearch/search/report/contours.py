@@ -53,8 +53,8 @@ def contour_chart(summary: SweepSummary) -> Chart | Omitted:
     surfaces = [surface(summary, pair, epoch) for pair in pairs]
     told = f"{summary.metric} of all trials at epoch {epoch}, the last that most of them reached."
     how = (
-        "Between the trials (dots) colours are linear over triangles of neighbours; outside of them nothing is drawn, "
-        "and what the other paths did is mixed in."
+        "Between the trials (dots) colours are interpolated, linear over triangles of neighbours; outside of "
+        "them nothing is drawn. What the other paths did is mixed in."
         if any(each.interpolated for each in surfaces)
         else f"There are too few for an interpolation, which takes {MIN_CONTOUR_POINTS} different places and "
         f"{MIN_CONTOUR_LEVELS} values of each path."

@@ -11,7 +11,7 @@ from encsearch.config import Dimension
 from encsearch.search.report.text import format_param, short_names
 
 MAX_LOG_TICKS = 6
-EVEN_STEPS = (1, 2, 5)
+LOG_STEPS = ((1, 2, 5), (1, 3), (1,))
 
 KNOWN_PATHS = ("model.num_codewords", "loss.se_weight", "optim.lr")
 """Those that pairs are made of first: K, the SE-weight and the learning rate."""
@@ -19,7 +19,7 @@ KNOWN_PATHS = ("model.num_codewords", "loss.se_weight", "optim.lr")
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps the values of one path to [0, 1]: `low` and `high` are ends of a range, `choices` are evenly apart."""
+    """Maps the values of one path to [0, 1]: a range from `low` to `high`, or evenly spaced `choices`."""
 
     path: str
     label: str
@@ -51,9 +51,9 @@ class Axis:
         return tuple(tick for tick in ticks if self.low - slack <= tick <= self.high + slack)
 
     def _log_ticks(self) -> tuple[float, ...]:
-        """1, 2 and 5 times the powers of ten, or as many of these as there is room for."""
+        """1, 2 and 5 times the powers of ten, or as many of them as there is room for."""
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for steps in (EVEN_STEPS, EVEN_STEPS[:1]):
+        for steps in LOG_STEPS:
             marks = tuple(step * 10.0**decade for decade in decades for step in steps)
             inside = tuple(mark for mark in marks if self.low * (1 - 1e-9) <= mark <= self.high * (1 + 1e-9))
             if 2 <= len(inside) <= MAX_LOG_TICKS:

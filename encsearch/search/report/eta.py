@@ -29,8 +29,8 @@ def told(tested: Backtest) -> str:
         for share, error in tested.errors
     ]
     return (
-        f"The median was off by {listed(errors)} of the way (positive: the sweep ended sooner). The true end was "
-        f"within {tested.held:.0%} of the intervals, of which each was to hold it with 80 %."
+        f"The median was off by {listed(errors)} of the way (positive: the sweep ended sooner). The true end "
+        f"was within {tested.held:.0%} of the intervals, each of which was to hold it with 80 %."
     )
 
 

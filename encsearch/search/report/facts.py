@@ -10,15 +10,19 @@ from typing import Literal
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.trials import TrialRecord
 
-Kind = Literal["winner", "complete", "pruned", "fail", "running", "flagged"]
+Kind = Literal["winner", "complete", "pruned", "fail", "running", "flagged", "refused"]
 KIND_LABELS: dict[Kind, str] = {
     "winner": "winner",
     "complete": "ran to the end",
     "pruned": "stopped early",
     "running": "not ended",
     "flagged": "excluded: not comparable",
+    "refused": "refused by a limit",
     "fail": "failed",
 }
+
+COMMON_SHARE = 2 / 3
+"""Above what halving leaves over, with some to spare: asynchronously it keeps a few more than one in two."""
 
 STRAGGLER_RATIO = 2.0
 """A trial is a straggler whose seconds an epoch are over so many times the median."""
@@ -30,7 +34,7 @@ def valued(trials: Sequence[TrialRecord]) -> list[tuple[float, TrialRecord]]:
 
 
 def comparable(summary: SweepSummary) -> list[tuple[float, TrialRecord]]:
-    """Those of them that may win: not failed, not refused, not flagged unless the recipe keeps flagged ones."""
+    """Those that may win: not failed, not refused, and flagged ones only if the recipe keeps them."""
     flagged = set() if summary.search.flagged == "keep" else set(summary.flags)
     return [
         (value, trial)
@@ -49,6 +53,8 @@ def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
     """How the trial is marked in figures."""
     if trial.number == summary.winner:
         return "winner"
+    if trial.refused:
+        return "refused"
     if trial.number in summary.flags:
         return "flagged"
     kinds: dict[str, Kind] = {
@@ -79,13 +85,16 @@ def finalists_cost(summary: SweepSummary) -> float:
 
 
 def common_epoch(trials: Sequence[TrialRecord]) -> int | None:
-    """The last epoch that more than half of the trials reached, of those that reported at all.
+    """The last epoch that over COMMON_SHARE of the trials reached, of those that reported at all.
 
-    Early stopping ends trials at rungs, so this is the highest rung that most trials reached.
+    Early stopping ends trials at rungs, so this is the highest rung that most trials reached. Later ones hold
+    only trials that were good, and what made the others bad cannot be seen there.
     """
     curves = [dict(trial.curve) for trial in trials if trial.curve]
     epochs = {epoch for curve in curves for epoch in curve}
-    shared = [epoch for epoch in epochs if 2 * sum(epoch in curve for curve in curves) > len(curves)]
+    shared = [
+        epoch for epoch in epochs if sum(epoch in curve for curve in curves) > COMMON_SHARE * len(curves)
+    ]
     return max(shared, default=None)
 
 

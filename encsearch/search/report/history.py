@@ -1,5 +1,6 @@
 """The search against what it cost, and the trials' learning curves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -8,6 +9,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from encsearch.search.report.facts import (
     Kind,
@@ -22,13 +24,13 @@ from encsearch.search.report.summary import SweepSummary
 from encsearch.search.report.text import counted
 from encsearch.search.trials import TrialRecord
 
-MAX_COUNTS = 8
+MAX_COUNTS = 10
 """Labels of the upper axis, which counts trials."""
 
 
 @dataclass(frozen=True)
 class History:
-    """`points` are (device seconds, value, kind) at the end of each trial, `best` the steps of the best so far.
+    """`points` are (device seconds, value, kind) at the end of each trial, `best` the best so far.
 
     `ends` are (device seconds, trials until then). `maximum` is the search's own, which is biased upwards;
     `confirmed` the mean of the winner's trainings from scratch.
@@ -50,7 +52,7 @@ def history_chart(summary: SweepSummary) -> Chart | Omitted:
     caption = (
         f"Each mark is a trial, at the {unit} that all trials until its end had taken, in the order of their "
         "numbers. A trial that was stopped early shows its best until then. The ringed one is the search's "
-        f"maximum: the largest of {counted(len(comparable(summary)), 'noisy value')} and so too high on average."
+        f"maximum: the largest of {counted(len(comparable(summary)), 'noisy value')}, so too high on average."
     )
     return Chart("history.png", title, caption, 4.4, partial(_draw_history, data, summary.metric, unit))
 
@@ -137,10 +139,18 @@ def _ring(axes: Axes, point: tuple[float, float], palette: Palette) -> Line2D:
     )
 
 
+def spaced(ends: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Those of the ends that have room for a label: a MAX_COUNTS-th of the whole after the one before."""
+    shown: list[tuple[float, int]] = []
+    for end, count in ends:
+        if end - (shown[-1][0] if shown else 0.0) >= ends[-1][0] / MAX_COUNTS:
+            shown.append((end, count))
+    return shown
+
+
 def _count_trials(axes: Axes, ends: tuple[tuple[float, int], ...]) -> None:
     """The number of trials along the top, which tells less than the cost below."""
-    step = -(-len(ends) // MAX_COUNTS)
-    shown = ends[step - 1 :: step]
+    shown = spaced(ends)
     top = axes.secondary_xaxis("top")
     top.set_xticks([end for end, _ in shown], [str(count) for _, count in shown])
     top.set_xlabel("trials ended", fontsize=9)
@@ -168,5 +178,5 @@ def _draw_curves(
             plot_kind(axes, kind, [trial.curve[-1]], palette, scale=0.85)
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, kind_handles((kind for _, kind in curves), palette))

@@ -26,8 +26,8 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
     if len(trials) < trials_needed(len(rated)):
         return Omitted(
             title,
-            f"too few trials to tell: {counted(len(rated), 'path')} need {trials_needed(len(rated))} trials at one "
-            f"epoch, and {len(trials)} can be used",
+            f"too few trials to tell: {counted(len(rated), 'path')} need {trials_needed(len(rated))} trials "
+            f"at one epoch, and {len(trials)} can be used",
         )
     found = importances(space, trials, summary.search.seed)
     caption = (
@@ -39,9 +39,10 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
 
 def basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
-        f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. Bars are "
-        "what the evaluator says, lines the 90 % interval over resampled trials, the mark is the most that "
-        f"shuffled values reached in {RESAMPLES} tries. The two ask different questions and need not agree."
+        f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. "
+        "Bars are what the evaluator says, lines the 90 % interval over resampled trials, the mark is the "
+        f"most that shuffled values reached in {RESAMPLES} tries. The two ask different questions and need "
+        "not agree."
     )
 
 

@@ -29,8 +29,9 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
     if not points:
         return Omitted(title, "no trial has both figures")
     caption = (
-        "No trial is better than one on the line in one figure and as good in the other; which of them to take is for "
-        "people to choose. Early stopping does not apply to two objectives: every trial ran to its end."
+        "No trial is better than one on the line in one figure and as good in the other; which of them to "
+        "take is for people to choose. Early stopping compares one figure and does not "
+        "apply to two objectives."
     )
     return Chart(
         "pareto.png",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +14,9 @@ from encsearch.search.report.summary import SweepSummary
 from encsearch.search.stopping import bracket_of, rungs_of
 from encsearch.search.trials import TrialRecord
 
-JITTER = 0.012
-"""Of the width between two rungs, a trial: marks of equal values lie side by side."""
+SPREAD, MAX_STEP = 0.4, 0.02
+"""Of the distance between two rungs: what the marks at a rung take at most, all together and each. So those of
+equal values lie side by side."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial reached a rung")
     kept = search.asha.reduction_factor
     caption = (
-        f"At a rung a trial goes on if it is among the best 1/{kept} of those of its bracket that had come there by "
-        "then, so an early one may go on with a value that is stopped later."
+        f"At a rung a trial goes on if it is among the best 1/{kept} of those of its bracket that had come "
+        "there by then, so an early one may go on with a value that is stopped later."
     )
     return Chart("rungs.png", title, caption, 4.4, partial(_draw_rungs, found, summary.metric))
 
 
 def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
-    """Those that a trial arrived in; failed trials that stopped between rungs count where they came."""
+    """Those that a trial arrived in; a trial that failed later, or that the budget ended, has gone on."""
     search, epochs = summary.search, summary.epochs
     by_bracket: dict[int, list[TrialRecord]] = {}
     for _, trial in valued(summary.trials):
@@ -69,13 +71,18 @@ def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
     for index, trials in sorted(by_bracket.items()):
         rungs = (*rungs_of(search, epochs, trials[0].number), epochs)
         arrivals = [
-            Arrival(trial.number, epoch, value, went_on=trial.state != "PRUNED" or trial.epochs > epoch)
+            Arrival(trial.number, epoch, value, went_on=not _is_stopped(trial) or trial.epochs > epoch)
             for trial in trials
             for epoch, value in trial.curve
             if epoch in rungs
         ]
         found.append(Bracket(index, rungs, tuple(arrivals)))
     return tuple(bracket for bracket in found if bracket.arrivals)
+
+
+def _is_stopped(trial: TrialRecord) -> bool:
+    """By the scheduler, and not by a budget or a limit, which give a reason."""
+    return trial.state == "PRUNED" and trial.reason is None
 
 
 def _draw_rungs(found: tuple[Bracket, ...], metric: str, figure: Figure, palette: Palette) -> None:
@@ -91,29 +98,26 @@ def _draw_rungs(found: tuple[Bracket, ...], metric: str, figure: Figure, palette
 
 def _draw_bracket(plot: Axes, bracket: Bracket, palette: Palette) -> None:
     numbers = sorted({arrival.number for arrival in bracket.arrivals})
+    step = min(MAX_STEP, SPREAD / len(numbers))
     for place, number in enumerate(numbers):
         own = [a for a in bracket.arrivals if a.number == number]
-        shift = (place - (len(numbers) - 1) / 2) * JITTER
+        shift = (place - (len(numbers) - 1) / 2) * step
         xs, ys = [bracket.rungs.index(a.epoch) + shift for a in own], [a.value for a in own]
         plot.plot(xs, ys, color=palette.muted, linewidth=1, alpha=0.5, zorder=2)
         for x, arrival in zip(xs, own, strict=True):
             plot.plot(x, arrival.value, zorder=4, **_mark(arrival.went_on, palette))
-    last = bracket.rungs[-1]
-    labels = [
-        f"epoch {epoch}\n"
-        + (f"{bracket.count(epoch)} at the end" if epoch == last else _fates(bracket, epoch))
-        for epoch in bracket.rungs
-    ]
+    labels = [f"epoch {epoch}\n{_fates(bracket, epoch)}" for epoch in bracket.rungs]
     plot.set_xticks(range(len(labels)), labels)
     plot.set_xlim(-0.45, len(labels) - 0.55)
     plot.grid(False, axis="x")
 
 
 def _fates(bracket: Bracket, epoch: int) -> str:
-    return f"{bracket.count(epoch)} came, {bracket.count(epoch, went_on=True)} went on"
+    came = f"{bracket.count(epoch)} came"
+    return came if epoch == bracket.rungs[-1] else f"{came}\n{bracket.count(epoch, went_on=True)} went on"
 
 
-def _mark(went_on: bool, palette: Palette) -> dict[str, object]:
+def _mark(went_on: bool, palette: Palette) -> dict[str, Any]:
     colour = palette.marks["complete" if went_on else "pruned"]
     return {
         "linestyle": "none",

@@ -30,6 +30,7 @@ MARKS: dict[Kind, str] = {
     "pruned": "v",
     "running": "s",
     "flagged": "D",
+    "refused": "P",
     "fail": "X",
 }
 SIZES: dict[Kind, float] = {
@@ -38,6 +39,7 @@ SIZES: dict[Kind, float] = {
     "pruned": 8,
     "running": 7,
     "flagged": 7,
+    "refused": 8,
     "fail": 8.5,
 }
 
@@ -73,6 +75,7 @@ LIGHT = Palette(
         "pruned": "#e69f00",
         "running": "#8a8f9c",
         "flagged": "#8a8f9c",
+        "refused": "#8a8f9c",
         "fail": "#d55e00",
     },
     _part_of_viridis(0.0, 0.93),
@@ -89,9 +92,10 @@ DARK = Palette(
         "pruned": "#f0b83c",
         "running": "#8a93a5",
         "flagged": "#8a93a5",
+        "refused": "#8a93a5",
         "fail": "#ff8a50",
     },
-    _part_of_viridis(0.25, 1.0),
+    _part_of_viridis(0.35, 1.0),
 )
 
 

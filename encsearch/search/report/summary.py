@@ -40,8 +40,9 @@ class SweepSummary:
 
     `picture`, and `context`, the folder of the winner's context diagnostics, are relative to the report's
     folder, so that all can move together. `flags` is trial -> why it is not comparable with the others.
-    `ended_by` says which limit ended the search, None that all trials were run; `next_values` are those of the
-    trials that it would have tried next. `warm_started` says what the sampler knew at the start.
+    `ended_by` says which limit ended the search, None that all trials were run; `next_values` are of the
+    trials that it would have tried next. `warm_started` names the sweep whose trials the sampler began
+    with.
     """
 
     name: str

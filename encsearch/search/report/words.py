@@ -54,7 +54,9 @@ def searched(summary: SweepSummary) -> tuple[str, ...]:
     if search.minimize:
         sentences.append("Early stopping compares one figure and does not apply to two objectives.")
     if summary.warm_started:
-        sentences.append(f"It did not start from nothing: {summary.warm_started}.")
+        sentences.append(
+            f"The sampler did not start from nothing: it knew the trials of {summary.warm_started}."
+        )
     return (*sentences, fates(summary))
 
 
@@ -91,11 +93,13 @@ def fates(summary: SweepSummary) -> str:
 def cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
     used, planned = sum(trial.epochs for trial in summary.trials), summary.epochs * len(summary.trials)
-    sentences = [f"{format_cost(search + finalists, unit)}: {format_cost(search, unit)} for the search"]
-    if summary.finalists:
-        trainings = counted(len(summary.finalists), "training")
-        sentences[0] += f", {format_cost(finalists, unit)} for {trainings} from scratch after it"
-    sentences[0] += "."
+    trainings = counted(len(summary.finalists), "training")
+    sentences = [
+        f"{format_cost(search + finalists, unit)}: {format_cost(search, unit)} for the search, "
+        f"{format_cost(finalists, unit)} for {trainings} from scratch after it."
+        if summary.finalists
+        else f"{format_cost(search, unit)}, all of it for the search."
+    ]
     if summary.wall_seconds is not None:
         sentences.append(f"From start to end it took {format_duration(summary.wall_seconds)}.")
     sentences.append(f"The trials ran {used} of the {planned} epochs that they would take to their ends.")
@@ -109,10 +113,12 @@ def left_out(summary: SweepSummary) -> tuple[str, ...]:
     reruns = [f"{t.number} (of {t.rerun_of})" for t in summary.trials if t.rerun_of is not None]
     sentences = []
     if summary.flags:
-        flagged = f"{_trials(sorted(summary.flags))} ran otherwise than the others"
-        is_kept = summary.search.flagged == "keep"
-        fate = "kept all the same, as the recipe asks" if is_kept else "left out of the choice"
-        sentences.append(f"{flagged}, {fate} (search.flagged={summary.search.flagged}).")
+        verb = "is" if len(summary.flags) == 1 else "are"
+        fate = "kept all the same" if summary.search.flagged == "keep" else "left out of the choice"
+        sentences.append(
+            f"{_trials(sorted(summary.flags))} ran otherwise than the others and {verb} {fate} "
+            f"(search.flagged={summary.search.flagged})."
+        )
     if reruns:
         sentences.append(f"Run again for that: {listed(reruns)}.")
     if refused:
@@ -142,8 +148,8 @@ def straggler_words(slow: Sequence[Straggler]) -> str:
         return "No trial took over twice the median time an epoch."
     told = [f"trial {s.number} ({s.seconds_an_epoch:.3g} s, {s.ratio:.1f} times)" for s in slow]
     return (
-        f"Over twice the median time an epoch: {listed(told)}. A larger network, a slower machine, or a device "
-        "shared with others may be why."
+        f"Over twice the median time an epoch: {listed(told)}. A larger network, a slower machine, or a "
+        "device shared with others may be why."
     )
 
 

@@ -1,0 +1,48 @@
+"""A job's folder: the newest checkpoint whole or not at all, and every epoch's report once."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.records import Report
+from encsearch.spool import append, distinct_reports
+from encsearch.train.checkpoint import drop_checkpoints, newest, read_newest, write_newest
+
+
+def test_the_newest_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
+    assert read_newest(tmp_path) == {}
+    for epoch in (9, 10):
+        write_newest(tmp_path, epoch, {"model": b"%d" % epoch, "optimizer": b"o"})
+
+    assert read_newest(tmp_path) == {"model": b"10", "optimizer": b"o"}
+    assert len(list(tmp_path.iterdir())) == 1
+    write_newest(tmp_path, 10, {"model": b"again"})
+    assert read_newest(tmp_path) == {"model": b"again"}
+
+
+def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_newest(tmp_path, 1, {"model": b"whole"})
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_newest(tmp_path, 2, {"model": b"half"})
+
+    assert read_newest(tmp_path) == {"model": b"whole"}
+    write_newest(tmp_path, 2, {"model": b"second"})
+    assert read_newest(tmp_path) == {"model": b"second"}
+    drop_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert newest(tmp_path) is None
+
+
+def test_of_an_epoch_that_was_trained_again_the_first_report_stands(tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    for epoch, value in ((1, 0.1), (2, 0.2), (2, 0.9), (3, 0.3)):
+        append(path, Report(epoch=epoch, step=epoch, seconds=1.0, metrics={"mIoU": value}))
+
+    assert [(r.epoch, r.metrics["mIoU"]) for r in distinct_reports(path)] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert distinct_reports(tmp_path / "none.jsonl") == []

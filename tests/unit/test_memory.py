@@ -1,0 +1,90 @@
+"""The estimate of a training step's memory, against what the allocator of this machine hands out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from encsearch.config import Config, SearchConfig, with_values
+from encsearch.data.loading import Batch
+from encsearch.experiment import build
+from encsearch.memory import sweep_bytes, training_gib
+from encsearch.train.loop import train_step
+
+NUM_CLASSES = 3
+MIB = 2**20
+
+
+def test_the_estimate_is_what_the_allocator_hands_out(toy_config: Config, tmp_path: Path) -> None:
+    config = with_values(toy_config, {"augment.crop": 64, "model.num_codewords": 64})
+
+    estimate = training_gib(config, NUM_CLASSES) * 2**30
+
+    assert estimate == pytest.approx(_measured_peak(config, tmp_path / "trace.json"), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changed", "grows"),
+    [
+        ({"model.num_codewords": 256}, True),
+        ({"augment.crop": 96}, True),
+        ({"scaling.num_workers": 4}, False),
+    ],
+)
+def test_it_follows_what_sizes_a_step(toy_config: Config, changed: dict[str, object], grows: bool) -> None:
+    base = with_values(toy_config, {"augment.crop": 64, "train.global_batch_size": 8})
+
+    before, after = training_gib(base, NUM_CLASSES), training_gib(with_values(base, changed), NUM_CLASSES)
+
+    assert (after > 1.02 * before) == grows
+    assert (after < 0.98 * before) != grows
+
+
+def test_without_a_crop_the_largest_image_counts(toy_config: Config) -> None:
+    whole = with_values(toy_config, {"augment.crop": None})
+    image = with_values(toy_config, {"augment.crop": 32})  # the size of all of the store's
+
+    assert training_gib(whole, NUM_CLASSES) == training_gib(image, NUM_CLASSES)
+
+
+def test_nothing_is_allocated_or_left_behind(toy_config: Config) -> None:
+    state = torch.get_rng_state()
+
+    first, second = training_gib(toy_config, NUM_CLASSES), training_gib(toy_config, NUM_CLASSES)
+
+    assert first == second
+    assert torch.equal(state, torch.get_rng_state())
+    assert type(torch.zeros(1) + 1) is torch.Tensor  # no mode is left on
+
+
+def test_a_sweep_needs_disk_for_running_trials_finalists_and_artifacts() -> None:
+    search = SearchConfig(
+        space={"optim.lr": {"uniform": [0.1, 0.2]}},
+        budget={"trials": 10},
+        confirm={"finalists": 2, "seeds": [1, 2, 3], "baselines": ["none"]},
+    )
+
+    needed = sweep_bytes(search, num_parameters=1000, trials_at_once=4)
+
+    checkpoints, bundle = 8 * 1000, 4 * 1000
+    assert needed == 4 * 3 * checkpoints + 9 * (bundle + 2 * checkpoints) + 19 * MIB
+    assert sweep_bytes(search, 1000, trials_at_once=50) == needed + 6 * 3 * checkpoints
+
+
+def _measured_peak(config: Config, trace: Path) -> int:
+    """Bytes of all tensors at the worst moment of two steps, by torch's profiler."""
+    assert config.augment.crop
+    size = (config.train.global_batch_size, config.augment.crop, config.augment.crop)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        experiment = build(config)
+        for _ in range(2):
+            batch = Batch(torch.zeros(size[0], 3, *size[1:]), torch.zeros(size, dtype=torch.int64), ())
+            train_step(experiment.state, batch, config.loss, experiment.plan)
+            del batch
+    profiled.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    memory = [event["args"] for event in events if event.get("name") == "[memory]"]
+    before = memory[0]["Total Allocated"] - memory[0]["Bytes"]
+    return max(event["Total Allocated"] for event in memory) - before

@@ -1,0 +1,43 @@
+"""The points that a search begins with."""
+
+from typing import Any
+
+import pytest
+
+from encsearch.config import Config, with_values
+from encsearch.search.points import known_points
+
+K, WEIGHT, RATE = "model.num_codewords", "loss.se_weight", "optim.lr"
+
+
+def points(config: Config, space: dict[str, Any], enqueue: list[dict[str, Any]] | None = None) -> list[Any]:
+    search = {"space": space, "enqueue": enqueue or []}
+    return list(known_points(with_values(config, {RATE: 0.02, "search": search})))
+
+
+def test_the_papers_values_come_first_and_the_recipes_own_beside_them(toy_config: Config) -> None:
+    space = {
+        K: {"choice": [8, 16, 32]},
+        WEIGHT: {"uniform": [0.0, 1.0]},
+        RATE: {"loguniform": [1e-3, 1e-1]},
+    }
+    other = {K: 8, WEIGHT: 0.5, RATE: 0.1}
+
+    assert points(toy_config, space, [other]) == [{K: 32, WEIGHT: 0.2, RATE: 0.02}, other]
+
+
+@pytest.mark.parametrize(("choices", "first"), [([1, 4, 64], 4), ([1, 64], None)])
+def test_where_the_space_lacks_the_papers_value_the_recipes_stands_or_none(
+    toy_config: Config, choices: list[int], first: int | None
+) -> None:
+    (point,) = points(toy_config, {K: {"choice": choices}, WEIGHT: {"uniform": [0.0, 1.0]}})
+
+    assert point.get(K) == first
+    assert point[WEIGHT] == 0.2
+
+
+def test_no_point_is_tried_twice(toy_config: Config) -> None:
+    paper = {K: 32, WEIGHT: 0.2}
+    found = points(toy_config, {K: {"choice": [32]}, WEIGHT: {"uniform": [0, 1]}}, [paper, paper])
+
+    assert found == [paper]

@@ -1,0 +1,68 @@
+"""Which trials are stopped: decisions on curves alone."""
+
+import pytest
+
+from encsearch.config import SearchConfig
+from encsearch.search.stopping import all_rungs, bracket_of, rungs_of, should_stop
+
+SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}}
+
+
+def search(**values: object) -> SearchConfig:
+    return SearchConfig.model_validate({"space": SPACE, **values})
+
+
+def test_rungs_are_powers_below_the_full_length() -> None:
+    assert all_rungs(search(), 27) == (1, 3, 9)
+    assert all_rungs(search(asha={"grace_epochs": 2, "reduction_factor": 2}), 10) == (2, 4, 8)
+    assert all_rungs(search(asha={"grace_epochs": 5}), 3) == ()
+
+
+def test_asha_keeps_the_best_third_of_those_at_a_rung() -> None:
+    curves = {number: {1: value} for number, value in enumerate((0.5, 0.1, 0.9, 0.4, 0.8, 0.3))}
+
+    stopped = [number for number in curves if should_stop(search(), 27, number, curves)]
+
+    assert stopped == [0, 1, 3, 5], "two of six go on"
+
+
+def test_the_first_at_a_rung_goes_on_and_a_tie_does_too() -> None:
+    assert not should_stop(search(), 27, 0, {0: {1: 0.2}})
+    assert not should_stop(search(), 27, 1, {0: {1: 0.2}, 1: {1: 0.2}})
+    assert should_stop(search(), 27, 1, {0: {1: 0.2}, 1: {1: 0.1}})
+
+
+def test_nothing_is_stopped_between_rungs_or_after_the_last_epoch() -> None:
+    ahead = {1: 0.9, 2: 0.9, 3: 0.9}
+    assert not should_stop(search(), 27, 1, {0: ahead, 1: {1: 0.9, 2: 0.0}})
+    assert not should_stop(search(), 3, 1, {0: ahead, 1: {1: 0.9, 2: 0.9, 3: 0.0}})
+    assert not should_stop(search(scheduler="none"), 27, 1, {0: {1: 0.9}, 1: {1: 0.0}})
+
+
+def test_hyperband_deals_its_brackets_out_by_their_shares() -> None:
+    hyperband = search(scheduler="hyperband")
+    brackets = [bracket_of(hyperband, 27, number) for number in range(26)]
+
+    assert brackets[:13] == [0] * 7 + [1] * 3 + [2] * 2 + [3]
+    assert brackets[13:] == brackets[:13]
+    assert [rungs_of(hyperband, 27, number) for number in (0, 7, 10, 12)] == [(1, 3, 9), (3, 9), (9,), ()]
+
+
+def test_hyperband_compares_within_a_bracket() -> None:
+    """A late bracket is spared the first rung, and an early one is not measured by it."""
+    hyperband = search(scheduler="hyperband")
+    late = {1: 0.1, 2: 0.1, 3: 0.1}
+
+    assert not should_stop(hyperband, 27, 7, {0: {1: 0.9}, 7: {1: 0.0}})
+    assert not should_stop(hyperband, 27, 7, {0: {1: 0.9, 2: 0.9, 3: 0.9}, 7: late})
+    assert should_stop(hyperband, 27, 8, {7: {**late, 3: 0.2}, 8: late})
+
+
+@pytest.mark.parametrize(("value", "stops"), [(0.19, True), (0.21, False)])
+def test_the_median_rule_compares_the_best_so_far_with_the_others_means(value: float, stops: bool) -> None:
+    median = search(scheduler="median", median={"grace_epochs": 2, "min_trials": 3})
+    others = {n: {1: 0.1 * n, 2: 0.1 * n, 3: 1.0} for n in (1, 2, 3)}
+
+    assert should_stop(median, 27, 0, {**others, 0: {1: value, 2: 0.0}}) is stops
+    assert not should_stop(median, 27, 0, {**others, 0: {1: value}}), "the grace epochs"
+    assert not should_stop(median, 27, 0, {0: {1: value, 2: 0.0}, 1: others[1], 2: others[2]}), "too few"
