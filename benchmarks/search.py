@@ -68,7 +68,9 @@ def main() -> None:
     print(table(spent))
     print(json.dumps(facts, indent=1))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**facts, "epochs": spent}, indent=1) + "\n")
+    arguments.out.write_text(
+        json.dumps({**facts, "table": table(spent).splitlines(), "epochs": spent}) + "\n"
+    )
     draw(spent, arguments.picture)
 
 

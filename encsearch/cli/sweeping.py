@@ -44,9 +44,10 @@ def sweep(
 
     config = load_config(recipe, overrides)
     if dry_run:
-        from encsearch.cli.checking import show_check
+        from encsearch.cli.checking import show
+        from encsearch.workflow.sweep import dry_run as rehearse
 
-        show_check(config, out, measure=True, trials_at_once=None, as_json=as_json)
+        show(config, rehearse(config, out), as_json)
         return
     from encsearch.workflow.sweep import sweep as run
 

@@ -37,11 +37,13 @@ def check(
 
     Of a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
     """
-    from encsearch.cli.checking import show_check
+    from encsearch.cli.checking import show
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
-    show_check(config, out, measure=measure, trials_at_once=trials_at_once, as_json=as_json)
+    from encsearch.workflow.check import check as run
+
+    show(config, run(config, out, measure=measure, trials_at_once=trials_at_once), as_json)
 
 
 @click.command()

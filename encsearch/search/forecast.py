@@ -31,6 +31,8 @@ REPETITIONS = 200
 # Which trials are stopped costs far more to play than how long they take, and varies less.
 REHEARSED_TRIALS = 800
 MIN_REHEARSALS, MAX_REHEARSALS = 2, 40
+# Of more trials so many are played, each for several.
+MAX_PLAYED = 1000
 
 Floats = NDArray[np.float64]
 
@@ -100,20 +102,23 @@ def forecast(
     """
     rng = np.random.default_rng((seed, len(records)))
     spent = spent_by(records, elapsed_s)
-    num_new = num_to_start(search, spent)
+    limit = _search_limit(search, scaling, epochs, pace, spent)
+    devices = devices_of(scaling)
+    to_start = min(num_to_start(search, spent), _startable(limit, devices, pace, at_once))
+    num_new = int(min(to_start, MAX_PLAYED))
     rehearsals = [
         rehearse(search, epochs, records, num_new=num_new, at_once=at_once, seed=int(rng.integers(2**31)))
         for _ in range(min(max(REHEARSED_TRIALS // (num_new + 1), MIN_REHEARSALS), MAX_REHEARSALS))
     ]
-    played = _play_time(rng, rehearsals, pace, at_once)
-    ends = _end_of_search(played, _search_limit(search, scaling, epochs, pace, spent), devices_of(scaling))
+    played = _play_time(rng, rehearsals, pace, at_once, weight=to_start / max(1, num_new))
+    ends = _end_of_search(played, limit, devices)
     each = confirm_cost(search.confirm, scaling, epochs, 1)
     fixed = confirm_cost(search.confirm, scaling, epochs, 0)
     count = max(0, num_trainings(needs_of(search, scaling, epochs, pace).plan) - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
     confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))
-    device_s = played.busy(ends) * devices_of(scaling) + confirm_s * each.device_s / each.wall_s
+    device_s = played.busy(ends) * devices + confirm_s * each.device_s / each.wall_s
     return Forecast(
         wall_s=_interval(ends + confirm_s),
         device_s=_interval(device_s),
@@ -156,7 +161,7 @@ class _Played:
     """Of each repetition (rows) and trial (columns): when it starts and ends, s from now, and its epochs.
 
     `startup` is what passes before a trial's first epoch, `factor` (rows) the error that all times have in
-    common. The first `num_running` trials run already.
+    common. The first `num_running` trials run already. A column stands for as many trials as `weights` says.
     """
 
     starts: Floats
@@ -165,6 +170,7 @@ class _Played:
     startup: Floats
     factor: Floats
     num_running: int
+    weights: Floats
 
     def busy(self, until: Floats) -> Floats:
         """Seconds of all trials together, to the time `until` of each repetition."""
@@ -173,21 +179,22 @@ class _Played:
 
     def num_started(self, until: Floats) -> Floats:
         """Trials that start before and do not run yet."""
-        count: Floats = (self.starts[:, self.num_running :] < until[:, None]).sum(axis=1, dtype=np.float64)
+        is_started = self.starts[:, self.num_running :] < until[:, None]
+        count: Floats = (is_started * self.weights[self.num_running :]).sum(axis=1)
         return count
 
     def num_epochs(self, until: Floats) -> Floats:
         """Epochs that end before."""
         training = np.maximum(self.ends - self.starts - self.startup, 1e-9)
         share = np.clip((until[:, None] - self.starts - self.startup) / training, 0, 1)
-        total: Floats = np.floor(share * self.epochs + 1e-9).sum(axis=1)
+        total: Floats = (np.floor(share * self.epochs + 1e-9) * self.weights).sum(axis=1)
         return total
 
 
 def _play_time(
-    rng: np.random.Generator, rehearsals: Sequence[Rehearsal], pace: Pace, at_once: int
+    rng: np.random.Generator, rehearsals: Sequence[Rehearsal], pace: Pace, at_once: int, weight: float
 ) -> _Played:
-    """Each repetition takes one of the rehearsals and gives its trials times."""
+    """Each repetition takes one of the rehearsals and gives its trials times; a new one stands for `weight`."""
     num_running = len(rehearsals[0].running)
     epochs = np.array([r.running + r.started for r in rehearsals], dtype=np.float64)
     epochs = epochs[rng.integers(len(rehearsals), size=REPETITIONS)]
@@ -195,10 +202,11 @@ def _play_time(
     factor = np.exp(rng.normal(0, pace.doubt, size=REPETITIONS))
     # The epoch that a running trial is in is half over.
     training = np.maximum(epochs - 0.5 * is_running, 0) * _draw(rng, pace, epochs.shape)
-    startup = np.where(is_running, 0, pace.startup_s) * factor[:, None]
-    seconds = startup + training * factor[:, None]
+    weights = np.where(is_running, 1, weight)
+    startup = weights * np.where(is_running, 0, pace.startup_s) * factor[:, None]
+    seconds = startup + weights * training * factor[:, None]
     starts = np.array([_starts(row, at_once) for row in seconds.tolist()]).reshape(epochs.shape)
-    return _Played(starts, starts + seconds, epochs, startup, factor, num_running)
+    return _Played(starts, starts + seconds, epochs, startup, factor, num_running, weights)
 
 
 def _starts(seconds: list[float], at_once: int) -> list[float]:
@@ -216,6 +224,12 @@ def _draw(rng: np.random.Generator, pace: Pace, shape: tuple[int, int]) -> Float
     places = np.linspace(0, 1, len(pace.epoch_s))
     drawn: Floats = np.interp(rng.random(shape), places, pace.epoch_s)
     return drawn
+
+
+def _startable(limit: Cost, devices: float, pace: Pace, at_once: int) -> float:
+    """More trials than ever start within the limit: of one epoch, at twice the speed of the fastest."""
+    seconds = min(at_once * limit.wall_s, limit.device_s / devices)
+    return float(np.ceil(2 * seconds / (pace.startup_s + pace.quantile(0))))
 
 
 def _end_of_search(played: _Played, limit: Cost, devices: float) -> Floats:

@@ -8,10 +8,11 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.records import Report, Status
 from encsearch.redaction import without_secrets
 from encsearch.spool import append
-from encsearch.tracking.uris import resolve_uri, sqlite_path
+from encsearch.tracking.uris import SQLITE, resolve_uri, sqlite_path
 
 UNSENT_FILE = "unsent.jsonl"
 MAX_PARAM_LENGTH = 6000
@@ -56,6 +57,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
     uri = resolve_uri(uri)
     name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
     with answering(uri):
+        _set_up(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
     if found.lifecycle_stage != "active":
@@ -294,6 +296,22 @@ def one_line(error: Exception) -> str:
     text = without_secrets(" ".join(str(error).split()))
     cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
     return cause.group().strip(" :") if cause else text[:200]
+
+
+def _set_up(uri: str) -> None:
+    """Make a new SQLite store beside its place, so that it is whole or absent.
+
+    MLflow 3.17 never opens a database again whose set-up a kill has cut off.
+    """
+    database = sqlite_path(uri)
+    if database is None or database.exists():
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
+        whole = Path(scratch, database.name)
+        MlflowClient(tracking_uri=f"{SQLITE}{whole}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was first
+            os.link(whole, database)
 
 
 def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:

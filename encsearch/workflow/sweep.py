@@ -1,5 +1,6 @@
 """`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import TrialRecord
 from encsearch.tracking.mlflow import Tracking, connect
+from encsearch.workflow.check import Checked, check
 from encsearch.workflow.folder import RunSummary, write_summary
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.sweep_folder import (
@@ -60,16 +62,28 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     """
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
-    found = preflight(config, out)
+    fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
     if warm_start:
-        previous_trials(warm_start, config, found.fingerprint)
+        previous_trials(warm_start, config, fingerprint)
     with ray_session(needs=_largest(config)):
         check_nodes(config.data.store, out)
         tracking = connect()
-        folder = begin(config, out, found.fingerprint, warm_start)
+        folder = begin(config, out, fingerprint, warm_start)
         with locked(folder):
             _, place = reopen(folder)
             return _run(config, place, folder, tracking, progress)
+
+
+def dry_run(config: Config, out: Path) -> Checked:
+    """All that `sweep` checks, and a forecast by steps timed here; nothing is started, nothing written.
+
+    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        return check(config, out, measure=True, trials_at_once=None)
+    with ray_session(needs=_largest(config)):
+        check_nodes(config.data.store, out)
+        return check(config, out, measure=True, trials_at_once=trials_at_once(config))
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:

@@ -2,63 +2,36 @@
 
 import json
 import secrets
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.e2e.head import Head, running_head
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = "jobs"
-STOP_TIMEOUT_S = 3
 NEVER_ENDING = "train.epochs=100000"
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A head node; `temp` is the folder that Ray writes to."""
-
-    address: str
-    token: str
-    temp: Path
+@pytest.fixture(scope="module")
+def cluster(shell: Shell) -> Iterator[Head]:
+    with running_head(shell.folder, num_cpus=2) as head:
+        yield head
 
 
 @pytest.fixture(scope="module")
-def cluster(shell: Shell) -> Iterator[Cluster]:
-    """A head node with token authentication and ports of its own; only its own processes are ended."""
-    token = secrets.token_hex(32)
-    port, dashboard, client_server, agent = _free_ports(4)
-    authenticated = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    # Not pytest's folder: Ray puts Unix sockets below it, whose paths may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
-        command = f"ray start --head --block --num-cpus=2 --temp-dir={temp} --node-ip-address=127.0.0.1"
-        command += f" --port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
-        command += f" --ray-client-server-port={client_server} --dashboard-agent-listen-port={agent}"
-        head = Shell(shell.folder, authenticated).start(*command.split())
-        try:
-            read_until(head, "stdout", lambda line: "Ray runtime started" in line)
-            yield Cluster(f"http://127.0.0.1:{dashboard}", token, Path(temp))
-        finally:
-            _end(head)
-
-
-@pytest.fixture(scope="module")
-def submitter(shell: Shell, cluster: Cluster) -> Shell:
+def submitter(shell: Shell, cluster: Head) -> Shell:
     """At the root of the checkout, with the cluster's address and token, and a store that jobs record in."""
     return Shell(
         ROOT,
         {
-            "RAY_ADDRESS": cluster.address,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": cluster.token,
+            **cluster.variables,
+            "RAY_ADDRESS": cluster.dashboard,
             "MLFLOW_TRACKING_URI": f"sqlite:///{shell.folder / 'mlflow.db'}",
             "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
         },
@@ -73,7 +46,7 @@ def recipe(shell: Shell) -> list[str]:
 
 
 def test_a_submitted_training_is_followed_recorded_and_listed(
-    submitter: Shell, recipe: list[str], cluster: Cluster
+    submitter: Shell, recipe: list[str], cluster: Head
 ) -> None:
     done = submitter.encsearch("submit", "--id", "training", "train", *recipe, "--in-process")
 
@@ -158,21 +131,3 @@ def _runs(submitter: Shell, kind: str) -> list[Run]:
     client = MlflowClient(tracking_uri=submitter.variables["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return list(client.search_runs([experiment.experiment_id], f"tags.`encsearch.kind` = '{kind}'"))
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def _end(head: subprocess.Popen[str]) -> None:
-    """Ask the head node to end, then kill what is left of its processes."""
-    started = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    head.terminate()
-    _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
-    for process in left:
-        process.kill()
-    head.communicate()

@@ -18,6 +18,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from encsearch.config import Config, ScalingConfig, with_values
+from encsearch.data.scenes import generate_scenes
 from encsearch.errors import PreflightError
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session
@@ -45,12 +46,14 @@ def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
     assert (hit.state, spared.state) == ("COMPLETE", "COMPLETE")
     assert hit.curve == spared.curve
     assert [epoch for epoch, _ in hit.curve] == found.recorded == list(range(1, EPOCHS + 1))
-    assert hit.hardware == spared.hardware and len(hit.hardware) == 1
+    assert hit.hardware == spared.hardware
+    assert len(hit.hardware) == 1
     (line,) = found.lines
     assert line.startswith("trial 0 lost its process and starts again")
     # It went on from its checkpoint: of what was trained at most the epoch of the loss is trained again.
     trained = [report["epoch"] for report in read_lines(tmp_path / "trials" / "0000" / "reports.jsonl")]
-    assert trained[:LOST_AFTER] == [1, 2] and len(trained) <= EPOCHS + 1
+    assert trained[:LOST_AFTER] == [1, 2]
+    assert len(trained) <= EPOCHS + 1
 
 
 def test_a_node_without_the_files_is_refused(toy_config: Config, tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ class _LosesANode(Observer):
 
 
 def _lose_a_node(config: Config, folder: Path) -> _Found:
-    """The head has no CPU, so trials run on nodes of one CPU, as many as they need; another replaces the lost."""
+    """The head has no CPU, so trials run on nodes of one CPU, as many as they need."""
     cluster = _start_head()
     nodes = [cluster.add_node(num_cpus=1) for _ in range(config.scaling.num_workers)]
 
@@ -120,7 +123,7 @@ def _ask_node(driver: Path, node: Path) -> list[str]:
         with ray_session(needs=ScalingConfig()):
             answers.append(_answer(store, Path("/proc/self/cwd/runs")))
             answers.append(_answer(store, shared))
-            generate_scenes(node / "toy", num_train=1, num_val=1, num_test=1, size=32)
+            generate_scenes(node / "toy", num_train=1, num_val=1, num_test=1)
             answers.append(_answer(store, shared))
             shutil.rmtree(node / "toy")
             shutil.copytree(driver / "toy", node / "toy")

@@ -81,7 +81,7 @@ def test_the_first_trials_are_those_that_the_study_proposes(toy_config: Config, 
 
 
 def test_a_sweep_that_does_not_fit_on_the_disk_is_refused(toy_config: Config, tmp_path: Path) -> None:
-    config = searching(toy_config, budget={"trials": 10**9})
+    config = searching(toy_config, budget={"trials": 10**8})
 
     with pytest.raises(PreflightError, match=r"are free, but the sweep needs up to .*--out"):
         check(config, tmp_path, measure=False, trials_at_once=1)

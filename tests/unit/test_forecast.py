@@ -116,6 +116,16 @@ def test_a_wall_budget_cuts_the_search_but_not_its_finalists() -> None:
     assert found.epochs.high < 4 * found.trials.high
 
 
+@pytest.mark.parametrize("budget", [{"trials": 5000}, {"trials": 10**9, "wall": 20_000 * 45 + CONFIRM_S}])
+def test_a_number_of_trials_that_nobody_could_play_is_forecast_too(budget: dict[str, Any]) -> None:
+    found = whole(search_of(budget=budget), at_once=20)
+
+    num_trials = 5000 if "wall" not in budget else 20 * 20_000
+    assert found.trials.median == pytest.approx(num_trials, rel=0.01)
+    assert found.epochs.median == pytest.approx(4 * num_trials, rel=0.01)
+    assert found.wall_s.median == pytest.approx(num_trials / 20 * 45 + CONFIRM_S, rel=0.01)
+
+
 def test_gpu_hours_cut_the_search_too() -> None:
     search = search_of(budget={"trials": 100, "gpu_hours": 1})
     scaling = ScalingConfig(num_workers=2, gpus_per_worker=1)

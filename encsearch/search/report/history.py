@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from encsearch.search.report.facts import (
     spent_until,
     valued,
 )
-from encsearch.search.report.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_kind
+from encsearch.search.report.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.report.text import counted
 from encsearch.search.trials import TrialRecord
@@ -75,6 +76,16 @@ def history(summary: SweepSummary) -> History:
     )
 
 
+def spaced(ends: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Those of the ends that have room for a label: a MAX_COUNTS-th of the whole after the one before."""
+    room = ends[-1][0] / MAX_COUNTS
+    shown: list[tuple[float, int]] = []
+    for end, count in ends:
+        if room and end - (shown[-1][0] if shown else 0.0) >= room:
+            shown.append((end, count))
+    return shown
+
+
 def curves_chart(summary: SweepSummary) -> Chart | Omitted:
     """The metric of each trial by epoch."""
     title = "Learning curves"
@@ -103,8 +114,7 @@ def _draw_history(data: History, metric: str, unit: str, figure: Figure, palette
             label="winner, trained again (mean)",
         )
         handles.append(line)
-    for kind in {kind for _, _, kind in data.points}:
-        plot_kind(axes, kind, [(x, y) for x, y, k in data.points if k == kind], palette)
+    plot_trials(axes, data.points, palette)
     if data.maximum:
         handles.append(_ring(axes, data.maximum, palette))
     axes.set_xlabel(f"{unit} spent in trials")
@@ -115,37 +125,16 @@ def _draw_history(data: History, metric: str, unit: str, figure: Figure, palette
 
 
 def _ring(axes: Axes, point: tuple[float, float], palette: Palette) -> Line2D:
-    (ring,) = axes.plot(
-        *point,
-        linestyle="none",
-        marker="o",
-        markersize=19,
-        markerfacecolor="none",
-        markeredgecolor=palette.accent,
-        markeredgewidth=1.8,
-        clip_on=False,
-        zorder=6,
-    )
-    return Line2D(
-        [],
-        [],
-        linestyle="none",
-        marker="o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor=ring.get_markeredgecolor(),
-        markeredgewidth=1.8,
-        label="maximum of the search: biased upwards",
-    )
-
-
-def spaced(ends: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """Those of the ends that have room for a label: a MAX_COUNTS-th of the whole after the one before."""
-    shown: list[tuple[float, int]] = []
-    for end, count in ends:
-        if end - (shown[-1][0] if shown else 0.0) >= ends[-1][0] / MAX_COUNTS:
-            shown.append((end, count))
-    return shown
+    """Draw it, and return its entry of the legend."""
+    style: dict[str, Any] = {
+        "linestyle": "none",
+        "marker": "o",
+        "markerfacecolor": "none",
+        "markeredgecolor": palette.accent,
+        "markeredgewidth": 1.8,
+    }
+    axes.plot(*point, markersize=19, clip_on=False, zorder=6, **style)
+    return Line2D([], [], markersize=11, label="maximum of the search: biased upwards", **style)
 
 
 def _count_trials(axes: Axes, ends: tuple[tuple[float, int], ...]) -> None:
@@ -175,7 +164,7 @@ def _draw_curves(
             zorder=3 if is_winner else 2,
         )
         if kind != "complete":
-            plot_kind(axes, kind, [trial.curve[-1]], palette, scale=0.85)
+            plot_trials(axes, [(*trial.curve[-1], kind)], palette, scale=0.85)
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from encsearch.search.finalists import pareto_front
 from encsearch.search.report.facts import Kind, comparable, kind_of
-from encsearch.search.report.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_kind
+from encsearch.search.report.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.trials import TrialRecord
 
@@ -61,8 +61,7 @@ def _draw_front(
     axes.plot(
         xs, ys, linestyle="none", marker="o", markersize=13, markerfacecolor="none", color=palette.accent
     )
-    for kind in {kind for _, _, kind in points}:
-        plot_kind(axes, kind, [(x, y) for x, y, k in points if k == kind], palette)
+    plot_trials(axes, points, palette)
     axes.set_xlabel(label)
     axes.set_ylabel(metric)
     line = Line2D(

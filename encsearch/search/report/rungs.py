@@ -15,8 +15,7 @@ from encsearch.search.stopping import bracket_of, rungs_of
 from encsearch.search.trials import TrialRecord
 
 SPREAD, MAX_STEP = 0.4, 0.02
-"""Of the distance between two rungs: what the marks at a rung take at most, all together and each. So those of
-equal values lie side by side."""
+"""What all marks at a rung take at most of the way to the next, and each: equal values lie side by side."""
 
 
 @dataclass(frozen=True)

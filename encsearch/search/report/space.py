@@ -17,7 +17,7 @@ from encsearch.search.report.style import (
     Palette,
     kind_handles,
     legend_below,
-    plot_kind,
+    plot_trials,
 )
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.trials import TrialRecord
@@ -47,8 +47,8 @@ def parallel_chart(summary: SweepSummary) -> Chart | Omitted:
         for value, trial in sorted(found, key=lambda pair: pair[0])
     ]
     caption = (
-        f"Each line is a trial, from left to right through its values to its best {summary.metric}, which its "
-        "colour shows too. Trials that did not run to the end are dashed, the winner is thick. A gap is a "
+        f"Each line is a trial, from left to right to its best {summary.metric}, which its colour shows too. "
+        "Trials that did not run to the end are dashed, the winner is thick. A gap is a "
         "path that the trial did not search."
     )
     return Chart(
@@ -151,8 +151,7 @@ def _draw_slices(
     columns = min(len(panels), PANELS_A_ROW)
     grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for number, (plot, (axis, points)) in enumerate(zip(grid, panels, strict=False)):
-        for kind in {kind for _, _, kind in points}:
-            plot_kind(plot, kind, [(x, y) for x, y, k in points if k == kind], palette)
+        plot_trials(plot, points, palette)
         plot.set_xticks(*zip(*axis.ticks(), strict=True))
         plot.set_xlim(-0.03, 1.03)
         plot.set_xlabel(axis.label)

@@ -5,7 +5,7 @@ readers, lightened for dark paper.
 """
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -132,23 +132,25 @@ def png(chart: Chart, palette: Palette) -> bytes:
     return buffer.getvalue()
 
 
-def plot_kind(
-    axes: Axes, kind: Kind, points: Iterable[tuple[float, float]], palette: Palette, scale: float = 1.0
+def plot_trials(
+    axes: Axes, points: Sequence[tuple[float, float, Kind]], palette: Palette, scale: float = 1.0
 ) -> None:
-    """Trials of one kind as marks, the winner over the others."""
-    xs, ys = zip(*points, strict=True)
-    axes.plot(
-        xs,
-        ys,
-        linestyle="none",
-        marker=MARKS[kind],
-        markersize=SIZES[kind] * scale,
-        color=palette.marks[kind],
-        markeredgecolor=palette.paper,
-        markeredgewidth=0.8,
-        zorder=5 if kind == "winner" else 4,
-        clip_on=False,
-    )
+    """Trials as marks by their kind, the winner over the others."""
+    present = {kind for _, _, kind in points}
+    for kind in (each for each in reversed(KIND_LABELS) if each in present):
+        xs, ys = zip(*((x, y) for x, y, each in points if each == kind), strict=True)
+        axes.plot(
+            xs,
+            ys,
+            linestyle="none",
+            marker=MARKS[kind],
+            markersize=SIZES[kind] * scale,
+            color=palette.marks[kind],
+            markeredgecolor=palette.paper,
+            markeredgewidth=0.8,
+            zorder=4,
+            clip_on=False,
+        )
 
 
 def kind_handles(kinds: Iterable[Kind], palette: Palette) -> list[Line2D]:

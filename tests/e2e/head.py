@@ -1,0 +1,68 @@
+"""A cluster's head node for one test module, beside whatever else runs on this machine."""
+
+import secrets
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.e2e.shell import Shell, read_until
+
+STOP_TIMEOUT_S = 3
+
+
+@dataclass(frozen=True)
+class Head:
+    """`address` is for drivers, `dashboard` for job submission; `temp` is the folder that Ray writes to."""
+
+    address: str
+    dashboard: str
+    token: str
+    temp: Path
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What a driver needs to attach."""
+        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+
+@contextmanager
+def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
+    """With token authentication and ports of its own; only its own processes are ended."""
+    token = secrets.token_hex(32)
+    port, dashboard, client_server, agent = free_ports(4)
+    # Not pytest's folder: Ray puts Unix sockets below it, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        command = f"ray start --head --block --num-cpus={num_cpus} --temp-dir={temp}"
+        command += f" --node-ip-address=127.0.0.1 --port={port}"
+        command += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
+        command += f" --ray-client-server-port={client_server} --dashboard-agent-listen-port={agent}"
+        process = Shell(folder, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}).start(*command.split())
+        try:
+            read_until(process, "stdout", lambda line: "Ray runtime started" in line)
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, Path(temp))
+        finally:
+            _end(process)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask the head node to end, then kill what is left of its processes."""
+    started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
+    for child in left:
+        child.kill()
+    process.communicate()

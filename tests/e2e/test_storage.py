@@ -1,0 +1,132 @@
+"""Where studies are kept: two sweeps share a database and all else, a killed one goes on in PostgreSQL."""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+
+from tests.e2e.head import free_ports, running_head
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
+
+# Every trial and every finalist needs two of the cluster's three CPUs, so one CPU is always left over.
+PAIRS = ("scaling.num_workers=2", "search.max_concurrent=null", "search.confirm.baselines=[]")
+SINGLES = ("search.max_concurrent=null", "search.confirm.baselines=[]", "search.budget.trials=2")
+# As a password may be, and as it stands in a URL.
+PASSWORD, QUOTED = "p@ss/w:rd", "p%40ss%2Fw%3Ard"
+SERVER_FOLDERS = "/usr/lib/postgresql/*/bin"
+
+
+def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shell: Shell) -> None:
+    """Together they ask for more CPUs than there are, so each has to wait for the other."""
+    shared = {"ENCSEARCH_STORAGE": "sqlite:///shared.db", "MLFLOW_EXPERIMENT_NAME": "shared"}
+    with running_head(shell.folder, num_cpus=3) as head:
+        both = Shell(shell.folder, {**head.variables, **shared})
+        processes = [both.start("encsearch", "sweep", "toy.yaml", *o, "--json") for o in (PAIRS, SINGLES)]
+        outputs = [process.communicate(timeout=COMMAND_TIMEOUT_S) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    sweeps = [json.loads(out) for out, _ in outputs]
+
+    studies = optuna.get_all_study_summaries(f"sqlite:///{shell.folder / 'shared.db'}")
+    assert {study.study_name: study.n_trials for study in studies} == {
+        Path(sweep["folder"]).name: count for sweep, count in zip(sweeps, (3, 2), strict=True)
+    }
+    for sweep, count in zip(sweeps, (3, 2), strict=True):
+        assert [trial["number"] for trial in sweep["trials"]] == list(range(count))
+        (finalist,) = sweep["finalists"]
+        names = {f"trial{number}" for number in range(count)} | {finalist["name"]}
+        assert _children(shell, sweep) == dict.fromkeys(names, "FINISHED") | {
+            f"trial{t['number']}": "KILLED" for t in sweep["trials"] if t["state"] == "PRUNED"
+        }
+        told = json.loads((shell.folder / sweep["folder"] / "run.json").read_text())
+        assert (told["parent_run_id"], told["run_id"]) == (sweep["parent_run_id"], sweep["run_id"])
+
+
+def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(shell: Shell) -> None:
+    """On two CPUs, for trials that take both."""
+    overrides = ("toy.yaml", *PAIRS, "--out", "kept")
+    with running_server() as server:
+        shell = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url, "MLFLOW_EXPERIMENT_NAME": "kept"})
+        process = shell.start("encsearch", "sweep", *overrides)
+        told = read_until(process, "stderr", lambda line: "trial 1 starts" in line)
+        process.kill()
+        process.wait()
+        (folder,) = (shell.folder / "kept").iterdir()
+
+        done = shell.encsearch("resume", str(folder), "--json")
+
+        swept = json.loads(done.stdout)
+        assert [(trial["number"], trial["state"] == "RUNNING") for trial in swept["trials"]] == [
+            (0, False),
+            (1, False),
+            (2, False),
+        ]
+        (study,) = optuna.get_all_study_summaries(server.url)
+        assert (study.study_name, study.n_trials) == (folder.name, 3)
+        assert len(_children(shell, swept)) == 4
+        wrong = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url.replace(QUOTED, "mistaken")})
+        refused = wrong.refusal("resume", str(folder), code=3)
+        assert "password authentication failed" in refused
+        assert "mistaken" not in refused
+    gone = shell.refusal("resume", str(folder), code=3)
+    assert "the study's database postgresql+psycopg://127.0.0.1:" in gone
+
+    assert json.loads((folder / "study.json").read_text())["storage"].endswith("/postgres")
+    texts = [told, done.stdout, done.stderr, refused, gone]
+    texts += [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
+    assert all(secret not in text for text in texts for secret in (PASSWORD, QUOTED))
+
+
+@dataclass(frozen=True)
+class Server:
+    """`url` has the password in it."""
+
+    url: str
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A PostgreSQL on loopback in a folder of its own; the test is skipped where none is installed."""
+    programs = [shutil.which("initdb"), *sorted(map(str, Path("/").glob(f"{SERVER_FOLDERS[1:]}/initdb")))]
+    initdb = next((Path(program) for program in programs if program), None)
+    if initdb is None:
+        pytest.skip("no PostgreSQL server is installed (initdb)")
+    # It refuses to be run by root.
+    user = "nobody" if os.geteuid() == 0 else None
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        secret = Path(folder) / "password"
+        secret.write_text(PASSWORD)
+        if user:
+            for path in (Path(folder), secret):
+                os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+
+        def run(program: str, *arguments: str) -> None:
+            command = [str(initdb.with_name(program)), "--pgdata", f"{folder}/data", *arguments]
+            subprocess.run(command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+        run("initdb", "--auth=scram-sha-256", "--username=tester", f"--pwfile={secret}", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        run("pg_ctl", "start", "--wait", "--options", options, "--log", f"{folder}/log")
+        try:
+            yield Server(f"postgresql+psycopg://tester:{QUOTED}@127.0.0.1:{port}/postgres")
+        finally:
+            run("pg_ctl", "stop", "--wait", "--mode", "immediate")
+
+
+def _children(shell: Shell, sweep: dict[str, Any]) -> dict[str, str]:
+    """The status of each of its runs in MLflow, by name."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{shell.folder / 'mlflow.db'}")
+    condition = f"tags.`mlflow.parentRunId` = '{sweep['parent_run_id']}'"
+    runs = client.search_runs([sweep["experiment_id"]], condition)
+    return {run.info.run_name: run.info.status for run in runs}
