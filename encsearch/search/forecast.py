@@ -179,22 +179,22 @@ class _Played:
 
     def num_started(self, until: Floats) -> Floats:
         """Trials that start before and do not run yet."""
-        is_started = self.starts[:, self.num_running :] < until[:, None]
-        count: Floats = (is_started * self.weights[self.num_running :]).sum(axis=1)
+        share = np.clip((until[:, None] - self.starts) / (self.ends - self.starts), 0, 1)
+        count: Floats = np.ceil(share * self.weights)[:, self.num_running :].sum(axis=1)
         return count
 
     def num_epochs(self, until: Floats) -> Floats:
         """Epochs that end before."""
         training = np.maximum(self.ends - self.starts - self.startup, 1e-9)
         share = np.clip((until[:, None] - self.starts - self.startup) / training, 0, 1)
-        total: Floats = (np.floor(share * self.epochs + 1e-9) * self.weights).sum(axis=1)
+        total: Floats = (np.floor(share * self.epochs * self.weights + 1e-9)).sum(axis=1)
         return total
 
 
 def _play_time(
     rng: np.random.Generator, rehearsals: Sequence[Rehearsal], pace: Pace, at_once: int, weight: float
 ) -> _Played:
-    """Each repetition takes one of the rehearsals and gives its trials times; a new one stands for `weight`."""
+    """Each repetition takes a rehearsal and gives its trials times; a new one stands for `weight`."""
     num_running = len(rehearsals[0].running)
     epochs = np.array([r.running + r.started for r in rehearsals], dtype=np.float64)
     epochs = epochs[rng.integers(len(rehearsals), size=REPETITIONS)]

@@ -79,6 +79,8 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         return Checked(found, None)
     networks = _networks(config, found.num_classes)
     at_once = trials_at_once or config.search.max_concurrent or _held_here(config)
+    disk_bytes = sweep_bytes(config.search, max(n.parameters for n in networks), at_once)
+    free_bytes = _enough_free_bytes(out, disk_bytes)
     device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
     has_device = device == "cpu" or torch.cuda.is_available()
     calibrations = _calibrations(config, networks, found, device) if measure and has_device else ()
@@ -86,8 +88,8 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     searched = CheckedSearch(
         networks=networks,
         first_points=_first_points(config),
-        disk_bytes=sweep_bytes(config.search, max(n.parameters for n in networks), at_once),
-        free_bytes=shutil.disk_usage(existing_folder(out)).free,
+        disk_bytes=disk_bytes,
+        free_bytes=free_bytes,
         trials_at_once=at_once,
         device=device,
         calibrations=calibrations,
@@ -96,7 +98,6 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         wall_s=left.wall_s if calibrations else None,
         device_s=left.device_s if calibrations else None,
     )
-    _check_disk(searched, out)
     return Checked(found, searched)
 
 
@@ -227,12 +228,16 @@ def _held_here(config: Config) -> int:
     return trainings_at_once(config.scaling, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
 
 
-def _check_disk(checked: CheckedSearch, out: Path) -> None:
-    if checked.free_bytes < checked.disk_bytes:
+def _enough_free_bytes(out: Path, needed: int) -> int:
+    """What is free below `out`; raises PreflightError where it is less than needed."""
+    folder = existing_folder(out)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
         raise PreflightError(
-            f"{existing_folder(out)}: {_gib(checked.free_bytes)} are free, but the sweep needs up to "
-            f"{_gib(checked.disk_bytes)}; free some space or choose another folder with --out"
+            f"{folder}: {_gib(free)} are free, but the sweep needs up to {_gib(needed)}; "
+            "free some space or choose another folder with --out"
         )
+    return free
 
 
 def _values_text(values: Mapping[str, Any]) -> str:

@@ -7,11 +7,14 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import PreflightError
+from encsearch.experiment import count_parameters
 from encsearch.search.forecast import Interval
 from encsearch.workflow.calibration import calibrate
 from encsearch.workflow.check import check, lines
 
-SPACE = {"model.num_codewords": {"choice": [64, 4, 16]}, "optim.lr": {"loguniform": [0.01, 0.1]}}
+SPACE = {"model.num_codewords": {"choice": [64, 4]}, "optim.lr": {"loguniform": [0.01, 0.1]}}
+LR = {"optim.lr": {"loguniform": [0.01, 0.1]}}
+NUM_CLASSES = 3
 
 
 def searching(config: Config, **search: Any) -> Config:
@@ -32,56 +35,44 @@ def test_without_a_search_it_is_the_preflight_alone(toy_config: Config, tmp_path
 
 
 def test_every_size_of_the_space_has_its_parameters_and_memory(toy_config: Config, tmp_path: Path) -> None:
-    config = searching(toy_config, limits={"parameters": 45_000})
-
-    found = check(config, tmp_path, measure=False, trials_at_once=None).search
-
-    assert found
-    by_k = {network.values["model.num_codewords"]: network for network in found.networks}
-    assert set(by_k) == {4, 16, 64}
-    assert by_k[4].parameters < by_k[16].parameters < by_k[64].parameters
-    assert 0 < by_k[4].memory_gib < by_k[16].memory_gib < by_k[64].memory_gib
-    assert [k for k, network in by_k.items() if network.refused] == []
-
-
-def test_a_network_beyond_a_limit_is_told(toy_config: Config, tmp_path: Path) -> None:
-    free = check(searching(toy_config), tmp_path, measure=False, trials_at_once=None).search
-    assert free
-    largest = max(network.parameters for network in free.networks)
+    largest = count_parameters(with_values(toy_config, {"model.num_codewords": 64}).model, NUM_CLASSES)
     config = searching(toy_config, limits={"parameters": largest - 1})
 
     checked = check(config, tmp_path, measure=False, trials_at_once=None)
 
-    told = [line for line in lines(config, checked) if "refused" in line]
-    assert len(told) == 1
-    assert "num_codewords=64" in told[0]
-
-
-def test_unmeasured_it_has_trials_and_epochs_and_no_time(toy_config: Config, tmp_path: Path) -> None:
-    config = searching(toy_config, budget={"trials": 3, "wall": "1s"})
-
-    checked = check(config, tmp_path, measure=False, trials_at_once=None)
-
     assert checked.search
-    assert (checked.search.wall_s, checked.search.calibrations) == (None, ())
-    assert (checked.search.trials, checked.search.epochs) == (Interval(3, 3, 3), Interval(6, 6, 6))
+    small, large = checked.search.networks
+    assert (large.values, small.values) == ({"model.num_codewords": 64}, {"model.num_codewords": 4})
+    assert large.parameters == largest > small.parameters
+    assert large.memory_gib > small.memory_gib > 0
+    assert [line.strip().partition(":")[0] for line in lines(config, checked) if "refused" in line] == [
+        "model.num_codewords=64"
+    ]
+
+
+def test_it_tells_the_first_trials_and_without_a_measurement_no_time(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    enqueued = {"model.num_codewords": 64, "optim.lr": 0.05}
+    config = searching(toy_config, enqueue=[enqueued], budget={"trials": 3, "wall": "1s"})
+
+    checked = check(config, tmp_path, measure=False, trials_at_once=7)
+
+    found = checked.search
+    assert found
+    assert found.trials_at_once == 7
+    assert found.first_points[:2] == (
+        {"model.num_codewords": 4, "optim.lr": 0.02},
+        enqueued,
+    )  # the recipe's own
+    assert len(found.first_points) == 3
+    assert (found.wall_s, found.calibrations) == (None, ())
+    assert (found.trials, found.epochs) == (Interval(3, 3, 3), Interval(6, 6, 6))
     assert "3 trials of 6 epochs together; how long that takes was not measured" in lines(config, checked)[-1]
 
 
-def test_the_first_trials_are_those_that_the_study_proposes(toy_config: Config, tmp_path: Path) -> None:
-    enqueued = {"model.num_codewords": 64, "optim.lr": 0.05}
-
-    checked = check(searching(toy_config, enqueue=[enqueued]), tmp_path, measure=False, trials_at_once=7)
-
-    assert checked.search
-    assert checked.search.trials_at_once == 7
-    assert checked.search.first_points[0] == {"model.num_codewords": 4, "optim.lr": 0.02}  # the recipe's own
-    assert checked.search.first_points[1] == enqueued
-    assert len(checked.search.first_points) == 3
-
-
 def test_a_sweep_that_does_not_fit_on_the_disk_is_refused(toy_config: Config, tmp_path: Path) -> None:
-    config = searching(toy_config, budget={"trials": 10**8})
+    config = searching(toy_config, space=LR, budget={"trials": 10**8})
 
     with pytest.raises(PreflightError, match=r"are free, but the sweep needs up to .*--out"):
         check(config, tmp_path, measure=False, trials_at_once=1)
@@ -91,7 +82,7 @@ def test_a_recipe_for_gpus_is_not_timed_without_one(
     toy_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    config = searching(with_values(toy_config, {"scaling.gpus_per_worker": 1}))
+    config = searching(with_values(toy_config, {"scaling.gpus_per_worker": 1}), space=LR)
 
     checked = check(config, tmp_path, measure=True, trials_at_once=2)
 

@@ -55,15 +55,16 @@ def test_the_same_arguments_give_the_same_forecast() -> None:
     assert whole(search, pace, epochs=27) == whole(search, pace, epochs=27)
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
-def test_early_stopping_saves_epochs_and_asha_the_most(scheduler: str) -> None:
+def test_early_stopping_saves_epochs_and_asha_the_most() -> None:
     told = {
         name: whole(search_of(budget={"trials": 40}, scheduler=name), epochs=27).epochs
         for name in ("asha", "hyperband", "median", "none")
     }
 
-    assert told["asha"].high < told["hyperband"].low < told["none"].low
-    assert told[scheduler].high < 0.8 * told["none"].median == 0.8 * 40 * 27
+    assert told["none"].low == 40 * 27
+    assert told["median"].high < 0.8 * told["none"].low
+    assert told["hyperband"].high < 0.8 * told["none"].low
+    assert told["asha"].high < told["hyperband"].low
 
 
 def test_the_interval_holds_the_pace_that_was_doubted() -> None:
