@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from encsearch.cli.console import say, short
+from encsearch.cli.console import say
 from encsearch.config import Config
 from encsearch.records import Report
-from encsearch.search.trials import TrialEvent
+from encsearch.search.trials import TrialEvent, values_text
 from encsearch.workflow.progress import Progress
 
 
@@ -38,7 +38,7 @@ class LineProgress:
         self.say(epoch_line(name, report, config))
 
     def trial(self, event: TrialEvent, config: Config) -> None:
-        values = values_text(event)
+        values = values_text(event.values)
         if event.state == "RUNNING" and event.epoch == 0:
             self.say(f"trial {event.number} starts: {values}")
         elif event.state != "RUNNING":
@@ -82,7 +82,7 @@ class LiveProgress:
         for event, epochs in newest[-self.ROWS :]:
             value = "" if event.value is None else f"{event.value:.4f}"
             epoch = f"{event.epoch}/{epochs}"
-            table.add_row(str(event.number), values_text(event), epoch, value, event.state)
+            table.add_row(str(event.number), values_text(event.values), epoch, value, event.state)
         parts = ([table] if self._events else []) + ([Text(self._status)] if self._status else [])
         self._live.update(Group(*parts), refresh=True)
 
@@ -93,10 +93,6 @@ def epoch_line(name: str, report: Report, config: Config) -> str:
         f"{name} epoch {report.epoch}/{config.train.epochs}: {config.metric} {value:.4f}, "
         f"loss {loss:.4f}, {report.seconds:.1f} s"
     )
-
-
-def values_text(event: TrialEvent) -> str:
-    return ", ".join(f"{path}={short(value)}" for path, value in event.values.items())
 
 
 def _clock(seconds: float) -> str:

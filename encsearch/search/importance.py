@@ -9,7 +9,7 @@ share comes with an interval over resampled trials, and with what it is by chanc
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ Observation = tuple[Mapping[str, Any], float]
 Shares = dict[str, float]
 
 RESAMPLES = 20
-"""Resamples, and shuffles: a 90 % interval leaves out the lowest and the highest of twenty."""
+"""Resamples, and shuffles; of twenty a 90 % interval leaves out the lowest and the highest."""
 
 TREES, TREES_A_RESAMPLE = 64, 16
 MIN_TRIALS, MIN_TRIALS_A_PATH = 10, 4
@@ -43,27 +43,32 @@ MIN_TOP_TRIALS = 5
 
 @dataclass(frozen=True)
 class PathImportance:
-    """A path's share; `low` and `high` over resampled trials, `chance` the most by shuffled values."""
+    """A path's share; `low` and `high` are its 90 % interval over resampled trials."""
 
     path: str
     share: float
     low: float
     high: float
-    chance: float
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the share is beyond all shuffles: a permutation test at the level 1 / (RESAMPLES + 1)."""
-        return self.share > self.chance
 
 
 @dataclass(frozen=True)
 class Importances:
-    """What one evaluator says; the paths by falling share."""
+    """What one evaluator says; the paths by falling share.
+
+    `chance` is the most that any path reached with shuffled values. That one of them is beyond it by chance
+    alone has a probability of 1 / (RESAMPLES + 1), for all paths together: a permutation test of the largest
+    (Westfall and Young, Resampling-Based Multiple Testing, 1993).
+    """
 
     evaluator: str
     meaning: str
     paths: tuple[PathImportance, ...]
+    chance: float
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The paths that are beyond chance."""
+        return tuple(path.path for path in self.paths if path.share > self.chance)
 
 
 def importances(
@@ -75,21 +80,16 @@ def importances(
 
     fANOVA (Hutter et al., ICML 2014): the share of a random forest's variance that a path explains alone;
     what is missing to 1 is joint work of several. PED-ANOVA (Watanabe et al., IJCAI 2023): how far the values
-    of the best trials differ from those of all, the paths summing to 1.
+    of the best trials differ from those of all, relative to the sum over the paths.
     """
     paths = rated_paths(space, trials)
     if not paths or len(trials) < trials_needed(len(paths)):
         return ()
     data = _Data({path: _distribution(space[path]) for path in paths}, _coordinates(space, paths, trials))
     values = np.array([value for _, value in trials])
-    return (
-        _with_uncertainty(
-            "fANOVA", "share of the variance explained by the path alone", data, values, _fanova, seed
-        ),
-        _with_uncertainty(
-            "PED-ANOVA", "share in what sets the best trials apart", data, values, _ped_anova, seed
-        ),
-    )
+    fanova = _rate("fANOVA", "share of the variance explained by the path alone", data, values, _fanova, seed)
+    ped_anova = _rate("PED-ANOVA", "share in what sets the best trials apart", data, values, _ped_anova, seed)
+    return (fanova, _relative(ped_anova))
 
 
 def rated_paths(space: Mapping[str, Dimension], trials: Sequence[Observation]) -> list[str]:
@@ -116,7 +116,7 @@ class _Data:
     points: Sequence[dict[str, Any]]
 
 
-def _with_uncertainty(
+def _rate(
     name: str,
     meaning: str,
     data: _Data,
@@ -139,25 +139,35 @@ def _with_uncertainty(
     rated = []
     for path in sorted(whole, key=lambda path: -whole[path]):
         spread = sorted(draw[path] for draw in resampled)
-        by_chance = max(draw[path] for draw in shuffled)
-        rated.append(PathImportance(path, whole[path], spread[1], spread[-2], by_chance))
-    return Importances(name, meaning, tuple(rated))
+        rated.append(PathImportance(path, whole[path], spread[1], spread[-2]))
+    return Importances(name, meaning, tuple(rated), max(max(draw.values()) for draw in shuffled))
+
+
+def _relative(found: Importances) -> Importances:
+    """All figures as parts of the sum of the shares; those of resamples and shuffles may be above 1."""
+    total = sum(path.share for path in found.paths) or 1.0
+    paths = tuple(
+        replace(path, share=path.share / total, low=path.low / total, high=path.high / total)
+        for path in found.paths
+    )
+    return replace(found, paths=paths, chance=found.chance / total)
 
 
 def _fanova(study: optuna.Study, trees: int, seed: int) -> Shares:
-    return _shares(study, FanovaImportanceEvaluator(n_trees=trees, seed=seed), normalize=False)
+    return _shares(study, FanovaImportanceEvaluator(n_trees=trees, seed=seed))
 
 
 def _ped_anova(study: optuna.Study, trees: int, seed: int) -> Shares:
     """It has neither trees nor randomness."""
     best_part = max(0.1, MIN_TOP_TRIALS / len(study.get_trials(deepcopy=False)))
-    return _shares(study, PedAnovaImportanceEvaluator(target_quantile=best_part), normalize=True)
+    return _shares(study, PedAnovaImportanceEvaluator(target_quantile=best_part))
 
 
-def _shares(study: optuna.Study, evaluator: BaseImportanceEvaluator, normalize: bool) -> Shares:
+def _shares(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> Shares:
+    """Not normalised: shares of noise that sum to 1 look like those of an effect."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        found = get_param_importances(study, evaluator=evaluator, normalize=normalize)
+        found = get_param_importances(study, evaluator=evaluator, normalize=False)
     return {path: float(share) for path, share in found.items()}
 
 

@@ -1,16 +1,18 @@
 """Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
 
+import time
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
+CREATION_ATTEMPTS, CREATION_WAIT_S = 5, 1
 
 
 def open_storage(place: str) -> BaseStorage:
@@ -53,7 +55,7 @@ def repair_journal(path: Path) -> None:
 
 def _open_database(url: str) -> BaseStorage:
     try:
-        return get_storage(url)  # with a cache of ended trials, which a bare RDBStorage lacks
+        return _with_tables(url)
     except ArgumentError:
         raise PreflightError("ENCSEARCH_STORAGE is not a database URL; try sqlite:///study.db") from None
     except ImportError as error:
@@ -66,3 +68,15 @@ def _open_database(url: str) -> BaseStorage:
         raise PreflightError(
             f"the study's database {without_secrets(url)} cannot be used: {reason}"
         ) from None
+
+
+def _with_tables(url: str) -> BaseStorage:
+    """Of two processes that create one database's tables at once, one fails (Optuna 5.0); it tries again."""
+    for _ in range(CREATION_ATTEMPTS):
+        try:
+            return get_storage(url)  # with a cache of ended trials, which a bare RDBStorage lacks
+        except DatabaseError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(CREATION_WAIT_S)
+    return get_storage(url)

@@ -55,6 +55,8 @@ def run_sweep(
         raise
     ledger.end_all("the budget was spent")
     records = study.records()
+    if not any(record.curve for record in records) and limiter.must_end():
+        raise TrainingError("search.budget was spent before a trial had reported; give it more")
     if not pick_finalists(records, 1):
         reasons = sorted({str(record.reason) for record in records})
         raise TrainingError(f"all of {len(records)} trials failed: {'; '.join(reasons)}")

@@ -55,3 +55,11 @@ class TrialEvent:
     epoch: int
     value: float | None
     reason: str | None = None
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """As in model.num_codewords=8, optim.lr=0.05."""
+    return ", ".join(
+        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in values.items()
+    )

@@ -20,6 +20,7 @@ from encsearch.search.pace import Pace, duration_text
 from encsearch.search.points import known_points
 from encsearch.search.storage import MEMORY
 from encsearch.search.study import Study
+from encsearch.search.trials import values_text
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
 
 # Beside those below `model.`, the paths that change what a training step takes.
@@ -122,12 +123,12 @@ def _search_lines(config: Config, checked: CheckedSearch) -> list[str]:
         f"{checked.trials_at_once} at once"
     ]
     told += [
-        f"  {_values_text(network.values) or 'every network'}: {network.parameters:,} parameters, "
+        f"  {values_text(network.values) or 'every network'}: {network.parameters:,} parameters, "
         f"{network.memory_gib:.2f} GiB of memory a worker"
         + (f"; refused: {network.refused}" if network.refused else "")
         for network in checked.networks
     ]
-    told += ["first trials:", *(f"  {_values_text(point)}" for point in checked.first_points)]
+    told += ["first trials:", *(f"  {values_text(point)}" for point in checked.first_points)]
     told.append(f"disk: {_gib(checked.disk_bytes)} needed at most, {_gib(checked.free_bytes)} free")
     return told + _time_lines(checked)
 
@@ -238,13 +239,6 @@ def _enough_free_bytes(out: Path, needed: int) -> int:
             "free some space or choose another folder with --out"
         )
     return free
-
-
-def _values_text(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
-        for path, value in values.items()
-    )
 
 
 def _range(interval: Interval) -> str:

@@ -17,7 +17,7 @@ from encsearch.search.fairness import flags
 from encsearch.search.keeper import Keeper
 from encsearch.search.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import TrialRecord, values_text
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.folder import RunSummary, write_summary
@@ -32,7 +32,7 @@ from encsearch.workflow.sweep_folder import (
     write_whole,
 )
 from encsearch.workflow.sweep_records import SweepRecords, parent_run
-from encsearch.workflow.sweep_story import write_story
+from encsearch.workflow.sweep_story import NEXT_TRIALS, write_story
 from encsearch.workflow.warm_start import learn_from, previous_trials
 
 # What a resume may change: what the sweep costs and where it runs, not what it compares.
@@ -129,6 +129,10 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
         progress.say(_opening(config, study, folder))
         keeper = Keeper(config, study, folder, trials_at_once(config))
         records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+        if keeper.ended_by:
+            progress.say(keeper.ended_by)
+            for values in study.would_ask(NEXT_TRIALS):
+                progress.say(f"would have tried next: {values_text(values)}")
         confirmation = _confirm(config, records, folder, observer, keeper, progress)
         parent.log(confirmation.winner.result.best)
         report = write_story(config, place, study, confirmation, keeper, observer, folder)
@@ -160,8 +164,6 @@ def _confirm(
     progress: Progress,
 ) -> Confirmation:
     assert config.search
-    if keeper.ended_by:
-        progress.say(keeper.ended_by)
     plan, reduced = keeper.confirmation()
     if reduced:
         progress.say(reduced)

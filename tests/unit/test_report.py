@@ -1,10 +1,8 @@
-"""The sweep report says how sure the winner is, shows every trial, and stands alone."""
+"""The report is one page that stands alone, shows every trial, and is written anew from its JSON."""
 
-import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,192 +11,13 @@ from PIL import Image
 from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
 from encsearch.diagnostics.records import to_json as context_to_json
 from encsearch.errors import UserError
-from encsearch.search.charts import Axis
-from encsearch.search.report import (
-    FinalistRow,
-    SweepSummary,
-    best_of_search,
-    class_table,
-    cost,
-    curves_chart,
-    difference_interval,
-    from_json,
-    history_chart,
-    opening,
-    render,
-    slice_chart,
-    to_json,
-    verdict,
-)
-from encsearch.search.trials import TrialRecord
+from encsearch.search.forecast import ForecastPoint
+from encsearch.search.report import SweepSummary, from_json, render, to_json
+from encsearch.search.report.classes import class_table
+from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
 
-TRIALS = (
-    TrialRecord(
-        0,
-        {"model.num_codewords": 8, "optim.lr": 0.001},
-        "COMPLETE",
-        0.40,
-        ((1, 0.2), (2, 0.3), (3, 0.4)),
-        30,
-    ),
-    TrialRecord(1, {"model.num_codewords": 32, "optim.lr": 0.1}, "PRUNED", 0.10, ((1, 0.1),), 10),
-    TrialRecord(2, {"model.num_codewords": 16, "optim.lr": 0.01}, "COMPLETE", 0.50, ((1, 0.3), (3, 0.5)), 30),
-    TrialRecord(
-        3,
-        {"model.num_codewords": 64, "optim.lr": 0.05},
-        "FAIL",
-        0.90,
-        ((1, float("nan")),),
-        5,
-        "<b>NaN</b>",
-    ),
-)
-
-
-def finalist(value: float, seed: int = 1, trial: int | None = 2, label: str = "") -> FinalistRow:
-    return FinalistRow(trial, seed, 2, value, 3, 60, {"Road": value, "Car": value / 2}, label)
-
-
-def summary(**changes: Any) -> SweepSummary:
-    base = SweepSummary(
-        name="camvid",
-        metric="mIoU",
-        space={"model.num_codewords": "choice", "optim.lr": "loguniform"},
-        epochs=3,
-        trials=TRIALS,
-        finalists=(finalist(0.45),),
-        winner=2,
-        config_yaml="name: camvid\n",
-        mlflow="mlflow ui",
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def test_opening_counts_every_fate() -> None:
-    assert opening(summary()) == (
-        "4 trials searched model.num_codewords and optim.lr for the highest mIoU: "
-        "2 ran to the end, 1 stopped early and 1 failed."
-    )
-
-
-def test_expected_value_is_the_finalists_not_the_searchs_maximum() -> None:
-    first, *rest = verdict(summary())
-    assert "0.4500" in first
-    assert "0.5000" not in first
-    assert any("0.5000" in sentence and "too high" in sentence for sentence in rest)
-
-
-def test_one_seed_says_that_the_noise_is_unknown() -> None:
-    assert any("noise between seeds is unknown" in sentence for sentence in verdict(summary()))
-
-
-def test_nothing_confirmed_says_so() -> None:
-    assert "expect less" in verdict(summary(finalists=()))[-1]
-
-
-def test_sweep_without_a_value_has_no_winner() -> None:
-    nothing = summary(trials=(TRIALS[3],), finalists=(), winner=None)
-    assert verdict(nothing) == ("No trial has a value: there is no winner.",)
-
-
-@pytest.mark.parametrize(
-    ("others", "expected"),
-    [((0.44, 0.46, 0.45), "cannot be told apart"), ((0.30, 0.31, 0.29), "leaves out 0")],
-)
-def test_finalists_are_compared_over_seeds(others: tuple[float, ...], expected: str) -> None:
-    won = [finalist(value, seed) for seed, value in enumerate((0.45, 0.46, 0.47))]
-    other = [finalist(value, seed, trial=0) for seed, value in enumerate(others)]
-    (comparison,) = (s for s in verdict(summary(finalists=(*won, *other))) if s.startswith("Trial 0"))
-    assert expected in comparison
-
-
-def test_baseline_of_one_seed_may_be_chance() -> None:
-    rows = (finalist(0.45), finalist(0.40, trial=None, label="FCN"))
-    (comparison,) = (s for s in verdict(summary(finalists=rows)) if "baseline FCN" in s)
-    assert "0.0500 below" in comparison
-    assert "chance" in comparison
-
-
-def test_difference_interval_is_students() -> None:
-    low, high = difference_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    # Standard error sqrt(1/3 + 1/3), quantile 4.303 for two degrees of freedom.
-    assert (low, high) == pytest.approx((-3.5134, 3.5134), abs=1e-3)
-
-
-def test_failed_trial_is_never_the_best() -> None:
-    best = best_of_search(TRIALS)
-    assert best is not None
-    assert best.number == 2
-
-
-def test_json_gives_the_summary_back() -> None:
-    links = (("run", "http://mlflow"),)
-    plain = summary(trials=TRIALS[:3], picture=Path("sheet.png"), context=Path("context"), links=links)
-    assert from_json(to_json(plain)) == plain
-
-
-def test_json_holds_a_diverged_curve() -> None:
-    (failed,) = from_json(to_json(summary(trials=TRIALS[3:]))).trials
-    assert np.isnan(failed.curve[0][1])
-
-
-def test_class_table_means_over_seeds_and_leaves_gaps() -> None:
-    rows = (finalist(0.4, 1), finalist(0.6, 2), FinalistRow(None, 1, 2, 0.3, 3, 9, {"Road": 0.3}, "FCN"))
-    table = class_table(rows)
-    assert table.names == ["trial 2", "FCN"]
-    assert table.rows == [("Road", [pytest.approx(0.5), 0.3]), ("Car", [pytest.approx(0.25), None])]
-
-
-def test_cost_compares_with_no_early_stopping() -> None:
-    assert cost(summary())[0] == (
-        "Epochs of the search",
-        "8 of the 12 that it would take without early stopping",
-    )
-
-
-def test_history_climbs_over_cumulative_epochs() -> None:
-    chart = history_chart(summary())
-    points = [tuple(map(float, point.split(","))) for point in chart.lines[0].points.split()]
-    xs, ys = zip(*points, strict=True)
-    assert list(xs) == sorted(xs)
-    assert list(ys) == sorted(ys, reverse=True), "SVG's y grows downwards"
-    assert len(chart.dots) == len(TRIALS)
-
-
-def test_stopped_curves_are_marked() -> None:
-    kinds = {line.title.split(":")[0]: line.kind for line in curves_chart(summary()).lines}
-    assert kinds == {
-        "trial 0 (complete)": "complete",
-        "trial 1 (pruned)": "pruned",
-        "trial 2 (complete)": "winner",
-    }
-
-
-def test_slice_of_choices_is_ordered_and_even() -> None:
-    ticks = slice_chart(summary(), "model.num_codewords", "choice").x_ticks
-    gaps = np.diff([x for x, _ in ticks])
-    assert [label for _, label in ticks] == ["8", "16", "32", "64"]
-    assert gaps == pytest.approx(gaps[0], abs=0.2)
-
-
-def test_log_axis_spaces_decades_evenly() -> None:
-    axis = Axis.over([1e-3, 1e-1], (0, 100), "log")
-    assert axis.px(1e-2) == pytest.approx(50, abs=0.1)
-    assert "0.01" in [label for _, label in axis.ticks()]
-
-
-@pytest.mark.parametrize("values", [[], [0.01], [0.011, 0.014], [1e-6, 1.0]])
-def test_log_axis_holds_its_values_and_some_ticks(values: list[float]) -> None:
-    axis = Axis.over(values, (0, 100), "log")
-    assert all(0 <= axis.px(value) <= 100 for value in values)
-    assert 2 <= len(axis.ticks()) <= 12
-
-
-@pytest.mark.parametrize("values", [[], [0.5], [0.0, 0.0], [-3.0, 4.0], [0.6101, 0.6102]])
-def test_linear_axis_holds_its_values_and_some_ticks(values: list[float]) -> None:
-    axis = Axis.over(values, (0, 100))
-    assert all(0 <= axis.px(value) <= 100 for value in values)
-    assert 3 <= len(axis.ticks()) <= 12
+FORECASTS = (ForecastPoint(10.0, 300.0, 500.0, 700.0), ForecastPoint(200.0, 350.0, 420.0, 500.0))
+FILES = ("curves", "contours", "finalists", "forecasts", "history", "parallel", "rungs", "slices")
 
 
 class Outside(HTMLParser):
@@ -223,33 +42,88 @@ def page_of(given: SweepSummary, folder: Path) -> tuple[str, Outside]:
     return text, parser
 
 
-def test_page_stands_alone_with_its_picture(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "sheet.png")
-    text, parser = page_of(summary(picture=Path("sheet.png")), tmp_path)
-    assert [source[:22] for source in parser.fetched] == ["data:image/png;base64,"]
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Outside, Path]:
+    folder = tmp_path_factory.mktemp("report")
+    full = summary(
+        forecasts=FORECASTS,
+        flags={0: "changed midway: 1 x A, then 1 x B"},
+        finalists=(*seeds(0.45, 0.46), *seeds(0.4, 0.41, trial=None, label="FCN")),
+    )
+    return *page_of(full, folder), folder
+
+
+def empty(**changes: object) -> SweepSummary:
+    """A sweep without a trial, whose page has no figure to draw."""
+    return summary(**{"trials": (), "finalists": (), "winner": None, **changes})
+
+
+def test_page_stands_alone(page: tuple[str, Outside, Path]) -> None:
+    text, parser, _ = page
+    assert {source[:22] for source in parser.fetched} == {"data:image/png;base64,"}
+    assert "http" not in text
     assert "url(" not in text
-    assert "prefers-color-scheme: dark" in text
     assert parser.tags.isdisjoint({"script", "link", "iframe"})
+
+
+def test_every_figure_is_a_png_beside_the_page_and_in_it_for_light_and_dark(
+    page: tuple[str, Outside, Path],
+) -> None:
+    _, parser, folder = page
+    assert sorted(file.stem for file in folder.glob("*.png")) == sorted(FILES)
+    assert len(set(parser.fetched)) == 2 * len(FILES)
+    with Image.open(folder / "history.png") as picture:
+        assert picture.width > 1000
+
+
+def test_page_says_why_a_figure_is_left_out(page: tuple[str, Outside, Path]) -> None:
+    text, _, _ = page
+    assert "<b>Which path matters</b>: too few trials to tell" in text
+    assert "the sweep has one objective" in text
+
+
+def test_page_gives_the_reasons_of_what_was_left_out(page: tuple[str, Outside, Path]) -> None:
+    text, _, _ = page
+    assert "&lt;b&gt;NaN&lt;/b&gt;" in text
+    assert "changed midway: 1 x A, then 1 x B" in text
+
+
+def test_page_of_the_same_json_is_the_same(page: tuple[str, Outside, Path], tmp_path: Path) -> None:
+    few = summary(trials=TRIALS[:1])
+    first = render(few, tmp_path / "report.html").read_bytes()
+    assert render(from_json(to_json(few)), tmp_path / "report.html").read_bytes() == first
 
 
 def test_page_escapes_what_it_shows(tmp_path: Path) -> None:
     links = (("run", "javascript:alert(1)"), ("site", "https://mlflow/run?a=1&b=2"))
-    text, parser = page_of(summary(name="<script>x</script>", links=links), tmp_path)
+    text, parser = page_of(empty(name="<script>x</script>", links=links), tmp_path)
     assert "script" not in parser.tags
-    assert "b" not in parser.tags
-    assert "&lt;b&gt;NaN&lt;/b&gt;" in text
-    assert re.findall(r'href="([^"]*)"', text) == ["https://mlflow/run?a=1&amp;b=2"]
+    assert re.findall(r'href="([^#"]+)"', text) == ["https://mlflow/run?a=1&amp;b=2"]
 
 
 def test_page_of_a_sweep_that_never_began(tmp_path: Path) -> None:
-    text, _ = page_of(summary(trials=(), finalists=(), winner=None), tmp_path)
-    assert "0 trials" in text
+    text, parser = page_of(empty(), tmp_path)
     assert "there is no winner" in text
+    assert "None was started" in text
+    assert parser.fetched == []
+
+
+def test_page_of_trials_that_cost_nothing_yet_and_have_no_value(tmp_path: Path) -> None:
+    refused = TRIALS[0].__class__(0, values(), "PRUNED", None, (), 0.0, "too large", refused=True)
+    text, parser = page_of(empty(trials=(refused,)), tmp_path)
+    assert "refused by a limit" in text
+    assert parser.fetched == []
+
+
+def test_picture_sheet_is_shown(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "sheet.png")
+    _, parser = page_of(empty(picture=Path("sheet.png")), tmp_path)
+    assert [source[:22] for source in parser.fetched] == ["data:image/png;base64,"]
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: the report's picture cannot be read"):
-        page_of(summary(picture=Path("gone.png")), tmp_path)
+        page_of(empty(picture=Path("gone.png")), tmp_path)
 
 
 def gate_diagnostics(folder: Path) -> Path:
@@ -267,7 +141,7 @@ def gate_diagnostics(folder: Path) -> Path:
 
 def test_page_shows_the_inside_of_the_winner_and_what_it_cannot_prove(tmp_path: Path) -> None:
     gate_diagnostics(tmp_path / "context")
-    text, parser = page_of(summary(context=Path("context")), tmp_path)
+    text, parser = page_of(empty(context=Path("context")), tmp_path)
     assert "Inside the winner" in text
     assert "on 9 validation images" in text
     assert LIMITS in text
@@ -276,9 +150,8 @@ def test_page_shows_the_inside_of_the_winner_and_what_it_cannot_prove(tmp_path: 
     assert "&lt;i&gt;Road" in text
 
 
-def test_page_of_a_winner_without_context_has_no_such_section(tmp_path: Path) -> None:
-    text, _ = page_of(summary(), tmp_path)
-    assert "Inside the winner" not in text
+def test_page_of_a_winner_without_context_has_no_such_section(page: tuple[str, Outside, Path]) -> None:
+    assert "Inside the winner" not in page[0]
 
 
 @pytest.mark.parametrize("damage", [None, "{}", "[", "\xff"])
@@ -289,5 +162,39 @@ def test_damaged_diagnostics_are_named(damage: str | None, tmp_path: Path) -> No
     else:
         (folder / "context.json").write_bytes(damage.encode("latin-1"))
     with pytest.raises(UserError, match=r"context\.json: the winner's diagnostics cannot be read") as caught:
-        page_of(summary(context=Path("context")), tmp_path)
+        page_of(empty(context=Path("context")), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_json_gives_the_summary_back() -> None:
+    whole = summary(
+        picture=Path("sheet.png"),
+        context=Path("context"),
+        links=(("run", "http://mlflow"),),
+        flags={3: "changed midway"},
+        forecasts=FORECASTS,
+        ended_by="the wall budget of 2 h is spent",
+        next_values=(values(64),),
+        warm_started="older",
+        cost_unit="GPU",
+    )
+    assert from_json(to_json(whole)) == whole
+
+
+def test_json_holds_a_diverged_curve() -> None:
+    diverged = TRIALS[0].__class__(0, values(), "FAIL", None, ((1, float("nan")),), 1.0)
+    (trial,) = from_json(to_json(summary(trials=(diverged,)))).trials
+    assert np.isnan(trial.curve[0][1])
+
+
+def test_json_whose_recipe_is_not_that_of_a_sweep_is_refused() -> None:
+    with pytest.raises(ValueError, match="no search block"):
+        from_json(to_json(summary(config_yaml="data: {store: data}")))
+
+
+def test_class_table_means_over_seeds_and_leaves_gaps() -> None:
+    rows = (finalist(0.4, 1), finalist(0.6, 2), finalist(0.3, trial=None, label="FCN"))
+    del rows[2].class_iou["Car"]
+    table = class_table(rows)
+    assert table.names == ["trial 2", "FCN"]
+    assert table.rows == [("Road", [pytest.approx(0.5), 0.3]), ("Car", [pytest.approx(0.25), None])]

@@ -13,6 +13,8 @@ from encsearch.search.report.style import Chart, Omitted, Palette, legend_below
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.report.text import counted, listed, short_names
 
+DASHES = (0, (4, 2))
+
 
 def importance_chart(summary: SweepSummary) -> Chart | Omitted:
     title = "Which path matters"
@@ -40,22 +42,20 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
 def basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
         f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. "
-        "Bars are what the evaluator says, lines the 90 % interval over resampled trials, the mark is the "
-        f"most that shuffled values reached in {RESAMPLES} tries. The two ask different questions and need "
-        "not agree."
+        "Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, the broken "
+        f"line the most that any path reached in {RESAMPLES} shuffles of the values. The two ask different "
+        "questions and need not agree."
     )
 
 
 def finding(found: Sequence[Importances]) -> str:
-    """What both evaluators say beyond chance, which may be nothing."""
-    told = [{path.path for path in each.paths if path.is_told} for each in found]
-    both = sorted(set.intersection(*told))
-    one = sorted(set.union(*told) - set(both))
-    if both:
-        return f"Beyond chance by both: {listed(both)}."
-    if one:
-        return f"Beyond chance by one of the two only: {listed(one)}."
-    return "No path is beyond chance: these trials are too few, or too noisy, to tell."
+    """What is beyond chance, which may be nothing."""
+    both = [path for path in found[0].told if all(path in each.told for each in found)]
+    one = [f"{path} ({each.evaluator})" for each in found for path in each.told if path not in both]
+    if not both and not one:
+        return "No path is beyond chance: these trials are too few, or too noisy, to tell."
+    told = [f"by both: {listed(both)}"] * bool(both) + [f"by one alone: {listed(one)}"] * bool(one)
+    return f"Beyond chance {'; '.join(told)}."
 
 
 def unrated(paths: set[str]) -> str:
@@ -69,14 +69,7 @@ def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure
         _draw_one(plot, each, names, palette)
     interval = Line2D([], [], color=palette.ink, linewidth=1.6, label="90 % interval over resampled trials")
     chance = Line2D(
-        [],
-        [],
-        linestyle="none",
-        marker="|",
-        markersize=13,
-        markeredgewidth=2.4,
-        color=palette.accent,
-        label="chance: the most that shuffled values reach",
+        [], [], color=palette.accent, linewidth=2, linestyle=DASHES, label="chance, shuffled values"
     )
     legend_below(figure, [interval, chance])
 
@@ -85,24 +78,15 @@ def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: 
     shares = [path.share for path in each.paths]
     rows = range(len(shares))
     told, untold = palette.marks["complete"], palette.marks["running"]
-    plot.barh(
-        rows, shares, height=0.55, color=[told if path.is_told else untold for path in each.paths], alpha=0.85
-    )
+    colours = [told if path.path in each.told else untold for path in each.paths]
+    plot.barh(rows, shares, height=0.55, color=colours, alpha=0.85)
     plot.hlines(
         rows, [p.low for p in each.paths], [p.high for p in each.paths], color=palette.ink, linewidth=1.6
     )
-    plot.plot(
-        [path.chance for path in each.paths],
-        rows,
-        linestyle="none",
-        marker="|",
-        markersize=17,
-        markeredgewidth=2.4,
-        color=palette.accent,
-    )
+    plot.axvline(each.chance, color=palette.accent, linewidth=2, linestyle=DASHES)
     plot.set_yticks(rows, [names[path.path] for path in each.paths])
     plot.tick_params(axis="y", length=0, labelcolor=palette.ink)
     plot.set_ylim(len(shares) - 0.4, -0.6)
-    plot.set_xlim(0, 1)
+    plot.set_xlim(left=0)
     plot.set_title(f"{each.evaluator}: {each.meaning}", fontsize=9.5)
     plot.grid(False, axis="y")
