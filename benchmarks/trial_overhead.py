@@ -191,6 +191,8 @@ def _drive(folder: Path, trials: int) -> None:
         {"search.budget.trials": trials + 1},
     )
     append_line(folder / "training.jsonl", {"cpu_s": _training_cpu_s(config)})
+    # Ray's processes cannot import a script that was spawned.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[_train.__module__])
     os.environ |= CHEAPER_TRAIN | QUIET
     ray.init(address="local", num_cpus=NUM_CPUS, log_to_driver=False, logging_level="ERROR")
     for num_workers in GOALS:

@@ -92,20 +92,33 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 
 def swept_text(done: "Swept") -> str:
-    """The table of trials and finalists, and where the report is."""
-    metric = done.summary.metric
-    paths = list(dict.fromkeys(path for record in done.records for path in record.values))
+    """The table of trials and finalists, how sure the winner is, and where the report is."""
+    from encsearch.search.verdict import verdict
+
+    metric, records = done.summary.metric, done.records
+    paths = list(dict.fromkeys(path for record in records for path in record.values))
+    # The second objective, where there is one.
+    minimize = done.confirmation.ranking.minimize
+    second = [minimize] if minimize else []
     rows = [
-        [r.number, *(short(r.values.get(path, "-")) for path in paths), _value(r.value), r.epochs, r.state]
-        for r in done.records
+        [
+            r.number,
+            *(short(r.values.get(path, "-")) for path in paths),
+            _value(r.value),
+            *("-" if r.minimized is None else short(r.minimized) for _ in second),
+            r.epochs,
+            r.state,
+        ]
+        for r in records
     ]
-    trials = table(["trial", *paths, f"best {metric}", "epochs", "state"], rows)
+    trials = table(["trial", *paths, f"best {metric}", *second, "epochs", "state"], rows)
     confirmed = [
         [f.name, f.config.scaling.num_workers, _value(f.value), f.result.reports[-1].epoch]
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
     finalists = table(["confirmed", "workers", f"best {metric}", "epochs"], confirmed)
-    return f"{trials}\n\n{finalists}\n\nreport: {done.report}\nfiles:  {done.folder}"
+    told = "\n".join(verdict(done.confirmation.ranking, metric, records))
+    return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 
 def swept_json(done: "Swept") -> dict[str, object]:
@@ -114,6 +127,7 @@ def swept_json(done: "Swept") -> dict[str, object]:
         "folder": str(done.folder),
         "report": str(done.report),
         "ended_by": done.ended_by,
+        "ranking": asdict(done.confirmation.ranking),
         "trials": [asdict(record) for record in done.records],
         "finalists": [
             {"name": f.name, "trial": f.trial, "value": f.value, "best": f.result.best.to_dict()}

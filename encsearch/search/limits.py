@@ -25,7 +25,7 @@ def excess(limits: LimitsConfig, network: Network) -> Excess | None:
     """The first limit that the network is beyond."""
     figures = (
         ("parameters", network.parameters, limits.parameters, "{:,.0f} parameters"),
-        ("memory_gib", network.memory_gib, limits.memory_gib, "{:.2f} GiB of memory"),
+        ("memory_gib", network.memory_gib, limits.memory_gib, "{:.3g} GiB of memory"),
     )
     for name, figure, limit, text in figures:
         if figure is not None and limit is not None and figure > limit:
@@ -37,7 +37,7 @@ def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
     """Whether a measured latency is beyond the limit."""
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
-    return _beyond("latency_ms", latency_ms, limits.latency_ms, "{:.1f} ms an image")
+    return _beyond("latency_ms", latency_ms, limits.latency_ms, "{:.3g} ms an image")
 
 
 def _beyond(name: str, figure: float, limit: float, text: str) -> Excess:

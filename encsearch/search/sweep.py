@@ -1,5 +1,6 @@
 """The search of a sweep: Ray Tune runs what the study proposes, the ledger hears what became of it."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from encsearch.experiment import count_parameters
 from encsearch.memory import training_gib
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.driver import run_jobs
-from encsearch.search.finalists import pick_finalists
 from encsearch.search.ledger import Ledger, Limiter, SweepObserver
 from encsearch.search.limits import Network
 from encsearch.search.points import known_points
@@ -55,11 +55,7 @@ def run_sweep(
         raise
     ledger.end_all("the budget was spent")
     records = study.records()
-    if not any(record.curve for record in records) and limiter.must_end():
-        raise TrainingError("search.budget was spent before a trial had reported; give it more")
-    if not pick_finalists(records, 1):
-        reasons = sorted({str(record.reason) for record in records})
-        raise TrainingError(f"all of {len(records)} trials failed: {'; '.join(reasons)}")
+    _check_any_left(records, limiter)
     return records
 
 
@@ -68,6 +64,18 @@ def trials_at_once(config: Config) -> int:
     assert config.search
     room = trainings_at_once(config.scaling, ray.cluster_resources())
     return min(room, config.search.max_concurrent or room)
+
+
+def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:
+    """Raises TrainingError when there is nothing to confirm."""
+    if any(record.curve for record in records if record.state != "FAIL"):
+        return
+    reasons = "; ".join(sorted({str(record.reason) for record in records}))
+    if records and all(record.refused for record in records):
+        raise TrainingError(f"search.limits refused all of {len(records)} proposals: {reasons}")
+    if limiter.must_end():
+        raise TrainingError("search.budget was spent before a trial had reported; give it more")
+    raise TrainingError(f"all of {len(records)} trials failed: {reasons}")
 
 
 def _network(trial: Config, limits: LimitsConfig) -> Network:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,34 +81,39 @@ def start_run(
     What lies in `artifact_dir` when the recorder is closed is uploaded. Raises PreflightError.
     """
     parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-    entries = [Param(path, _param_text(value)) for path, value in params.items()]
     with answering(tracking.uri):
         run = tracking.client.create_run(tracking.experiment_id, run_name=name, tags={**tags, **parent})
         try:
-            for start in range(0, len(entries), PARAMS_A_REQUEST):
-                tracking.client.log_batch(run.info.run_id, params=entries[start : start + PARAMS_A_REQUEST])
+            _log_params(tracking.client, run.info.run_id, params)
         except STORE_FAILURES:
             tracking.client.set_terminated(run.info.run_id, "FAILED")
             raise
     return MlflowRecorder(tracking, run.info.run_id, artifact_dir)
 
 
-def continue_run(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
-    """Go on with a run whose process was killed.
+def continue_run(
+    tracking: Tracking, run_id: str, params: Mapping[str, Any], artifact_dir: Path
+) -> "MlflowRecorder":
+    """Go on with a run whose process was killed, maybe before the run had all its `params`.
 
     Raises UserError when the store does not have the run, and PreflightError.
     """
     check_run(tracking, run_id)
     with answering(tracking.uri):
+        stored = tracking.client.get_run(run_id).data
+        missing = {path: value for path, value in params.items() if path not in stored.params}
+        _log_params(tracking.client, run_id, missing)
         tracking.client.update_run(run_id, status="RUNNING")
-    return MlflowRecorder(tracking, run_id, artifact_dir)
+        num_reports = len(tracking.client.get_metric_history(run_id, "epoch"))
+    return MlflowRecorder(tracking, run_id, artifact_dir, stored.metrics, num_reports)
 
 
-def continue_training(tracking: Tracking, run_id: str, artifact_dir: Path) -> "MlflowRecorder":
+def continue_training(
+    tracking: Tracking, run_id: str, params: Mapping[str, Any], artifact_dir: Path
+) -> "MlflowRecorder":
     """As `continue_run` of a training, which tells its epochs again: what arrived is not sent twice."""
-    recorder = continue_run(tracking, run_id, artifact_dir)
-    with answering(tracking.uri):
-        recorder.skip(tracking.client.get_run(run_id).data.metrics)
+    recorder = continue_run(tracking, run_id, params, artifact_dir)
+    recorder.skip_stored()
     return recorder
 
 
@@ -167,8 +172,17 @@ class MlflowRecorder:
     value. The first report of an epoch stands; one that comes again is ignored.
     """
 
-    def __init__(self, tracking: Tracking, run_id: str, artifact_dir: Path | None) -> None:
+    def __init__(
+        self,
+        tracking: Tracking,
+        run_id: str,
+        artifact_dir: Path | None,
+        stored: Mapping[str, float] | None = None,
+        num_reports: int = 0,
+    ) -> None:
+        """`stored` are the newest metrics of a run that goes on, `num_reports` how many it has."""
         self.run_id = run_id
+        self._stored, self._num_reports = stored or {}, num_reports
         self._client = tracking.client
         self._shown_uri = without_secrets(tracking.uri)
         self._artifact_dir = artifact_dir
@@ -180,10 +194,10 @@ class MlflowRecorder:
         self._has_warned = False
         self._is_closed = False
 
-    def skip(self, stored: Mapping[str, float]) -> None:
-        """The run has the reports up to the one whose metrics these are."""
-        self._last_epoch = int(stored.get("epoch", -1))
-        best = {name: value for name, value in stored.items() if name.startswith("best/")}
+    def skip_stored(self) -> None:
+        """Take no report again up to the one whose metrics are stored."""
+        self._last_epoch = int(self._stored.get("epoch", -1))
+        best = {name: value for name, value in self._stored.items() if name.startswith("best/")}
         self._best = {name.removeprefix("best/"): value for name, value in best.items()}
 
     def log(self, report: Report) -> None:
@@ -201,6 +215,15 @@ class MlflowRecorder:
             now_s = time.monotonic()
             self._next_try_s = now_s + max(1.0, 10 * (now_s - started_s))
             self._warn_once(error)
+
+    def summarize(self, report: Report) -> None:
+        """Log what stands for a whole sweep, unless it was logged before.
+
+        MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's winner
+        may have fewer epochs than the one before.
+        """
+        if any(self._stored.get(_metric_name(name)) != value for name, value in report.metrics.items()):
+            self.log(replace(report, step=self._num_reports))
 
     def note(self, tag: str, text: str) -> None:
         """Set a tag when the recorder is closed."""
@@ -312,6 +335,12 @@ def _set_up(uri: str) -> None:
         MlflowClient(tracking_uri=f"{SQLITE}{whole}").search_experiments(max_results=1)
         with suppress(FileExistsError):  # another process was first
             os.link(whole, database)
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    entries = [Param(path, _param_text(value)) for path, value in params.items()]
+    for start in range(0, len(entries), PARAMS_A_REQUEST):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_A_REQUEST])
 
 
 def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:

@@ -214,7 +214,7 @@ def _parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: s
     artifacts = folder / "artifacts"
     if note.exists():
         run_id = note.read_text(encoding="utf-8").strip()
-        parent = continue_run(tracking, run_id, artifacts)
+        parent = continue_run(tracking, run_id, flatten(config), artifacts)
         reap_children(tracking, run_id)
         return parent
     parent = start_run(

@@ -82,7 +82,7 @@ def recorder_of(
     """
     manifest = read_manifest(config.data.store)
     if run_id:
-        inner = continue_training(tracking, run_id, artifacts)
+        inner = continue_training(tracking, run_id, flatten(config), artifacts)
         return TrainingRecorder(inner, config, manifest.info.classes, artifacts, follow)
     inner = start_run(
         tracking,

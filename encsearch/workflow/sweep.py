@@ -129,12 +129,13 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
         progress.say(_opening(config, study, folder))
         keeper = Keeper(config, study, folder, trials_at_once(config))
         records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+        observer.settle(records)
         if keeper.ended_by:
             progress.say(keeper.ended_by)
             for values in study.would_ask(NEXT_TRIALS):
                 progress.say(f"would have tried next: {values_text(values)}")
         confirmation = _confirm(config, records, folder, observer, keeper, progress)
-        parent.log(confirmation.winner.result.best)
+        parent.summarize(confirmation.winner.result.best)
         report = write_story(config, place, study, confirmation, keeper, observer, folder)
     winner = confirmation.winner
     summary = RunSummary(

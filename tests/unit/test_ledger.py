@@ -316,7 +316,7 @@ def test_a_slow_network_is_refused_before_its_first_epoch(sweep: Open) -> None:
 
     (record,) = one.records
     assert (record.state, record.refused, record.curve) == ("PRUNED", True, ())
-    assert record.reason == "12.0 ms an image, but search.limits.latency_ms is 10.0"
+    assert record.reason == "12 ms an image, but search.limits.latency_ms is 10"
 
 
 def test_a_flagged_trial_is_run_again_once(sweep: Open) -> None:
