@@ -11,8 +11,8 @@ CPU seconds: of the driver and of all processes below it, ended ones too, from a
 next one's, less the CPU seconds of the training, measured in a process that has trained before. They are
 polled, so an ended process may lack its last 0.1 s. Wall seconds: from the suggestion to the first report
 less that epoch's own seconds, and from the last report to the next suggestion. The first trial of a sweep,
-which starts processes that later ones of encsearch take over, is apart. Prints a Markdown table and writes
-JSON.
+which starts processes that later ones of encsearch take over, is apart; a share of it is in the mean. Prints
+a Markdown table and writes JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from multiprocessing import get_context
@@ -52,6 +52,9 @@ RECIPE: dict[str, Any] = {
     },
 }
 LEARNING_RATES = (0.01, 0.02)
+# A sweep's, one after the other; its first trial's costs are spread over all.
+SWEEP_TRIALS = 20
+NAMES = ("first", "later, median", f"mean of {SWEEP_TRIALS}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=5, help="of each sweep, the first one apart")
+    parser.add_argument("--trials", type=int, default=4, help="of each sweep, the first one apart")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -158,19 +161,30 @@ def _table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for num_workers, goal in GOALS.items():
-        for name, is_chosen in (("first", lambda t: t == 0), ("later, median", lambda t: t > 0)):
-            chosen = [row for row in rows if row.num_workers == num_workers and is_chosen(row.trial)]
-            own, pattern = ([row for row in chosen if row.way == way] for way in ("encsearch", "pattern"))
-            cpu = [statistics.median(row.cpu_s for row in way) for way in (own, pattern)]
-            before = [statistics.median(row.before_s for row in way) for way in (own, pattern)]
-            after = [statistics.median(row.after_s for row in way) for way in (own, pattern)]
-            ratio = cpu[1] / cpu[0]
-            told = f"{goal}x: {'met' if ratio >= goal else 'missed'}"
+        ways = {
+            way: [row for row in rows if (row.way, row.num_workers) == (way, num_workers)]
+            for way in ("encsearch", "pattern")
+        }
+        costs = [_costs(ways["encsearch"]), _costs(ways["pattern"])]
+        for name, own, pattern in zip(NAMES, *costs, strict=True):
+            ratio = pattern.cpu_s / own.cpu_s
+            told = f"{ratio:.1f}x | {goal}x: {'met' if ratio >= goal else 'missed'}"
             lines.append(
-                f"| {num_workers} | {name} | {cpu[0]:.2f} | {cpu[1]:.2f} | {ratio:.1f}x | {told} "
-                f"| {before[0]:.1f} / {before[1]:.1f} | {after[0]:.1f} / {after[1]:.1f} |"
+                f"| {num_workers} | {name} | {own.cpu_s:.2f} | {pattern.cpu_s:.2f} | {told} "
+                f"| {own.before_s:.1f} / {pattern.before_s:.1f} | {own.after_s:.1f} / {pattern.after_s:.1f} |"
             )
     return "\n".join(lines)
+
+
+def _costs(rows: list[Row]) -> tuple[Row, Row, Row]:
+    """Of the first trial, of a later one (medians), and of one of SWEEP_TRIALS with the first (means)."""
+    first, *others = rows
+    columns = ("cpu_s", "before_s", "after_s")
+    later = {name: statistics.median(getattr(row, name) for row in others) for name in columns}
+    mean = {
+        name: (getattr(first, name) + (SWEEP_TRIALS - 1) * later[name]) / SWEEP_TRIALS for name in columns
+    }
+    return first, replace(first, **later), replace(first, **mean)
 
 
 # What is measured, in a process of its own.

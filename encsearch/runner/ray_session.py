@@ -107,7 +107,7 @@ def _connect(needs: ScalingConfig) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray 2.60 raises nothing narrower when a node does not start in time
         where = f"RAY_ADDRESS={address}" if address else "a local cluster"
         reason = str(error).strip().splitlines()[0]
         raise PreflightError(f"Ray at {where} cannot be reached: {reason}") from None

@@ -8,6 +8,7 @@ import logging
 import secrets
 import shutil
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ray import tune
@@ -17,6 +18,8 @@ from ray.tune.search import Searcher
 from encsearch.config import ScalingConfig, to_json
 from encsearch.search.jobs import JobSource
 from encsearch.search.trial import Trial, trial_resources
+
+MAX_REASON = 200  # characters
 
 
 def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
@@ -120,6 +123,9 @@ class _TellSource(_HoldsSource, tune.Callback):
 
 
 def _last_line(error_file: Path) -> str:
-    """Of what Tune wrote of the error here; `Trial.get_error` reads a copy that comes later."""
+    """Of what Tune wrote of the error here; `Trial.get_error` reads a copy that comes later.
+
+    Shortened: Ray 2.60 adds to a lost process a paragraph of what may have been the cause.
+    """
     lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file.exists() else []
-    return lines[-1].strip() if lines else "unknown reason"
+    return shorten(lines[-1], MAX_REASON, placeholder=" ...") if lines else "unknown reason"

@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from encsearch.config import SearchConfig
+from encsearch.config import SearchConfig, active
 from encsearch.search.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.stopping import should_stop
 from encsearch.search.storage import MEMORY, open_storage
@@ -102,11 +102,7 @@ class Study:
         One that was killed before it had them all gets the ones that it would have got.
         """
         left = self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
-        proposals = []
-        for trial in left:
-            self._study.sampler = sampler_for(self._search, trial.number)
-            proposals.append(self._open(optuna.Trial(self._study, trial._trial_id)))
-        return tuple(proposals)
+        return tuple(self._go_on(trial) for trial in left)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store the metric of one epoch; an epoch that was stored before is left as it is."""
@@ -181,6 +177,20 @@ class Study:
         copy._ids = {trial.number: trial._trial_id for trial in copy._study.get_trials(deepcopy=False)}
         proposals = [copy.ask() for _ in range(count)]
         return tuple(proposal.values for proposal in proposals if proposal)
+
+    def _go_on(self, stored: FrozenTrial) -> Proposal:
+        if set(stored.params) == set(active(self._search.space, stored.params)):
+            # Asked again, a sampler that counts would count the trial twice.
+            self._ids[stored.number] = stored._trial_id
+            paths = [path for path in self._search.space if path in stored.params]
+            return Proposal(stored.number, {path: stored.params[path] for path in paths})
+        self._study.sampler = sampler_for(self._search, stored.number)
+        trial = optuna.Trial(self._study, stored._trial_id)
+        given = {**trial.relative_params, **stored.system_attrs.get("fixed_params", {})}
+        for path in (path for path in stored.params if path not in given):
+            # Draws what was drawn before the kill, so that the random numbers behind it are the same.
+            self._study.sampler.sample_independent(self._study, stored, path, stored.distributions[path])
+        return self._open(trial)
 
     def _open(self, trial: optuna.Trial) -> Proposal:
         self._ids[trial.number] = trial._trial_id

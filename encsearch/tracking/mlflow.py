@@ -219,8 +219,8 @@ class MlflowRecorder:
     def summarize(self, report: Report) -> None:
         """Log what stands for a whole sweep, unless it was logged before.
 
-        MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's winner
-        may have fewer epochs than the one before.
+        MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's
+        winner may have fewer epochs than the one before.
         """
         if any(self._stored.get(_metric_name(name)) != value for name, value in report.metrics.items()):
             self.log(replace(report, step=self._num_reports))

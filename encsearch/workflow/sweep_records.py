@@ -1,6 +1,6 @@
 """What a sweep leaves in MLflow: one parent run, one child a trial and a finalist, also over kills."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from encsearch.config import Config, flatten, with_values
@@ -8,11 +8,10 @@ from encsearch.records import Recorder, Report
 from encsearch.search.finalists import Finalist
 from encsearch.search.jobs import REPORTS_FILE
 from encsearch.search.ledger import trial_folder
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord
+from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
 from encsearch.spool import distinct_reports
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.mlflow import (
-    FoundRun,
     MlflowRecorder,
     Tracking,
     children_by_name,
@@ -39,7 +38,7 @@ def parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: st
     artifacts = folder / "artifacts"
     found = find_run(tracking, SWEEP_TAG, folder.name)
     if found:
-        return continue_run(tracking, found.run_id, artifacts)
+        return continue_run(tracking, found.run_id, flatten(config), artifacts)
     return start_run(
         tracking,
         name=folder.name,
@@ -60,32 +59,27 @@ class SweepRecords:
     ) -> None:
         self.tracking, self.parent_run_id = tracking, parent_run_id
         self._config, self._folder, self._progress = config, folder, progress
-        self._known: Mapping[str, FoundRun] = children_by_name(tracking, parent_run_id)
-        self.run_ids = {name: run.run_id for name, run in self._known.items()}
+        self.run_ids = {name: run.run_id for name, run in children_by_name(tracking, parent_run_id).items()}
         self._trials: dict[int, TrainingRecorder] = {}
 
     def settle(self, records: Sequence[TrialRecord]) -> None:
-        """End the records of trials that had ended when a process before this one was killed."""
+        """End the records, still open at a kill, of trials that have ended.
+
+        Of some the end was noted just before; others wait to go on when a spent budget ends them.
+        """
+        known = children_by_name(self.tracking, self.parent_run_id)
         for record in records:
-            name = f"trial{record.number}"
-            known = self._known.get(name)
-            if record.state != "RUNNING" and known and known.status == "RUNNING":
-                config = with_values(self._config.model_copy(update={"search": None}), record.values)
-                self._settle(record, self._open_trial(record.number, config))
+            child = known.get(f"trial{record.number}")
+            is_open = child is not None and child.status == "RUNNING"
+            if record.state != "RUNNING" and (is_open or newest(trial_folder(self._folder, record.number))):
+                self._settle(record)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self._trials[number] = self._open_trial(number, config)
         return self._trials[number]
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
-        recorder = self._trials.pop(event.number)
-        recorder.note("encsearch.state", event.state)
-        if event.reason:
-            recorder.note("encsearch.reason", event.reason)
-        checkpoint = newest(folder)
-        if checkpoint and event.state != "FAIL":
-            write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
-        drop_checkpoints(folder)
+        _conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
 
     def follow(self, event: TrialEvent) -> None:
         self._progress.trial(event, self._config)
@@ -112,15 +106,16 @@ class SweepRecords:
     def finalist_failed(self, name: str, reason: str) -> None:
         self._progress.say(f"{name} failed: {reason}")
 
-    def _settle(self, record: TrialRecord, recorder: TrainingRecorder) -> None:
+    def _settle(self, record: TrialRecord) -> None:
         folder = trial_folder(self._folder, record.number)
+        config = with_values(self._config.model_copy(update={"search": None}), record.values)
+        recorder = self._open_trial(record.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
-            recorder.log(report)
-        recorder.note("encsearch.state", record.state)
-        if record.reason:
-            recorder.note("encsearch.reason", record.reason)
+            # The trial may have written an epoch that its sweep had not taken when it was ended.
+            if report.epoch <= record.epochs:
+                recorder.log(report)
+        _conclude(recorder, record.state, record.reason, config, folder)
         recorder.close(STATUS_OF[record.state])
-        drop_checkpoints(folder)
 
     def _open_trial(self, number: int, config: Config) -> TrainingRecorder:
         name = f"trial{number}"
@@ -151,3 +146,16 @@ class SweepRecords:
         )
         self.run_ids[name] = recorder.run_id
         return recorder
+
+
+def _conclude(
+    recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
+) -> None:
+    """Note a trial's end and picture its last model; after that its checkpoint is needed no more."""
+    recorder.note("encsearch.state", state)
+    if reason:
+        recorder.note("encsearch.reason", reason)
+    checkpoint = newest(folder)
+    if checkpoint and state != "FAIL":
+        write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
+    drop_checkpoints(folder)

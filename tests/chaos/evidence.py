@@ -1,7 +1,7 @@
 """What a sweep has left behind, read with Optuna's and MLflow's own clients, and what is wrong with it.
 
-An interrupted sweep is judged against one of the same recipe that nothing interrupted: apart from times, names
-of folders and `resumed_from_step` the two must have left the same, to the last digit.
+An interrupted sweep is judged against one of the same recipe that nothing interrupted: apart from times, the
+folder's name and `resumed_from_step` the two must have left the same, to the last digit.
 """
 
 import fcntl
@@ -148,7 +148,7 @@ def _trials(folder: Path) -> dict[int, TrialFacts]:
 
 
 def _runs(client: MlflowClient, experiment_id: str, sweep: str) -> Iterator[tuple[str, RunFacts]]:
-    """The sweep's own run and its children, also those that were deleted by nobody but started twice."""
+    """The sweep's own run and its children, by name; a name may come twice."""
     parents = client.search_runs([experiment_id], f"tags.`encsearch.sweep` = '{sweep}'")
     for parent in parents:
         yield PARENT, _facts(client, parent)

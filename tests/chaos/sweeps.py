@@ -1,13 +1,10 @@
 """A sweep by the command line that is killed and resumed until it ends, and the processes that it leaves."""
 
-import contextlib
-import secrets
+import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,7 @@ RECIPE: dict[str, Any] = {
             {"model.num_codewords": 4, "loss.se_weight": 0.5, "optim.lr": 1e-6},
         ],
         "budget": {"trials": 7},
-        # Two points that are given, one at random and four by TPE; one at a time, so that their order is fixed.
+        # The recipe's own point, two more, and four by TPE; one at a time, so that their order is fixed.
         "startup_trials": 3,
         "max_concurrent": 1,
         "asha": {"grace_epochs": 2, "reduction_factor": 2},
@@ -43,7 +40,12 @@ RECIPE: dict[str, Any] = {
 }
 STORE = ("data", "scenes", "scenes", "--train", "48", "--val", "10", "--test", "4", "--size", "64")
 
-ATTEMPT_TIMEOUT_S, FREED_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 400, 60, 3, 0.05
+ATTEMPT_TIMEOUT_S, FREED_TIMEOUT_S, POLL_S = 400, 30, 0.05
+# As Tune names a trial's process while it works, and between two calls.
+TRIAL = ("ray::ResourceTrainable", "ray::Trial")
+# Ray 2.60's own helpers, which hold no resources: two of a node notice after a minute that the node is gone,
+# and one of Ray Train stays as long as the cluster.
+OF_RAY = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ class Running:
         return self.log.read_text(encoding="utf-8")
 
 
-Strike = Callable[[Running], None]
-"""Waits for its moment and kills; returns at once where the command has ended before."""
+Strike = Callable[[Running], list[psutil.Process]]
+"""Waits for its moment and kills, unless the command ends before; returns what the driver owned by then."""
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One process of a sweep: its exit code, how long it ran, and in which phase it was at its end.
 
-    `freed_s` is how long its processes outlived it, None for those that were still there after a minute.
+    `freed_s` is how long its processes outlived it, None if some were still there after half a minute.
     """
 
     command: str
@@ -84,7 +86,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class User:
-    """Somebody in a folder with a store, a recipe and a tracking database; `head` is a cluster's first process."""
+    """Somebody in a folder with a store, a recipe and a tracking database.
+
+    `head` is the first process of the cluster that the variables name.
+    """
 
     shell: Shell
     head: int | None = None
@@ -124,19 +129,19 @@ def new_user(folder: Path, variables: Mapping[str, str] | None = None, head: int
 
 
 def bring_to_end(user: User, name: str, strikes: Sequence[Strike]) -> tuple[list[Attempt], Path]:
-    """Sweep below `runs/NAME`, resuming after every strike that killed the driver; returns the sweep's folder.
+    """Sweep below `runs/NAME`, resume after every strike that killed the driver; returns the sweep's folder.
 
     A sweep that was killed before it could be resumed is started anew.
     """
     attempts: list[Attempt] = []
     out = user.shell.folder / "runs" / name
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for strike in (*strikes, _leave_alone):
         folder = sweep_folder(out)
         command = ("resume", str(folder)) if folder else ("sweep", "toy.yaml", "--out", str(out))
         running = user.start(out / f"attempt{len(attempts)}.log", *command)
-        strike(running)
-        owned = running.owned()
+        owned = strike(running)
         code = running.process.wait(ATTEMPT_TIMEOUT_S)
         seconds = running.seconds
         attempts.append(Attempt(command[0], code, seconds, phase_of(running.said), _freed_s(owned)))
@@ -167,22 +172,28 @@ def phase_of(said: str) -> str:
 
 
 def kill_driver_at(seconds: float) -> Strike:
-    return lambda running: _kill_driver(running, lambda: running.seconds >= seconds)
+    return kill_driver_when(lambda running: running.seconds >= seconds)
 
 
 def kill_driver_when(is_time: Callable[[Running], bool]) -> Strike:
-    return lambda running: _kill_driver(running, lambda: is_time(running))
+    def strike(running: Running) -> list[psutil.Process]:
+        _wait(running, lambda: is_time(running))
+        owned = running.owned()
+        running.process.kill()
+        return owned
+
+    return strike
 
 
 def kill_trials_at(moments: Sequence[float]) -> Strike:
     """Kill the process of the trial that runs so many seconds after the first one started."""
 
-    def strike(running: Running) -> None:
-        if not _wait(running, lambda: "trial 0 starts" in running.said):
-            return
+    def strike(running: Running) -> list[psutil.Process]:
+        _wait(running, lambda: "trial 0 starts" in running.said)
         begun = running.seconds
         for moment in moments:
-            kill_trial_when(lambda _, due=begun + moment: running.seconds >= due)(running)
+            kill_trial_when(lambda running, due=begun + moment: running.seconds >= due)(running)  # type: ignore[misc]
+        return running.owned()
 
     return strike
 
@@ -190,16 +201,17 @@ def kill_trials_at(moments: Sequence[float]) -> Strike:
 def kill_trial_when(is_time: Callable[[Running], bool]) -> Strike:
     """Kill the trial's process that is there at that time, or comes next."""
 
-    def strike(running: Running) -> None:
-        if _wait(running, lambda: is_time(running) and bool(trial_processes(running))):
-            for process in trial_processes(running):
-                process.kill()
+    def strike(running: Running) -> list[psutil.Process]:
+        _wait(running, lambda: is_time(running) and bool(trial_processes(running)))
+        for process in trial_processes(running):
+            process.kill()
+        return running.owned()
 
     return strike
 
 
 def trial_processes(running: Running) -> list[psutil.Process]:
-    return [process for process in running.owned() if title(process).startswith("ray::Trial")]
+    return [process for process in running.owned() if title(process).startswith(TRIAL)]
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -222,49 +234,16 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[tuple[Mapping[str, str], int]]:
-    """A head node with a token and ports of its own: the variables of its users, and its first process."""
-    token = secrets.token_hex(32)
-    port, dashboard, client_server, agent = _free_ports(4)
-    authenticated = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    # Not below `folder`: Ray puts Unix sockets there, whose paths may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
-        command = f"ray start --head --block --num-cpus=2 --temp-dir={temp} --node-ip-address=127.0.0.1"
-        command += f" --port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
-        command += f" --ray-client-server-port={client_server} --dashboard-agent-listen-port={agent}"
-        head = Shell(folder, authenticated).start(*command.split())
-        try:
-            assert head.stdout
-            said = next((line for line in head.stdout if "Ray runtime started" in line), None)
-            assert said, f"ray start ended with {head.wait()}"
-            yield {**authenticated, "RAY_ADDRESS": f"127.0.0.1:{port}"}, head.pid
-        finally:
-            started = [psutil.Process(head.pid), *descendants(head.pid)]
-            head.terminate()
-            _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
-            for process in left:
-                process.kill()
-            head.communicate()
-
-
-def _leave_alone(running: Running) -> None:
-    """The attempt that is to end by itself; what it owns is counted once it has begun to work."""
+def _leave_alone(running: Running) -> list[psutil.Process]:
+    """For the attempt that is to end by itself; what it owns is counted once it has said something of it."""
     _wait(running, lambda: phase_of(running.said) != "start")
+    return running.owned()
 
 
-def _kill_driver(running: Running, is_time: Callable[[], bool]) -> None:
-    if _wait(running, is_time):
-        running.process.kill()
-
-
-def _wait(running: Running, is_time: Callable[[], bool]) -> bool:
-    """Until it is time; False where the command ends before."""
-    while running.process.poll() is None:
-        if is_time():
-            return True
+def _wait(running: Running, is_time: Callable[[], bool]) -> None:
+    """Until it is time or the command ends."""
+    while running.process.poll() is None and not is_time():
         time.sleep(POLL_S)
-    return False
 
 
 def _freed_s(owned: Sequence[psutil.Process]) -> float | None:
@@ -279,12 +258,4 @@ def _freed_s(owned: Sequence[psutil.Process]) -> float | None:
 
 def _is_alive(process: psutil.Process) -> bool:
     told = title(process)  # a zombie has none
-    return process.is_running() and bool(told) and not told.startswith("ray::IDLE")
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    return process.is_running() and bool(told) and not told.startswith(("ray::IDLE", *OF_RAY))

@@ -1,12 +1,19 @@
 """A sweep whose processes are killed at the worst moments ends as if nothing had happened."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from encsearch.search.jobs import REPORTS_FILE
+from encsearch.search.ledger import trial_folder
 from encsearch.spool import read_lines
 from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (
+    POLL_S,
     Running,
     Strike,
     User,
@@ -15,6 +22,7 @@ from tests.chaos.sweeps import (
     kill_trial_when,
     sweep_folder,
 )
+from tests.e2e.shell import clean_environment
 
 
 def _has_said(text: str) -> Callable[[Running], bool]:
@@ -26,7 +34,7 @@ def _is_past_its_first_checkpoint(number: int) -> Callable[[Running], bool]:
 
     def is_past(running: Running) -> bool:
         folder = sweep_folder(running.log.parent)
-        return folder is not None and len(read_lines(folder / "trials" / f"{number:04d}" / "reports.jsonl")) > 1
+        return bool(folder) and len(read_lines(trial_folder(folder, number) / REPORTS_FILE)) > 1
 
     return is_past
 
@@ -53,3 +61,19 @@ def test_a_sweep_ends_as_without_the_kill(
     assert [attempt.code for attempt in attempts] == [-9] * kills + [0]
     assert None not in [attempt.freed_s for attempt in attempts], "a process outlived its driver"
     assert faults(read_evidence(folder, user.tracking_uri), undisturbed) == []
+
+
+def test_a_tracking_database_whose_set_up_was_killed_is_made_anew(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    connect = "import sys; from encsearch.tracking.mlflow import connect; connect(sys.argv[1])"
+    command = [sys.executable, "-c", connect, f"sqlite:///{database}"]
+    first = subprocess.Popen(command, env=clean_environment())
+    while not any(file.stat().st_size for file in tmp_path.rglob(database.name)):
+        assert first.poll() is None
+        time.sleep(POLL_S)
+    first.kill()
+    first.wait()
+    assert not database.exists()
+
+    subprocess.run(command, env=clean_environment(), check=True)
+    assert database.exists()

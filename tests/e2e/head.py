@@ -24,6 +24,7 @@ class Head:
     dashboard: str
     token: str
     temp: Path
+    pid: int
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -45,7 +46,7 @@ def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
         process = Shell(folder, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}).start(*command.split())
         try:
             read_until(process, "stdout", lambda line: "Ray runtime started" in line)
-            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, Path(temp))
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, Path(temp), process.pid)
         finally:
             _end(process)
 
@@ -59,7 +60,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ask the head node to end, then kill what is left of its processes."""
+    """Ask the head node to end, then kill what is left of its processes; one that did not start has none."""
+    if process.poll() is not None:
+        return
     started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
     _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)

@@ -22,8 +22,9 @@ from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 # Every trial and every finalist needs two of the cluster's three CPUs, so one CPU is always left over.
 PAIRS = ("scaling.num_workers=2", "search.max_concurrent=null", "search.confirm.baselines=[]")
 SINGLES = ("search.max_concurrent=null", "search.confirm.baselines=[]", "search.budget.trials=2")
+ONE_WORKER = "search.confirm.num_workers=1"
 # As a password may be, and as it stands in a URL.
-PASSWORD, QUOTED = "p@ss/w:rd", "p%40ss%2Fw%3Ard"
+PASSWORD, QUOTED, WRONG = "p@ss/w:rd", "p%40ss%2Fw%3Ard", "mistaken"
 SERVER_FOLDERS = "/usr/lib/postgresql/*/bin"
 
 
@@ -34,7 +35,8 @@ def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shel
         both = Shell(shell.folder, {**head.variables, **shared})
         processes = [both.start("encsearch", "sweep", "toy.yaml", *o, "--json") for o in (PAIRS, SINGLES)]
         outputs = [process.communicate(timeout=COMMAND_TIMEOUT_S) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err
     sweeps = [json.loads(out) for out, _ in outputs]
 
     studies = optuna.get_all_study_summaries(f"sqlite:///{shell.folder / 'shared.db'}")
@@ -54,44 +56,39 @@ def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shel
 
 def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(shell: Shell) -> None:
     """On two CPUs, for trials that take both."""
-    overrides = ("toy.yaml", *PAIRS, "--out", "kept")
     with running_server() as server:
-        shell = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url, "MLFLOW_EXPERIMENT_NAME": "kept"})
-        process = shell.start("encsearch", "sweep", *overrides)
+        kept = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url, "MLFLOW_EXPERIMENT_NAME": "kept"})
+        process = kept.start("encsearch", "sweep", "toy.yaml", *PAIRS, ONE_WORKER, "--out", "kept")
         told = read_until(process, "stderr", lambda line: "trial 1 starts" in line)
         process.kill()
         process.wait()
         (folder,) = (shell.folder / "kept").iterdir()
-
-        done = shell.encsearch("resume", str(folder), "--json")
-
-        swept = json.loads(done.stdout)
-        assert [(trial["number"], trial["state"] == "RUNNING") for trial in swept["trials"]] == [
-            (0, False),
-            (1, False),
-            (2, False),
-        ]
-        (study,) = optuna.get_all_study_summaries(server.url)
-        assert (study.study_name, study.n_trials) == (folder.name, 3)
-        assert len(_children(shell, swept)) == 4
-        wrong = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url.replace(QUOTED, "mistaken")})
+        wrong = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url.replace(QUOTED, WRONG)})
         refused = wrong.refusal("resume", str(folder), code=3)
-        assert "password authentication failed" in refused
-        assert "mistaken" not in refused
-    gone = shell.refusal("resume", str(folder), code=3)
-    assert "the study's database postgresql+psycopg://127.0.0.1:" in gone
 
-    assert json.loads((folder / "study.json").read_text())["storage"].endswith("/postgres")
-    texts = [told, done.stdout, done.stderr, refused, gone]
+        done = kept.encsearch("resume", str(folder), "--json")
+
+        (study,) = optuna.get_all_study_summaries(server.url)
+    swept = json.loads(done.stdout)
+    assert (study.study_name, study.n_trials) == (folder.name, 3)
+    assert [trial["number"] for trial in swept["trials"]] == [0, 1, 2]
+    assert all(trial["state"] in ("COMPLETE", "PRUNED") for trial in swept["trials"])
+    assert set(_children(shell, swept)) == {"trial0", "trial1", "trial2", swept["finalists"][0]["name"]}
+
+    assert json.loads((folder / "study.json").read_text())["storage"] == server.shown
+    assert f"the study's database {server.shown} cannot be used: " in refused
+    assert "password authentication failed" in refused
+    texts = [told, refused, done.stdout, done.stderr]
     texts += [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
-    assert all(secret not in text for text in texts for secret in (PASSWORD, QUOTED))
+    assert all(secret not in text for text in texts for secret in (PASSWORD, QUOTED, WRONG))
 
 
 @dataclass(frozen=True)
 class Server:
-    """`url` has the password in it."""
+    """`url` has a user and a password in it, `shown` has not."""
 
     url: str
+    shown: str
 
 
 @contextmanager
@@ -119,7 +116,8 @@ def running_server() -> Iterator[Server]:
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
         run("pg_ctl", "start", "--wait", "--options", options, "--log", f"{folder}/log")
         try:
-            yield Server(f"postgresql+psycopg://tester:{QUOTED}@127.0.0.1:{port}/postgres")
+            at = f"127.0.0.1:{port}/postgres"
+            yield Server(f"postgresql+psycopg://tester:{QUOTED}@{at}", f"postgresql+psycopg://{at}")
         finally:
             run("pg_ctl", "stop", "--wait", "--mode", "immediate")
 

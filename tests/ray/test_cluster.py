@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from encsearch.config import Config, ScalingConfig, with_values
@@ -70,6 +71,11 @@ def test_a_node_without_the_files_is_refused(toy_config: Config, tmp_path: Path)
     assert seeing == ""
     assert all(told.startswith("node ") and "\n" not in told for told in (blind, outside, other))
     assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_without_an_address_a_session_has_a_ray_of_its_own_beside_a_running_cluster() -> None:
+    """Ray itself would attach to the cluster that was started last on this machine."""
+    assert _in_a_process(_num_cpus_beside_a_cluster) >= 1
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,17 @@ def _ask_node(driver: Path, node: Path) -> list[str]:
     finally:
         cluster.shutdown()
     return answers
+
+
+def _num_cpus_beside_a_cluster() -> float:
+    """The cluster that runs has none."""
+    cluster = _start_head()
+    del os.environ["RAY_ADDRESS"]
+    try:
+        with ray_session(needs=ScalingConfig()):
+            return float(ray.cluster_resources()["CPU"])
+    finally:
+        cluster.shutdown()
 
 
 def _answer(store: str, out: Path) -> str:

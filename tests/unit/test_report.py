@@ -14,7 +14,10 @@ from encsearch.errors import UserError
 from encsearch.search.forecast import ForecastPoint
 from encsearch.search.report import SweepSummary, from_json, render, to_json
 from encsearch.search.report.classes import class_table
-from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
+from encsearch.search.report.history import history_chart
+from encsearch.search.report.style import LIGHT, Chart, png
+from encsearch.search.trials import TrialRecord
+from tests.unit.summaries import finalist, seeds, summary, values
 
 FORECASTS = (ForecastPoint(10.0, 300.0, 500.0, 700.0), ForecastPoint(200.0, 350.0, 420.0, 500.0))
 FILES = ("curves", "contours", "finalists", "forecasts", "history", "parallel", "rungs", "slices")
@@ -88,10 +91,12 @@ def test_page_gives_the_reasons_of_what_was_left_out(page: tuple[str, Outside, P
     assert "changed midway: 1 x A, then 1 x B" in text
 
 
-def test_page_of_the_same_json_is_the_same(page: tuple[str, Outside, Path], tmp_path: Path) -> None:
-    few = summary(trials=TRIALS[:1])
-    first = render(few, tmp_path / "report.html").read_bytes()
-    assert render(from_json(to_json(few)), tmp_path / "report.html").read_bytes() == first
+def test_the_same_json_gives_the_same_page_and_figures(tmp_path: Path) -> None:
+    first = render(empty(), tmp_path / "report.html").read_bytes()
+    assert render(from_json(to_json(empty())), tmp_path / "report.html").read_bytes() == first
+    charts = [history_chart(given) for given in (summary(), from_json(to_json(summary())))]
+    drawn = {png(chart, LIGHT) for chart in charts if isinstance(chart, Chart)}
+    assert len(drawn) == 1
 
 
 def test_page_escapes_what_it_shows(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_page_of_a_sweep_that_never_began(tmp_path: Path) -> None:
 
 
 def test_page_of_trials_that_cost_nothing_yet_and_have_no_value(tmp_path: Path) -> None:
-    refused = TRIALS[0].__class__(0, values(), "PRUNED", None, (), 0.0, "too large", refused=True)
+    refused = TrialRecord(0, values(), "PRUNED", None, (), 0.0, "too large", refused=True)
     text, parser = page_of(empty(trials=(refused,)), tmp_path)
     assert "refused by a limit" in text
     assert parser.fetched == []
@@ -182,7 +187,7 @@ def test_json_gives_the_summary_back() -> None:
 
 
 def test_json_holds_a_diverged_curve() -> None:
-    diverged = TRIALS[0].__class__(0, values(), "FAIL", None, ((1, float("nan")),), 1.0)
+    diverged = TrialRecord(0, values(), "FAIL", None, ((1, float("nan")),), 1.0)
     (trial,) = from_json(to_json(summary(trials=(diverged,)))).trials
     assert np.isnan(trial.curve[0][1])
 

@@ -83,10 +83,26 @@ def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: 
     plot.hlines(
         rows, [p.low for p in each.paths], [p.high for p in each.paths], color=palette.ink, linewidth=1.6
     )
-    plot.axvline(each.chance, color=palette.accent, linewidth=2, linestyle=DASHES)
+    right = 1.05 * max(1.0, *(path.high for path in each.paths))
+    _draw_chance(plot, each.chance, right, palette)
     plot.set_yticks(rows, [names[path.path] for path in each.paths])
     plot.tick_params(axis="y", length=0, labelcolor=palette.ink)
     plot.set_ylim(len(shares) - 0.4, -0.6)
-    plot.set_xlim(left=0)
+    plot.set_xlim(0, right)
     plot.set_title(f"{each.evaluator}: {each.meaning}", fontsize=9.5)
     plot.grid(False, axis="y")
+
+
+def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> None:
+    """A line, or a word where it lies beyond the right end of the axis."""
+    if chance <= right:
+        plot.axvline(chance, color=palette.accent, linewidth=2, linestyle=DASHES)
+        return
+    plot.annotate(
+        f"chance: {chance:.2g} \N{RIGHTWARDS ARROW}",
+        (0.99, 0.04),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        color=palette.accent,
+    )

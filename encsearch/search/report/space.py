@@ -98,7 +98,7 @@ def _draw_parallel(
     last = len(axes)
     plot.set_xlim(-0.25, last + 0.1)
     plot.set_ylim(-0.06, 1.06)
-    plot.set_xticks(range(last + 1), [*(axis.label for axis in axes), metric])
+    plot.set_xticks(range(last + 1), [*(axis.label.replace(" (", "\n(") for axis in axes), metric])
     plot.tick_params(axis="x", length=0, labelsize=10, labelcolor=palette.ink, pad=8)
     plot.set_yticks([])
     plot.grid(False)

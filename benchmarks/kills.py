@@ -1,0 +1,206 @@
+"""Does a sweep survive kill -9? Drivers and trials are killed at random times, and what is left is compared.
+
+    python -m benchmarks.kills                      # from the repository's root, about half an hour
+
+With --folder a run that was judged there before is not made again.
+
+Three users at once, each with a folder and a tracking database of their own: one on a local Ray whose driver
+is killed, one on a running cluster whose driver is killed, one whose trials are killed. The kill times of the
+drivers are spread over the whole of an undisturbed run, one at random in each part of equal length; every
+third resume is killed once more. What each has left at its end must be what the undisturbed run has left, see
+tests/chaos/evidence.py. Prints a Markdown table and writes JSON.
+"""
+
+import argparse
+import json
+import random
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.evidence import Evidence, faults, read_evidence
+from tests.chaos.sweeps import (
+    Attempt,
+    Strike,
+    User,
+    bring_to_end,
+    kill_driver_at,
+    kill_trials_at,
+    new_user,
+)
+from tests.e2e.head import running_head
+
+SEED = 1
+DRIVER_RUNS, TRIAL_RUNS = 10, 10  # drivers of each kind of Ray
+EVERY_SECOND_KILL = 3
+TRIAL_KILLS = 2
+CLUSTER_CPUS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sweep to its end; `faults` is empty if it left what the undisturbed one left.
+
+    `lost_trials` is how often a trial lost its process while the driver lived.
+    """
+
+    name: str
+    ray: str
+    killed: str
+    planned_s: tuple[float, ...]
+    attempts: tuple[Attempt, ...]
+    lost_trials: int
+    faults: tuple[str, ...]
+
+    @property
+    def is_right(self) -> bool:
+        return not self.faults and self.attempts[-1].code == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.json"))
+    parser.add_argument("--folder", type=Path, help="of the runs; a temporary one if not given")
+    arguments = parser.parse_args()
+    with nullcontext(arguments.folder) if arguments.folder else tempfile.TemporaryDirectory() as folder:
+        runs = all_runs(Path(folder).absolute())
+    print(table(runs))
+    print(json.dumps(facts(runs), indent=1))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(
+        json.dumps({**facts(runs), "runs": [asdict(run) for run in runs]}, indent=1) + "\n"
+    )
+
+
+def all_runs(folder: Path) -> list[Run]:
+    for name in ("local", "cluster", "trials"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with running_head(folder / "cluster", CLUSTER_CPUS) as head, ThreadPoolExecutor() as pool:
+        users = (
+            new_user(folder / "local"),
+            new_user(folder / "cluster", head.variables, head.pid),
+            new_user(folder / "trials"),
+        )
+        lanes = (
+            pool.submit(driver_runs, users[0], "local"),
+            pool.submit(driver_runs, users[1], "cluster"),
+            pool.submit(trial_runs, users[2]),
+        )
+        return [run for lane in lanes for run in lane.result()]
+
+
+def driver_runs(user: User, ray: str) -> list[Run]:
+    expected, lasted_s, _ = undisturbed(user)
+    rng = random.Random(f"{SEED} {ray}")
+    runs = []
+    for place in range(DRIVER_RUNS):
+        planned_s = [(place + rng.random()) / DRIVER_RUNS * lasted_s]
+        if place % EVERY_SECOND_KILL == EVERY_SECOND_KILL - 1:
+            planned_s.append(rng.random() * lasted_s / 2)  # a resume takes less
+        strikes = [kill_driver_at(seconds) for seconds in planned_s]
+        runs.append(judged(user, f"{ray}{place}", ray, "driver", planned_s, strikes, expected))
+    return runs
+
+
+def trial_runs(user: User) -> list[Run]:
+    expected, _, searched_s = undisturbed(user)
+    rng = random.Random(f"{SEED} trials")
+    runs = []
+    for place in range(TRIAL_RUNS):
+        planned_s = sorted(rng.random() * searched_s for _ in range(TRIAL_KILLS))
+        strikes = [kill_trials_at(planned_s)]
+        runs.append(judged(user, f"trials{place}", "local", "trials", planned_s, strikes, expected))
+    return runs
+
+
+def undisturbed(user: User) -> tuple[Evidence, float, float]:
+    """What it leaves, and the seconds that it and its search took."""
+    (attempt,), folder = bring_to_end(user, "undisturbed", [])
+    assert attempt.code == 0
+    said = (folder.parent / "attempt0.log").read_text(encoding="utf-8").splitlines()
+    begun, ended = (
+        next(clock_s(line) for line in said if text in line) for text in ("trial 0 starts", "finalist trial")
+    )
+    return read_evidence(folder, user.tracking_uri), attempt.seconds, ended - begun
+
+
+def judged(
+    user: User,
+    name: str,
+    ray: str,
+    killed: str,
+    planned_s: Sequence[float],
+    strikes: Sequence[Strike],
+    expected: Evidence,
+) -> Run:
+    kept = user.shell.folder / f"{name}.json"
+    if kept.exists():
+        return from_json(kept.read_text())
+    attempts, folder = bring_to_end(user, name, strikes)
+    said = [path.read_text(encoding="utf-8") for path in sorted(folder.parent.glob("*.log"))]
+    if attempts[-1].code == 0:
+        wrong = faults(read_evidence(folder, user.tracking_uri), expected)
+    else:
+        wrong = [said[-1].strip().splitlines()[-1]]
+    wrong += ["a process outlived its driver" for attempt in attempts if attempt.freed_s is None]
+    lost = sum(text.count("lost its process") for text in said)
+    run = Run(name, ray, killed, tuple(planned_s), tuple(attempts), lost, tuple(wrong))
+    kept.write_text(json.dumps(asdict(run)))
+    print(row(run), flush=True)
+    return run
+
+
+def from_json(text: str) -> Run:
+    fields = json.loads(text)
+    return Run(**{**fields, "attempts": tuple(Attempt(**attempt) for attempt in fields["attempts"])})
+
+
+def facts(runs: Sequence[Run]) -> Mapping[str, Any]:
+    killed = [a for run in runs for a in run.attempts if a.code == -signal.SIGKILL]
+    return {
+        "runs": len(runs),
+        "right": sum(run.is_right for run in runs),
+        "drivers_killed": len(killed),
+        "drivers_killed_by_phase": {
+            phase: sum(a.phase == phase for a in killed)
+            for phase in ("start", "search", "finalist", "report")
+        },
+        "trials_killed": sum(run.lost_trials for run in runs),
+        "started_anew": sum(a.command == "sweep" for run in runs for a in run.attempts[1:]),
+        "ended_before_the_kill": sum(run.killed == "driver" and len(run.attempts) == 1 for run in runs),
+        "slowest_freed_s": max(a.freed_s or 0.0 for run in runs for a in run.attempts),
+    }
+
+
+def table(runs: Sequence[Run]) -> str:
+    heading = "| run | Ray | killed | attempts: what they did, for how long, how far they came | verdict |"
+    return "\n".join([heading, "|---|---|---|---|---|", *map(row, runs)])
+
+
+def row(run: Run) -> str:
+    verdict = "the same" if run.is_right else "; ".join(run.faults)
+    return f"| {run.name} | {run.ray} | {run.killed} | {', '.join(told(run))} | {verdict} |"
+
+
+def told(run: Run) -> Iterator[str]:
+    for attempt in run.attempts:
+        end = "killed in" if attempt.code == -signal.SIGKILL else f"exit {attempt.code},"
+        yield f"{attempt.command} {attempt.seconds:.0f} s, {end} {attempt.phase}"
+    if run.killed == "trials":
+        moments = " and ".join(f"{seconds:.0f} s" for seconds in run.planned_s)
+        yield f"{run.lost_trials} killed, {moments} into the search"
+
+
+def clock_s(line: str) -> float:
+    """Of "[01:02] text"."""
+    minutes, seconds = line[1 : line.index("]")].split(":")
+    return 60.0 * int(minutes) + int(seconds)
+
+
+if __name__ == "__main__":
+    main()

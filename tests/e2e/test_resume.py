@@ -1,0 +1,104 @@
+"""`encsearch resume` and `--warm-start-from` as people use them; that they survive kills is in tests/chaos."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encsearch.cli.progress import LineProgress
+from encsearch.config import Config, load_config, to_yaml, with_values
+from encsearch.errors import PreflightError, UserError
+from encsearch.workflow.sweep import resume
+from encsearch.workflow.sweep_folder import StudyPlace, locked
+from encsearch.workflow.warm_start import previous_trials
+from tests.e2e.shell import Shell
+
+# One trial of one epoch, one finalist of one worker, no baseline.
+BRIEF = (
+    "train.epochs=1",
+    "train.steps_per_epoch=5",
+    "search.budget.trials=1",
+    "search.confirm.num_workers=1",
+    "search.confirm.baselines=[]",
+)
+
+
+def test_a_finished_sweep_is_extended_and_another_learns_from_it(shell: Shell) -> None:
+    def swept(*arguments: str) -> dict[str, Any]:
+        done: dict[str, Any] = json.loads(shell.encsearch(*arguments, "--json").stdout)
+        return done
+
+    first = swept("sweep", "toy.yaml", *BRIEF)
+    lines = (shell.folder / first["folder"] / "finalists" / "finalists.jsonl").read_text()
+
+    longer = swept("resume", first["folder"], "--extend", "1")
+    assert [t["number"] for t in longer["trials"]] == [0, 1]
+    assert longer["trials"][0] == first["trials"][0]
+    assert longer["parent_run_id"] == first["parent_run_id"]
+    if longer["finalists"][0]["trial"] == 0:
+        assert longer["finalists"] == first["finalists"], "what was confirmed is not trained again"
+    assert (shell.folder / first["folder"] / "finalists" / "finalists.jsonl").read_text().startswith(lines)
+
+    learnt = swept("sweep", "toy.yaml", *BRIEF, "--warm-start-from", first["folder"])
+    assert len(learnt["trials"]) == 1
+    assert learnt["trials"][0]["number"] == 2, "the two that it learnt from come before it in the study"
+    assert "the sampler" in (shell.folder / learnt["report"]).read_text()
+
+
+@pytest.fixture
+def place(toy_config: Config, tmp_path: Path) -> Path:
+    """The folder of a sweep that has just begun, on other data than the recipe's store has now."""
+    search = {"space": {"optim.lr": {"loguniform": [1e-3, 1e-1]}}, "budget": {"trials": 2}}
+    config = with_values(toy_config, {"search": search})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    began = asdict(StudyPlace("toy-1", "0123456789abcdef", None))
+    (tmp_path / "study.json").write_text(json.dumps(began))
+    return tmp_path
+
+
+def test_what_would_make_trials_incomparable_is_refused(place: Path) -> None:
+    with pytest.raises(UserError, match="model.channels=8: the sweep has begun"):
+        resume(place, ["model.channels=8"], 0, LineProgress())
+    with pytest.raises(PreflightError, match="holds other data than the sweep was begun with"):
+        resume(place, ["search.budget.trials=3"], 0, LineProgress())
+
+
+def test_only_a_sweeps_folder_is_resumed(tmp_path: Path, place: Path) -> None:
+    with pytest.raises(UserError, match="not the folder of a sweep"):
+        resume(tmp_path / "none", [], 0, LineProgress())
+    (place / "study.json").write_text("{")
+    with pytest.raises(UserError, match=r"study.json: cannot be read"):
+        resume(place, [], 0, LineProgress())
+
+
+def test_a_sweep_has_one_process(place: Path) -> None:
+    with (
+        locked(place),
+        pytest.raises(UserError, match="another process is running this sweep"),
+        locked(place),
+    ):
+        raise AssertionError("not reached")
+    with locked(place):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "the data there was another"),
+        ({"train.epochs": 3}, "train.epochs is 2 there and 3 here"),
+        (
+            {"search.space": {"model.num_codewords": {"choice": [4, 8]}}},
+            "none of its 0 trials lies in the space",
+        ),
+    ],
+)
+def test_trials_that_do_not_compare_are_not_learnt_from(
+    place: Path, values: dict[str, Any], message: str
+) -> None:
+    config = with_values(load_config(place / "config.yaml"), values)
+    fingerprint = "0123456789abcdef" if values else "other"
+    with pytest.raises(UserError, match=message):
+        previous_trials(place, config, fingerprint)
