@@ -108,9 +108,9 @@ def _connect(needs: ScalingConfig) -> None:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:  # Ray 2.60 raises nothing narrower when a node does not start in time
-        where = f"RAY_ADDRESS={address}" if address else "a local cluster"
+        what = f"Ray at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
         reason = str(error).strip().splitlines()[0]
-        raise PreflightError(f"Ray at {where} cannot be reached: {reason}") from None
+        raise PreflightError(f"{what}: {reason}") from None
     # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)

@@ -1,10 +1,12 @@
 """Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
@@ -13,6 +15,8 @@ from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
 CREATION_ATTEMPTS, CREATION_WAIT_S = 5, 1
+# How long SQLite waits while another sweep writes; its own 5 s are short on a busy machine.
+WRITE_TIMEOUT_S = 60
 
 
 def open_storage(place: str) -> BaseStorage:
@@ -41,16 +45,31 @@ def repair_journal(path: Path) -> None:
     """Remove the line and the lock that a killed writer left; for the one process that may write now.
 
     Optuna 5.0 would append to the torn line, which makes the whole file unreadable, and wait 30 s for the
-    lock, a symbolic link.
+    lock, a symbolic link. Raises PreflightError for damage that no kill leaves, which Optuna overlooks in the
+    last line.
     """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
         return
     data = path.read_bytes()
     complete = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:complete].splitlines(), start=1):
+        if not _is_json(line):
+            raise PreflightError(
+                f"{path}: line {number} of the study's journal is damaged; restore the file, or cut it off "
+                "before that line to go on from there"
+            )
     if complete < len(data):
         with open(path, "r+b") as file:
             file.truncate(complete)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _open_database(url: str) -> BaseStorage:
@@ -74,9 +93,18 @@ def _with_tables(url: str) -> BaseStorage:
     """Of two processes that create one database's tables at once, one fails (Optuna 5.0); it tries again."""
     for _ in range(CREATION_ATTEMPTS):
         try:
-            return get_storage(url)  # with a cache of ended trials, which a bare RDBStorage lacks
+            return _connect(url)
         except DatabaseError as error:
             if not isinstance(error, IntegrityError) and "already exists" not in str(error):
                 raise
             time.sleep(CREATION_WAIT_S)
-    return get_storage(url)
+    return _connect(url)
+
+
+def _connect(url: str) -> BaseStorage:
+    """With a cache of ended trials, which a bare RDBStorage lacks."""
+    # A connection that the server has closed is replaced.
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": WRITE_TIMEOUT_S}
+    return get_storage(RDBStorage(url, engine_kwargs=options))

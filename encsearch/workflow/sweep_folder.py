@@ -82,8 +82,16 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
             f"{shown or 'not set'}; set it to the same"
         )
     if not database:
+        _check_journal(folder)
         repair_journal(folder / JOURNAL_FILE)
     return Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+
+
+def _check_journal(folder: Path) -> None:
+    """A study that is gone would be begun again, beside the trials of the one before."""
+    journal = folder / JOURNAL_FILE
+    if (folder / "trials").exists() and not (journal.exists() and journal.stat().st_size):
+        raise PreflightError(f"{journal}: the study's journal is gone, but its trials were begun; restore it")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`encsearch resume` and `--warm-start-from` as people use them; that they survive kills is in tests/chaos."""
+"""`encsearch resume` and `--warm-start-from` as people use them; kills are in tests/chaos."""
 
 import json
 from dataclasses import asdict
@@ -59,7 +59,7 @@ def place(toy_config: Config, tmp_path: Path) -> Path:
 
 
 def test_what_would_make_trials_incomparable_is_refused(place: Path) -> None:
-    with pytest.raises(UserError, match="model.channels=8: the sweep has begun"):
+    with pytest.raises(UserError, match=r"model\.channels=8: the sweep has begun"):
         resume(place, ["model.channels=8"], 0, LineProgress())
     with pytest.raises(PreflightError, match="holds other data than the sweep was begun with"):
         resume(place, ["search.budget.trials=3"], 0, LineProgress())

@@ -22,7 +22,8 @@ from encsearch.config import Config, ScalingConfig, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.errors import PreflightError
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import ray_session
+from encsearch.runner.ray_session import ray_session, trainings_at_once
+from encsearch.search.trial import SUPERVISOR, trial_resources
 from encsearch.search.trials import TrialEvent, TrialRecord
 from encsearch.spool import read_lines
 from tests.ray.test_sweep import Observer, swept
@@ -76,6 +77,17 @@ def test_a_node_without_the_files_is_refused(toy_config: Config, tmp_path: Path)
 def test_without_an_address_a_session_has_a_ray_of_its_own_beside_a_running_cluster() -> None:
     """Ray itself would attach to the cluster that was started last on this machine."""
     assert _in_a_process(_num_cpus_beside_a_cluster) >= 1
+
+
+def test_trials_of_half_a_gpu_are_packed_and_a_group_books_its_workers_alone() -> None:
+    half = ScalingConfig(gpus_per_worker=0.5)
+    worker = {"CPU": 1.0, "GPU": 0.5}
+    pair = half.model_copy(update={"num_workers": 2})
+
+    assert trainings_at_once(half, {"CPU": 4, "GPU": 1}) == 2
+    assert trial_resources(half).bundles == [worker]
+    assert trial_resources(pair).bundles == [SUPERVISOR, worker, worker]
+    assert not SUPERVISOR.keys() & worker.keys()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import SearchConfig
+from encsearch.errors import PreflightError
 from encsearch.search.storage import repair_journal
 from encsearch.search.study import Proposal, Study
 
@@ -77,3 +78,16 @@ def test_a_sequence_is_not_counted_on_by_a_trial_that_only_goes_on(tmp_path: Pat
         given.append(study.ask())
 
     assert given == expected
+
+
+def test_a_damaged_line_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    run_to_end(journal, searched("random"))
+    lines = journal.read_bytes().splitlines(keepends=True)
+
+    for place in (3, len(lines)):
+        damaged = b"".join([*lines[:place], b"#\n", *lines[place:]])
+        journal.write_bytes(damaged)
+        with pytest.raises(PreflightError, match=f"line {place + 1} of the study's journal is damaged"):
+            repair_journal(journal)
+        assert journal.read_bytes() == damaged
