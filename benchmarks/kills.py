@@ -5,10 +5,10 @@
 With --folder a run that was judged there before is not made again.
 
 Three users at once, each with a folder and a tracking database of their own: one on a local Ray whose driver
-is killed, one on a running cluster whose driver is killed, one whose trials are killed. The kill times of the
-drivers are spread over the whole of an undisturbed run, one at random in each part of equal length; every
-third resume is killed once more. What each has left at its end must be what the undisturbed run has left, see
-tests/chaos/evidence.py. Prints a Markdown table and writes JSON.
+is killed, one on a running cluster whose driver is killed, one whose trials are killed. The moments of the
+kills are spread over the whole of an undisturbed run, for trials over its search: one at random in each part
+of equal length. Every third resume is killed once more. What each has left at its end must be what the
+undisturbed run has left, see tests/chaos/evidence.py. Prints a Markdown table and writes JSON.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import random
 import signal
 import tempfile
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -26,12 +27,14 @@ from typing import Any
 from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (
     Attempt,
+    Moment,
     Strike,
     User,
     bring_to_end,
     kill_driver_at,
     kill_trials_at,
     new_user,
+    watch,
 )
 from tests.e2e.head import running_head
 
@@ -52,7 +55,7 @@ class Run:
     name: str
     ray: str
     killed: str
-    planned_s: tuple[float, ...]
+    moments: tuple[Moment, ...]
     attempts: tuple[Attempt, ...]
     lost_trials: int
     faults: tuple[str, ...]
@@ -86,47 +89,69 @@ def all_runs(folder: Path) -> list[Run]:
             new_user(folder / "cluster", head.variables, head.pid),
             new_user(folder / "trials"),
         )
+        alone = undisturbed(users[0])
         lanes = (
-            pool.submit(driver_runs, users[0], "local"),
-            pool.submit(driver_runs, users[1], "cluster"),
-            pool.submit(trial_runs, users[2]),
+            pool.submit(driver_runs, users[0], "local", alone),
+            pool.submit(driver_runs, users[1], "cluster", alone),
+            pool.submit(trial_runs, users[2], alone),
         )
         return [run for lane in lanes for run in lane.result()]
 
 
-def driver_runs(user: User, ray: str) -> list[Run]:
-    expected, lasted_s, _ = undisturbed(user)
+@dataclass(frozen=True)
+class Undisturbed:
+    """A sweep that nothing interrupted: what it left, and the seconds of each of its lines and of its end."""
+
+    evidence: Evidence
+    line_s: tuple[float, ...]
+    search_s: tuple[float, float]
+
+    def moment(self, seconds: float) -> Moment:
+        lines = bisect(self.line_s[:-1], seconds)
+        return Moment(lines, seconds - self.line_s[lines - 1] if lines else seconds)
+
+
+def undisturbed(user: User) -> Undisturbed:
+    kept = user.shell.folder / "undisturbed.json"
+    if kept.exists():
+        line_s, folder = json.loads(kept.read_text())
+    else:
+        line_s = []
+        (attempt,), folder = bring_to_end(user, "undisturbed", [watch(line_s)])
+        assert attempt.code == 0
+        kept.write_text(json.dumps([line_s, str(folder)]))
+    said = Path(folder).parent.joinpath("attempt0.log").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in said if line.startswith("[")]
+    begun, ended = (
+        next(second for line, second in zip(lines, line_s, strict=False) if text in line)
+        for text in ("trial 0 starts", "finalist trial")
+    )
+    return Undisturbed(read_evidence(Path(folder), user.tracking_uri), tuple(line_s), (begun, ended))
+
+
+def driver_runs(user: User, ray: str, alone: Undisturbed) -> list[Run]:
     rng = random.Random(f"{SEED} {ray}")
     runs = []
-    for place in range(DRIVER_RUNS):
-        planned_s = [(place + rng.random()) / DRIVER_RUNS * lasted_s]
+    for place in rng.sample(range(DRIVER_RUNS), DRIVER_RUNS):
+        lasted_s = alone.line_s[-1]
+        moments = [alone.moment((place + rng.random()) / DRIVER_RUNS * lasted_s)]
         if place % EVERY_SECOND_KILL == EVERY_SECOND_KILL - 1:
-            planned_s.append(rng.random() * lasted_s / 2)  # a resume takes less
-        strikes = [kill_driver_at(seconds) for seconds in planned_s]
-        runs.append(judged(user, f"{ray}{place}", ray, "driver", planned_s, strikes, expected))
+            moments.append(alone.moment(rng.random() * lasted_s / 2))  # a resume says less
+        strikes = [kill_driver_at(moment) for moment in moments]
+        runs.append(judged(user, f"{ray}{place}", ray, "driver", moments, strikes, alone.evidence))
     return runs
 
 
-def trial_runs(user: User) -> list[Run]:
-    expected, _, searched_s = undisturbed(user)
+def trial_runs(user: User, alone: Undisturbed) -> list[Run]:
     rng = random.Random(f"{SEED} trials")
+    begun_s, ended_s = alone.search_s
     runs = []
     for place in range(TRIAL_RUNS):
-        planned_s = sorted(rng.random() * searched_s for _ in range(TRIAL_KILLS))
-        strikes = [kill_trials_at(planned_s)]
-        runs.append(judged(user, f"trials{place}", "local", "trials", planned_s, strikes, expected))
+        part_s = (ended_s - begun_s) / TRIAL_KILLS
+        moments = [alone.moment(begun_s + (part + rng.random()) * part_s) for part in range(TRIAL_KILLS)]
+        strikes = [kill_trials_at(moments)]
+        runs.append(judged(user, f"trials{place}", "local", "trials", moments, strikes, alone.evidence))
     return runs
-
-
-def undisturbed(user: User) -> tuple[Evidence, float, float]:
-    """What it leaves, and the seconds that it and its search took."""
-    (attempt,), folder = bring_to_end(user, "undisturbed", [])
-    assert attempt.code == 0
-    said = (folder.parent / "attempt0.log").read_text(encoding="utf-8").splitlines()
-    begun, ended = (
-        next(clock_s(line) for line in said if text in line) for text in ("trial 0 starts", "finalist trial")
-    )
-    return read_evidence(folder, user.tracking_uri), attempt.seconds, ended - begun
 
 
 def judged(
@@ -134,7 +159,7 @@ def judged(
     name: str,
     ray: str,
     killed: str,
-    planned_s: Sequence[float],
+    moments: Sequence[Moment],
     strikes: Sequence[Strike],
     expected: Evidence,
 ) -> Run:
@@ -149,7 +174,7 @@ def judged(
         wrong = [said[-1].strip().splitlines()[-1]]
     wrong += ["a process outlived its driver" for attempt in attempts if attempt.freed_s is None]
     lost = sum(text.count("lost its process") for text in said)
-    run = Run(name, ray, killed, tuple(planned_s), tuple(attempts), lost, tuple(wrong))
+    run = Run(name, ray, killed, tuple(moments), tuple(attempts), lost, tuple(wrong))
     kept.write_text(json.dumps(asdict(run)))
     print(row(run), flush=True)
     return run
@@ -157,7 +182,8 @@ def judged(
 
 def from_json(text: str) -> Run:
     fields = json.loads(text)
-    return Run(**{**fields, "attempts": tuple(Attempt(**attempt) for attempt in fields["attempts"])})
+    fields["attempts"] = tuple(Attempt(**attempt) for attempt in fields["attempts"])
+    return Run(**{**fields, "moments": tuple(Moment(**moment) for moment in fields["moments"])})
 
 
 def facts(runs: Sequence[Run]) -> Mapping[str, Any]:
@@ -192,14 +218,7 @@ def told(run: Run) -> Iterator[str]:
         end = "killed in" if attempt.code == -signal.SIGKILL else f"exit {attempt.code},"
         yield f"{attempt.command} {attempt.seconds:.0f} s, {end} {attempt.phase}"
     if run.killed == "trials":
-        moments = " and ".join(f"{seconds:.0f} s" for seconds in run.planned_s)
-        yield f"{run.lost_trials} killed, {moments} into the search"
-
-
-def clock_s(line: str) -> float:
-    """Of "[01:02] text"."""
-    minutes, seconds = line[1 : line.index("]")].split(":")
-    return 60.0 * int(minutes) + int(seconds)
+        yield f"{run.lost_trials} killed"
 
 
 if __name__ == "__main__":

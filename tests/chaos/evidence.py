@@ -23,6 +23,8 @@ from encsearch.spool import distinct_reports, read_lines
 PARENT = "the sweep"
 # They tell of the process and not of the training.
 OF_THE_PROCESS = ("seconds", "resumed_from_step")
+# A sweep that takes long enough has forecast its end.
+OF_THE_PACE = ("forecasts.png",)
 TOLD_TAGS = ("encsearch.kind", "encsearch.state", "encsearch.reason", "encsearch.trial")
 
 Series = tuple[tuple[int, float], ...]
@@ -39,7 +41,7 @@ class TrialFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """An MLflow run; `artifacts` are the paths of its files."""
+    """An MLflow run; `artifacts` are the paths of its files, without what depends on the time."""
 
     status: str
     params: Mapping[str, str]
@@ -168,7 +170,13 @@ def _facts(client: MlflowClient, run: Run) -> RunFacts:
             for key in run.data.metrics
             if key not in OF_THE_PROCESS
         },
-        artifacts=tuple(sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())),
+        artifacts=tuple(
+            sorted(
+                str(path.relative_to(root))
+                for path in root.rglob("*")
+                if path.is_file() and path.name not in OF_THE_PACE
+            )
+        ),
     )
 
 

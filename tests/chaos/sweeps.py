@@ -171,28 +171,50 @@ def phase_of(said: str) -> str:
     return "start"
 
 
-def kill_driver_at(seconds: float) -> Strike:
-    return kill_driver_when(lambda running: running.seconds >= seconds)
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after a sweep's line of that number, or at its next line if that comes before.
+
+    Unlike a time it means the same on a machine that is slower now.
+    """
+
+    lines: int
+    seconds: float
+
+    def wait(self, running: Running) -> None:
+        _wait(running, lambda: num_lines(running) >= self.lines)
+        due = running.seconds + self.seconds
+        _wait(running, lambda: running.seconds >= due or num_lines(running) > self.lines)
+
+
+def num_lines(running: Running) -> int:
+    """How many lines with a time the command has said."""
+    return sum(line.startswith("[") for line in running.said.splitlines())
+
+
+def kill_driver_at(moment: Moment) -> Strike:
+    def strike(running: Running) -> list[psutil.Process]:
+        moment.wait(running)
+        return _kill_driver(running)
+
+    return strike
 
 
 def kill_driver_when(is_time: Callable[[Running], bool]) -> Strike:
     def strike(running: Running) -> list[psutil.Process]:
         _wait(running, lambda: is_time(running))
-        owned = running.owned()
-        running.process.kill()
-        return owned
+        return _kill_driver(running)
 
     return strike
 
 
-def kill_trials_at(moments: Sequence[float]) -> Strike:
-    """Kill the process of the trial that runs so many seconds after the first one started."""
+def kill_trials_at(moments: Sequence[Moment]) -> Strike:
+    """Kill the process of the trial that runs at each of the moments, or comes next."""
 
     def strike(running: Running) -> list[psutil.Process]:
-        _wait(running, lambda: "trial 0 starts" in running.said)
-        begun = running.seconds
         for moment in moments:
-            kill_trial_when(lambda running, due=begun + moment: running.seconds >= due)(running)  # type: ignore[misc]
+            moment.wait(running)
+            kill_trial_when(lambda _: True)(running)
         return running.owned()
 
     return strike
@@ -206,6 +228,21 @@ def kill_trial_when(is_time: Callable[[Running], bool]) -> Strike:
         for process in trial_processes(running):
             process.kill()
         return running.owned()
+
+    return strike
+
+
+def watch(seconds: list[float]) -> Strike:
+    """Kill nothing, but add the time of each line, and that of the end, to `seconds`."""
+
+    def strike(running: Running) -> list[psutil.Process]:
+        owned: list[psutil.Process] = []
+        while running.process.poll() is None:
+            seconds.extend([running.seconds] * (num_lines(running) - len(seconds)))
+            owned = running.owned() or owned
+            time.sleep(POLL_S)
+        seconds.append(running.seconds)
+        return owned
 
     return strike
 
@@ -238,6 +275,12 @@ def _leave_alone(running: Running) -> list[psutil.Process]:
     """For the attempt that is to end by itself; what it owns is counted once it has said something of it."""
     _wait(running, lambda: phase_of(running.said) != "start")
     return running.owned()
+
+
+def _kill_driver(running: Running) -> list[psutil.Process]:
+    owned = running.owned()
+    running.process.kill()
+    return owned
 
 
 def _wait(running: Running, is_time: Callable[[], bool]) -> None:

@@ -34,7 +34,11 @@ def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shel
     with running_head(shell.folder, num_cpus=3) as head:
         both = Shell(shell.folder, {**head.variables, **shared})
         processes = [both.start("encsearch", "sweep", "toy.yaml", *o, "--json") for o in (PAIRS, SINGLES)]
-        outputs = [process.communicate(timeout=COMMAND_TIMEOUT_S) for process in processes]
+        try:
+            outputs = [process.communicate(timeout=COMMAND_TIMEOUT_S) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     for process, (_, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err
     sweeps = [json.loads(out) for out, _ in outputs]
