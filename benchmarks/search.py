@@ -38,6 +38,7 @@ from benchmarks.search_simulation import (
     reports,
 )
 from encsearch.config import Dimension, SearchConfig, load_config
+from encsearch.config.search import AshaConfig
 from encsearch.search.points import known_points
 from encsearch.search.storage import MEMORY
 from encsearch.search.study import Study
@@ -45,6 +46,7 @@ from encsearch.search.study import Study
 RECIPE = "jobs/recipes/demo.yaml"
 SHARE_OF_BEST = 0.99
 OURS, STOCK, RANDOM, GRID = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random", "grid, random order"
+EARLY_RUNGS = "encsearch, rungs at 1, 3, 9 epochs"
 OURS_WITHOUT, STOCK_WITH = f"{OURS}, no first point", f"{STOCK}, encsearch's first point"
 
 
@@ -93,8 +95,14 @@ def methods(surface: Surface) -> dict[str, Callable[[int], Method]]:
         OURS_WITHOUT: partial(Encsearch, space, epochs, ()),
         f"{OURS_WITHOUT}, no stopping": partial(Encsearch, space, epochs, (), scheduler="none"),
         f"{OURS_WITHOUT}, random sampler": partial(Encsearch, space, epochs, (), sampler="random"),
-        STOCK_WITH: partial(Stock, space, epochs, first),
+        EARLY_RUNGS: partial(
+            Encsearch, space, epochs, first, asha={"grace_epochs": 1, "reduction_factor": 3}
+        ),
         STOCK: partial(Stock, space, epochs, ()),
+        STOCK_WITH: partial(Stock, space, epochs, first),
+        f"{STOCK}, encsearch's rungs": partial(
+            Stock, space, epochs, (), grace_period=AshaConfig().first_rung(epochs)
+        ),
         f"{RANDOM}, encsearch's first point": lambda seed: InOrder(
             chain(first, random_points(space, seed)), epochs
         ),
@@ -130,20 +138,31 @@ class Encsearch:
 
 
 class Stock:
-    """Ray's own classes with their defaults but the reduction factor, called in the order of its controller.
+    """Ray's own classes, by default with their defaults, called in the order of its controller.
 
     Ray 2.60, TuneController._process_trial_result and stop_trial: the searcher is not told of a report that
     stops its trial, and takes the last value for that of a finished trial.
     """
 
     def __init__(
-        self, space: Mapping[str, Dimension], epochs: int, first: Sequence[Values], seed: int
+        self,
+        space: Mapping[str, Dimension],
+        epochs: int,
+        first: Sequence[Values],
+        seed: int,
+        *,
+        grace_period: int = 1,
+        reduction_factor: int = 4,
     ) -> None:
         self._searcher = OptunaSearch(seed=seed, points_to_evaluate=[dict(point) for point in first])
         domains = {path: tune_domain(dimension) for path, dimension in space.items()}
         self._searcher.set_search_properties("mIoU", "max", domains)
         self._scheduler = ASHAScheduler(
-            metric="mIoU", mode="max", max_t=epochs, grace_period=1, reduction_factor=3
+            metric="mIoU",
+            mode="max",
+            max_t=epochs,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
         )
         self._trials: list[SimpleNamespace] = []
 

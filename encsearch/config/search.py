@@ -89,10 +89,18 @@ def active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[st
 
 
 class AshaConfig(Section):
-    """Rungs at grace_epochs * reduction_factor ** n epochs, of `asha` and `hyperband`."""
+    """Rungs at grace_epochs * reduction_factor ** n epochs, of `asha` and `hyperband`.
 
-    grace_epochs: Positive = 1
-    reduction_factor: int = Field(3, ge=2)
+    Earlier rungs save more and tell less: on `scenes` the order of trials after 1, 3 and 9 of 27 epochs has a
+    rank correlation of 0.47, 0.61 and 0.91 with that of their best figures.
+    """
+
+    grace_epochs: Positive | None = Field(None, description="the first rung; null: a quarter of train.epochs")
+    reduction_factor: int = Field(4, ge=2)
+
+    def first_rung(self, epochs: int) -> int:
+        """In epochs, of trials of `epochs`."""
+        return self.grace_epochs or max(1, epochs // 4)
 
 
 class MedianConfig(Section):

@@ -41,8 +41,8 @@ def rungs_of(search: SearchConfig, epochs: int, number: int) -> tuple[int, ...]:
 
 
 def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
-    """grace_epochs * reduction_factor ** n below the full length (Li et al., MLSys 2020, algorithm 2)."""
-    rungs, rung = [], search.asha.grace_epochs
+    """first_rung * reduction_factor ** n below the full length (Li et al., MLSys 2020, algorithm 2)."""
+    rungs, rung = [], search.asha.first_rung(epochs)
     while rung < epochs:
         rungs.append(rung)
         rung *= search.asha.reduction_factor

@@ -40,7 +40,8 @@ RECIPE: dict[str, Any] = {
 }
 STORE = ("data", "scenes", "scenes", "--train", "48", "--val", "10", "--test", "4", "--size", "64")
 
-ATTEMPT_TIMEOUT_S, FREED_TIMEOUT_S, POLL_S = 400, 30, 0.05
+# Ray 2.60: a worker that was just started when its node went asks for that for half a minute.
+ATTEMPT_TIMEOUT_S, FREED_TIMEOUT_S, POLL_S = 600, 90, 0.05
 # As Tune names a trial's process while it works, and between two calls.
 TRIAL = ("ray::ResourceTrainable", "ray::Trial")
 # Ray 2.60's own helpers, which hold no resources: two of a node notice after a minute that the node is gone,
@@ -74,7 +75,7 @@ Strike = Callable[[Running], list[psutil.Process]]
 class Attempt:
     """One process of a sweep: its exit code, how long it ran, and in which phase it was at its end.
 
-    `freed_s` is how long its processes outlived it, None if some were still there after half a minute.
+    `freed_s` is how long its processes outlived it, None if some were still there after FREED_TIMEOUT_S.
     """
 
     command: str
@@ -162,7 +163,7 @@ def phase_of(said: str) -> str:
     if "next: encsearch promote" in said:
         return "ended"
     lines = said.splitlines()
-    if any("-seed1: " in line for line in lines):
+    if any("-seed1: mIoU" in line for line in lines):
         return "report"
     if any("finalist trial" in line for line in lines):
         return "finalist"

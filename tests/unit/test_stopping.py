@@ -9,13 +9,15 @@ SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}}
 
 
 def search(**values: object) -> SearchConfig:
-    return SearchConfig.model_validate({"space": SPACE, **values})
+    rungs = {"grace_epochs": 1, "reduction_factor": 3}
+    return SearchConfig.model_validate({"space": SPACE, "asha": rungs, **values})
 
 
 def test_rungs_are_powers_below_the_full_length() -> None:
     assert all_rungs(search(), 27) == (1, 3, 9)
     assert all_rungs(search(asha={"grace_epochs": 2, "reduction_factor": 2}), 10) == (2, 4, 8)
     assert all_rungs(search(asha={"grace_epochs": 5}), 3) == ()
+    assert [all_rungs(search(asha={}), epochs) for epochs in (27, 8, 3)] == [(6, 24), (2,), (1,)]
 
 
 def test_asha_keeps_the_best_third_of_those_at_a_rung() -> None:
