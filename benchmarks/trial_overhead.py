@@ -236,7 +236,7 @@ def _training(config: Config) -> Iterator[Any]:
 def _sweep(config: Config, folder: Path) -> None:
     from encsearch.data.store import read_manifest
     from encsearch.records import MemoryRecorder, Recorder, Report
-    from encsearch.search.study import Proposal, Study
+    from encsearch.search.study.study import Proposal, Study
     from encsearch.search.sweep import run_sweep
 
     def mark(kind: str, epoch_s: float = 0.0) -> None:

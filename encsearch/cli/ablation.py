@@ -11,7 +11,7 @@ from encsearch.cli.training import out_option, overrides_argument, recipe_argume
 
 if TYPE_CHECKING:
     from encsearch.config import Config
-    from encsearch.search.ablation import Ablation
+    from encsearch.search.ablation.plan import Ablation
     from encsearch.workflow.ablate import Ablated
 
 
@@ -79,8 +79,8 @@ def _plan_json(plan: "Ablation") -> dict[str, Any]:
 
 
 def _ablated_text(done: "Ablated") -> str:
-    from encsearch.search.ablation import ENCNET, FCN, shown_metrics
-    from encsearch.search.ablation_report import difference_text, percent_text, verdicts
+    from encsearch.search.ablation.plan import ENCNET, FCN, shown_metrics
+    from encsearch.search.ablation.report import difference_text, percent_text, verdicts
 
     names = shown_metrics(done.story.metric)
     rows = [

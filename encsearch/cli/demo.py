@@ -59,7 +59,7 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     from encsearch.data.store import open_split
     from encsearch.panels import comparison_sheet, evenly_spaced
     from encsearch.predict import Predictor, load
-    from encsearch.search.finalists import BASELINE_LABELS
+    from encsearch.search.confirm.finalists import BASELINE_LABELS
     from encsearch.workflow.recorded import checkpoint_model
 
     models = {

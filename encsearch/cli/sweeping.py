@@ -93,7 +93,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, how sure the winner is, and where the report is."""
-    from encsearch.search.verdict import verdict
+    from encsearch.search.confirm.verdict import verdict
 
     metric, records = done.summary.metric, done.records
     paths = list(dict.fromkeys(path for record in records for path in record.values))

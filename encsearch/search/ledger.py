@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from encsearch.config import Config, with_values
 from encsearch.records import Recorder, Report
-from encsearch.search.budget import devices_of
+from encsearch.search.budget.rules import devices_of
 from encsearch.search.fairness import flags
-from encsearch.search.jobs import RESTARTS, Job
 from encsearch.search.limits import Excess, Network, excess, slow
-from encsearch.search.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
+from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState
+from encsearch.search.tune.jobs import RESTARTS, Job
 
 # A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
 STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30

@@ -12,12 +12,12 @@ from encsearch.errors import TrainingError
 from encsearch.experiment import count_parameters
 from encsearch.memory import training_gib
 from encsearch.runner.ray_session import trainings_at_once
-from encsearch.search.driver import run_jobs
 from encsearch.search.ledger import Ledger, Limiter, SweepObserver
 from encsearch.search.limits import Network
-from encsearch.search.points import known_points
-from encsearch.search.study import Study
+from encsearch.search.study.points import known_points
+from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
+from encsearch.search.tune.driver import run_jobs
 
 
 def run_sweep(

@@ -22,7 +22,7 @@ from encsearch.experiment import preflight
 from encsearch.records import Recorder, Report, recording
 from encsearch.redaction import without_secrets
 from encsearch.runner.ray_session import ray_session
-from encsearch.search.ablation import (
+from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
     MULTI_SCALE,
@@ -33,9 +33,9 @@ from encsearch.search.ablation import (
     figures_of,
     plan_ablation,
 )
-from encsearch.search.ablation_report import PICTURE_FILE, AblationStory, write_report
-from encsearch.search.rescore import rescore
-from encsearch.search.side_by_side import run_side_by_side
+from encsearch.search.ablation.report import PICTURE_FILE, AblationStory, write_report
+from encsearch.search.ablation.rescore import rescore
+from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.spool import append_line, read_lines
 from encsearch.tracking.lineage import lineage

@@ -12,10 +12,10 @@ from encsearch.records import recording
 from encsearch.redaction import without_secrets
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session
-from encsearch.search.confirm import Confirmation, confirm
+from encsearch.search.budget.keeper import Keeper
+from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.fairness import flags
-from encsearch.search.keeper import Keeper
-from encsearch.search.study import Study
+from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import TrialRecord, values_text
 from encsearch.tracking.mlflow import Tracking, connect

@@ -21,8 +21,8 @@ from pathlib import Path
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
-from encsearch.search.storage import repair_journal
-from encsearch.search.study import Study
+from encsearch.search.study.storage import repair_journal
+from encsearch.search.study.study import Study
 from encsearch.workflow.folder import new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"

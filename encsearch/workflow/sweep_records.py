@@ -5,10 +5,10 @@ from pathlib import Path
 
 from encsearch.config import Config, flatten, with_values
 from encsearch.records import Recorder, Report
-from encsearch.search.finalists import Finalist
-from encsearch.search.jobs import REPORTS_FILE
+from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
+from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.spool import distinct_reports
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.mlflow import (

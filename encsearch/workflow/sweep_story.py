@@ -8,12 +8,12 @@ from encsearch.data.store import open_split
 from encsearch.errors import UserError
 from encsearch.panels import comparison_sheet, evenly_spaced
 from encsearch.predict import Predictor
-from encsearch.search.confirm import Confirmation
+from encsearch.search.budget.keeper import Keeper
+from encsearch.search.confirm.finalists import BASELINE_LABELS, Finalist
+from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.fairness import flags
-from encsearch.search.finalists import BASELINE_LABELS, Finalist
-from encsearch.search.keeper import Keeper
 from encsearch.search.report import FinalistRow, SweepSummary, from_json, render, to_json
-from encsearch.search.study import Study
+from encsearch.search.study.study import Study
 from encsearch.tracking.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.workflow.recorded import CONTEXT_FOLDER, checkpoint_model
 from encsearch.workflow.sweep_folder import StudyPlace, write_whole

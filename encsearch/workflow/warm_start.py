@@ -5,7 +5,7 @@ from pathlib import Path
 
 from encsearch.config import Config, flatten
 from encsearch.errors import UserError
-from encsearch.search.study import Study
+from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
 from encsearch.workflow.sweep_folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
 

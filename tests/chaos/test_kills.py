@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.search.jobs import REPORTS_FILE
 from encsearch.search.ledger import trial_folder
+from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.spool import read_lines
 from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (

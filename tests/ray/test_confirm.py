@@ -6,8 +6,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.records import MemoryRecorder, Recorder
-from encsearch.search.confirm import FINALISTS_FILE, confirm
-from encsearch.search.finalists import Finalist
+from encsearch.search.confirm.finalists import Finalist
+from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
 from encsearch.search.trials import TrialRecord
 from encsearch.spool import read_lines
 

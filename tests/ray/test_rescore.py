@@ -10,7 +10,7 @@ from encsearch.bundle import read_bundle, write_bundle
 from encsearch.config import Config, EvalConfig, ScalingConfig
 from encsearch.evaluation import score_bundle
 from encsearch.model.encnet import EncNet
-from encsearch.search.rescore import rescore
+from encsearch.search.ablation.rescore import rescore
 from tests.conftest import TOY_INFO
 
 

@@ -9,9 +9,9 @@ from encsearch.config import Config, with_values
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
 from encsearch.records import MemoryRecorder, Recorder
-from encsearch.search.confirm import confirm
-from encsearch.search.finalists import Finalist
-from encsearch.search.study import Study
+from encsearch.search.confirm.finalists import Finalist
+from encsearch.search.confirm.trainings import confirm
+from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import TrialEvent, TrialRecord
 from encsearch.train.checkpoint import newest

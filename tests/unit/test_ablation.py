@@ -7,7 +7,7 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import UserError
-from encsearch.search.ablation import (
+from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
     GATE,
@@ -17,7 +17,7 @@ from encsearch.search.ablation import (
     figures_of,
     plan_ablation,
 )
-from encsearch.search.ablation_report import AblationStory, verdicts, write_report
+from encsearch.search.ablation.report import AblationStory, verdicts, write_report
 from encsearch.spool import append_line, read_lines
 from encsearch.workflow.gains import chosen
 

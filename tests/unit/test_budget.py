@@ -3,7 +3,8 @@
 import pytest
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
-from encsearch.search.budget import (
+from encsearch.search.budget.pace import Pace, duration_text, pace_of
+from encsearch.search.budget.rules import (
     RAY_TRAIN_STARTUP_S,
     Cost,
     Decision,
@@ -16,7 +17,6 @@ from encsearch.search.budget import (
     num_trainings,
     spent_by,
 )
-from encsearch.search.pace import Pace, duration_text, pace_of
 from encsearch.search.trials import TrialRecord
 
 HOUR = 3600.0

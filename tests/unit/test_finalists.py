@@ -10,7 +10,7 @@ import pytest
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.records import Report
 from encsearch.runner.result import REPORTS_FILE, RunResult, best_report
-from encsearch.search.finalists import (
+from encsearch.search.confirm.finalists import (
     Finalist,
     configurations,
     finalist_config,

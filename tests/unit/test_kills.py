@@ -6,8 +6,8 @@ import pytest
 
 from encsearch.config import SearchConfig
 from encsearch.errors import PreflightError
-from encsearch.search.storage import repair_journal
-from encsearch.search.study import Proposal, Study
+from encsearch.search.study.storage import repair_journal
+from encsearch.search.study.study import Proposal, Study
 
 EPOCHS = 3
 RANGES = {"loss.se_weight": {"uniform": [0.0, 1.0]}, "optim.lr": {"loguniform": [1e-4, 1e-1]}}

@@ -9,11 +9,11 @@ import pytest
 from encsearch.config import Config, with_values
 from encsearch.errors import UserError
 from encsearch.records import MemoryRecorder, Recorder, Report
-from encsearch.search.jobs import RESTARTS, Job
 from encsearch.search.ledger import Ledger
 from encsearch.search.limits import Network
-from encsearch.search.study import Study
+from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialEvent, TrialRecord
+from encsearch.search.tune.jobs import RESTARTS, Job
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"

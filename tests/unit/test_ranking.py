@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from encsearch.search.ranking import Configuration, Ranking, rank
+from encsearch.search.confirm.ranking import Configuration, Ranking, rank
 
 
 def config(trial: int, *values: float, parameters: int = 100) -> Configuration:

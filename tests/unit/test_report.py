@@ -11,7 +11,7 @@ from PIL import Image
 from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
 from encsearch.diagnostics.records import to_json as context_to_json
 from encsearch.errors import UserError
-from encsearch.search.forecast import ForecastPoint
+from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.report import SweepSummary, from_json, render, to_json
 from encsearch.search.report.classes import class_table
 from encsearch.search.report.history import history_chart

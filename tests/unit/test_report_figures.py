@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from encsearch.search.forecast import ForecastPoint, backtest
+from encsearch.search.budget.forecast import ForecastPoint, backtest
 from encsearch.search.report.confirmed import AS_GOOD, BASELINE, WINNER, WORSE, ranking_of, roles
 from encsearch.search.report.contours import MIN_CONTOUR_POINTS, Surface, contour_chart, surface
 from encsearch.search.report.dimensions import axes_of, numeric_pairs

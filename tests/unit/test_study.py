@@ -9,8 +9,8 @@ import pytest
 
 from encsearch.config import SearchConfig
 from encsearch.errors import PreflightError
-from encsearch.search.storage import repair_journal
-from encsearch.search.study import Study
+from encsearch.search.study.storage import repair_journal
+from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
 
 RANGES = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "loss.se_weight": {"uniform": [0.0, 1.0]}}

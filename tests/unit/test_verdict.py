@@ -1,8 +1,8 @@
 """What a ranking says in words."""
 
-from encsearch.search.ranking import Configuration, rank
+from encsearch.search.confirm.ranking import Configuration, rank
+from encsearch.search.confirm.verdict import verdict
 from encsearch.search.trials import TrialRecord
-from encsearch.search.verdict import verdict
 
 TRIALS = (
     TrialRecord(0, {}, "COMPLETE", 0.81, ((1, 0.81),), 1.0),

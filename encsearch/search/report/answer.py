@@ -1,5 +1,6 @@
 """The answer of a sweep in words: what won, and how sure that is."""
 
+from encsearch.search.confirm.verdict import verdict
 from encsearch.search.report.confirmed import ranking_of
 from encsearch.search.report.facts import best_of_search, comparable, finalists_cost, search_cost
 from encsearch.search.report.summary import SweepSummary
@@ -12,7 +13,6 @@ from encsearch.search.report.text import (
     format_values,
     listed,
 )
-from encsearch.search.verdict import verdict
 
 Tile = tuple[str, str, str]
 """(label, figure, note)"""

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.search.ranking import Configuration, Ranking, Standing, rank
+from encsearch.search.confirm.ranking import Configuration, Ranking, Standing, rank
 from encsearch.search.report.style import Chart, Omitted, Palette, legend_below
 from encsearch.search.report.summary import FinalistRow, SweepSummary
 

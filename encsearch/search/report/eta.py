@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from encsearch.search.forecast import Backtest, ForecastPoint, backtest
+from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
 from encsearch.search.report.style import Chart, Omitted, Palette
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.report.text import listed

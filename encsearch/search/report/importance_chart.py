@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.search.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
 from encsearch.search.report.facts import at_epoch, common_epoch
+from encsearch.search.report.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
 from encsearch.search.report.style import Chart, Omitted, Palette, legend_below
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.report.text import counted, listed, short_names

@@ -6,7 +6,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.search.finalists import pareto_front
+from encsearch.search.confirm.finalists import pareto_front
 from encsearch.search.report.facts import Kind, comparable, kind_of
 from encsearch.search.report.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
 from encsearch.search.report.summary import SweepSummary

@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from encsearch.config import Config, SearchConfig
-from encsearch.search.forecast import ForecastPoint
+from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import TrialRecord
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.search.ranking import Ranking, Standing
+from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
 from encsearch.search.trials import TrialRecord
 

@@ -9,7 +9,7 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.records import Report
 from encsearch.runner.result import REPORTS_FILE, RunResult
-from encsearch.search.ranking import Configuration
+from encsearch.search.confirm.ranking import Configuration
 from encsearch.search.trials import TrialRecord
 from encsearch.spool import distinct_reports
 

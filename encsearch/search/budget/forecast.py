@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encsearch.config import ScalingConfig, SearchConfig
-from encsearch.search.budget import (
+from encsearch.search.budget.pace import Pace
+from encsearch.search.budget.rehearsal import Rehearsal, rehearse
+from encsearch.search.budget.rules import (
     Cost,
     Spent,
     confirm_cost,
@@ -23,8 +25,6 @@ from encsearch.search.budget import (
     num_trainings,
     spent_by,
 )
-from encsearch.search.pace import Pace
-from encsearch.search.rehearsal import Rehearsal, rehearse
 from encsearch.search.trials import TrialRecord
 
 REPETITIONS = 200

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from encsearch.search.ablation import FCN, Figures
+from encsearch.search.ablation.plan import FCN, Figures
 from encsearch.search.statistics import Estimate
 
 COLOURS = ("#2563a8", "#c2571a", "#2e7d4f", "#7b4fa3")

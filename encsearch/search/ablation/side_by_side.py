@@ -11,10 +11,10 @@ import ray
 from encsearch.config import ScalingConfig
 from encsearch.records import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
-from encsearch.search.ablation import Training
-from encsearch.search.driver import run_jobs
-from encsearch.search.jobs import RESTARTS, Job
+from encsearch.search.ablation.plan import Training
 from encsearch.search.trials import TrialEvent, TrialState
+from encsearch.search.tune.driver import run_jobs
+from encsearch.search.tune.jobs import RESTARTS, Job
 from encsearch.train.checkpoint import drop_checkpoints, newest
 
 

@@ -23,7 +23,7 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.experiment import build
 from encsearch.records import Report
 from encsearch.runner.hardware import describe_hardware, latency_ms
-from encsearch.search.jobs import REPORTS_FILE
+from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.spool import append, distinct_reports
 from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
 from encsearch.train.loop import fit

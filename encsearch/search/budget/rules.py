@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
-from encsearch.search.pace import Pace, duration_text
+from encsearch.search.budget.pace import Pace, duration_text
 from encsearch.search.trials import TrialRecord
 
 # Of one training by Ray Train beside its epochs: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).

@@ -16,7 +16,7 @@ from encsearch.experiment import count_parameters
 from encsearch.records import Recorder, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.runner.result import RunResult
-from encsearch.search.finalists import (
+from encsearch.search.confirm.finalists import (
     BASELINE_LABELS,
     Finalist,
     configurations,
@@ -26,7 +26,7 @@ from encsearch.search.finalists import (
     representative,
     to_line,
 )
-from encsearch.search.ranking import Ranking, rank
+from encsearch.search.confirm.ranking import Ranking, rank
 from encsearch.search.trials import TrialRecord
 from encsearch.spool import append_line, read_lines
 

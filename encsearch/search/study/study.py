@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from encsearch.config import SearchConfig, active
-from encsearch.search.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.stopping import should_stop
-from encsearch.search.storage import MEMORY, open_storage
+from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
+from encsearch.search.study.storage import MEMORY, open_storage
 from encsearch.search.trials import TrialRecord, TrialState
 
 # User attributes of a trial, as people see them in optuna-dashboard.

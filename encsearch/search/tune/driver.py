@@ -16,8 +16,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
-from encsearch.search.jobs import JobSource
-from encsearch.search.trial import Trial, trial_resources
+from encsearch.search.tune.jobs import JobSource
+from encsearch.search.tune.trial import Trial, trial_resources
 
 MAX_REASON = 200  # characters
 

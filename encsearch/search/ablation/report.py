@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.search.ablation import ENCNET, FCN, GATE, Figures, Result, shown_metrics
-from encsearch.search.ablation_charts import draw_curve, draw_rows
+from encsearch.search.ablation.charts import draw_curve, draw_rows
+from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.report import format_duration
 from encsearch.search.statistics import Estimate
 

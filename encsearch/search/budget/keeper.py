@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
-from encsearch.search.budget import Decision, Needs, decide, needs_of, spent_by
-from encsearch.search.forecast import ForecastPoint, forecast
-from encsearch.search.pace import pace_of
-from encsearch.search.study import Study
+from encsearch.search.budget.forecast import ForecastPoint, forecast
+from encsearch.search.budget.pace import pace_of
+from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, spent_by
+from encsearch.search.study.study import Study
 from encsearch.spool import append_line, read_lines
 
 PROGRESS_FILE = "progress.jsonl"

@@ -1,0 +1,1 @@
+"""The finalists: who is trained again from scratch, who wins, how sure that is."""

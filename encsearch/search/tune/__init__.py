@@ -1,0 +1,1 @@
+"""Ray Tune runs jobs: the seam, the driver's side, the worker's side."""
