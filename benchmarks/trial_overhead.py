@@ -268,6 +268,9 @@ def _sweep(config: Config, folder: Path) -> None:
         def may_start(self) -> bool:
             return True
 
+        def may_repeat(self) -> bool:
+            return True
+
         def must_end(self) -> bool:
             return False
 

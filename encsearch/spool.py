@@ -23,11 +23,13 @@ def append(path: Path, report: Report) -> None:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """As `append` for anything that is JSON."""
+    """As `append` for anything that is JSON; on disk when it returns, so that no checkpoint is without it."""
     line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
     with open(path, "ab+") as file:
         _remove_torn_line(file.fileno(), path)
         file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -55,7 +55,6 @@ class LiveProgress:
 
     def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
         self._live = live
-        self._lines = LineProgress()
         self._events: dict[int, tuple[TrialEvent, int]] = {}  # with the epochs of the whole trial
         self._status = ""
 

@@ -29,12 +29,21 @@ class Dimension(Section):
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
     loginteger: tuple[int, int] | None = None
-    when: dict[str, tuple[bool | int | float | str, ...]] = Field({}, description="path: values")
+    when: dict[str, Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]] = Field(
+        {}, description="path: values"
+    )
 
     @field_validator("choice", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, values: Any) -> Any:
         return [as_number(value) for value in values] if isinstance(values, list) else values
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _conditions_are_numbers(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {path: cls._numbers_are_numbers(values) for path, values in given.items()}
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Dimension":

@@ -50,6 +50,10 @@ class Limiter(Protocol):
 
     def may_start(self) -> bool: ...
 
+    def may_repeat(self) -> bool:
+        """As `may_start`, of a trial that the number of trials does not count."""
+        ...
+
     def must_end(self) -> bool: ...
 
 
@@ -189,10 +193,10 @@ class Ledger:
 
     def _may_ask(self) -> bool:
         """A flagged trial that is run again is not counted, and refused proposals are counted apart."""
+        if self._study.num_repeats_waiting():
+            return self._limiter.may_repeat()
         if not self._limiter.may_start():
             return False
-        if self._study.num_repeats_waiting():
-            return True
         records = self._study.records()
         num_refused = sum(record.refused for record in records)
         num_trained = sum(not record.refused and record.rerun_of is None for record in records)
@@ -217,10 +221,11 @@ class Ledger:
         entry.seconds += report.seconds
         is_new = report.epoch not in self._study.curve(entry.number)
         value = report.metrics[self._config.metric]
-        # The value last: what is noted of an epoch that a kill keeps from it is noted again with it.
-        cost = entry.seconds * devices_of(self._config.scaling)
-        self._study.note(entry.number, **{SECONDS: entry.seconds, COST: cost})
-        self._study.report(entry.number, report.epoch, value)
+        if is_new:
+            # The value last: what is noted of an epoch that a kill keeps from it is noted again with it.
+            cost = entry.seconds * devices_of(self._config.scaling)
+            self._study.note(entry.number, **{SECONDS: entry.seconds, COST: cost})
+            self._study.report(entry.number, report.epoch, value)
         assert entry.recorder is not None
         entry.recorder.log(report)
         if is_new:
@@ -234,6 +239,9 @@ class Ledger:
             self._study.note(entry.number, **{HARDWARE: list(entry.hardware)})
 
     def _is_slow(self, entry: _Entry, latency_ms: float) -> bool:
+        """Judged once: a trial that goes on is measured again, but what it is was decided before."""
+        if self._study.curve(entry.number):
+            return False
         self._study.note(entry.number, **{LATENCY: latency_ms})
         entry.excess = slow(self._search.limits, latency_ms)
         return entry.excess is not None

@@ -83,9 +83,16 @@ def read_newest(folder: Path) -> dict[str, bytes]:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Of a training that has ended: hundreds would fill the disk."""
-    for path in [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Of a training that has ended: hundreds would fill the disk.
+
+    A kill leaves each as it was or hidden from `newest`.
+    """
+    for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
+        hidden = folder / f".{path.name}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+    for hidden in folder.glob(f".{CHECKPOINT_PREFIX}*"):
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:

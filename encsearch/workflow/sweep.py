@@ -13,6 +13,7 @@ from encsearch.redaction import without_secrets
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.budget.keeper import Keeper
+from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.fairness import flags
 from encsearch.search.study.study import Study
@@ -122,7 +123,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
-    parent = parent_run(config, tracking, folder, place.fingerprint)
+    parent = parent_run(config, tracking, folder, place)
     with recording(parent):
         observer = SweepRecords(config, tracking, parent.run_id, folder, progress)
         observer.settle(study.records())
@@ -172,7 +173,15 @@ def _confirm(
     excluded = flags(records) if config.search.flagged != "keep" else {}
     for number, reason in excluded.items():
         progress.say(f"trial {number} is left out: {reason}")
-    return confirm(config, records, folder / "finalists", observer, plan=plan, excluded=excluded)
+    return confirm(
+        config,
+        records,
+        folder / "finalists",
+        observer,
+        plan=plan,
+        excluded=excluded,
+        progress=keeper.write_progress,
+    )
 
 
 def _opening(config: Config, study: Study, folder: Path) -> str:
@@ -180,8 +189,8 @@ def _opening(config: Config, study: Study, folder: Path) -> str:
     planned, records = config.search.budget.trials, study.records()
     if not records:
         return f"sweep {config.name}: {planned} trials; files in {folder}"
-    ended = sum(record.state != "RUNNING" for record in records)
-    running = len(records) - ended
+    running = sum(record.state == "RUNNING" for record in records)
+    ended = spent_by([record for record in records if record.state != "RUNNING"], 0).trials
     told = f"{ended} of {planned} trials have ended, {running} go on"
     return f"sweep {config.name} goes on: {told}; files in {folder}"
 

@@ -84,7 +84,10 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     if not database:
         _check_journal(folder)
         repair_journal(folder / JOURNAL_FILE)
-    return Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+    study = Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+    if (folder / "trials").exists() and not study.records():
+        raise PreflightError(f"{place.storage}: the study {place.name} is gone, but its trials were begun")
+    return study
 
 
 def _check_journal(folder: Path) -> None:

@@ -29,21 +29,25 @@ from encsearch.workflow.recorded import (
     write_context,
     write_panels,
 )
+from encsearch.workflow.sweep_folder import StudyPlace
 
 SWEEP_TAG = "encsearch.sweep"
 
 
-def parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: str) -> MlflowRecorder:
-    """The sweep's own run: a new one, or the one that a process before this one has started."""
+def parent_run(config: Config, tracking: Tracking, folder: Path, place: StudyPlace) -> MlflowRecorder:
+    """The sweep's own run: a new one, or the one that a process before this one has started.
+
+    It goes by the study's name, since the folder may have been moved.
+    """
     artifacts = folder / "artifacts"
-    found = find_run(tracking, SWEEP_TAG, folder.name)
+    found = find_run(tracking, SWEEP_TAG, place.name)
     if found:
         return continue_run(tracking, found.run_id, flatten(config), artifacts)
     return start_run(
         tracking,
-        name=folder.name,
+        name=place.name,
         params=flatten(config),
-        tags={**lineage(fingerprint, Path.cwd()), "encsearch.kind": "sweep", SWEEP_TAG: folder.name},
+        tags={**lineage(place.fingerprint, Path.cwd()), "encsearch.kind": "sweep", SWEEP_TAG: place.name},
         artifact_dir=artifacts,
     )
 

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from encsearch.config import Config, flatten
+from encsearch.config import Config, active, flatten
 from encsearch.errors import UserError
-from encsearch.search.study.study import Study
+from encsearch.redaction import without_secrets
+from encsearch.search.study.study import Study, records_at
 from encsearch.search.trials import TrialRecord
 from encsearch.workflow.sweep_folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
 
@@ -14,10 +15,13 @@ COMPARED = ("augment.", "model.", "loss.", "optim.", "train.")
 
 
 def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> str:
-    """Take over the trials of the sweep in `source` that lie in this one's space; says how many."""
-    trials = previous_trials(source, config, fingerprint)
-    study.learn(source.name, trials)
-    return f"the sampler knows {len(trials)} trials of {source.name}"
+    """Take over the trials of the sweep in `source` that lie in this one's space; says how many.
+
+    A resume takes over nothing: that sweep may have gone on since, or be gone.
+    """
+    if study.num_learnt is None:
+        study.learn(source.name, previous_trials(source, config, fingerprint))
+    return f"the sampler knows {study.num_learnt} trials of {source.name}"
 
 
 def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[TrialRecord, ...]:
@@ -36,18 +40,21 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     searched = before.search.space.keys() | config.search.space.keys()
     theirs, ours = flatten(before), flatten(config)
     for path in sorted(theirs.keys() | ours.keys()):
-        is_compared = path == "metric" or path.startswith(COMPARED)
+        is_compared = path in ("metric", "search.minimize") or path.startswith(COMPARED)
         if is_compared and path not in searched and theirs.get(path) != ours.get(path):
             raise UserError(
                 f"--warm-start-from {source}: its trials do not compare, {path} is {theirs.get(path)} there "
                 f"and {ours.get(path)} here"
             )
-    if place.storage and STORAGE_VARIABLE not in os.environ:
+    database = os.environ.get(STORAGE_VARIABLE, "")
+    if place.storage and place.storage != without_secrets(database):
         raise UserError(
             f"--warm-start-from {source}: its study is in {place.storage}; set {STORAGE_VARIABLE} to that"
         )
-    storage = os.environ[STORAGE_VARIABLE] if place.storage else str(source / JOURNAL_FILE)
-    records = Study(storage, place.name, before.search, before.train.epochs).records()
+    journal = source / JOURNAL_FILE
+    if not place.storage and not journal.exists():
+        raise UserError(f"--warm-start-from {source}: {journal.name} is missing")
+    records = records_at(database if place.storage else str(journal), place.name, before.search)
     space = config.search.space
     fitting = [
         record
@@ -55,7 +62,7 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
         if record.state in ("COMPLETE", "PRUNED")
         and not record.refused
         and record.curve
-        and record.values.keys() == space.keys()
+        and record.values.keys() == set(active(space, record.values))
         and all(space[path].holds(value) for path, value in record.values.items())
     ]
     if not fitting:

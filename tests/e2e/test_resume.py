@@ -44,7 +44,7 @@ def test_a_finished_sweep_is_extended_and_another_learns_from_it(shell: Shell) -
     learnt = swept("sweep", "toy.yaml", *BRIEF, "--warm-start-from", first["folder"])
     assert len(learnt["trials"]) == 1
     assert learnt["trials"][0]["number"] == 2, "the two that it learnt from come before it in the study"
-    assert "the sampler" in (shell.folder / learnt["report"]).read_text()
+    assert f"the trials of {Path(first['folder']).name}" in (shell.folder / learnt["report"]).read_text()
 
 
 @pytest.fixture

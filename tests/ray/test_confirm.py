@@ -43,10 +43,12 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
         confirm(config, RECORDS, tmp_path, killed)
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
-    found = confirm(config, RECORDS, tmp_path, resumed)
+    over: list[int] = []
+    found = confirm(config, RECORDS, tmp_path, resumed, progress=over.append)
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
     assert list(resumed.recorders) == ["trial0-seed2"]
+    assert over == [2]
     assert resumed.recorders["trial0-seed2"].reports == killed.recorders["trial0-seed2"].reports
     assert [line["name"] for line in read_lines(tmp_path / FINALISTS_FILE)] == list(killed.recorders)
     first, second = found.finalists

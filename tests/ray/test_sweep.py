@@ -48,6 +48,9 @@ class Unlimited:
     def may_start(self) -> bool:
         return True
 
+    def may_repeat(self) -> bool:
+        return True
+
     def must_end(self) -> bool:
         return False
 
@@ -158,3 +161,11 @@ def _diverging_sweep(toy_config: Config) -> Config:
         "budget": {"trials": 1},
     }
     return with_values(toy_config, {**POINTS[-1], "train.epochs": 8, "search": search})
+
+
+def test_a_trial_that_finds_other_data_fails_with_that_reason(toy_config: Config, tmp_path: Path) -> None:
+    search = {"space": {"optim.lr": {"uniform": [0.01, 0.1]}}, "budget": {"trials": 1}}
+    config = with_values(toy_config, {"search": search})
+
+    with pytest.raises(TrainingError, match=r"all of 1 trials failed: .* has other data here \(.*, not 0000"):
+        run_sweep(config, study_of(config, tmp_path), tmp_path, Observer(), Unlimited(), fingerprint="0" * 64)

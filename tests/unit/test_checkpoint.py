@@ -46,3 +46,23 @@ def test_of_an_epoch_that_was_trained_again_the_first_report_stands(tmp_path: Pa
 
     assert [(r.epoch, r.metrics["mIoU"]) for r in distinct_reports(path)] == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert distinct_reports(tmp_path / "none.jsonl") == []
+
+
+def test_a_kill_while_dropping_leaves_no_part_of_a_checkpoint_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_newest(tmp_path, 1, {"model": b"m", "optimizer": b"o"})
+
+    def killed(path: Path, ignore_errors: bool) -> None:
+        if path.exists():
+            (path / "model").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drop_checkpoints(tmp_path)
+
+    assert newest(tmp_path) is None
+    drop_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -53,6 +53,9 @@ class Budget:
     def may_start(self) -> bool:
         return self.allows
 
+    def may_repeat(self) -> bool:
+        return self.allows
+
     def must_end(self) -> bool:
         return self.is_spent
 
@@ -359,3 +362,45 @@ def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(sweep: Open) -
         one.ledger.ended("a")
 
     assert one.observer.recorders[0].status == "KILLED"
+
+
+def test_a_grid_of_queued_points_alone_is_tried_before_it_ends(sweep: Open) -> None:
+    space = {"model.num_codewords": {"choice": [4, 8]}}
+    one = sweep({"search.space": space, "search.sampler": "grid"})
+    one.study.queue([{"model.num_codewords": 4}, {"model.num_codewords": 8}])
+
+    assert not one.ledger.is_done()
+    assert [one.start(key).config.model.num_codewords for key in "ab"] == [4, 8]
+    for key in "ab":
+        one.train(key, 0.1, 0.2, 0.3)
+        one.ledger.ended(key)
+    assert one.ledger.is_done()
+
+
+def test_a_trial_that_goes_on_is_not_judged_by_its_latency_again(sweep: Open) -> None:
+    """Which another load of the machine would change."""
+    limit = {"search.limits.latency_ms": 10.0}
+    killed = sweep(limit)
+    killed.start("a")
+    killed.ledger.reported("a", {"latency_ms": 8.0, "hardware": CPU})
+    killed.train("a", 0.1)
+
+    one = sweep(limit)
+    one.start("b")
+    assert not one.ledger.reported("b", {"latency_ms": 12.0, "hardware": CPU})
+    one.train("b", 0.1, 0.2, 0.3)
+    one.ledger.ended("b")
+    assert one.records[0].state == "COMPLETE"
+
+
+def test_what_a_trial_has_cost_stands_while_it_tells_its_epochs_again(sweep: Open) -> None:
+    killed = sweep({"search.scheduler": "none"})
+    killed.start("a")
+    killed.train("a", 0.1, 0.2)
+
+    one = sweep({"search.scheduler": "none"})
+    one.start("b")
+    one.train("b", 0.1)
+    assert (one.records[0].seconds, one.records[0].cost_seconds) == (4.0, 4.0)
+    one.train("b", 0.1, 0.2, 0.3)
+    assert one.records[0].seconds == 6.0

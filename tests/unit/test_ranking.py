@@ -117,6 +117,22 @@ def test_the_winner_of_equals_is_too_high_by_its_optimism() -> None:
     assert np.mean(optimism) == pytest.approx(np.mean(means), abs=0.06)
 
 
+def test_the_winner_of_equals_is_told_apart_from_nobody() -> None:
+    """It is the winner since it is above the others, which must not count as a proof."""
+    rng = np.random.default_rng(0)
+    missed = {"finalists": 0, "baselines": 0}
+    for _ in range(400):
+        of_seed = rng.normal(0, 1, 3)
+        six = [of_seed + rng.normal(0, 1, 3) for _ in range(6)]
+        found = rank(
+            [config(trial, *values) for trial, values in enumerate(six[:5])], [baseline("FCN", *six[5])]
+        )
+        missed["finalists"] += len(found.indistinguishable) < 4
+        missed["baselines"] += any(s.lead is None or s.lead.tells_apart for s in found.baselines)
+
+    assert max(missed.values()) <= 0.05 * 400
+
+
 def test_equal_values_are_not_told_apart() -> None:
     found = rank([config(0, 0.5, 0.5), config(1, 0.5, 0.5)])
 

@@ -162,6 +162,22 @@ def test_trials_at_one_place_count_as_their_mean() -> None:
     assert found.values == pytest.approx([0.3])
 
 
+def test_pairs_that_no_trial_searched_have_no_contours() -> None:
+    """Where the condition holds there is no trial: the sweep's report is written all the same."""
+    encoding = {"when": {"model.context": ["encoding"]}}
+    space = {
+        "model.context": {"choice": ["encoding", "none"]},
+        "model.num_codewords": {"choice": [8, 16], **encoding},
+        "loss.se_weight": {"uniform": [0.0, 1.0], **encoding},
+    }
+    trials = tuple(dataclasses.replace(trial, values={"model.context": "none"}) for trial in TRIALS)
+
+    chart = contour_chart(summary({"space": space}, trials=trials))
+
+    assert isinstance(chart, Omitted)
+    assert chart.reason == "no trial searched two of these paths at once"
+
+
 def test_contours_compare_trials_at_one_epoch() -> None:
     chart = contour_chart(summary())
     assert isinstance(chart, Chart)

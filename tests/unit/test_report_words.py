@@ -145,6 +145,33 @@ def test_the_end_is_told_with_what_would_have_come_next() -> None:
     )
 
 
+def test_refused_and_repeated_trials_are_none_of_the_budget() -> None:
+    trials = (
+        *changed(1, refused=True, reason="too large", curve=()),
+        dataclasses.replace(TRIALS[0], rerun_of=0),
+    )
+
+    assert ending(summary(trials=trials)) == ("After 3 trials of 4 there was nothing left to try.",)
+    assert cost(summary(trials=trials))[-1] == (
+        "The trials ran 10 of the 12 epochs that they would take to their ends."
+    )
+
+
+def test_a_sweep_that_took_longer_than_its_budget_says_so() -> None:
+    overrun = ending(summary({"budget": {"trials": 4, "wall": 399}}))
+
+    assert overrun[1:] == (
+        "It took 7 min, over its wall budget of 7 min: the finalists took longer than was kept for them.",
+    )
+    assert len(ending(summary({"budget": {"trials": 4, "wall": 400}}))) == 1
+
+
+def test_a_second_objective_is_told_as_low_and_not_as_few() -> None:
+    text = " ".join(searched(summary({"minimize": "latency_ms", "scheduler": "none"})))
+
+    assert "for the highest mIoU and the lowest latency_ms." in text
+
+
 def test_stragglers_are_those_over_twice_the_median_pace() -> None:
     slow = changed(1, seconds=21.0)
     (found,) = stragglers(slow)

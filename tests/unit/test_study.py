@@ -10,7 +10,7 @@ import pytest
 from encsearch.config import SearchConfig
 from encsearch.errors import PreflightError
 from encsearch.search.study.storage import repair_journal
-from encsearch.search.study.study import Study
+from encsearch.search.study.study import Study, records_at
 from encsearch.search.trials import TrialRecord
 
 RANGES = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "loss.se_weight": {"uniform": [0.0, 1.0]}}
@@ -202,3 +202,52 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     path.write_text("hello\nyou\n")
     with pytest.raises(PreflightError, match="not a journal of Optuna"):
         Study(str(path), "s", search(), EPOCHS)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_a_search_of_two_objectives_that_a_budget_ended_can_go_on(sampler: str) -> None:
+    """TPE of Optuna 5.0 raises for a pruned trial with a curve there."""
+    study = Study("memory", "s", search(sampler=sampler, minimize="parameters", scheduler="none"), EPOCHS)
+    for number in range(5):
+        study.ask()
+        study.note(number, parameters=10 * number)
+        study.report(number, 1, 0.1 * number)
+        if number % 2:
+            study.prune(number, "the budget was spent")
+        else:
+            study.complete(number)
+
+    assert len(study.would_ask(2)) == 2
+    states = [(record.state, record.value) for record in study.records()]
+    assert states[:2] == [("COMPLETE", 0.0), ("PRUNED", 0.1)]
+    assert study.records()[1].reason == "the budget was spent"
+
+
+def test_a_sampler_that_counts_tells_its_next_points_too() -> None:
+    study = Study("memory", "s", search(sampler="qmc"), EPOCHS)
+    run(study, 3)
+
+    assert study.would_ask(2) == tuple(run(study, 2))
+
+
+def test_a_grid_is_tried_whole_whatever_was_learnt() -> None:
+    """Only the trials of its own can be confirmed."""
+    study = Study("memory", "s", search(CHOICES, sampler="grid"), EPOCHS)
+    point = {"model.num_codewords": 4, "loss.se_weight": 0.0}
+    study.learn("earlier", [TrialRecord(0, point, "COMPLETE", 0.1, ((1, 0.1),), 1)])
+
+    assert point in run(study, 6)
+    assert study.is_exhausted()
+
+
+def test_another_process_reads_a_study_without_writing(tmp_path: Path) -> None:
+    """As that of a sweep that runs, or whose kill left half a line."""
+    path = tmp_path / "study.journal"
+    run(Study(str(path), "s", search(), EPOCHS), 2)
+    torn = path.read_bytes() + b'{"op_code": 4, "wor'
+    path.write_bytes(torn)
+
+    assert len(records_at(str(path), "s", search())) == 2
+    assert path.read_bytes() == torn
+    with pytest.raises(PreflightError, match=r"study.journal has no study other"):
+        records_at(str(path), "other", search())

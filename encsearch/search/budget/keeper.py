@@ -1,11 +1,11 @@
 """Keeps a running sweep within its budget, and writes down when it was expected to end.
 
 What a process before this one has used counts too: `progress.jsonl` has the seconds that the sweep has run,
-at most PROGRESS_S before a kill.
+of the search at most PROGRESS_S before a kill, of the confirmation at most one training.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig
 from encsearch.search.budget.forecast import ForecastPoint, forecast
 from encsearch.search.budget.pace import pace_of
-from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, spent_by
+from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, spent_by
 from encsearch.search.study.study import Study
+from encsearch.search.trials import TrialRecord
 from encsearch.spool import append_line, read_lines
 
 PROGRESS_FILE = "progress.jsonl"
@@ -40,7 +41,7 @@ class Keeper:
         self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
         lines = read_lines(self._path)
         self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
-        self._decision = Decision(may_start=True, must_end=False)
+        self._decision = Decision(may_start=True, must_end=False, may_repeat=True)
         self._needs: Needs | None = None
         self._next_decision_s = self._next_progress_s = -1.0
         # The budget is for the search and what comes after it; this is None unless a limit ended the search.
@@ -54,6 +55,10 @@ class Keeper:
     def may_start(self) -> bool:
         self._decide()
         return self._decision.may_start
+
+    def may_repeat(self) -> bool:
+        self._decide()
+        return self._decision.may_repeat
 
     def must_end(self) -> bool:
         self._decide()
@@ -81,21 +86,29 @@ class Keeper:
         if pace:
             self._needs = needs_of(self._search, self._config.scaling, self._config.train.epochs, pace)
         self._decision = decide(self._search.budget, spent_by(records, self.elapsed_s), self._needs)
-        if self._decision.must_end or self._is_stopped_by_time():
+        if self._takes_trials_away(records):
             self.ended_by = self._decision.reason
         if self.elapsed_s >= self._next_progress_s:
             self._next_progress_s = self.elapsed_s + PROGRESS_S
             self.write_progress()
 
-    def _is_stopped_by_time(self) -> bool:
-        """No further trial may start, though the budget has more."""
-        trained = sum(not r.refused and r.rerun_of is None for r in self._study.records())
-        return not self._decision.may_start and trained < self._search.budget.trials
+    def _takes_trials_away(self, records: Sequence[TrialRecord]) -> bool:
+        """Whether a limit ends, or has ended, a trial before its end, or keeps one from being started.
+
+        A limit that is met after the last trial has ended nothing.
+        """
+        if self._decision.may_start:
+            return False
+        if self._decision.must_end and any(_is_cut(record) for record in records):
+            return True
+        trained = sum(not r.refused and r.rerun_of is None for r in records)
+        return trained < self._search.budget.trials and not self._study.is_exhausted()
 
     def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:
         records = self._study.records()
         pace = pace_of(records, STARTUP_S)
-        if not pace:
+        plan, _ = self.confirmation()
+        if not pace or num_confirmed >= num_trainings(plan):
             return {}
         elapsed_s = self.elapsed_s
         left = forecast(
@@ -110,3 +123,10 @@ class Keeper:
         ).wall_s
         point = ForecastPoint(elapsed_s, elapsed_s + left.low, elapsed_s + left.median, elapsed_s + left.high)
         return asdict(point)
+
+
+def _is_cut(record: TrialRecord) -> bool:
+    """It runs, and so will be ended, or the budget ended it before: the scheduler gives no reason."""
+    return record.state == "RUNNING" or (
+        record.state == "PRUNED" and record.reason is not None and not record.refused
+    )

@@ -49,7 +49,9 @@ def pace_of(records: Sequence[TrialRecord], startup_s: float) -> Pace | None:
 
 
 def duration_text(seconds: float) -> str:
-    """As in 1 h 40 min, 12 min, 45 s."""
+    """As in 1 h 40 min, 12 min, 45 s, 0.31 s."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -60,11 +60,15 @@ class Needs:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether another trial may start, whether those that run must end now, and why not or why."""
+    """Whether another trial may start, whether those that run must end now, and why not or why.
+
+    `may_repeat` is whether there is time for one that the number of trials does not count.
+    """
 
     may_start: bool
     must_end: bool
     reason: str | None = None
+    may_repeat: bool = False
 
 
 def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
@@ -76,14 +80,16 @@ def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
     kept = needs.confirm if needs else Cost(0, 0)
     if reason := _exceeded(budget, spent.cost + kept, spent.cost, needs):
         return Decision(may_start=False, must_end=True, reason=reason)
+    late = needs and _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
-        return Decision(False, False, f"all {budget.trials} trials of the budget have started")
+        told = f"all {budget.trials} trials of the budget have started"
+        return Decision(False, False, told, may_repeat=not late)
     if spent.refused >= budget.trials:
-        reason = f"{spent.refused} proposals were refused by search.limits, as many as the budget has trials"
-        return Decision(False, False, reason)
-    if needs and (reason := _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)):
-        return Decision(False, False, f"no new trial would report in time: {reason}")
-    return Decision(may_start=True, must_end=False)
+        told = f"{spent.refused} proposals were refused by search.limits, as many as the budget has trials"
+        return Decision(False, False, told, may_repeat=not late)
+    if late:
+        return Decision(False, False, f"no new trial would report in time: {late}")
+    return Decision(may_start=True, must_end=False, may_repeat=True)
 
 
 def spent_by(records: Sequence[TrialRecord], wall_s: float) -> Spent:
@@ -99,9 +105,12 @@ def spent_by(records: Sequence[TrialRecord], wall_s: float) -> Spent:
 def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
     """What the search must leave, by the speed measured so far.
 
-    A confirmation that would take more than MAX_CONFIRM_SHARE of the budget is reduced, see `affordable`.
+    Finalists that have begun are not cut, so that a standard deviation of what they may take longer is kept
+    beside what they are expected to take. A confirmation that would take more than MAX_CONFIRM_SHARE of the
+    budget is reduced, see `affordable`.
     """
-    each = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
+    expected = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
+    each = expected.times(math.exp(pace.confirm_doubt))
     left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
     plan, reduced = affordable(search.confirm, each, left)
     report_s = pace.startup_s + pace.quantile(0.5)

@@ -1,5 +1,6 @@
 """Which confirmed configuration wins, and how sure that is: pure decisions on values by seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,8 @@ def rank(
     ones are worse by choice: the best bound wins, and people choose from the front.
 
     The winner is named by the finalists alone, whose variance is pooled; baselines are trained after it. The
-    intervals of the leads hold together with 95 %, those over finalists and those over baselines.
+    intervals of the leads hold together with 95 %, those over finalists and those over baselines. As it is by
+    these values that one of them is the winner, every pair counts that could have been compared.
     """
     spread = pooled([tuple(finalist.values.values()) for finalist in finalists])
     order = sorted(finalists, key=lambda finalist: -_merit(finalist, spread))
@@ -98,13 +100,15 @@ def rank(
     winner = best if spread is None or minimize else _smallest_as_good(order, spread)
     others = [finalist for finalist in order if finalist is not winner]
     everyone = [*finalists, *baselines]
+    num_pairs = math.comb(len(finalists), 2)
+    num_against = len(finalists) * len(baselines)
     common = pooled([tuple(configuration.values.values()) for configuration in everyone])
     return Ranking(
         standings=(
             _standing(winner, spread, None),
-            *(_standing(o, spread, _lead(winner, o, finalists, len(others))) for o in others),
+            *(_standing(o, spread, _lead(winner, o, finalists, num_pairs)) for o in others),
         ),
-        baselines=tuple(_standing(b, common, _lead(winner, b, everyone, len(baselines))) for b in baselines),
+        baselines=tuple(_standing(b, common, _lead(winner, b, everyone, num_against)) for b in baselines),
         best=best.name,
         standard_error=spread.error(len(best.values)) if spread else None,
         freedom=spread.freedom if spread else 0,
@@ -123,7 +127,7 @@ def _smallest_as_good(order: Sequence[Configuration], spread: Spread) -> Configu
     floor = _merit(best, spread) - spread.error(len(best.values))
 
     def is_as_good(one: Configuration) -> bool:
-        leads = (_lead(other, one, order, len(order) - 1) for other in order if other is not one)
+        leads = (_lead(other, one, order, math.comb(len(order), 2)) for other in order if other is not one)
         return _merit(one, spread) >= floor and not any(x.tells_apart and x.mean > 0 for x in leads)
 
     return min((one for one in order if one is best or is_as_good(one)), key=lambda one: one.parameters)

@@ -4,7 +4,7 @@ A sweep's own maximum is the best of many noisy figures and so too high. A final
 before it is trained; that of the winner is selected among few (`Ranking.optimism`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +68,7 @@ def confirm(
     *,
     plan: ConfirmConfig | None = None,
     excluded: Collection[int] = (),
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
@@ -90,12 +91,14 @@ def confirm(
         for r in picked
         for seed in plan.seeds
     ]
-    trained = _train_missing(wanted, folder, observer)
+    trained = _train_missing(wanted, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
     won = rank(configurations(trained), minimize=config.search.minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
-    baselines = _train_missing(_baselines(winner, plan), folder, observer)
+    baselines = _train_missing(
+        _baselines(winner, plan), folder, observer, lambda count: progress(len(wanted) + count)
+    )
     ranking = rank(configurations(trained), configurations(baselines), config.search.minimize)
     return Confirmation(trained, baselines, winner, ranking)
 
@@ -122,12 +125,17 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
     ]
 
 
-def _train_missing(wanted: Sequence[Wanted], folder: Path, observer: ConfirmObserver) -> tuple[Finalist, ...]:
+def _train_missing(
+    wanted: Sequence[Wanted], folder: Path, observer: ConfirmObserver, progress: Callable[[int], None]
+) -> tuple[Finalist, ...]:
     lines = {line["name"]: line for line in read_lines(folder / FINALISTS_FILE)}
-    found = [
-        from_line(lines[one.name], one.config, folder) if one.name in lines else _train(one, folder, observer)
-        for one in wanted
-    ]
+    found: list[Finalist | None] = []
+    for count, one in enumerate(wanted, start=1):
+        if one.name in lines:
+            found.append(from_line(lines[one.name], one.config, folder))
+            continue
+        found.append(_train(one, folder, observer))
+        progress(count)
     return tuple(finalist for finalist in found if finalist)
 
 

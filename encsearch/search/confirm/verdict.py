@@ -34,8 +34,11 @@ def verdict(ranking: Ranking | None, metric: str, trials: Sequence[TrialRecord])
 
 def best_of_search(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """The trial with the highest value, or None."""
-    scored = [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
-    return max(scored, key=lambda trial: trial.value or 0.0, default=None)
+    return max(_scored(trials), key=lambda trial: trial.value or 0.0, default=None)
+
+
+def _scored(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
 
 
 def _result(winner: Standing, metric: str) -> str:
@@ -107,12 +110,13 @@ def _assumption(ranking: Ranking) -> Iterator[str]:
         yield (
             "Intervals are Student's t and assume that all configurations vary alike between seeds "
             f"({_count(ranking.freedom, 'degree')} of freedom among the finalists); differences are paired "
-            "by seed, and all their intervals hold together with 95 %."
+            "by seed, and their intervals hold together with 95 %, those over finalists and those over "
+            "baselines each."
         )
 
 
 def _bias(best: TrialRecord, trials: Sequence[TrialRecord]) -> str:
-    count = sum(trial.value is not None for trial in trials)
+    count = len(_scored(trials))
     return (
         f"The best value inside the search, {best.value:.4f} of trial {best.number}, is the largest of "
         f"{_count(count, 'noisy value')} and so too high on average."

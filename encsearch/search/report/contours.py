@@ -50,7 +50,9 @@ def contour_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "it takes two searched paths that are numbers")
     if epoch is None or len(at_epoch(summary, epoch)) < 2:
         return Omitted(title, "it takes two trials with a value")
-    surfaces = [surface(summary, pair, epoch) for pair in pairs]
+    surfaces = [found for found in (surface(summary, pair, epoch) for pair in pairs) if len(found.values)]
+    if not surfaces:
+        return Omitted(title, "no trial searched two of these paths at once")
     told = f"{summary.metric} of all trials at epoch {epoch}, the last that most of them reached."
     how = (
         "Between the trials (dots) colours are interpolated, linear over triangles of neighbours; outside of "

@@ -1,8 +1,9 @@
 """The first page of a report in plain words, but for its answer: see answer.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from encsearch.config import Dimension
+from encsearch.search.budget.rules import spent_by
 from encsearch.search.report.answer import as_good, won
 from encsearch.search.report.facts import Straggler, finalists_cost, search_cost
 from encsearch.search.report.summary import SweepSummary
@@ -29,6 +30,7 @@ SCHEDULERS = {
     "median": "the median rule stopped the weaker trials early",
     "none": "no trial was to be stopped early",
 }
+SECOND_GOALS = {"parameters": "the fewest parameters", "latency_ms": "the lowest latency_ms"}
 
 
 def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
@@ -46,7 +48,7 @@ def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
 def searched(summary: SweepSummary) -> tuple[str, ...]:
     search = summary.search
     space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
-    goals = [f"the highest {summary.metric}", *([f"the fewest {search.minimize}"] if search.minimize else [])]
+    goals = [f"the highest {summary.metric}", *([SECOND_GOALS[search.minimize]] if search.minimize else [])]
     sentences = [
         f"{counted(len(summary.trials), 'trial')} searched {listed(space)} for {listed(goals)}.",
         f"The values came from {SAMPLERS[search.sampler]}; {SCHEDULERS[search.scheduler]}.",
@@ -92,7 +94,8 @@ def fates(summary: SweepSummary) -> str:
 
 def cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
-    used, planned = sum(trial.epochs for trial in summary.trials), summary.epochs * len(summary.trials)
+    trained = [trial for trial in summary.trials if not trial.refused]
+    used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
     trainings = counted(len(summary.finalists), "training")
     sentences = [
         f"{format_cost(search + finalists, unit)}: {format_cost(search, unit)} for the search, "
@@ -129,18 +132,29 @@ def left_out(summary: SweepSummary) -> tuple[str, ...]:
 
 
 def ending(summary: SweepSummary) -> tuple[str, ...]:
-    """Which limit ended the search, and what it would have tried next."""
-    started, planned = len(summary.trials), summary.search.budget.trials
+    """Which limit ended the search, whether the sweep met it, and what it would have tried next."""
+    started, planned = spent_by(summary.trials, 0.0).trials, summary.search.budget.trials
     if summary.ended_by is not None:
         first = f"After {counted(started, 'trial')} of {planned}: {summary.ended_by}."
     elif started < planned:
         first = f"After {counted(started, 'trial')} of {planned} there was nothing left to try."
     else:
         first = f"All {counted(started, 'trial')} of the budget were run."
-    if not summary.next_values:
-        return (first,)
-    trials = [f"({format_values(values)})" for values in summary.next_values]
-    return (first, f"It would have tried next: {listed(trials)}.")
+    sentences = [first, *_overrun(summary)]
+    if summary.next_values:
+        trials = [f"({format_values(values)})" for values in summary.next_values]
+        sentences.append(f"It would have tried next: {listed(trials)}.")
+    return tuple(sentences)
+
+
+def _overrun(summary: SweepSummary) -> Iterator[str]:
+    """Finalists that have begun are not cut, so that they may take longer than was kept for them."""
+    taken_s, wall_s = summary.wall_seconds, summary.search.budget.wall
+    if taken_s is not None and wall_s is not None and taken_s > wall_s:
+        yield (
+            f"It took {format_duration(taken_s)}, over its wall budget of {format_duration(wall_s)}: the "
+            "finalists took longer than was kept for them."
+        )
 
 
 def straggler_words(slow: Sequence[Straggler]) -> str:

@@ -19,6 +19,8 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from encsearch.config import SearchConfig, active
+from encsearch.errors import PreflightError
+from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
 from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
@@ -28,6 +30,7 @@ from encsearch.search.trials import TrialRecord, TrialState
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
 PARAMETERS, LATENCY = "parameters", "latency_ms"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
+STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,24 @@ class Study:
     def learn(self, source: str, records: Sequence[TrialRecord]) -> None:
         """Take over another study's ended trials for the sampler and the rungs, once a trial.
 
-        They are not among `records()`. Their values must lie in this study's space.
+        They are not among `records()`. Their values must lie in this study's space. Of two objectives a trial
+        that was stopped tells nothing.
         """
+        states = ("COMPLETE",) if self._search.minimize else ("COMPLETE", "PRUNED")
         known = {trial.user_attrs.get(WARM_START) for trial in self._study.get_trials(deepcopy=False)}
         for record in records:
             name = f"{source} trial {record.number}"
-            if name not in known and record.state in ("COMPLETE", "PRUNED"):
+            if name not in known and record.state in states:
                 self._study.add_trial(_foreign(record, name, self._search))
         trials = self._study.get_trials(deepcopy=False)
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
+        self._study.set_user_attr(WARM_START, sum(WARM_START in trial.user_attrs for trial in trials))
+
+    @property
+    def num_learnt(self) -> int | None:
+        """How many trials of another study this one has; None before `learn` has ended."""
+        number: int | None = self._study.user_attrs.get(WARM_START)
+        return number
 
     def ask(self) -> Proposal | None:
         """A new trial; None when a grid is exhausted."""
@@ -132,8 +144,15 @@ class Study:
         self._study.tell(number, values, skip_if_finished=True)
 
     def prune(self, number: int, reason: str | None = None) -> None:
-        """The trial was stopped early: its curve is kept, and it is not taken for a finished one."""
-        self._end(number, OptunaState.PRUNED, reason)
+        """The trial was stopped early: its curve is kept, and it is not taken for a finished one.
+
+        With two objectives Optuna stores it as failed, since TPE (5.0) cannot rank a pruned one by its curve.
+        """
+        if not self._search.minimize:
+            self._end(number, OptunaState.PRUNED, reason)
+        elif self.is_open(number):
+            self.note(number, **{STOPPED: True})
+            self._end(number, OptunaState.FAIL, reason)
 
     def fail(self, number: int, reason: str) -> None:
         self._end(number, OptunaState.FAIL, reason)
@@ -155,25 +174,23 @@ class Study:
         return sum(RERUN_OF in trial.user_attrs for trial in self._waiting())
 
     def is_exhausted(self) -> bool:
-        """Whether every point of a grid was given out."""
-        return self._search.sampler == "grid" and self._next_of_grid() is None
+        """Whether every point of a grid was asked for."""
+        return self._search.sampler == "grid" and not self._waiting() and self._next_of_grid() is None
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials of this sweep that were started, by number."""
-        trials = self._study.get_trials(deepcopy=False)
-        return tuple(
-            _record(trial, self._search)
-            for trial in trials
-            if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
-        )
+        return _records(self._study, self._search)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values of the next `count` trials, if they were asked for now; nothing is stored."""
         copy = Study(MEMORY, "copy", self._search, self._epochs)
         copy._study.add_trials(self._study.get_trials())
+        # Some samplers count there.
+        for name, value in self._storage.get_study_system_attrs(self._study._study_id).items():
+            copy._storage.set_study_system_attr(copy._study._study_id, name, value)
         copy._ids = {trial.number: trial._trial_id for trial in copy._study.get_trials(deepcopy=False)}
         proposals = [copy.ask() for _ in range(count)]
         return tuple(proposal.values for proposal in proposals if proposal)
@@ -200,8 +217,8 @@ class Study:
         return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
 
     def _next_of_grid(self) -> dict[str, Any] | None:
-        """The first point that no trial has, started or queued."""
-        trials = self._study.get_trials(deepcopy=False)
+        """The first point that no trial of this sweep has, started or queued."""
+        trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
         taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in trials]
         return next((point for point in grid_points(self._search) if point not in taken), None)
 
@@ -215,21 +232,41 @@ class Study:
         self._study.tell(number, state=state, skip_if_finished=True)
 
 
+def records_at(place: str, name: str, search: SearchConfig) -> tuple[TrialRecord, ...]:
+    """The trials of a study that another process may own; nothing is written there.
+
+    Raises PreflightError when it is not there.
+    """
+    storage = open_storage(place)
+    try:
+        return _records(optuna.load_study(study_name=name, storage=storage), search)
+    except KeyError:
+        raise PreflightError(f"{without_secrets(place)} has no study {name}") from None
+
+
+def _records(study: optuna.Study, search: SearchConfig) -> tuple[TrialRecord, ...]:
+    return tuple(
+        _record(trial, search)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
+    )
+
+
 def _record(trial: FrozenTrial, search: SearchConfig) -> TrialRecord:
     curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
     attributes = trial.user_attrs
-    parameters = attributes.get(PARAMETERS)
+    is_stopped = trial.state == OptunaState.FAIL and STOPPED in attributes
     return TrialRecord(
         number=trial.number,
         values=dict(trial.params),
-        state=cast(TrialState, trial.state.name),
+        state=cast(TrialState, "PRUNED" if is_stopped else trial.state.name),
         value=max((v for _, v in curve), default=None),
         curve=curve,
         seconds=attributes.get(SECONDS, 0.0),
         reason=attributes.get(REASON),
         cost_seconds=attributes.get(COST, 0.0),
         hardware=tuple(attributes.get(HARDWARE, ())),
-        parameters=parameters,
+        parameters=attributes.get(PARAMETERS),
         minimized=attributes.get(search.minimize) if search.minimize else None,
         refused=attributes.get(REFUSED, False),
         rerun_of=attributes.get(RERUN_OF),

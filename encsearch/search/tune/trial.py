@@ -72,7 +72,7 @@ class Trial(tune.Trainable):
         Before the first epoch, where it was asked for, `latency_ms` alone.
         """
         if self._failure:
-            return {"failure": self._failure, "done": True}
+            return {**self._origin, "failure": self._failure, "done": True}
         if self._measures_latency:
             self._measures_latency = False
             return {**self._origin, "latency_ms": _call(self._workers[:1], "latency_ms")[0]}
@@ -100,7 +100,8 @@ class Trial(tune.Trainable):
         self._epochs = from_json(config["config"]).train.epochs
         built = _call(self._workers, "build", config["config"], config["fingerprint"])
         self._failure = next(filter(None, (b.failure for b in built)), None)
-        self._origin = {"hardware": f"{len(built)} x {built[0].hardware}"}
+        kinds = sorted({worker.hardware for worker in built})
+        self._origin = {"hardware": f"{len(built)} x {' and '.join(kinds)}"}
         reached = 0
         if not self._failure and (files := read_newest(self._folder)):
             reached = _call(self._workers, "load", files)[0]

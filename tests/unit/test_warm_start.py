@@ -1,0 +1,73 @@
+"""A sweep's folder as knowledge of another, and as what is left when its study is gone."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.config import Config, with_values
+from encsearch.errors import PreflightError, UserError
+from encsearch.workflow.sweep_folder import STORAGE_VARIABLE, begin, open_study, reopen
+from encsearch.workflow.warm_start import learn_from, previous_trials
+
+SPACE = {
+    "model.context": {"choice": ["none", "encoding"]},
+    "loss.se_weight": {"uniform": [0.0, 1.0], "when": {"model.context": ["encoding"]}},
+}
+
+
+@pytest.fixture
+def config(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
+    return with_values(toy_config, {"search": {"space": SPACE, "sampler": "random"}})
+
+
+def searched(config: Config, out: Path, trials: int) -> Path:
+    """The folder of a sweep that has trained so many trials."""
+    folder = begin(config, out, "f", None)
+    study = open_study(config, folder, reopen(folder)[1])
+    for number in range(trials):
+        study.ask()
+        study.report(number, 1, 0.1)
+        study.complete(number)
+    return folder
+
+
+def test_trials_without_a_path_whose_condition_fails_are_known_too(config: Config, tmp_path: Path) -> None:
+    found = previous_trials(searched(config, tmp_path, 8), config, "f")
+
+    assert len(found) == 8
+    assert {len(record.values) for record in found} == {1, 2}
+
+
+def test_a_sweep_that_is_resumed_needs_the_one_that_it_learnt_from_no_more(
+    config: Config, tmp_path: Path
+) -> None:
+    source = searched(config, tmp_path, 3)
+    folder = begin(config, tmp_path, "f", source)
+    place = reopen(folder)[1]
+    learn_from(source, open_study(config, folder, place), config, "f")
+
+    told = learn_from(tmp_path / "gone", open_study(config, folder, place), config, "f")
+
+    assert told == "the sampler knows 3 trials of gone"
+
+
+def test_a_sweep_of_another_second_objective_is_refused(config: Config, tmp_path: Path) -> None:
+    source = searched(config, tmp_path, 1)
+    other = with_values(config, {"search.minimize": "parameters", "search.scheduler": "none"})
+
+    with pytest.raises(UserError, match=r"search.minimize is None there and parameters here"):
+        previous_trials(source, other, "f")
+
+
+def test_a_study_that_is_gone_from_its_database_is_not_begun_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORAGE_VARIABLE, f"sqlite:///{tmp_path / 'study.db'}")
+    folder = searched(config, tmp_path, 1)
+    (folder / "trials").mkdir()
+    open_study(config, folder, reopen(folder)[1])
+    (tmp_path / "study.db").unlink()
+
+    with pytest.raises(PreflightError, match="is gone, but its trials were begun"):
+        open_study(config, folder, reopen(folder)[1])
