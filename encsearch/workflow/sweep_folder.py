@@ -65,7 +65,10 @@ def reopen(folder: Path) -> tuple[Config, StudyPlace]:
         raise UserError(f"{folder}: not the folder of a sweep ({STUDY_FILE} is missing)") from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / STUDY_FILE}: cannot be read ({' '.join(str(error).split())})") from None
-    return load_config(folder / CONFIG_FILE), place
+    config = load_config(folder / CONFIG_FILE)
+    if config.search is None:
+        raise UserError(f"{folder / CONFIG_FILE}: its search: block is gone; restore the file")
+    return config, place
 
 
 def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
