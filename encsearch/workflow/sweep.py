@@ -37,7 +37,15 @@ from encsearch.workflow.sweep_story import NEXT_TRIALS, write_story
 from encsearch.workflow.warm_start import learn_from, previous_trials
 
 # What a resume may change: what the sweep costs and where it runs, not what it compares.
-CHANGEABLE = ("scaling.", "search.budget.", "search.max_concurrent", "search.flagged", "search.confirm.")
+CHANGEABLE = (
+    "scaling.",
+    "search.budget.",
+    "search.max_concurrent",
+    "search.flagged",
+    "search.confirm.finalists",
+    "search.confirm.seeds",
+    "search.confirm.baselines",
+)
 
 
 @dataclass(frozen=True)

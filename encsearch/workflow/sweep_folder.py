@@ -89,7 +89,8 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
         repair_journal(folder / JOURNAL_FILE)
     study = Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
     if (folder / "trials").exists() and not study.records():
-        raise PreflightError(f"{place.storage}: the study {place.name} is gone, but its trials were begun")
+        where = place.storage or folder / JOURNAL_FILE
+        raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
     return study
 
 
