@@ -1,7 +1,8 @@
 """`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
     parent = parent_run(config, tracking, folder, place)
-    with recording(parent):
+    with recording(parent), _telling_how_to_go_on(folder, progress):
         observer = SweepRecords(config, tracking, parent.run_id, folder, progress)
         observer.settle(study.records())
         progress.say(_opening(config, study, folder))
@@ -190,6 +191,15 @@ def _confirm(
         excluded=excluded,
         progress=keeper.write_progress,
     )
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"`encsearch resume {folder}` goes on from here")
+        raise
 
 
 def _opening(config: Config, study: Study, folder: Path) -> str:
