@@ -10,6 +10,7 @@ import pytest
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, load_config, to_yaml, with_values
 from encsearch.errors import PreflightError, UserError
+from encsearch.search.study.study import Study
 from encsearch.workflow.sweep import resume
 from encsearch.workflow.sweep_folder import StudyPlace, locked
 from encsearch.workflow.warm_start import previous_trials
@@ -53,6 +54,8 @@ def place(toy_config: Config, tmp_path: Path) -> Path:
     search = {"space": {"optim.lr": {"loguniform": [1e-3, 1e-1]}}, "budget": {"trials": 2}}
     config = with_values(toy_config, {"search": search})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert config.search
+    Study(str(tmp_path / "study.journal"), "toy-1", config.search, config.train.epochs)
     began = asdict(StudyPlace("toy-1", "0123456789abcdef", None))
     (tmp_path / "study.json").write_text(json.dumps(began))
     return tmp_path
