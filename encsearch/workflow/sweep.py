@@ -28,6 +28,7 @@ from encsearch.workflow.sweep_folder import (
     CONFIG_FILE,
     StudyPlace,
     begin,
+    check_database,
     locked,
     open_study,
     reopen,
@@ -75,6 +76,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
     if warm_start:
         previous_trials(warm_start, config, fingerprint)
+    check_database()
     with ray_session(needs=_largest(config)):
         check_nodes(config.data.store, out)
         tracking = connect()
@@ -120,6 +122,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
+    check_database()
     with locked(folder), ray_session(needs=_largest(config)):
         check_nodes(config.data.store, folder)
         tracking = connect()

@@ -21,7 +21,7 @@ from pathlib import Path
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
-from encsearch.search.study.storage import repair_journal
+from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
 from encsearch.workflow.folder import new_folder
 
@@ -46,7 +46,7 @@ def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) 
     """A new folder below `out`; before `study.json`, which is written last, nothing can be resumed."""
     folder = new_folder(out, config.name)
     write_whole(folder / CONFIG_FILE, to_yaml(config))
-    database = os.environ.get(STORAGE_VARIABLE)
+    database = named_database()
     place = StudyPlace(
         name=folder.name,
         fingerprint=fingerprint,
@@ -71,13 +71,28 @@ def reopen(folder: Path) -> tuple[Config, StudyPlace]:
     return config, place
 
 
+def named_database() -> str | None:
+    """What ENCSEARCH_STORAGE names, if it is set. Raises PreflightError for what is no URL."""
+    url = os.environ.get(STORAGE_VARIABLE)
+    if url and "://" not in url:
+        raise PreflightError(f"{STORAGE_VARIABLE}={url} is not a database URL; try sqlite:///study.db")
+    return url or None
+
+
+def check_database() -> None:
+    """Raises PreflightError when the database that is named cannot be used; before Ray is started."""
+    database = named_database()
+    if database:
+        open_storage(database)
+
+
 def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     """Of a sweep whose lock this process holds.
 
     Raises PreflightError when the storage is not the one that the sweep was begun in, or fails.
     """
     assert config.search
-    database = os.environ.get(STORAGE_VARIABLE)
+    database = named_database()
     shown = without_secrets(database) if database else None
     if shown != place.storage:
         raise PreflightError(

@@ -12,7 +12,7 @@ from encsearch.config import Config, load_config, to_yaml, with_values
 from encsearch.errors import PreflightError, UserError
 from encsearch.search.study.study import Study
 from encsearch.workflow.sweep import resume
-from encsearch.workflow.sweep_folder import StudyPlace, locked
+from encsearch.workflow.sweep_folder import StudyPlace, check_database, locked, open_study, reopen
 from encsearch.workflow.warm_start import previous_trials
 from tests.e2e.shell import Shell
 
@@ -74,6 +74,20 @@ def test_only_a_sweeps_folder_is_resumed(tmp_path: Path, place: Path) -> None:
     (place / "study.json").write_text("{")
     with pytest.raises(UserError, match=r"study.json: cannot be read"):
         resume(place, [], 0, LineProgress())
+
+
+def test_a_storage_that_is_no_url_or_not_the_sweeps_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, began = reopen(place)
+    monkeypatch.setenv("ENCSEARCH_STORAGE", "nonsense")
+    with pytest.raises(PreflightError, match="ENCSEARCH_STORAGE=nonsense is not a database URL"):
+        check_database()
+    monkeypatch.setenv("ENCSEARCH_STORAGE", "sqlite:///other.db")
+    with pytest.raises(
+        PreflightError, match=r"its study is in study.journal, but ENCSEARCH_STORAGE is sqlite"
+    ):
+        open_study(config, place, began)
 
 
 def test_a_sweep_has_one_process(place: Path) -> None:
