@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from encsearch.config import Config, with_values
 from encsearch.records import Recorder, Report
-from encsearch.search.budget.rules import devices_of
+from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.fairness import flags
 from encsearch.search.limits import Excess, Network, excess, slow
 from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
@@ -197,10 +197,9 @@ class Ledger:
             return self._limiter.may_repeat()
         if not self._limiter.may_start():
             return False
-        records = self._study.records()
-        num_refused = sum(record.refused for record in records)
-        num_trained = sum(not record.refused and record.rerun_of is None for record in records)
-        return max(num_refused, num_trained) < self._search.budget.trials and not self._study.is_exhausted()
+        spent = spent_by(self._study.records(), wall_s=0)
+        most = max(spent.refused, spent.trials)
+        return most < self._search.budget.trials and not self._study.is_exhausted()
 
     def _take_up(self, proposal: Proposal) -> bool:
         """Make a waiting entry of a proposal, unless it is refused."""

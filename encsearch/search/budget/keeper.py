@@ -101,7 +101,7 @@ class Keeper:
             return False
         if self._decision.must_end and any(_is_cut(record) for record in records):
             return True
-        trained = sum(not r.refused and r.rerun_of is None for r in records)
+        trained = spent_by(records, self.elapsed_s).trials
         return trained < self._search.budget.trials and not self._study.is_exhausted()
 
     def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:

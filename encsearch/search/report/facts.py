@@ -7,6 +7,7 @@ from itertools import accumulate
 from statistics import median
 from typing import Literal
 
+from encsearch.search.confirm import verdict
 from encsearch.search.report.summary import SweepSummary
 from encsearch.search.trials import TrialRecord
 
@@ -44,9 +45,8 @@ def comparable(summary: SweepSummary) -> list[tuple[float, TrialRecord]]:
 
 
 def best_of_search(summary: SweepSummary) -> TrialRecord | None:
-    """The trial with the highest value, or None."""
-    found = comparable(summary)
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    """Of those that may win, the trial with the highest value, or None."""
+    return verdict.best_of_search([trial for _, trial in comparable(summary)])
 
 
 def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
