@@ -117,7 +117,8 @@ def swept_text(done: "Swept") -> str:
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
     finalists = table(["confirmed", "workers", f"best {metric}", "epochs"], confirmed)
-    told = "\n".join(verdict(done.confirmation.ranking, metric, records))
+    comparable = [record for record in records if record.number not in done.excluded]
+    told = "\n".join(verdict(done.confirmation.ranking, metric, comparable))
     return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 

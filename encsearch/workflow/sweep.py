@@ -1,7 +1,7 @@
 """`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,8 @@ CHANGEABLE = (
 class Swept:
     """A finished sweep; `report` is the HTML page.
 
-    `ended_by` says which budget ended the search before its last trial; None if none did.
+    `ended_by` says which budget ended the search before its last trial; None if none did. `excluded` is trial
+    -> why it is not comparable with the others and was not confirmed.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Swept:
     confirmation: Confirmation
     report: Path
     ended_by: str | None
+    excluded: Mapping[int, str]
 
 
 def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | None = None) -> Swept:
@@ -147,7 +149,8 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
             progress.say(keeper.ended_by)
             for values in study.would_ask(NEXT_TRIALS):
                 progress.say(f"would have tried next: {values_text(values)}")
-        confirmation = _confirm(config, records, folder, observer, keeper, progress)
+        excluded = flags(records) if config.search.flagged != "keep" else {}
+        confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
         parent.summarize(confirmation.winner.result.best)
         report = write_story(config, place, study, confirmation, keeper, observer, folder)
     winner = confirmation.winner
@@ -166,23 +169,22 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
         parent_run_id=parent.run_id,
     )
     write_summary(folder, summary)
-    return Swept(folder, summary, records, confirmation, report, keeper.ended_by)
+    return Swept(folder, summary, records, confirmation, report, keeper.ended_by, excluded)
 
 
 def _confirm(
     config: Config,
     records: Sequence[TrialRecord],
+    excluded: Mapping[int, str],
     folder: Path,
     observer: SweepRecords,
     keeper: Keeper,
     progress: Progress,
 ) -> Confirmation:
-    assert config.search
     plan, reduced = keeper.confirmation()
     if reduced:
         progress.say(reduced)
     keeper.write_progress()
-    excluded = flags(records) if config.search.flagged != "keep" else {}
     for number, reason in excluded.items():
         progress.say(f"trial {number} is left out: {reason}")
     return confirm(
