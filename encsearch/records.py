@@ -9,12 +9,23 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
+class Point:
+    """Figures of one moment: after an optimizer step, or at a time (milliseconds since 1970) in between."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """The state of a training at the end of one epoch; every figure is global over all ranks.
 
     `metrics` are scalars by name ("mIoU", "pixAcc", "train/loss", "lr", ...); `class_iou` is the
     intersection over union by class name, without the absent classes; `confusion` is the
     (num_classes, num_classes) matrix of validation pixels, rows the truth, columns the prediction.
+    `points` are the figures between the epoch's ends. `label_maps` are predictions of fixed validation
+    images, PNG files as base64 by sample id; `texts` are files to keep, by name, such as a profile.
     """
 
     epoch: int
@@ -23,6 +34,9 @@ class Report:
     metrics: Mapping[str, float]
     class_iou: Mapping[str, float] = field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] = ()
+    points: tuple[Point, ...] = ()
+    label_maps: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` is its inverse."""
@@ -31,7 +45,8 @@ class Report:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Report":
         confusion = tuple(tuple(row) for row in values["confusion"])
-        return cls(**{**values, "confusion": confusion})
+        points = tuple(Point(**point) for point in values["points"])
+        return cls(**{**values, "confusion": confusion, "points": points})
 
 
 class Recorder(Protocol):

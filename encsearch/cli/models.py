@@ -1,4 +1,4 @@
-"""`encsearch eval`, `predict`, `promote` and `ui`."""
+"""`encsearch eval` and `predict`."""
 
 import re
 from collections.abc import Sequence
@@ -96,35 +96,6 @@ def predict(model: str, arguments: tuple[str, ...], out: Path, device: str, as_j
         if number % 50 == 0:
             say(f"{number} of {len(files)} images")
     emit(results, as_json, "\n".join(f"{r['labels']}: {', '.join(r['classes'])}" for r in results))
-
-
-@click.command()
-@click.argument("source")
-@click.option("--to", "alias", help="Alias to move; default: the recipe's promote.alias.")
-@click.option("--store", help="Store to compare on; default: the candidate's.")
-@json_option
-def promote(source: str, alias: str | None, store: str | None, as_json: bool) -> None:
-    """Register the best model of SOURCE (a run's folder or MLflow run id) and move the alias to it.
-
-    The current holder of the alias is scored on the same data first; exit code 4 if it is as good.
-    """
-    from encsearch.workflow.promote import promote as run
-
-    done = run(source, alias=alias, store=store)
-    text = f"{done.uri} is now version {done.version}"
-    text += f" (was {done.replaced})" if done.replaced else ""
-    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}\nregistry: {done.link}")
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
-@json_option
-def ui(folder: Path | None, as_json: bool) -> None:
-    """Print the command that opens MLflow, and the links to the run or sweep in FOLDER."""
-    from encsearch.workflow.links import links_of
-
-    links = links_of(folder)
-    emit(links, as_json, "\n".join(f"{name}: {link}" for name, link in links.items()))
 
 
 def _bundle(model: str, overrides: Sequence[str]) -> "Bundle":

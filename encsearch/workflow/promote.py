@@ -12,8 +12,9 @@ from encsearch.errors import GateRefusedError
 from encsearch.evaluation import score_bundle, unchanged_store
 from encsearch.tracking.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, check_run, connect
+from encsearch.tracking.packaging import register
 from encsearch.tracking.promotion import Candidate, Decision, decide
-from encsearch.tracking.registry import champion, download_bundle, register, set_alias
+from encsearch.tracking.registry import champion, download_bundle, set_alias
 from encsearch.tracking.uris import existing_store
 from encsearch.workflow.folder import read_summary
 

@@ -25,7 +25,8 @@ from encsearch.tracking.artifacts import write_artifacts
 from encsearch.tracking.lineage import lineage
 from encsearch.tracking.links import ui_command
 from encsearch.tracking.mlflow import MlflowRecorder, Tracking, check_run, connect, start_run
-from encsearch.tracking.registry import champion, download_bundle, model_versions, register, set_alias
+from encsearch.tracking.packaging import register
+from encsearch.tracking.registry import champion, download_bundle, model_versions, set_alias
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
 CONFIG = Config(
