@@ -11,6 +11,7 @@ import click
 from encsearch import __version__
 from encsearch.cli.console import say
 from encsearch.errors import TrainingError, UserError
+from encsearch.redaction import without_secrets
 
 # name: (module, help). The module is imported when its command runs, so `--help` stays instant.
 COMMANDS = {
@@ -23,11 +24,16 @@ COMMANDS = {
     "ablate": ("ablation", "Train the paper's ablation side by side: table, curves, pictures."),
     "report": ("sweeping", "Write the HTML report of a sweep anew."),
     "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),
-    "predict": ("models", "Write label maps and overlays of images."),
+    "predict": ("predicting", "Write label maps and overlays of images."),
+    "serve": ("serving", "Serve a model over HTTP: images in, label maps out, in batches."),
     "export": ("export", "Write a model as torch.export, ONNX or safetensors files, checked against it."),
     "import-weights": ("importing", "Make a model of a published EncNet's weights."),
     "promote": ("promoting", "Register the best checkpoint and move an alias to it, if it is better."),
-    "ui": ("browsing", "Print the command and the links that open MLflow on the records."),
+    "rollback": ("promoting", "Move an alias back to the version before."),
+    "models": ("promoting", "List registered models, their aliases, and what was decided on them."),
+    "ui": ("browsing", "Open MLflow on the records: serve a local store, print the pages of a job."),
+    "runs": ("browsing", "List, show and compare what is recorded in MLflow."),
+    "sync": ("syncing", "Send to MLflow what a killed job or an outage has left unsent."),
     "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
     "jobs": ("jobs", "List, follow and stop jobs."),
     "config": ("settings", "Print a recipe with every default resolved."),
@@ -84,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = error.format_message()
         # A group without a command: click 8.2 and newer raise its help as an error.
         is_help = message.startswith("Usage: ")
-        say(message if is_help else f"error: {' '.join(message.split())}")
+        say(message if is_help else without_secrets(f"error: {' '.join(message.split())}"))
         code = 2
     except (UserError, TrainingError) as error:
-        say(f"error: {error}")
+        say(without_secrets(f"error: {error}"))
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")

@@ -16,6 +16,10 @@ _MLFLOW_SETTINGS = {
     # MLflow's own retries block a call for 246 s (3.17); the recorder retries in its own time instead.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # Through the server, which has the keys: MLflow 3.17 would have clients fetch from the server's S3, which
+    # is often on a network of its own, and ask for an address of each file first.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }
 
 for _name, _value in _MLFLOW_SETTINGS.items():

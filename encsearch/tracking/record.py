@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +43,58 @@ from encsearch.tracking.events import (
 FOLDER, EVENTS_FILE, OWNER_LOCK, OWNER_FILE = "record", "events.jsonl", "owner.lock", "owner.json"
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
+# On a run that whoever found its process dead has closed; it says so, and since when it goes on if it does.
+REAPED_TAG = "encsearch.reaped"
+# Whoever closes the runs of a dead job holds the lock for a moment; a live job holds it to its end.
+OWNER_WAIT_S = 5
 
 
 @contextmanager
 def owned(job_folder: Path) -> Iterator["Record"]:
     """The record in a job's folder, new or to go on with; this process alone writes it.
 
-    Raises UserError when another process does.
+    Runs that are open when the block ends are closed KILLED. Raises UserError when another process writes.
     """
     folder = job_folder / FOLDER
     folder.mkdir(exist_ok=True)
     with open(folder / OWNER_LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{job_folder}: another process is recording this job; wait for it or end it"
-            ) from None
+        if not _locked(lock.fileno()):
+            raise UserError(f"{job_folder}: another process is recording this job; wait for it or end it")
         owner = {"host": socket.gethostname(), "pid": os.getpid()}
         (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n", encoding="utf-8")
-        yield Record(job_folder)
+        record = Record(job_folder)
+        try:
+            yield record
+        finally:
+            for run in record.open_runs():
+                record.append(Ended(run, now_ms(), "KILLED"))
+            # Closing the file is not enough while a forked process, as of a data loader, has it open too.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _locked(descriptor: int) -> bool:
+    deadline_s = time.monotonic() + OWNER_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.1)
 
 
 @dataclass
-class _RunState:
-    """What the events say of a run so far."""
+class RunState:
+    """What the events say of a run so far: `status` is None while it is open; `reaped` is the tag's text
+    since it was last begun.
+
+    `newest` are the last values of its metrics.
+    """
 
     started: Started
-    is_open: bool = True
+    status: Status | None = None
+    reaped: str | None = None
     last_epoch: int = -1
     num_reports: int = 0
     newest: dict[str, float] = field(default_factory=dict)
@@ -82,16 +107,21 @@ class Record:
         self.job_folder = job_folder
         self._path = job_folder / FOLDER / EVENTS_FILE
         self._lock = threading.Lock()
-        self._runs: dict[str, _RunState] = {}
+        self._runs: dict[str, RunState] = {}
         for event, _ in read_events(self._path):
             self._take(event)
 
+    @property
+    def main(self) -> str | None:
+        """The job's own run: the one that was begun first."""
+        return next(iter(self._runs), None)
+
     def open_runs(self) -> list[str]:
         """The runs that have not ended, in the order in which they were begun."""
-        return [run for run, state in self._runs.items() if state.is_open]
+        return [run for run, state in self._runs.items() if state.status is None]
 
-    def has(self, run: str) -> bool:
-        return run in self._runs
+    def find(self, run: str) -> RunState | None:
+        return self._runs.get(run)
 
     def start(
         self,
@@ -110,6 +140,8 @@ class Record:
         known = self._runs.get(run)
         texts = {path: _param_text(value) for path, value in params.items()}
         key = known.started.key if known else uuid.uuid4().hex
+        if known and known.reaped:
+            self.append(Tagged(run, {REAPED_TAG: f"{known.reaped}; it went on at {_clock()}"}))
         self.append(Started(run, now_ms(), key, texts, _clean(tags), parent, dataset))
         return RunRecord(self, run, artifacts)
 
@@ -119,17 +151,16 @@ class Record:
             append_line(self._path, to_values(event))
             self._take(event)
 
-    def state(self, run: str) -> _RunState:
-        return self._runs[run]
-
     def _take(self, event: Event) -> None:
         if isinstance(event, Started):
-            state = self._runs.setdefault(event.run, _RunState(event))
-            state.is_open = True
+            state = self._runs.setdefault(event.run, RunState(event))
+            state.status = state.reaped = None
             return
         state = self._runs[event.run]
         if isinstance(event, Ended):
-            state.is_open = False
+            state.status = event.status
+        elif isinstance(event, Tagged):
+            state.reaped = event.tags.get(REAPED_TAG, state.reaped)
         elif isinstance(event, Logged):
             for point in event.points:
                 state.newest |= point.values
@@ -144,25 +175,19 @@ class RunRecord:
     def __init__(self, record: Record, run: str, artifacts: Path | None) -> None:
         self.run = run
         self._record, self._artifacts = record, artifacts
+        state = record.find(run)
+        assert state, f"run {run} was not started"
+        self._state = state
         self._is_closed = False
 
+    @property
+    def last_epoch(self) -> int:
+        """The last one that was logged, -1 before the first."""
+        return self._state.last_epoch
+
     def log(self, report: Report) -> None:
-        state = self._record.state(self.run)
-        if report.epoch <= state.last_epoch:
-            return
-        values = _figures(report)
-        best = {
-            name: state.newest.get(f"best/{name}", -math.inf) for name in report.metrics if _is_score(name)
-        }
-        for name, before in best.items():
-            # A score of a diverged epoch is NaN, which is greater than nothing.
-            value = report.metrics[name] if report.metrics[name] > before else before
-            # Logged every time, since the UI ranks by a metric's last value.
-            if value > -math.inf:
-                values[f"best/{name}"] = value
-        values |= {"seconds": report.seconds, "epoch": report.epoch}
-        points = (*report.points, Point(report.step, now_ms(), values))
-        self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
+        if report.epoch > self._state.last_epoch:
+            self._append(report)
 
     def summarize(self, report: Report) -> None:
         """Log what stands for a whole sweep, unless it was logged before.
@@ -170,13 +195,13 @@ class RunRecord:
         MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's
         winner may have fewer epochs than the one before.
         """
-        state = self._record.state(self.run)
-        if any(state.newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
-            epoch = max(report.epoch, state.last_epoch + 1)
-            self.log(replace(report, epoch=epoch, step=state.num_reports, points=()))
+        newest = self._state.newest
+        if any(newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
+            self._append(replace(report, step=self._state.num_reports, points=()))
 
-    def note(self, tag: str, text: str) -> None:
-        self._record.append(Tagged(self.run, _clean({tag: text})))
+    def note(self, tags: Mapping[str, str]) -> None:
+        """Add tags to the run."""
+        self._record.append(Tagged(self.run, _clean(tags)))
 
     def file(self, path: Path, target: str = "") -> None:
         """Store a file, or all in a folder, which lies below the job's folder, as an artifact."""
@@ -191,22 +216,35 @@ class RunRecord:
             self.file(self._artifacts)
         self._record.append(Ended(self.run, now_ms(), status))
 
+    def _append(self, report: Report) -> None:
+        values = dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
+        # Logged every time, since the UI ranks by a metric's last value.
+        values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
+        points = (*report.points, Point(report.step, now_ms(), values))
+        self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
+
+    def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The highest value so far of each score; none while it is NaN, as of a diverged epoch."""
+        best: dict[str, float] = {}
+        for name in metrics:
+            if name.startswith(("mIoU", "pixAcc")):
+                known = self._state.newest.get(metric_name(f"best/{name}"), math.nan)
+                seen = [value for value in (known, metrics[name]) if not math.isnan(value)]
+                best |= {f"best/{name}": max(seen)} if seen else {}
+        return best
+
 
 def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def _clock() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def metric_name(name: str) -> str:
     """MLflow takes letters, digits and _-. :/ in a metric's name."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _figures(report: Report) -> dict[str, float]:
-    return dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
-
-
-def _is_score(name: str) -> bool:
-    return name.startswith(("mIoU", "pixAcc"))
 
 
 def _named(point: Point) -> Point:

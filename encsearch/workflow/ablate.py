@@ -4,12 +4,13 @@ The folder, beside what every job has:
 
     trainings.jsonl      a line a finished training; what --resume does not train again
     models/              EncNet's weights of every seed and budget, and FCN's of the picture sheet
-    parent_run_id        the ablation's own run in MLflow
+    record/              what MLflow is to hold of it
     trials/              the reports of each training, and the last checkpoint of a running one
     training-artifacts/  the tables of each training
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -38,23 +39,15 @@ from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.spool import append_line, read_lines
-from encsearch.tracking.lineage import lineage
-from encsearch.tracking.mlflow import (
-    MlflowRecorder,
-    Tracking,
-    connect,
-    continue_run,
-    reap_children,
-    start_run,
-)
+from encsearch.tracking.record import Record, owned
+from encsearch.tracking.sender import TrackingStore, sending
 from encsearch.workflow.folder import RunSummary, new_folder, write_summary
 from encsearch.workflow.gains import write_gains
 from encsearch.workflow.progress import Progress
-from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model
+from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, start_run
 
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "trainings.jsonl"
-PARENT_FILE = "parent_run_id"
 
 
 @dataclass(frozen=True)
@@ -94,24 +87,30 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     ablation = planned(config, out)
     if resume:
         _check_same(config, resume)
-    with ray_session(needs=config.scaling):
-        return _ablate(config, ablation, out, progress, resume)
+    with sending() as sender, ray_session(needs=config.scaling):
+        store = sender.store()
+        folder = resume or new_folder(out, config.name)
+        if not resume:
+            (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            (folder / RESULTS_FILE).touch()
+        with owned(folder) as record:
+            sender.follow(folder)
+            observer = _Observer(config, ablation, record, folder, progress)
+            story, report = _train_and_compare(config, ablation, record, observer, folder)
+        summary = _summary(config, ablation, observer, store, sender.run_ids())
+    write_summary(folder, summary)
+    return Ablated(folder, summary, story, report)
 
 
-def _ablate(
-    config: Config, ablation: Ablation, out: Path, progress: Progress, resume: Path | None
-) -> Ablated:
+def _train_and_compare(
+    config: Config, ablation: Ablation, record: Record, observer: "_Observer", folder: Path
+) -> tuple[AblationStory, Path]:
     started = time.monotonic()
-    tracking = connect()
-    folder = resume or new_folder(out, config.name)
-    if not resume:
-        (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
     fingerprint = read_manifest(config.data.store).fingerprint
-    parent = _parent_run(config, tracking, folder, fingerprint)
-    observer = _Observer(config, ablation, tracking, parent.run_id, folder, progress)
+    parent = start_run(config, record, run=observer.parent, kind="ablation", artifacts=folder / "artifacts")
     done = {result.name for result in observer.results}
     missing = [training for training in ablation.trainings if training.name not in done]
-    progress.say(
+    observer.say(
         f"ablation of {config.name}: {len(missing)} of {len(ablation.trainings)} trainings to run; "
         f"files in {folder}"
     )
@@ -133,56 +132,48 @@ def _ablate(
             wall_seconds=time.monotonic() - started,
         )
         report = write_report(story, artifacts)
-        parent.log(_means(story))
-        summary = _summary(config, ablation, observer, fingerprint)
-    write_summary(folder, summary)
-    return Ablated(folder, summary, story, report)
+        parent.summarize(_means(story))
+        _trained_encnets(config, ablation, observer)
+    return story, report
 
 
 class _Observer:
     """Records trainings as children of the ablation's run, and keeps the results and the weights needed."""
 
     def __init__(
-        self,
-        config: Config,
-        ablation: Ablation,
-        tracking: Tracking,
-        parent_run_id: str,
-        folder: Path,
-        progress: Progress,
+        self, config: Config, ablation: Ablation, record: Record, folder: Path, progress: Progress
     ) -> None:
         self.failures: dict[str, str] = {}
         self.results = [Result(**line) for line in read_lines(folder / RESULTS_FILE)]
-        self.tracking, self.parent_run_id = tracking, parent_run_id
+        # The folder may have been moved since.
+        self.parent = record.main or folder.name
         encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
         self._kept = {name for point in encnets for name in point.trainings.values()}
         self._kept |= {*_pictured(config, ablation).values()}
-        self._folder, self._progress = folder, progress
-        self._run_ids: dict[str, str] = {}
+        self._record, self._folder, self._progress = record, folder, progress
 
     def open_recorder(self, training: Training) -> Recorder:
         config = training.config
-        recorder = recorder_of(
+        return recorder_of(
             config,
-            self.tracking,
-            name=training.name,
+            self._record,
+            run=training.name,
             kind="ablation-training",
             artifacts=self._folder / "training-artifacts" / training.name,
-            parent_run_id=self.parent_run_id,
+            parent=self.parent,
             tags={
                 "encsearch.row": training.row,
                 "encsearch.seed": str(config.train.seed),
                 "encsearch.budget": str(config.train.epochs),
             },
         )
-        self._run_ids[training.name] = recorder.run_id
-        return recorder
 
     def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config
         if training.name in self._kept:
             save_model(
-                checkpoint_model(config, checkpoint, last.metrics), _model_folder(self._folder, training.name)
+                checkpoint_model(config, checkpoint, last.metrics, last.class_iou),
+                _model_folder(self._folder, training.name),
             )
         # Last, since a training with a line here is not trained again.
         self.add(
@@ -193,7 +184,6 @@ class _Observer:
                 epochs=config.train.epochs,
                 metrics=last.metrics,
                 seconds=seconds,
-                run_id=self._run_ids[training.name],
             )
         )
 
@@ -207,30 +197,13 @@ class _Observer:
     def follow(self, training: Training, event: TrialEvent) -> None:
         self._progress.trial(event, training.config)
 
-
-def _parent_run(config: Config, tracking: Tracking, folder: Path, fingerprint: str) -> MlflowRecorder:
-    """A new run, or the one that the folder's ablation was recorded in so far."""
-    note = folder / PARENT_FILE
-    artifacts = folder / "artifacts"
-    if note.exists():
-        run_id = note.read_text(encoding="utf-8").strip()
-        parent = continue_run(tracking, run_id, flatten(config), artifacts)
-        reap_children(tracking, run_id)
-        return parent
-    parent = start_run(
-        tracking,
-        name=folder.name,
-        params=flatten(config),
-        tags={**lineage(fingerprint, Path.cwd()), "encsearch.kind": "ablation"},
-        artifact_dir=artifacts,
-    )
-    note.write_text(parent.run_id + "\n", encoding="utf-8")
-    return parent
+    def say(self, line: str) -> None:
+        self._progress.say(line)
 
 
 def _check_same(config: Config, folder: Path) -> None:
     """Results of another recipe cannot be continued."""
-    for name in (CONFIG_FILE, PARENT_FILE):  # every job has the first, an ablation alone the second
+    for name in (CONFIG_FILE, RESULTS_FILE):  # every job has the first, an ablation alone the second
         if not (folder / name).is_file():
             raise UserError(f"{folder}: not the folder of an ablation ({name} is missing)")
     before, now = flatten(load_config(folder / CONFIG_FILE)), flatten(config)
@@ -298,8 +271,8 @@ def _means(story: AblationStory) -> Report:
     return Report(epoch=0, step=0, seconds=story.wall_seconds, metrics=means)
 
 
-def _summary(config: Config, ablation: Ablation, observer: _Observer, fingerprint: str) -> RunSummary:
-    """Its model is EncNet's of the first seed that was trained at the longest budget."""
+def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) -> list[Result]:
+    """EncNet at the longest budget, of each seed that was trained. Raises TrainingError when none was."""
     encnet = ablation.point(ENCNET, budgets(config)[-1])
     found = {result.name: result for result in observer.results}
     trained = [found[name] for name in encnet.trainings.values() if name in found]
@@ -308,19 +281,32 @@ def _summary(config: Config, ablation: Ablation, observer: _Observer, fingerprin
         raise TrainingError(
             f'all of {len(encnet.trainings)} trainings of "{ENCNET}" failed: {"; ".join(sorted(reasons))}'
         )
+    return trained
+
+
+def _summary(
+    config: Config,
+    ablation: Ablation,
+    observer: _Observer,
+    store: TrackingStore,
+    run_ids: Mapping[str, str],
+) -> RunSummary:
+    trained = _trained_encnets(config, ablation, observer)
     return RunSummary(
         kind="ablation",
         name=config.name,
         metric=config.metric,
         value=fmean(result.metrics[config.metric] for result in trained),
-        fingerprint=fingerprint,
+        fingerprint=read_manifest(config.data.store).fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(observer.tracking.uri),
-        experiment_id=observer.tracking.experiment_id,
-        run_id=trained[0].run_id,
+        tracking_uri=without_secrets(store.uri),
+        experiment_id=store.experiment_id,
+        run=trained[0].name,
+        run_id=run_ids.get(trained[0].name),
         bundle=str(_model_folder(Path(), trained[0].name)),
-        parent_run_id=observer.parent_run_id,
+        parent_run=observer.parent,
+        parent_run_id=run_ids.get(observer.parent),
     )
 
 

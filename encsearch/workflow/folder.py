@@ -16,7 +16,9 @@ BUNDLE = Path("artifacts") / "bundle"
 class RunSummary:
     """What a finished job says of itself; `run_id` is the MLflow run that holds the model `bundle`.
 
-    `parent_run_id` is a sweep's own run, and `bundle` is relative to the job's folder.
+    `parent_run_id` is a sweep's own run. Both are None while the store has not answered: `record/sent.json`
+    has them by the names `run` and `parent_run` once `encsearch sync` has sent the record. `bundle` is
+    relative to the job's folder.
     """
 
     kind: str
@@ -28,8 +30,10 @@ class RunSummary:
     split: str
     tracking_uri: str
     experiment_id: str
-    run_id: str
+    run: str
+    run_id: str | None
     bundle: str
+    parent_run: str | None = None
     parent_run_id: str | None = None
 
 
@@ -53,7 +57,14 @@ def bundle_source(model: str) -> str:
 
 def write_summary(folder: Path, summary: RunSummary) -> None:
     """The last thing that a job writes: a folder with a summary is a finished job."""
-    (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def read_summary(folder: Path) -> RunSummary:

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from encsearch.bundle import Bundle, write_bundle
+from encsearch.bundle import NONE_KNOWN, Bundle, write_bundle
 from encsearch.config import Config, flatten, to_yaml
+from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import open_split, read_manifest
+from encsearch.experiment import SHOWN_IMAGES
 from encsearch.model.encnet import EncNet
-from encsearch.panels import comparison_sheet, evenly_spaced
+from encsearch.panels import comparison_sheet
 from encsearch.predict import Predictor
 from encsearch.records import Report, Status
 from encsearch.runner.result import best_report
-from encsearch.tracking.artifacts import write_artifacts
-from encsearch.tracking.lineage import lineage
-from encsearch.tracking.mlflow import MlflowRecorder, Tracking, continue_training, start_run
+from encsearch.tracking.artifacts import PICTURES, TABLE_TAG, write_artifacts, write_texts
+from encsearch.tracking.lineage import dataset_of, described, lineage, machine_tags, write_diff
+from encsearch.tracking.predictions import IMAGES_TAG, write_predictions
+from encsearch.tracking.record import Record, RunRecord
 from encsearch.train.checkpoint import load_weights
 
-PANEL_IMAGES = 4
 CONTEXT_FOLDER = "context"
 # The context module is diagnosed on so many validation images, fewer if they are large: 4 Mpx in all, and so
 # a second or two with a small network; never under the least number.
@@ -31,77 +33,117 @@ def follow_nothing(report: Report) -> None:
 
 
 class TrainingRecorder:
-    """A `Recorder` that adds the best epoch's tables when it is closed; see `recorder_of`."""
+    """A `Recorder` that stores what a report brings as it comes, and the best epoch's tables at the end."""
 
-    def __init__(
-        self,
-        inner: MlflowRecorder,
-        config: Config,
-        classes: tuple[str, ...],
-        artifacts: Path,
-        follow: Follow,
-    ) -> None:
-        self.run_id = inner.run_id
+    def __init__(self, inner: RunRecord, config: Config, artifacts: Path, follow: Follow) -> None:
+        self.run = inner.run
         self.artifacts = artifacts
-        self._inner, self._config, self._classes, self._follow = inner, config, classes, follow
+        self._inner, self._config, self._follow = inner, config, follow
+        self._info = read_manifest(config.data.store).info
         self._reports: list[Report] = []
 
     def log(self, report: Report) -> None:
+        if report.epoch > self._inner.last_epoch:
+            self._store_files(report)
         self._reports.append(report)
         self._inner.log(report)
         self._follow(report)
 
     def note(self, tag: str, text: str) -> None:
         """Add a tag to the run."""
-        self._inner.note(tag, text)
+        self._inner.note({tag: text})
 
     def close(self, status: Status) -> None:
         try:
             if self._reports:
                 best = best_report(tuple(self._reports), self._config.metric)
-                write_artifacts(self.artifacts, best, self._classes, to_yaml(self._config))
+                write_artifacts(self.artifacts, best, self._info.classes, to_yaml(self._config))
         finally:
             self._inner.close(status)
+
+    def _store_files(self, report: Report) -> None:
+        """All of `artifacts` is stored at the end; the predictions also at once, to be watched."""
+        write_texts(self.artifacts, report)
+        tags = machine_tags(report)
+        if tags:
+            self._inner.note(tags)
+        if report.label_maps:
+            dataset = open_split(self._config.data.store, self._config.data.val_split)
+            samples = evenly_spaced(dataset, SHOWN_IMAGES)
+            for picture in write_predictions(self.artifacts, report, samples, self._info):
+                self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
 
 
 def recorder_of(
     config: Config,
-    tracking: Tracking,
+    record: Record,
     *,
-    name: str,
+    run: str,
     kind: str,
     artifacts: Path,
-    parent_run_id: str | None = None,
+    parent: str | None = None,
     tags: Mapping[str, str] | None = None,
     follow: Follow = follow_nothing,
-    run_id: str | None = None,
 ) -> TrainingRecorder:
-    """Start the MLflow run of one training: its resolved config as params, its lineage as tags.
+    """Begin the MLflow run of one training, or go on with it: its resolved config as params, its lineage.
 
-    With `run_id` that run goes on.
+    `run` and `parent` are names of runs in the job's record, `artifacts` a folder below the job's.
     """
-    manifest = read_manifest(config.data.store)
-    if run_id:
-        inner = continue_training(tracking, run_id, flatten(config), artifacts)
-        return TrainingRecorder(inner, config, manifest.info.classes, artifacts, follow)
     inner = start_run(
-        tracking,
-        name=name,
-        params=flatten(config),
-        tags={**lineage(manifest.fingerprint, Path.cwd()), "encsearch.kind": kind, **(tags or {})},
-        artifact_dir=artifacts,
-        parent_run_id=parent_run_id,
+        config,
+        record,
+        run=run,
+        kind=kind,
+        artifacts=artifacts,
+        parent=parent,
+        tags={**TABLE_TAG, **IMAGES_TAG, **(tags or {})},
     )
-    return TrainingRecorder(inner, config, manifest.info.classes, artifacts, follow)
+    return TrainingRecorder(inner, config, artifacts, follow)
 
 
-def checkpoint_model(config: Config, checkpoint: Path, metrics: Mapping[str, float]) -> Bundle:
-    """The model of a checkpoint that was trained with `config`."""
+def start_run(
+    config: Config,
+    record: Record,
+    *,
+    run: str,
+    kind: str,
+    artifacts: Path,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RunRecord:
+    """Begin or continue a run of any kind: what every run of encsearch says of itself."""
+    manifest = read_manifest(config.data.store)
+    if parent is None:
+        # Of a job once: its trainings run the same code.
+        write_diff(Path.cwd(), artifacts)
+    return record.start(
+        run,
+        params=flatten(config),
+        tags={
+            **lineage(manifest.fingerprint, Path.cwd()),
+            **described(config, manifest, kind),
+            "encsearch.kind": kind,
+            **(tags or {}),
+        },
+        parent=parent,
+        dataset=dataset_of(config.data),
+        artifacts=artifacts,
+    )
+
+
+def checkpoint_model(
+    config: Config,
+    checkpoint: Path,
+    metrics: Mapping[str, float],
+    class_iou: Mapping[str, float] = NONE_KNOWN,
+) -> Bundle:
+    """The model of a checkpoint that was trained with `config`, and the figures of the checkpoint's epoch."""
     manifest = read_manifest(config.data.store)
     shape = config.model.model_copy(update={"weights": None})
     model = EncNet.from_config(shape, len(manifest.info.classes))
     load_weights(model, checkpoint)
-    return Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics)
+    num_images = {name: split.num_samples for name, split in manifest.splits.items()}
+    return Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics, class_iou, num_images)
 
 
 def save_model(bundle: Bundle, folder: Path) -> Path:
@@ -112,16 +154,19 @@ def save_model(bundle: Bundle, folder: Path) -> Path:
         bundle.info,
         fingerprint=bundle.fingerprint,
         metrics=bundle.metrics,
+        class_iou=bundle.class_iou,
+        num_images=bundle.num_images,
     )
     return folder
 
 
 def write_panels(bundle: Bundle, artifacts: Path) -> None:
-    """`panels.png`: the same validation images in every run, their truth and this model's prediction."""
+    """`pictures/panels.png`: the same validation images in every run, their truth, the best model's masks."""
     dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
-    samples = evenly_spaced(dataset, PANEL_IMAGES)
-    artifacts.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(artifacts / "panels.png")
+    samples = evenly_spaced(dataset, SHOWN_IMAGES)
+    target = artifacts / PICTURES / "panels.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(target)
 
 
 def write_context(bundle: Bundle, artifacts: Path) -> None:

@@ -20,9 +20,10 @@ from encsearch.search.fairness import flags
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import TrialRecord, values_text
-from encsearch.tracking.mlflow import Tracking, connect
+from encsearch.tracking.record import owned
+from encsearch.tracking.sender import Sender, sending
 from encsearch.workflow.check import Checked, check
-from encsearch.workflow.folder import RunSummary, write_summary
+from encsearch.workflow.folder import RunSummary, write_summary, write_whole
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.sweep_folder import (
     CONFIG_FILE,
@@ -32,10 +33,9 @@ from encsearch.workflow.sweep_folder import (
     locked,
     open_study,
     reopen,
-    write_whole,
 )
 from encsearch.workflow.sweep_records import SweepRecords, parent_run
-from encsearch.workflow.sweep_story import NEXT_TRIALS, write_story
+from encsearch.workflow.sweep_story import NEXT_TRIALS, Pages, write_story
 from encsearch.workflow.warm_start import learn_from, previous_trials
 
 # What a resume may change: what the sweep costs and where it runs, not what it compares.
@@ -79,13 +79,13 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     if warm_start:
         previous_trials(warm_start, config, fingerprint)
     check_database()
-    with ray_session(needs=_largest(config)):
+    with sending() as sender, ray_session(needs=_largest(config)):
         check_nodes(config.data.store, out)
-        tracking = connect()
+        sender.store()
         folder = begin(config, out, fingerprint, warm_start)
         with locked(folder):
             _, place = reopen(folder)
-            return _run(config, place, folder, tracking, progress)
+            return _run(config, place, folder, sender, progress)
 
 
 def dry_run(config: Config, out: Path) -> Checked:
@@ -125,35 +125,39 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), ray_session(needs=_largest(config)):
+    with locked(folder), sending() as sender, ray_session(needs=_largest(config)):
         check_nodes(config.data.store, folder)
-        tracking = connect()
+        sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        return _run(config, place, folder, tracking, progress)
+        return _run(config, place, folder, sender, progress)
 
 
-def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, progress: Progress) -> Swept:
+def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progress: Progress) -> Swept:
     assert config.search
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
-    parent = parent_run(config, tracking, folder, place)
-    with recording(parent), _telling_how_to_go_on(folder, progress):
-        observer = SweepRecords(config, tracking, parent.run_id, folder, progress)
-        observer.settle(study.records())
-        progress.say(_opening(config, study, folder))
-        keeper = Keeper(config, study, folder, trials_at_once(config))
-        records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
-        observer.settle(records)
-        if keeper.ended_by:
-            progress.say(keeper.ended_by)
-            for values in study.would_ask(NEXT_TRIALS):
-                progress.say(f"would have tried next: {values_text(values)}")
-        excluded = flags(records) if config.search.flagged != "keep" else {}
-        confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
-        parent.summarize(confirmation.winner.result.best)
-        report = write_story(config, place, study, confirmation, keeper, observer, folder)
+    with owned(folder) as record:
+        sender.follow(folder)
+        parent = parent_run(config, record, folder, place)
+        with recording(parent), _telling_how_to_go_on(folder, progress):
+            observer = SweepRecords(config, record, parent.run, folder, progress)
+            observer.settle(study.records())
+            progress.say(_opening(config, study, folder))
+            keeper = Keeper(config, study, folder, trials_at_once(config))
+            records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+            observer.settle(records)
+            if keeper.ended_by:
+                progress.say(keeper.ended_by)
+                for values in study.would_ask(NEXT_TRIALS):
+                    progress.say(f"would have tried next: {values_text(values)}")
+            excluded = flags(records) if config.search.flagged != "keep" else {}
+            confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
+            parent.summarize(confirmation.winner.result.best)
+            pages = Pages(sender.store(), sender.run_ids(), parent.run)
+            report = write_story(config, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner
+    run_ids = sender.run_ids()
     summary = RunSummary(
         kind="sweep",
         name=config.name,
@@ -162,11 +166,13 @@ def _run(config: Config, place: StudyPlace, folder: Path, tracking: Tracking, pr
         fingerprint=place.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
-        experiment_id=tracking.experiment_id,
-        run_id=observer.run_ids[winner.name],
+        tracking_uri=without_secrets(pages.store.uri),
+        experiment_id=pages.store.experiment_id,
+        run=winner.name,
+        run_id=run_ids.get(winner.name),
         bundle=str(Path("finalists") / winner.name / "artifacts" / "bundle"),
-        parent_run_id=parent.run_id,
+        parent_run=parent.run,
+        parent_run_id=run_ids.get(parent.run),
     )
     write_summary(folder, summary)
     return Swept(folder, summary, records, confirmation, report, keeper.ended_by, excluded)

@@ -23,7 +23,7 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
-from encsearch.workflow.folder import new_folder
+from encsearch.workflow.folder import new_folder, write_whole
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
 CONFIG_FILE, STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "config.yaml", "study.json", "lock", "study.journal"
@@ -130,10 +130,3 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is running this sweep; wait for it or end it"
             ) from None
         yield
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

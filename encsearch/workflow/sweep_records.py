@@ -3,22 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from encsearch.config import Config, flatten, with_values
+from encsearch.config import Config, with_values
 from encsearch.records import Recorder, Report
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
 from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.spool import distinct_reports
-from encsearch.tracking.lineage import lineage
-from encsearch.tracking.mlflow import (
-    MlflowRecorder,
-    Tracking,
-    children_by_name,
-    continue_run,
-    find_run,
-    start_run,
-)
+from encsearch.tracking.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, newest
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.recorded import (
@@ -26,6 +18,7 @@ from encsearch.workflow.recorded import (
     checkpoint_model,
     recorder_of,
     save_model,
+    start_run,
     write_context,
     write_panels,
 )
@@ -34,21 +27,18 @@ from encsearch.workflow.sweep_folder import StudyPlace
 SWEEP_TAG = "encsearch.sweep"
 
 
-def parent_run(config: Config, tracking: Tracking, folder: Path, place: StudyPlace) -> MlflowRecorder:
+def parent_run(config: Config, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
     """The sweep's own run: a new one, or the one that a process before this one has started.
 
     It goes by the study's name, since the folder may have been moved.
     """
-    artifacts = folder / "artifacts"
-    found = find_run(tracking, SWEEP_TAG, place.name)
-    if found:
-        return continue_run(tracking, found.run_id, flatten(config), artifacts)
     return start_run(
-        tracking,
-        name=place.name,
-        params=flatten(config),
-        tags={**lineage(place.fingerprint, Path.cwd()), "encsearch.kind": "sweep", SWEEP_TAG: place.name},
-        artifact_dir=artifacts,
+        config,
+        record,
+        run=place.name,
+        kind="sweep",
+        artifacts=folder / "artifacts",
+        tags={SWEEP_TAG: place.name},
     )
 
 
@@ -58,24 +48,22 @@ class SweepRecords:
     A child that exists by its name goes on. It implements `SweepObserver` and `ConfirmObserver`.
     """
 
-    def __init__(
-        self, config: Config, tracking: Tracking, parent_run_id: str, folder: Path, progress: Progress
-    ) -> None:
-        self.tracking, self.parent_run_id = tracking, parent_run_id
-        self._config, self._folder, self._progress = config, folder, progress
-        self.run_ids = {name: run.run_id for name, run in children_by_name(tracking, parent_run_id).items()}
+    def __init__(self, config: Config, record: Record, parent: str, folder: Path, progress: Progress) -> None:
+        self._config, self._record, self._parent = config, record, parent
+        self._folder, self._progress = folder, progress
         self._trials: dict[int, TrainingRecorder] = {}
 
     def settle(self, records: Sequence[TrialRecord]) -> None:
-        """End the records, still open at a kill, of trials that have ended.
+        """End truly the records of trials that have ended, where a kill came before.
 
-        Of some the end was noted just before; others wait to go on when a spent budget ends them.
+        Of some the end was noted just before the kill; others wait to go on when a spent budget ends them.
         """
-        known = children_by_name(self.tracking, self.parent_run_id)
         for record in records:
-            child = known.get(f"trial{record.number}")
-            is_open = child is not None and child.status == "RUNNING"
-            if record.state != "RUNNING" and (is_open or newest(trial_folder(self._folder, record.number))):
+            state = self._record.find(f"trial{record.number}")
+            if state is None or record.state == "RUNNING":
+                continue
+            was_cut_off = state.status is None or state.reaped
+            if was_cut_off or newest(trial_folder(self._folder, record.number)):
                 self._settle(record)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
@@ -101,7 +89,8 @@ class SweepRecords:
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
         best = finalist.result.best
-        bundle = checkpoint_model(finalist.config, finalist.result.best_checkpoint, best.metrics)
+        checkpoint = finalist.result.best_checkpoint
+        bundle = checkpoint_model(finalist.config, checkpoint, best.metrics, best.class_iou)
         save_model(bundle, artifacts / "bundle")
         write_panels(bundle, artifacts)
         write_context(bundle, artifacts)
@@ -137,19 +126,16 @@ class SweepRecords:
             if kind != "trial":
                 self._progress.epoch(name, report, config)
 
-        recorder = recorder_of(
+        return recorder_of(
             config,
-            self.tracking,
-            name=name,
+            self._record,
+            run=name,
             kind=kind,
             artifacts=artifacts,
-            parent_run_id=self.parent_run_id,
-            tags=tags,
+            parent=self._parent,
+            tags={SWEEP_TAG: self._parent, **tags},
             follow=follow,
-            run_id=self.run_ids.get(name),
         )
-        self.run_ids[name] = recorder.run_id
-        return recorder
 
 
 def _conclude(

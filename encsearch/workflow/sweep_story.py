@@ -1,5 +1,7 @@
 """What a finished sweep tells: `sweep.json`, and the report that is written from it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.bundle import Bundle
@@ -15,14 +17,24 @@ from encsearch.search.fairness import flags
 from encsearch.search.report import FinalistRow, SweepSummary, from_json, render, to_json
 from encsearch.search.study.study import Study
 from encsearch.tracking.links import children_link, compare_link, run_link, ui_base, ui_command
+from encsearch.tracking.sender import TrackingStore
+from encsearch.workflow.folder import write_whole
 from encsearch.workflow.recorded import CONTEXT_FOLDER, checkpoint_model
-from encsearch.workflow.sweep_folder import StudyPlace, write_whole
-from encsearch.workflow.sweep_records import SweepRecords
+from encsearch.workflow.sweep_folder import StudyPlace
 
 REPORT_FILE, SWEEP_FILE, PICTURE_FILE = "report.html", "sweep.json", "comparison.png"
 SHEET_IMAGES = 6
 # So many of the trials that a spent budget left out are told.
 NEXT_TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the sweep's runs are in MLflow: `run_ids` by their names, those that the store has so far."""
+
+    store: TrackingStore
+    run_ids: Mapping[str, str]
+    parent: str
 
 
 def write_story(
@@ -31,7 +43,7 @@ def write_story(
     study: Study,
     confirmation: Confirmation,
     keeper: Keeper,
-    records: SweepRecords,
+    pages: Pages,
     folder: Path,
 ) -> Path:
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
@@ -48,8 +60,8 @@ def write_story(
         finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
         winner=confirmation.winner.trial,
         config_yaml=to_yaml(config),
-        mlflow=ui_command(records.tracking.uri) or "",
-        links=_links(config, confirmation, records, [f"trial{trial.number}" for trial in trials]),
+        mlflow=ui_command(pages.store.uri) or "",
+        links=_links(config, confirmation, pages, [f"trial{trial.number}" for trial in trials]),
         picture=Path(PICTURE_FILE),  # it lies beside the report
         wall_seconds=keeper.elapsed_s,
         context=_context_folder(confirmation.winner.name, artifacts),
@@ -95,16 +107,18 @@ def _title(finalist: Finalist) -> str:
 
 
 def _links(
-    config: Config, confirmation: Confirmation, records: SweepRecords, trials: list[str]
+    config: Config, confirmation: Confirmation, pages: Pages, trials: list[str]
 ) -> tuple[tuple[str, str], ...]:
-    """The pages of MLflow, by name; a trial that was refused has no run."""
-    experiment, run_ids = records.tracking.experiment_id, records.run_ids
-    base = ui_base(records.tracking.uri)
+    """The pages of MLflow, by name; a trial that was refused has no run, nor has what was not sent yet."""
+    experiment, run_ids, winner = pages.store.experiment_id, pages.run_ids, confirmation.winner.name
+    if not {pages.parent, winner} <= run_ids.keys():
+        return ()
+    base = ui_base(pages.store.uri)
     children = [run_ids[name] for name in trials if name in run_ids]
     return (
-        ("trials and finalists", children_link(base, experiment, records.parent_run_id, config.metric)),
+        ("trials and finalists", children_link(base, experiment, run_ids[pages.parent], config.metric)),
         ("comparison", compare_link(base, experiment, children)),
-        ("winner", run_link(base, experiment, run_ids[confirmation.winner.name])),
+        ("winner", run_link(base, experiment, run_ids[winner])),
     )
 
 

@@ -12,7 +12,8 @@ from encsearch.redaction import without_secrets
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.runner.result import RunResult
-from encsearch.tracking.mlflow import connect
+from encsearch.tracking.record import owned
+from encsearch.tracking.sender import sending
 from encsearch.workflow.folder import BUNDLE, RunSummary, new_folder, write_summary
 from encsearch.workflow.progress import Progress
 from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_context, write_panels
@@ -34,26 +35,30 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     """
     config = config.model_copy(update={"search": None})
     found = preflight(config, out)
-    with nullcontext() if in_process else ray_session(needs=config.scaling):
-        tracking = connect()
+    with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
+        store = sender.store()
         folder = new_folder(out, config.name)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        recorder = recorder_of(
-            config,
-            tracking,
-            name=folder.name,
-            kind="training",
-            artifacts=folder / "artifacts",
-            follow=lambda report: progress.epoch(config.name, report, config),
-        )
-        progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
-        with recording(recorder):
-            run = run_local if in_process else _ray_runner()
-            result = run(config, folder / "checkpoints", recorder)
-            bundle = checkpoint_model(config, result.best_checkpoint, result.best.metrics)
-            save_model(bundle, folder / BUNDLE)
-            write_panels(bundle, recorder.artifacts)
-            write_context(bundle, recorder.artifacts)
+        with owned(folder) as record:
+            sender.follow(folder)
+            recorder = recorder_of(
+                config,
+                record,
+                run=folder.name,
+                kind="training",
+                artifacts=folder / "artifacts",
+                follow=lambda report: progress.epoch(config.name, report, config),
+            )
+            progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
+            with recording(recorder):
+                run = run_local if in_process else _ray_runner()
+                result = run(config, folder / "checkpoints", recorder)
+                best = result.best
+                bundle = checkpoint_model(config, result.best_checkpoint, best.metrics, best.class_iou)
+                save_model(bundle, folder / BUNDLE)
+                write_panels(bundle, recorder.artifacts)
+                write_context(bundle, recorder.artifacts)
+        run_ids = sender.run_ids()
     summary = RunSummary(
         kind="training",
         name=config.name,
@@ -62,9 +67,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         fingerprint=found.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
-        experiment_id=tracking.experiment_id,
-        run_id=recorder.run_id,
+        tracking_uri=without_secrets(store.uri),
+        experiment_id=store.experiment_id,
+        run=recorder.run,
+        run_id=run_ids.get(recorder.run),
         bundle=str(BUNDLE),
     )
     write_summary(folder, summary)

@@ -151,7 +151,8 @@ def _trials(folder: Path) -> dict[int, TrialFacts]:
 
 def _runs(client: MlflowClient, experiment_id: str, sweep: str) -> Iterator[tuple[str, RunFacts]]:
     """The sweep's own run and its children, by name; a name may come twice."""
-    parents = client.search_runs([experiment_id], f"tags.`encsearch.sweep` = '{sweep}'")
+    kind = "tags.`encsearch.kind` = 'sweep'"
+    parents = client.search_runs([experiment_id], f"{kind} AND tags.`encsearch.sweep` = '{sweep}'")
     for parent in parents:
         yield PARENT, _facts(client, parent)
         query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"

@@ -20,7 +20,7 @@ from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 ENDED_TIMEOUT_S = 30
 TRIALS = ("trial0", "trial1", "trial2")
-EXPLAINED = {"config.yaml", "class_iou.csv", "confusion.png", "panels.png"}
+EXPLAINED = {"config.yaml", "tables", "pictures"}
 
 
 @pytest.fixture(scope="module")

@@ -180,6 +180,6 @@ def _results(ablation: Ablation, label: str, values: dict[int, float]) -> list[R
     """Results of a row, the metric by seed."""
     (point,) = (p for p in ablation.points if p.label == label)
     return [
-        Result(point.trainings[seed], label, seed, 2, {"mIoU": value, "pixAcc": value}, 10.0, "run")
+        Result(point.trainings[seed], label, seed, 2, {"mIoU": value, "pixAcc": value}, 10.0)
         for seed, value in values.items()
     ]

@@ -17,6 +17,7 @@ SUMMARY = RunSummary(
     split="val",
     tracking_uri="sqlite:///mlflow.db",
     experiment_id="1",
+    run="toy-1",
     run_id="r",
     bundle="artifacts/bundle",
 )

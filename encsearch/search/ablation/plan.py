@@ -71,7 +71,7 @@ class Ablation:
 class Result:
     """What a training came to: the figures of its last epoch, and the seconds of all epochs.
 
-    `name` is the training's, or that of the `rescored` result; `run_id` is the training's MLflow run.
+    `name` is the training's, which is its run's name in MLflow, or that of the `rescored` result.
     """
 
     name: str
@@ -80,7 +80,6 @@ class Result:
     epochs: int
     metrics: Mapping[str, float]
     seconds: float
-    run_id: str
 
 
 def plan_ablation(config: Config) -> Ablation:

@@ -183,10 +183,10 @@ def _csv_cells(estimate: Estimate | None) -> tuple[object, object, object]:
 def _training_lines(story: AblationStory) -> Iterator[Sequence[object]]:
     """A line a result, with every figure of its last epoch."""
     metrics = list(dict.fromkeys(name for result in story.results for name in result.metrics))
-    yield ["name", "row", "epochs", "seed", "seconds", "run_id", *metrics]
+    yield ["name", "row", "epochs", "seed", "seconds", *metrics]
     for r in story.results:
         figures = (r.metrics.get(name, "") for name in metrics)
-        yield [r.name, r.row, r.epochs, r.seed, r.seconds, r.run_id, *figures]
+        yield [r.name, r.row, r.epochs, r.seed, r.seconds, *figures]
 
 
 def _write_csv(path: Path, lines: Iterator[Sequence[object]]) -> None:

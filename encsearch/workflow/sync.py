@@ -1,0 +1,95 @@
+"""`encsearch sync`: what a job that is dead, or a store that was away, has left unsent."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from encsearch.errors import UserError
+from encsearch.tracking.mlflow import connect
+from encsearch.tracking.reaper import reap
+from encsearch.tracking.record import EVENTS_FILE, FOLDER
+from encsearch.tracking.sending import (
+    Store,
+    UnavailableError,
+    refused_parts,
+    send_chunk,
+    sending_alone,
+    unsent_events,
+)
+from encsearch.tracking.store import MlflowStore
+
+RETRY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was done for one job: events sent and refused now, runs closed because their process was dead.
+
+    `unsent` events are left, and `reason` says why. A job that `is_alive` sends its own.
+    """
+
+    folder: str
+    sent: int = 0
+    refused: int = 0
+    reaped: tuple[str, ...] = ()
+    unsent: int = 0
+    reason: str = ""
+    is_alive: bool = False
+
+
+def sync(folders: Sequence[Path], wait_s: float, say: Callable[[str], None]) -> list[Synced]:
+    """Close the runs of dead jobs and send all that is unsent, of jobs' folders or folders of jobs.
+
+    A store that fails is tried again for `wait_s` in all. Raises UserError for a folder without a record,
+    PreflightError when the store cannot be used.
+    """
+    jobs = [job for folder in folders for job in _jobs_of(folder)]
+    store = MlflowStore(connect())
+    deadline_s = time.monotonic() + wait_s
+    return [_sync(job, store, deadline_s, say) for job in dict.fromkeys(jobs)]
+
+
+def _jobs_of(folder: Path) -> list[Path]:
+    if (folder / FOLDER / EVENTS_FILE).is_file():
+        return [folder]
+    found = sorted(path.parents[1] for path in folder.glob(f"*/{FOLDER}/{EVENTS_FILE}"))
+    if not found:
+        raise UserError(f"{folder}: neither a job's folder nor one of jobs (no {FOLDER}/{EVENTS_FILE})")
+    return found
+
+
+def _sync(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:
+    reaped = reap(job)
+    if reaped is None:
+        reason = "the job is running and sends its record itself"
+        return Synced(str(job), unsent=unsent_events(job), reason=reason, is_alive=True)
+    for run in reaped:
+        say(f"{job}: {run} is closed, its process was killed")
+    known = refused_parts(job)
+    sent, reason = _send(job, store, deadline_s, say)
+    refused = refused_parts(job) - known
+    return Synced(str(job), sent, refused, tuple(reaped), unsent_events(job), reason)
+
+
+def _send(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
+    """How many events were sent, and why not the others."""
+    sent, failure = 0, ""
+    while True:
+        try:
+            with sending_alone(job) as is_alone:
+                if not is_alone:
+                    raise UnavailableError("another process is sending it")
+                while count := send_chunk(job, store):
+                    sent += count
+                    say(f"{job}: {sent} events sent")
+            return sent, ""
+        except UserError as error:
+            return sent, str(error)
+        except UnavailableError as error:
+            if not failure:
+                say(f"{job}: {error}; trying again")
+            failure = str(error)
+            if time.monotonic() + RETRY_S > deadline_s:
+                return sent, failure
+            time.sleep(RETRY_S)

@@ -1,0 +1,260 @@
+"""Forwarding a job's events: exactly once and in order, whatever fails and wherever it is cut off."""
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from encsearch.errors import UserError
+from encsearch.records import Point, Report
+from encsearch.spool import read_lines
+from encsearch.tracking import sending
+from encsearch.tracking.events import Dataset, Ended, Filed, Logged
+from encsearch.tracking.record import EVENTS_FILE, FOLDER, owned
+from encsearch.tracking.sending import (
+    METRICS_A_REQUEST,
+    REFUSED_FILE,
+    UnavailableError,
+    begin_sending,
+    is_settled,
+    read_sent,
+    refused_parts,
+    send_all,
+    send_chunk,
+    sending_alone,
+    unsent_events,
+)
+from tests.unit.memory_store import MemoryStore
+
+
+def report(epoch: int, names: int = 1) -> Report:
+    metrics = {f"loss{i}": 1 / (epoch + 1) for i in range(names)} | {
+        "mIoU": float("nan") if epoch == 1 else 0.5
+    }
+    return Report(epoch=epoch, step=10 * epoch, seconds=1.5, metrics=metrics)
+
+
+def write_job(folder: Path) -> Path:
+    """A parent with two children whose events are mixed; one child goes on after its end."""
+    folder.mkdir()
+    (folder / "notes.txt").write_text("kept")
+    data = Dataset("scenes", "abc", "scenes", {})
+    with owned(folder) as record:
+        parent = record.start("sweep", params={"optim.lr": 0.1}, tags={"kind": "sweep"}, dataset=data)
+        children = [record.start(f"trial{i}", params={}, tags={}, parent="sweep") for i in range(2)]
+        for epoch in range(3):
+            for child in children:
+                child.log(report(epoch))
+        children[0].file(folder / "notes.txt", "texts")
+        children[0].close("KILLED")
+        children[0] = record.start("trial0", params={"more": 1}, tags={}, parent="sweep", dataset=data)
+        children[0].log(report(3))
+        children[0].note({"reason": "it was good"})
+        children[0].close("FINISHED")
+        children[1].close("FAILED")
+        parent.summarize(report(0))
+        parent.close("FINISHED")
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With chunks that are smaller than the record."""
+    monkeypatch.setattr(sending, "EVENTS_A_CHUNK", 5)
+    return write_job(tmp_path / "job")
+
+
+def forget_what_was_sent(job: Path) -> None:
+    (job / FOLDER / sending.SENT_FILE).unlink()
+
+
+def lines(job: Path) -> int:
+    return len((job / FOLDER / EVENTS_FILE).read_bytes().splitlines())
+
+
+def test_everything_arrives_in_order_with_its_own_times(job: Path) -> None:
+    store = MemoryStore()
+    assert unsent_events(job) == lines(job)
+    assert not is_settled(job)
+    assert send_all(job, store) == lines(job)
+    assert is_settled(job)
+    assert unsent_events(job) == 0
+    runs = {run.name: run for run in store.runs.values()}
+    assert {name: run.status for name, run in runs.items()} == {
+        "sweep": "FINISHED",
+        "trial0": "FINISHED",
+        "trial1": "FAILED",
+    }
+    assert runs["trial0"].parent_id == read_sent(job).runs["sweep"]
+    assert runs["trial0"].params == {"more": "1"}
+    assert runs["trial0"].tags["reason"] == "it was good"
+    assert runs["trial0"].files == {"texts/notes.txt": b"kept"}
+    assert [value for name, *_, value in runs["trial0"].figures if name == "epoch"] == ["0", "1", "2", "3"]
+    assert [value for name, *_, value in runs["trial1"].figures if name == "mIoU"] == ["0.5", "nan", "0.5"]
+    assert runs["sweep"].params == {"optim.lr": "0.1"}
+    events = (job / FOLDER / EVENTS_FILE).read_text().splitlines()
+    assert runs["sweep"].end_ms == json.loads(events[-1])["time_ms"]
+
+
+def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(job: Path) -> None:
+    whole = MemoryStore()
+    send_all(job, whole)
+    moments = 2 * len(whole.calls)
+    for crash_at in range(moments):
+        forget_what_was_sent(job)
+        moment = count()
+
+        def crash(moment: Iterator[int] = moment, crash_at: int = crash_at) -> None:
+            if next(moment) == crash_at:
+                raise InterruptedError
+
+        store = MemoryStore(crash)
+        with pytest.raises(InterruptedError):
+            send_all(job, store)
+        store.disturb = lambda: None
+        send_all(job, store)
+        assert store.runs == whole.runs, f"cut off at {crash_at} of {moments}"
+    assert refused_parts(job) == 0
+
+
+def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> None:
+    store = MemoryStore()
+    send_chunk(job, store)
+    before = read_sent(job)
+
+    def fail() -> None:
+        raise UnavailableError("timed out")
+
+    store.disturb = fail
+    with pytest.raises(UnavailableError):
+        send_chunk(job, store)
+    assert read_sent(job) == before
+    assert before.open_runs == ("sweep", "trial0", "trial1")
+
+
+def test_an_upload_is_not_repeated_for_a_failure_behind_it(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "EVENTS_A_CHUNK", 1000)
+    store = MemoryStore()
+
+    def fail() -> None:
+        if "store_files" in store.calls[:-1]:
+            raise UnavailableError("timed out")
+
+    store.disturb = fail
+    with pytest.raises(UnavailableError):
+        send_all(job, store)
+    store.disturb = lambda: None
+    send_all(job, store)
+    assert store.calls.count("store_files") == 1
+
+
+def test_a_line_that_is_not_complete_waits(job: Path) -> None:
+    path = job / FOLDER / EVENTS_FILE
+    *whole, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole) + last[:-5])
+    store = MemoryStore()
+    assert send_all(job, store) == len(whole)
+    assert not is_settled(job)
+    with open(path, "ab") as file:
+        file.write(last[-5:])
+    assert send_all(job, store) == 1
+    assert is_settled(job)
+
+
+def test_a_point_of_many_figures_is_sent_in_parts(tmp_path: Path) -> None:
+    with owned(tmp_path) as record:
+        run = record.start("training", params={}, tags={})
+        for epoch in range(3):
+            run.log(report(epoch, names=METRICS_A_REQUEST))
+        run.close("FINISHED")
+    store = MemoryStore()
+    send_all(tmp_path, store)
+    (stored,) = store.runs.values()
+    names = [f"loss{i}" for i in range(METRICS_A_REQUEST)]
+    assert [name for name, *_ in stored.figures if name.startswith("loss")] == 3 * names
+    assert store.calls.count("log") == 4
+
+
+def test_what_is_refused_is_kept_and_takes_nothing_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with owned(tmp_path) as record:
+        run = record.start("training", params={}, tags={})
+        for epoch in range(2):
+            run.log(report(epoch, names=3))
+        record.append(Filed("training", "absent.txt"))
+        run.close("FINISHED")
+    store = MemoryStore()
+    store.refused_figures = {"loss1"}
+    send_all(tmp_path, store)
+    (stored,) = store.runs.values()
+    assert stored.status == "FINISHED"
+    assert [name for name, *_ in stored.figures if name.startswith("loss")] == 2 * ["loss0", "loss2"]
+    kept = read_lines(tmp_path / FOLDER / REFUSED_FILE)
+    assert [line["reason"].split(" ")[-1] for line in kept] == ["name", "name", "exist"]
+    assert [point["values"] for line in kept[:2] for point in line["event"]["points"]] == [
+        {"loss1": 1.0},
+        {"loss1": 0.5},
+    ]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"warning: MLflow refuses a part of {tmp_path} (no such name); it is kept in ")
+
+
+def test_a_run_that_was_deleted_takes_no_more_calls_and_the_others_go_on(job: Path) -> None:
+    store = MemoryStore()
+    while len(read_sent(job).runs) < 3:
+        send_chunk(job, store)
+    store.deleted = {read_sent(job).runs["trial1"]}
+    send_all(job, store)
+    assert store.calls_of_deleted == 1
+    statuses = {run.name: run.status for run in store.runs.values()}
+    assert statuses == {"sweep": "FINISHED", "trial0": "FINISHED", "trial1": "RUNNING"}
+    assert is_settled(job)
+    assert {line["event"]["run"] for line in read_lines(job / FOLDER / REFUSED_FILE)} == {"trial1"}
+
+
+def test_the_children_of_a_run_that_was_deleted_are_kept(job: Path) -> None:
+    store = MemoryStore()
+    send_chunk(job, store)
+    sweep_id = read_sent(job).runs["sweep"]
+    forget_what_was_sent(job)
+    store.runs.clear()
+    store.deleted = {sweep_id}
+    send_all(job, store)
+    assert {run.name: (run.status, run.parent_id) for run in store.runs.values()} == {
+        "trial0": ("FINISHED", None),
+        "trial1": ("FAILED", None),
+    }
+
+
+def test_a_record_stays_in_the_store_and_the_experiment_that_it_was_begun_in(job: Path) -> None:
+    begin_sending(job, "http://other", "1")
+    with pytest.raises(
+        UserError, match="its record is in http://other, not in http://tracker; set MLFLOW_TR"
+    ):
+        send_all(job, MemoryStore())
+    forget_what_was_sent(job)
+    begin_sending(job, "http://tracker", "2")
+    with pytest.raises(UserError, match="in experiment 2 of http://tracker, not in 1; set MLFLOW_EXPERIMENT"):
+        send_all(job, MemoryStore())
+
+
+def test_one_process_sends_at_a_time(job: Path) -> None:
+    with sending_alone(job) as first, sending_alone(job) as second:
+        assert (first, second) == (True, False)
+    with sending_alone(job) as again:
+        assert again
+
+
+def test_figures_of_one_run_go_together_and_stay_before_what_follows_them() -> None:
+    def logged(run: str, step: int) -> Logged:
+        return Logged(run, (Point(step, 0, {"x": 1.0}),))
+
+    events = [logged("a", 1), logged("b", 1), logged("a", 2), Ended("a", 3, "FINISHED"), logged("b", 2)]
+    steps = list(sending._steps(events))
+    assert [type(step).__name__ + step.run for step in steps] == ["Loggeda", "Endeda", "Loggedb"]
+    assert [point.step for point in steps[0].points] == [1, 2]  # type: ignore[union-attr]
