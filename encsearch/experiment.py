@@ -1,6 +1,7 @@
 """From a configuration to what the loop needs, and the checks that cost no training time."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -11,9 +12,10 @@ from torch import nn
 
 from encsearch.config import Config, DataConfig, LossConfig, ModelConfig, with_values
 from encsearch.data.balance import median_frequency_weights
-from encsearch.data.datasets import DatasetInfo
-from encsearch.data.loading import TrainStream, validation_batches
+from encsearch.data.datasets import DatasetInfo, SegmentationDataset, evenly_spaced
+from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.store import open_split, read_manifest, split_stats
+from encsearch.data.transforms import eval_transform
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.backbones import find_weights, sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
@@ -23,6 +25,7 @@ from encsearch.train.state import TrainState, new_optimizer
 
 # Weights, and as much again for the momentum; two checkpoints are kept while a third is written.
 BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+SHOWN_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
             world_size=world_size,
             threads=config.data.threads,
         ),
+        # What is only told, rank 0 tells.
+        shown=partial(_shown_batches, val) if rank == 0 else tuple,
     )
     class_weights = resolve_class_weights(config.loss, config.data)
     plan = Plan(
@@ -81,10 +86,18 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         groups=train.info.groups,
         device=torch.device(device),
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
+        profile_steps=config.train.profile_steps if rank == 0 else 0,
         rank=rank,
         world_size=world_size,
     )
     return Experiment(state, loaders, config.loss, plan, train.info, train.fingerprint)
+
+
+def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
+    """The validation images whose predictions are shown as training goes on, each a batch of its own."""
+    for sample in evenly_spaced(dataset, SHOWN_IMAGES):
+        image, label = eval_transform(sample)
+        yield Batch(image[None], label[None], (sample.id,))
 
 
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:

@@ -14,8 +14,10 @@ from encsearch.config.search import (
 )
 from encsearch.config.sections import (
     BACKBONES,
+    DECISIONS_SUFFIX,
     DEEP_STEM_BACKBONES,
     IMAGENET,
+    PREVIOUS_SUFFIX,
     TIMM_PREFIX,
     TORCHVISION_BACKBONES,
     AugmentConfig,
@@ -26,6 +28,7 @@ from encsearch.config.sections import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    PromoteConfig,
     ScalingConfig,
 )
 from encsearch.config.tree import (
@@ -44,8 +47,10 @@ from encsearch.config.tree import (
 
 __all__ = [
     "BACKBONES",
+    "DECISIONS_SUFFIX",
     "DEEP_STEM_BACKBONES",
     "IMAGENET",
+    "PREVIOUS_SUFFIX",
     "TIMM_PREFIX",
     "TORCHVISION_BACKBONES",
     "AblateConfig",
@@ -62,6 +67,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "PromoteConfig",
     "ScalingConfig",
     "SearchConfig",
     "active",

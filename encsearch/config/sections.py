@@ -30,6 +30,9 @@ DEEP_STEM_BACKBONES = ("resnet50s", "resnet101s", "resnet152s", "resnet50c", "re
 BACKBONES = ("tiny", *TORCHVISION_BACKBONES, *DEEP_STEM_BACKBONES)
 TIMM_PREFIX = "timm:"
 IMAGENET = "imagenet"  # the value of model.weights that means published weights
+# In the model registry: the alias of the model before, the model whose versions are the decisions on another.
+PREVIOUS_SUFFIX = "-previous"
+DECISIONS_SUFFIX = ".decisions"
 
 
 class Section(BaseModel):
@@ -258,6 +261,9 @@ class TrainConfig(Section):
     sync_bn: Literal["auto", "off"] = Field(
         "auto", description="auto: SyncBatchNorm with several GPU workers"
     )
+    profile_steps: int = Field(
+        0, ge=0, le=100, description="steps of the first epoch that profile.txt tells of; 0: none"
+    )
 
 
 class ScalingConfig(Section):
@@ -270,17 +276,49 @@ class ScalingConfig(Section):
 
 
 class PromoteConfig(Section):
-    """Name in the model registry, and what a candidate must gain over the champion."""
+    """Name in the model registry, and the gate: what a candidate must show to take an alias."""
 
     model_name: str = Field("encnet", pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)
     alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=200)
-    margin: float = Field(0.0, ge=0, le=1, description="mIoU that the candidate must be ahead by")
+    margin: float = Field(
+        0.0, ge=0, le=1, description="mIoU that the lower bound of the gain over the champion must reach"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of that lower bound, one-sided")
+    min_images: int = Field(10, ge=2, description="labelled images that the set of the comparison must have")
+    max_class_drop: Probability | None = Field(
+        None, description="IoU that a class may lose against the champion; null: not checked"
+    )
+    min_class_images: Positive = Field(
+        10, description="images that must show a class before its drop, or a floor for all, is checked"
+    )
+    class_floor: Probability | dict[str, Probability] = Field(
+        {}, description="IoU that classes must reach: one number for all, or CLASS: IoU; {}: not checked"
+    )
+    latency_limit_ms: float | None = Field(
+        None, gt=0, description="median time for one image of the set, measured there; null: not measured"
+    )
+
+    @field_validator("class_floor", mode="before")
+    @classmethod
+    def _floor_is_told(cls, value: Any) -> Any:
+        named = value if isinstance(value, dict) else {"all": value}
+        for name, floor in named.items():
+            if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
+                raise ValueError(
+                    f"{floor!r} for {name} is no IoU from 0 to 1; write class_floor: {{car: 0.3}} or a number"
+                )
+        return value
 
     @model_validator(mode="after")
-    def _alias_is_free(self) -> "PromoteConfig":
+    def _names_are_free(self) -> "PromoteConfig":
         alias = self.alias.lower()
         if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
             raise ValueError(f"alias={self.alias} is reserved by MLflow; try champion")
+        if alias.endswith(PREVIOUS_SUFFIX):
+            raise ValueError(f"alias={self.alias} is kept for the model before; try champion")
+        if self.model_name.endswith(DECISIONS_SUFFIX):
+            name = self.model_name.removesuffix(DECISIONS_SUFFIX)
+            raise ValueError(f"model_name={self.model_name} is kept for the decisions on {name}; try {name}")
         return self
 
 

@@ -32,7 +32,7 @@ from encsearch.config.sections import (
 from encsearch.errors import UserError
 
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
-AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows")
+AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
 
 class Config(Section):

@@ -99,6 +99,12 @@ class SegmentationDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+def evenly_spaced(dataset: SegmentationDataset, count: int) -> list[Sample]:
+    """`count` samples, or all if there are fewer; always the same ones of the same data set."""
+    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    return [dataset[int(index)] for index in dict.fromkeys(indices)]
+
+
 def default_palette(num_classes: int) -> tuple[Colour, ...]:
     """The colour map of PASCAL VOC: the bits of the class index, dealt in turn to red, green and blue."""
     colours = []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,8 +106,16 @@ def _from_dict(values: Mapping[str, Any]) -> Manifest:
         name: SplitManifest(
             num_samples=split["num_samples"],
             digest=split["digest"],
-            shards=tuple(Shard(**shard) for shard in split["shards"]),
+            shards=tuple(_shard(shard) for shard in split["shards"]),
         )
         for name, split in values["splits"].items()
     }
     return Manifest(values["version"], DatasetInfo.from_dict(values["info"]), values["fingerprint"], splits)
+
+
+def _shard(values: Mapping[str, Any]) -> Shard:
+    """Raises ValueError for a name or hash that would lead out of the store or its cache."""
+    shard = Shard(**values)
+    if Path(shard.file).name != shard.file or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+        raise ValueError(f"{shard.file}, {shard.sha256}")
+    return shard

@@ -1,21 +1,19 @@
 """What a training runs on, in words and in milliseconds."""
 
-import platform
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
 
 from encsearch.experiment import Experiment
+from encsearch.train.machine import device_name
 
 LATENCY_REPEATS, LATENCY_WARM_UP = 9, 3
 
 
 def describe_hardware(device: str) -> str:
     """As in "NVIDIA H200, torch 2.15.0": figures of two trainings are comparable if this is the same."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
-    return f"{name}, torch {torch.__version__}"
+    return f"{device_name(torch.device(device))}, torch {torch.__version__}"
 
 
 def latency_ms(experiment: Experiment) -> float:
@@ -34,13 +32,3 @@ def latency_ms(experiment: Experiment) -> float:
             times.append(1000 * (time.perf_counter() - started))
     model.train(was_training)
     return median(times[LATENCY_WARM_UP:])
-
-
-def _cpu_name() -> str:
-    """Linux alone tells the model; elsewhere it is the architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

@@ -106,13 +106,16 @@ class _SpoolReports(UserCallback):
     """Runs in the controller: appends each epoch's report once, also when a restart repeats the epoch."""
 
     def __init__(self, spool: Path) -> None:
-        self.spool = spool
+        self._spool = spool
+        self._reader = SpoolReader(spool)
+        self._newest_step = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         report = Report.from_dict(metrics[0]["report"])
-        written = SpoolReader(self.spool).new_reports()
-        if not written or report.step > written[-1].step:
-            append(self.spool, report)
+        for written in self._reader.new_reports():
+            self._newest_step = written.step
+        if report.step > self._newest_step:
+            append(self._spool, report)
 
 
 def _train_worker(arguments: dict[str, str]) -> str | None:

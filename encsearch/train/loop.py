@@ -8,21 +8,29 @@ Rank, world size and device are values in the plan; with one rank no process gro
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from encsearch.config import LossConfig
 from encsearch.data.loading import Batch, TrainStream
 from encsearch.errors import TrainingError
-from encsearch.loss import Term, loss_sums, term_means, term_weights, weighted_loss
+from encsearch.loss import Term, loss_sums, term_weights, weighted_loss
 from encsearch.metrics import confusion_matrix, scores
-from encsearch.records import Report
+from encsearch.records import Point, Report
+from encsearch.train.clock import TimedBatches, largest_over_ranks
+from encsearch.train.curve import Curve
+from encsearch.train.machine import describe_machine
+from encsearch.train.profiling import profile_table, step_profiler
 from encsearch.train.schedules import poly
+from encsearch.train.shown import label_maps, shown_epochs
 from encsearch.train.state import TrainState
+from encsearch.train.system import PROCESS_MEMORY, SystemSampler
 
 # The finiteness of the gradients is read back this often, so that the step itself never waits.
 STEPS_PER_FINITE_CHECK = 20
@@ -30,15 +38,19 @@ STEPS_PER_FINITE_CHECK = 20
 
 @dataclass(frozen=True)
 class Loaders:
-    """The endless training stream, and a function that starts one pass over this rank's validation part."""
+    """The endless training stream, and functions that start one pass over validation images.
+
+    `validation` gives this rank's part, `shown` the few whose predictions are reported: none by default.
+    """
 
     train: TrainStream
     validation: Callable[[], Iterator[Batch]]
+    shown: Callable[[], Iterable[Batch]] = tuple
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop needs to know beside the state."""
+    """What the loop needs to know beside the state; of the first epoch `profile_steps` are profiled."""
 
     epochs: int
     steps_per_epoch: int
@@ -51,6 +63,7 @@ class Plan:
     groups: Mapping[str, tuple[str, ...]]
     device: torch.device
     class_weights: Tensor | None = None
+    profile_steps: int = 0
     rank: int = 0
     world_size: int = 1
 
@@ -62,33 +75,21 @@ class Plan:
 def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> Iterator[Report]:
     """Train from `state` to the end of the plan, yielding one report an epoch after its validation.
 
+    The metrics of a report follow from state and plan, but those of time, throughput and memory.
     Raises TrainingError at a non-finite gradient, on every rank at the same step.
     """
-    batches = loaders.train.batches(state.samples_seen)
+    stream = loaders.train.batches(state.samples_seen)
+    sampler = SystemSampler(plan.device)
+    # With the first report, and again with that of another process that goes on.
+    epoch = state.step // plan.steps_per_epoch + 1
+    machine = {f"lineage/machine_epoch_{epoch}.txt": describe_machine(plan.device)}
     try:
         while state.step < plan.total_steps:
-            started = time.monotonic()
-            train_metrics = _train_epoch(state, batches, loss, plan)
-            _average_batch_norm(state.model, plan.world_size)
-            confusion = evaluate(
-                state.model,
-                loaders.validation(),
-                num_classes=len(plan.classes),
-                device=plan.device,
-                bf16=plan.bf16,
-                world_size=plan.world_size,
-            )
-            result = scores(confusion, plan.classes, plan.groups)
-            yield Report(
-                epoch=state.step // plan.steps_per_epoch,
-                step=state.step,
-                seconds=time.monotonic() - started,
-                metrics={**result.to_metrics(), **train_metrics},
-                class_iou=result.class_iou,
-                confusion=tuple(tuple(row) for row in confusion.tolist()),
-            )
+            report = _run_epoch(state, stream, sampler, loaders, loss, plan)
+            yield replace(report, texts={**report.texts, **machine})
+            machine = {}
     finally:
-        batches.close()
+        stream.close()
 
 
 def evaluate(
@@ -116,39 +117,111 @@ def evaluate(
     return total.cpu()
 
 
+def _run_epoch(
+    state: TrainState,
+    stream: Iterator[Batch],
+    sampler: SystemSampler,
+    loaders: Loaders,
+    loss: LossConfig,
+    plan: Plan,
+) -> Report:
+    """Train, validate and tell. Times and memory are those of the rank with the most."""
+    if plan.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(plan.device)
+    started, first_step = time.monotonic(), state.step
+    batches = TimedBatches(stream)
+    profiler = (
+        step_profiler(plan.steps_per_epoch, plan.profile_steps, plan.device)
+        if plan.profile_steps and first_step == 0
+        else None
+    )
+    with sampler.running(lambda: state.step) as system:
+        with profiler or nullcontext():
+            train_metrics, points = _train_epoch(state, batches, loss, plan, profiler)
+        trained = time.monotonic()
+        _average_batch_norm(state.model, plan.world_size)
+        confusion = evaluate(
+            state.model,
+            loaders.validation(),
+            num_classes=len(plan.classes),
+            device=plan.device,
+            bf16=plan.bf16,
+            world_size=plan.world_size,
+        )
+        validated = time.monotonic()
+    costs = {
+        "time/data": batches.waited_s,
+        "time/train": trained - started,
+        "time/validation": validated - trained,
+        **_memory(system, plan.device),
+    }
+    costs = largest_over_ranks(costs, plan.device, plan.world_size)
+    num_images = (state.step - first_step) * plan.global_batch_size
+    costs |= {"throughput/images_per_s": num_images / costs["time/train"], "world_size": plan.world_size}
+    epoch = state.step // plan.steps_per_epoch
+    result = scores(confusion, plan.classes, plan.groups)
+    shown = loaders.shown() if epoch in shown_epochs(plan.epochs) else ()
+    maps = label_maps(state.model, shown, device=plan.device, bf16=plan.bf16)
+    return Report(
+        epoch=epoch,
+        step=state.step,
+        seconds=time.monotonic() - started,
+        metrics={**result.to_metrics(), **train_metrics, **costs},
+        class_iou=result.class_iou,
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        points=(*points, *system),
+        label_maps=maps,
+        texts={"profile.txt": profile_table(profiler, plan.device)} if profiler else {},
+    )
+
+
+def _memory(system: list[Point], device: torch.device) -> dict[str, float]:
+    """The most that this rank took in an epoch; 0 where nothing measures it."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {
+        "memory/process_megabytes": max(
+            (point.values.get(PROCESS_MEMORY, 0.0) for point in system), default=0
+        ),
+        "memory/gpu_peak_megabytes": peak / 1e6,
+    }
+
+
 def _train_epoch(
-    state: TrainState, batches: Iterator[Batch], loss: LossConfig, plan: Plan
-) -> dict[str, float]:
+    state: TrainState, batches: Iterator[Batch], loss: LossConfig, plan: Plan, profiler: profile | None
+) -> tuple[dict[str, float], tuple[Point, ...]]:
+    """The epoch's means over all ranks, and those of its parts."""
     state.network.train()
     # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
     torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
-    totals = torch.zeros((), dtype=torch.float64, device=plan.device)  # (T, 2) from the first step on
+    curve = Curve(plan.steps_per_epoch)
     finite = torch.ones((), dtype=torch.bool, device=plan.device)
     last_step = (state.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch
-    factor = poly(state.step / plan.total_steps, plan.poly_power)
+    rate = math.nan
     while state.step < last_step:
-        factor = poly(state.step / plan.total_steps, plan.poly_power)
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        rate = _set_rate(state, plan)
         terms, norm = train_step(state, next(batches), loss, plan)
         finite &= torch.isfinite(norm)
-        totals = totals + torch.stack([torch.stack(term) for term in terms.values()]).detach()
         state.step += 1
         state.samples_seen += plan.global_batch_size
+        curve.add(terms, norm, step=state.step, lr=rate)
+        if profiler:
+            profiler.step()
         if (state.step % STEPS_PER_FINITE_CHECK == 0 or state.step == last_step) and not finite:
             raise TrainingError(
                 f"non-finite gradient by step {state.step} of {plan.total_steps} "
-                f"(lr={factor * state.optimizer.param_groups[0]['base_lr']:.3g}, "
-                f"se_weight={loss.se_weight:g}); try a smaller optim.lr or optim.clip_norm"
+                f"(lr={rate:.3g}, se_weight={loss.se_weight:g}); try a smaller optim.lr or optim.clip_norm"
             )
-    _sum_over_ranks(totals, plan.world_size)
-    means = dict(zip(terms, term_means(*totals.unbind(dim=1)).tolist(), strict=True))
-    weights = term_weights(loss)
-    return {
-        **{f"train/{name}": mean for name, mean in means.items()},
-        "train/loss": sum(weights[name] * mean for name, mean in means.items()),
-        "lr": factor * state.optimizer.param_groups[0]["base_lr"],
-    }
+    means = curve.means(term_weights(loss), plan.world_size)
+    return {**means.metrics, "lr": rate}, means.points
+
+
+def _set_rate(state: TrainState, plan: Plan) -> float:
+    """Give every group its rate of this step; returns the first group's, the backbone's."""
+    factor = poly(state.step / plan.total_steps, plan.poly_power)
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    rate: float = state.optimizer.param_groups[0]["lr"]
+    return rate
 
 
 def train_step(

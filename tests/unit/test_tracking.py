@@ -1,7 +1,7 @@
 """What tracking does without MLflow: which store, which links, which files and tags."""
 
 import csv
-import shlex
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,7 @@ import pytest
 from encsearch.errors import PreflightError
 from encsearch.records import Report
 from encsearch.redaction import without_secrets
-from encsearch.tracking.artifacts import write_artifacts
-from encsearch.tracking.lineage import lineage
-from encsearch.tracking.links import children_link, compare_link, ui_base, ui_command
+from encsearch.tracking.artifacts import TABLE_TAG, write_artifacts, write_texts
 from encsearch.tracking.uris import existing_store, resolve_uri
 
 
@@ -66,46 +64,22 @@ def test_secrets_are_cut_out_of_uris(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
-def test_links_are_quoted_and_show_no_secrets() -> None:
-    base = ui_base("https://me:pw@tracker/")
-    assert base == "https://tracker"
-    assert compare_link(base, "7", ["a", "b"]) == (
-        "https://tracker/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D&workflowType=machine_learning"
-    )
-    assert "orderByKey=metrics.%60best%2FmIoU%60" in children_link(base, "7", "p", "mIoU")
-
-
-def test_a_local_store_comes_with_the_command_that_opens_it() -> None:
-    uri = "sqlite:////my runs/mlflow.db"
-    command = ui_command(uri, port=5001)
-    assert command is not None
-    words = shlex.split(command)
-    assert words[words.index("--backend-store-uri") + 1] == uri
-    assert ui_base(uri, port=5001) == "http://127.0.0.1:5001"
-    assert ui_command("http://tracker:5000") is None
-
-
-@pytest.mark.parametrize("uri", ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"])
-def test_the_command_leaves_a_password_to_the_environment(uri: str) -> None:
-    command = ui_command(uri)
-    assert command is not None
-    assert "pw123" not in command
-    assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in command
-
-
-def test_outside_a_checkout_the_lineage_names_no_commit(tmp_path: Path) -> None:
-    tags = lineage("abc", tmp_path)
-    assert tags["data.fingerprint"] == "abc"
-    assert {"version.torch", "version.ray", "version.mlflow", "version.python"} <= set(tags)
-    assert not any("git" in name for name in tags)
-
-
 def test_the_tables_of_a_run_keep_absent_classes_and_the_order_of_labels(tmp_path: Path) -> None:
     report = Report(1, 10, 0.5, {"mIoU": 0.5}, {"b": 0.25, "a": 0.75}, ((3, 1, 0), (0, 2, 0), (0, 0, 0)))
-    write_artifacts(tmp_path / "artifacts", report, ["a", "b", "none"], "name: toy\n")
-    with open(tmp_path / "artifacts" / "class_iou.csv", newline="") as file:
+    write_artifacts(tmp_path, report, ["a", "b", "none"], "name: toy\n")
+    with open(tmp_path / "tables" / "class_iou.csv", newline="") as file:
         assert list(csv.reader(file)) == [["class", "iou"], ["a", "0.75"], ["b", "0.25"], ["none", ""]]
-    with open(tmp_path / "artifacts" / "confusion.csv", newline="") as file:
+    # The form of MLflow's tables: pandas writes and reads it as orient="split".
+    table = json.loads((tmp_path / "tables" / "class_iou.json").read_text())
+    assert table == {"columns": ["class", "iou"], "data": [["a", 0.75], ["b", 0.25], ["none", None]]}
+    assert (tmp_path / json.loads(TABLE_TAG["mlflow.loggedArtifacts"])[0]["path"]).exists()
+    with open(tmp_path / "tables" / "confusion.csv", newline="") as file:
         _, *rows = csv.reader(file)
     assert rows == [["a", "3", "1", "0"], ["b", "0", "2", "0"], ["none", "0", "0", "0"]]
-    assert (tmp_path / "artifacts" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "pictures" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_files_of_a_report_lie_below_the_runs(tmp_path: Path) -> None:
+    write_texts(tmp_path, Report(1, 10, 0.5, {}, texts={"lineage/machine_epoch_1.txt": "host: a\n"}))
+
+    assert (tmp_path / "lineage" / "machine_epoch_1.txt").read_text() == "host: a\n"

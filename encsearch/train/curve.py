@@ -1,0 +1,81 @@
+"""The figures of single steps, kept on the device: a step adds to a sum, and an epoch is read back once."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from encsearch.loss import Term, term_means
+from encsearch.records import Point
+
+MAX_POINTS = 25  # an epoch: enough to see a step, few enough for a tracking server
+
+
+@dataclass(frozen=True)
+class EpochMeans:
+    """Means over an epoch's steps: `metrics` of all (`train/`), `points` of each part (`step/`)."""
+
+    metrics: Mapping[str, float]
+    points: tuple[Point, ...]
+
+
+class Curve:
+    """Adds up an epoch's loss terms in at most MAX_POINTS parts of equally many steps."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._num_parts = min(MAX_POINTS, num_steps)
+        self._names: tuple[str, ...] = ()
+        self._part = -1
+        self._sums: list[Tensor] = []  # (T, 2) float64 each: sums and divisors
+        self._ends: list[tuple[int, int, float]] = []  # of each part: step, milliseconds since 1970, lr
+
+    def add(self, terms: Mapping[str, Term], norm: Tensor, *, step: int, lr: float) -> None:
+        """What a step counted on this rank, and the global gradient norm; nothing is read back.
+
+        `step` is the number of optimizer steps after this one.
+        """
+        self._names = tuple(terms)
+        all_terms = (*terms.values(), Term(norm, torch.ones_like(norm)))
+        sums = torch.stack([torch.stack(term) for term in all_terms]).detach().double()
+        end = (step, int(time.time() * 1000), lr)
+        part = (step - 1) % self._num_steps * self._num_parts // self._num_steps
+        if part == self._part:
+            self._sums[-1] = self._sums[-1] + sums
+            self._ends[-1] = end
+        else:
+            self._sums.append(sums)
+            self._ends.append(end)
+        self._part = part
+
+    def means(self, weights: Mapping[str, float], world_size: int) -> EpochMeans:
+        """Over the steps of all ranks, each term divided by its global count; waits for the device.
+
+        The points hold the weighted loss, its terms, the gradient norm and the rate.
+        """
+        sums = torch.stack(self._sums)  # (parts, T, 2)
+        if world_size > 1:
+            dist.all_reduce(sums)
+        names = (*self._names, "grad_norm")
+        whole = dict(zip(names, term_means(*sums.sum(dim=0).unbind(dim=1)).tolist(), strict=True))
+        parts = [dict(zip(names, row, strict=True)) for row in term_means(*sums.unbind(dim=2)).tolist()]
+        metrics = {f"train/{name}": whole[name] for name in self._names}
+        points = tuple(
+            Point(
+                step,
+                time_ms,
+                {**_prefixed("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
+            )
+            for part, (step, time_ms, lr) in zip(parts, self._ends, strict=True)
+        )
+        return EpochMeans({**metrics, "train/loss": self._loss(whole, weights)}, points)
+
+    def _loss(self, means: Mapping[str, float], weights: Mapping[str, float]) -> float:
+        return sum(weights[name] * means[name] for name in self._names)
+
+
+def _prefixed(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in figures.items()}
