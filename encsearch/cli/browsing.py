@@ -1,18 +1,228 @@
-"""`encsearch ui`."""
+"""`encsearch ui`, and `encsearch runs list|show|compare`."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from encsearch.cli.console import emit, json_option
+from encsearch.cli.console import emit, json_option, say, table
+
+if TYPE_CHECKING:
+    from encsearch.tracking.mlflow import Tracking
+    from encsearch.tracking.rows import Row
+    from encsearch.tracking.runs import Detail
+
+LIMIT = 50
+MAX_TEXT = 90  # characters of a value in a table for people
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command and the links; start nothing.")
 @json_option
-def ui(folder: Path | None, as_json: bool) -> None:
-    """Print the command that opens MLflow, and the links to the run or sweep in FOLDER."""
-    from encsearch.workflow.links import links_of
+def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: bool) -> None:
+    """Open MLflow on the records, and print the pages of the run or sweep in FOLDER.
 
-    links = links_of(folder)
-    emit(links, as_json, "\n".join(f"{name}: {link}" for name, link in links.items()))
+    Serves a local store until Ctrl-C. A server in MLFLOW_TRACKING_URI is not started again. --json prints as
+    --print does.
+    """
+    if only_print or as_json:
+        from encsearch.workflow.links import links_of
+
+        links = links_of(folder, host, port)
+        emit(links, as_json, _lines(links))
+        return
+    from encsearch.workflow.ui import show
+
+    show(folder, host, port, say, lambda pages: print(_lines(pages), flush=True))
+
+
+@click.group()
+def runs() -> None:
+    """List, show and compare what is recorded in MLflow.
+
+    RUN is a run's id, the start of one, its name, or the folder of a job.
+    """
+
+
+@runs.command("list")
+@click.argument("filter_", metavar="[FILTER]", default="")
+@click.option("--kind", help="training, sweep, trial, finalist, ... or all; default: the jobs.")
+@click.option("--sweep", metavar="RUN", help="The trials of a sweep, the best first.")
+@click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
+@click.option("--sort", metavar="NAME[:asc]", help="Metric, param or attribute, the greatest first.")
+@click.option("--columns", help="Names of metrics, params, tags or attributes, by commas.")
+@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True)
+@json_option
+def list_(
+    filter_: str,
+    kind: str | None,
+    sweep: str | None,
+    status: str | None,
+    sort: str | None,
+    columns: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Jobs of the experiment, the newest first.
+
+    FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
+    """
+    from encsearch.tracking.rows import Query, main_metric, searched
+    from encsearch.tracking.runs import search
+
+    tracking = _tracking(*([sweep] if sweep else []))
+    parent = _find(tracking, sweep) if sweep else None
+    if parent:
+        kind = kind or ("trial" if parent.kind == "sweep" else "all")
+        sort = sort or f"best/{main_metric([parent])}"
+    query = Query(filter_, kind, parent.run_id if parent else None, status, sort, limit + 1)
+    rows = search(tracking, query)
+    if len(rows) > limit:
+        say(f"the first {limit} runs; --limit shows more")
+    shown = rows[:limit]
+    own = [f"best/{main_metric([parent] if parent else shown)}", "epoch"]
+    names = columns.split(",") if columns else [*LISTED, *own, *(searched(parent.params) if parent else ())]
+    emit([_values(row) for row in shown], as_json, _table(shown, names))
+
+
+@runs.command("show")
+@click.argument("run")
+@json_option
+def show_(run: str, as_json: bool) -> None:
+    """One run: what its recipe sets, its figures, where it comes from, its files and what it consists of."""
+    from encsearch.tracking.rows import lineage_tags, set_params
+    from encsearch.tracking.runs import detail
+
+    tracking = _tracking(run)
+    found = detail(tracking, _find(tracking, run))
+    chosen = set_params(found.row.params, _defaults())
+    values = {
+        **_values(found.row),
+        "set_params": chosen,
+        "lineage": lineage_tags(found.row.tags),
+        "datasets": dict(found.datasets),
+        "artifacts": dict(found.artifacts),
+        "children": [_values(child) for child in found.children],
+    }
+    emit(values, as_json, _shown(found, chosen))
+
+
+@runs.command("compare")
+@click.argument("run", nargs=-1, required=True)
+@json_option
+def compare(run: tuple[str, ...], as_json: bool) -> None:
+    """Runs side by side: the params in which they differ, and all metrics, the best marked by *."""
+    from encsearch.errors import UserError
+    from encsearch.tracking.rows import SHORT_ID, best_columns, metric_names, varying
+
+    if len(run) < 2:
+        raise UserError(f"`runs compare` takes two runs or more, but got {len(run)}; see `runs show`")
+    tracking = _tracking(*run)
+    rows = [_find(tracking, text) for text in run]
+    params, metrics = varying(rows), metric_names(rows)
+    values = {
+        "runs": [{"run_id": row.run_id, "name": row.name, "status": row.status} for row in rows],
+        "params": {name: [row.params.get(name) for row in rows] for name in params},
+        "metrics": {name: [row.metrics.get(name) for row in rows] for name in metrics},
+        "best": {name: [rows[i].run_id for i in best_columns(rows, name)] for name in metrics},
+    }
+    lines = [("run", *(row.run_id[:SHORT_ID] for row in rows))]
+    lines += [(name, *(row.params.get(name, "-") for row in rows)) for name in params]
+    for name in metrics:
+        best = best_columns(rows, name)
+        lines.append((name, *(_figure(row.metrics.get(name), i in best) for i, row in enumerate(rows))))
+    emit(
+        values,
+        as_json,
+        table(["", *(row.name for row in rows)], lines),
+    )
+
+
+def _tracking(*named: str) -> "Tracking":
+    """The environment's store, or the one that the first job's folder among the named was recorded in."""
+    from encsearch.tracking.runs import open_experiment
+    from encsearch.tracking.uris import existing_store
+    from encsearch.workflow.links import job_of, store_of
+
+    job = next((job_of(Path(text)) for text in named if Path(text).is_dir()), None)
+    return open_experiment(existing_store(store_of(job)), job.experiment_id if job else None)
+
+
+def _find(tracking: "Tracking", text: str) -> "Row":
+    from encsearch.tracking.runs import find, get
+    from encsearch.workflow.links import job_of
+
+    return get(tracking, job_of(Path(text)).run_id) if Path(text).is_dir() else find(tracking, text)
+
+
+def _defaults() -> dict[str, str]:
+    """What a recipe that says nothing but its data comes to, as MLflow has it."""
+    from encsearch.config import Config, DataConfig, Dimension, SearchConfig, flatten
+
+    search = SearchConfig(space={"optim.lr": Dimension(loguniform=(0.001, 0.1))})
+    leaves = flatten(Config(data=DataConfig(store=""), search=search))
+    leaves |= dict.fromkeys(("data.store", "search.space"))
+    return {path: value if isinstance(value, str) else json.dumps(value) for path, value in leaves.items()}
+
+
+def _values(row: "Row") -> dict[str, Any]:
+    return asdict(row) | {"kind": row.kind, "parent_run_id": row.parent_run_id, "seconds": row.seconds}
+
+
+def _table(rows: Sequence["Row"], names: Sequence[str]) -> str:
+    from encsearch.tracking.rows import column
+
+    return table(names, [[_cell(name, column(row, name)) for name in names] for row in rows])
+
+
+def _shown(found: "Detail", chosen: dict[str, str]) -> str:
+    from encsearch.tracking.rows import lineage_tags, main_metric, metric_names
+
+    row = found.row
+    head: dict[str, Any] = {"name": row.name, "run": row.run_id, "kind": row.kind, "status": row.status}
+    head |= {"started": _time(row.start_ms), "seconds": row.seconds, "part of": row.parent_run_id}
+    lineage = lineage_tags(row.tags)
+    rest = {name: shorten(value, MAX_TEXT) for name, value in row.tags.items() if name not in lineage}
+    best = f"best/{main_metric([row])}"
+    parts = [
+        table(["run", ""], head.items()),
+        table(["param that is not the default", ""], [(k, shorten(v, MAX_TEXT)) for k, v in chosen.items()]),
+        table(["metric", ""], [(name, row.metrics[name]) for name in metric_names([row])]),
+        table(["lineage", ""], [*found.datasets.items(), *lineage.items()]),
+        table(["tag", ""], rest.items()),
+        table(["artifact", "bytes"], found.artifacts.items()),
+    ]
+    if found.children:
+        parts.append(_table(found.children, ["run", "name", "kind", "status", best]))
+    return "\n\n".join(parts)
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name in ("start_time", "end_time") and value is not None:
+        return _time(value)
+    try:
+        return f"{float(value):.4g}"
+    except (TypeError, ValueError):
+        return value
+
+
+def _figure(value: float | None, is_best: bool) -> str:
+    return "-" if value is None else f"{value:.4g}{'*' if is_best else ' '}"
+
+
+def _lines(links: dict[str, str]) -> str:
+    return "\n".join(f"{name}: {link}" for name, link in links.items())
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,37 +1,88 @@
-"""Addresses of the MLflow UI's pages, and the command that opens the UI over a local store.
+"""Addresses of the MLflow UI's pages, and the command that opens the UI over a store.
 
 The UI of MLflow 3 opens in its GenAI mode, which hides models, unless the link says `workflowType`.
 """
 
+import ipaddress
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from encsearch.redaction import without_secrets
 
 WORKFLOW = "workflowType=machine_learning"
+CHARTS = "&compareRunsMode=CHART"  # behind the link of a table: its charts instead
+LOOPBACK, PORT = "127.0.0.1", 5000
 
 
-def ui_base(uri: str, port: int = 5000) -> str:
+@dataclass(frozen=True)
+class ServerCommand:
+    """The process that serves a store; what it needs to know beside its arguments is its environment's."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def is_server(uri: str) -> bool:
+    """Whether the tracking URI is a server's, which has a UI already."""
+    return uri.startswith(("http://", "https://"))
+
+
+def ui_base(uri: str, port: int = PORT, host: str = LOOPBACK) -> str:
     """The UI's address: the tracking server's own, or the one that `ui_command` opens."""
-    return without_secrets(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    if is_server(uri):
+        return without_secrets(uri).rstrip("/")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def ui_command(uri: str, port: int = 5000) -> str | None:
-    """The command line that serves a store on loopback; None if `uri` is a server already.
+def ui_command(uri: str, port: int = PORT, host: str = LOOPBACK) -> str | None:
+    """The command line that serves a store; None if `uri` is a server already.
 
     A URI with a password is left to the shell's MLFLOW_TRACKING_URI, since the command is printed and kept.
     """
-    if uri.startswith("http"):
+    if is_server(uri):
         return None
-    store = shlex.quote(uri) if without_secrets(uri) == uri else '"$MLFLOW_TRACKING_URI"'
-    command = f"{shlex.quote(sys.executable)} -m mlflow server --backend-store-uri {store}"
-    command += f" --host 127.0.0.1 --port {port} --workers 1"
+    command = server_command(uri, port, host)
+    secret = {"MLFLOW_BACKEND_STORE_URI": '"$MLFLOW_TRACKING_URI"'}
+    variables = {name: secret.get(name, value) for name, value in command.environment.items()}
+    settings = " ".join(f"{name}={value}" for name, value in variables.items())
+    return f"{settings} {shlex.join(command.arguments)}"
+
+
+def server_command(uri: str, port: int, host: str, names: Sequence[str] = ()) -> ServerCommand:
+    """How to serve a store to browsers that ask for `host` or one of the machine's other `names`.
+
+    Everybody on the machine sees a process's arguments, so a URI with a password goes by the environment.
+    """
     # Job execution would start ten more processes (1.8 GiB, MLflow 3.17).
-    settings = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true"
-    return f"{settings} {command}"
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    store: tuple[str, ...] = ("--backend-store-uri", uri)
+    if without_secrets(uri) != uri:
+        environment["MLFLOW_BACKEND_STORE_URI"] = uri
+        store = ()
+    listen = ("--host", host, "--port", str(port), "--workers", "1")
+    allowed = ("--allowed-hosts", ",".join(allowed_hosts(host, names)))
+    return ServerCommand((sys.executable, "-m", "mlflow", "server", *store, *listen, *allowed), environment)
+
+
+def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
+    """The Host headers that the server answers; any other may come of a page that rebinds its own name.
+
+    Ports are free, so that a forwarded port works: a foreign page has a foreign name, whatever its port.
+    """
+    own = [host, *names] if not is_loopback(host) else []
+    known = dict.fromkeys(["localhost", LOOPBACK, *own])
+    return [pattern for name in known for pattern in (name, f"{name}:*")]
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def run_link(base: str, experiment_id: str, run_id: str) -> str:
@@ -39,8 +90,18 @@ def run_link(base: str, experiment_id: str, run_id: str) -> str:
 
 
 def children_link(base: str, experiment_id: str, parent_run_id: str, metric: str) -> str:
-    """The flat table of a sweep's trials, the best value of `metric` first."""
-    search = quote(f"tags.`mlflow.parentRunId`='{parent_run_id}'", safe="")
+    """The flat table of a sweep's trials and finalists, the best value of `metric` first."""
+    return table_link(base, experiment_id, children_of(parent_run_id), metric)
+
+
+def children_of(parent_run_id: str) -> str:
+    """In MLflow's filter language."""
+    return f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+
+
+def table_link(base: str, experiment_id: str, condition: str, metric: str) -> str:
+    """The table of runs that `condition`, in MLflow's filter language, is true of, the best first."""
+    search = quote(condition, safe="")
     order = quote(f"metrics.`best/{metric}`", safe="")
     return (
         f"{base}/#/experiments/{experiment_id}/runs?{WORKFLOW}"
@@ -48,11 +109,29 @@ def children_link(base: str, experiment_id: str, parent_run_id: str, metric: str
     )
 
 
+def view_link(base: str, experiment_id: str, key: str) -> str:
+    """A stored view (see views.py).
+
+    A filter or an order in the link would make the page ignore the view, so it holds neither.
+    """
+    return f"{base}/#/experiments/{experiment_id}/runs?{WORKFLOW}&viewStateShareKey={quote(key, safe='')}"
+
+
 def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """The comparison of runs with its parallel coordinates."""
     runs = quote(json.dumps(list(run_ids), separators=(",", ":")), safe="")
     experiments = quote(json.dumps([experiment_id]), safe="")
     return f"{base}/#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
+
+
+def registry_link(base: str) -> str:
+    """All registered models."""
+    return f"{base}/#/models?{WORKFLOW}"
+
+
+def versions_link(base: str, name: str) -> str:
+    """The versions of one registered model."""
+    return f"{base}/#/models/{quote(name, safe='')}?{WORKFLOW}"
 
 
 def model_link(base: str, name: str, version: str) -> str:

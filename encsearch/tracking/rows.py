@@ -1,0 +1,201 @@
+"""Runs as rows: what is asked for, in MLflow's words, and what is shown of the answer. Pure."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from encsearch.errors import UserError
+
+PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
+ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
+STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
+NEWEST_FIRST = "attributes.start_time DESC"
+MAX_NAMED = 5  # runs that an error lists
+SHORT_ID = 8  # characters of a run id that people are shown
+LINEAGE = ("data.", "version.", "git.", "mlflow.source.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as the store has it; times are milliseconds since 1970, `metrics` the newest values."""
+
+    run_id: str
+    name: str
+    status: str
+    start_ms: int
+    end_ms: int | None
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+    @property
+    def kind(self) -> str | None:
+        return self.tags.get(KIND_TAG)
+
+    @property
+    def parent_run_id(self) -> str | None:
+        return self.tags.get(PARENT_TAG)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the run took; None while it runs."""
+        return None if self.end_ms is None else (self.end_ms - self.start_ms) / 1000
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which runs, in which order; `limit` None is all.
+
+    `filter` is MLflow's filter language. Without a `parent` and a `kind` the jobs are meant, and not what
+    they consist of; `kind` "all" is every run.
+    """
+
+    filter: str = ""
+    kind: str | None = None
+    parent: str | None = None
+    status: str | None = None
+    sort: str | None = None
+    limit: int | None = None
+
+
+def filter_text(query: Query) -> str:
+    """The query's conditions in MLflow's filter language, which knows AND alone."""
+    conditions = [query.filter] if query.filter else []
+    if query.parent:
+        conditions.append(f"tags.`{PARENT_TAG}` = '{query.parent}'")
+    elif query.kind is None:
+        conditions.append(f"tags.`{PARENT_TAG}` IS NULL")
+    if query.kind not in (None, "all"):
+        conditions.append(f"tags.`{KIND_TAG}` = {quoted(str(query.kind))}")
+    if query.status:
+        conditions.append(f"attributes.status = '{query.status}'")
+    return " AND ".join(conditions)
+
+
+def order_by(sort: str | None) -> list[str]:
+    """`best/mIoU`, `optim.lr` or `start_time`, the greatest first, or with `:asc` behind it the least.
+
+    A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` say which is meant.
+    """
+    if sort is None:
+        return [NEWEST_FIRST]
+    name, _, direction = sort.partition(":")
+    if direction not in ("", "asc", "desc") or not name or "`" in name:
+        raise UserError(f"--sort {sort}: not NAME, NAME:asc or NAME:desc, as in best/mIoU or optim.lr:asc")
+    return [f"{_key(name)} {'ASC' if direction == 'asc' else 'DESC'}", NEWEST_FIRST]
+
+
+def quoted(text: str) -> str:
+    """As a value in a filter. Raises UserError for text that MLflow's language cannot hold."""
+    if "'" in text and '"' in text:
+        raise UserError(f"{text}: holds both kinds of quotation marks, which MLflow cannot search for")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def pick(text: str, candidates: Sequence[Row]) -> Row:
+    """The one run that `text` means. Raises UserError if it is none or several."""
+    exact = [row for row in candidates if row.run_id == text]
+    found = exact or list(candidates)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(
+            f"no run {text}: neither an id, the start of one, a name nor the folder of a job; "
+            "`encsearch runs list` shows the jobs, with `--kind all` every run"
+        )
+    named = ", ".join(row.run_id for row in found[:MAX_NAMED])
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    raise UserError(f"{text} is {len(found)} runs; give the id of one: {named}{more}")
+
+
+def column(row: Row, name: str) -> Any:
+    """What a table shows for `name`: an attribute, a metric, a param or a tag; None if the run lacks it.
+
+    `metrics.seconds` is an epoch's, `seconds` the run's.
+    """
+    own = {
+        "run": row.run_id[:SHORT_ID],
+        "run_id": row.run_id,
+        "name": row.name,
+        "kind": row.kind,
+        "status": row.status,
+        "start_time": row.start_ms,
+        "end_time": row.end_ms,
+        "seconds": row.seconds,
+    }
+    section, _, rest = name.partition(".")
+    sections: dict[str, Mapping[str, Any]] = {"params": row.params, "metrics": row.metrics, "tags": row.tags}
+    if section in sections and rest in sections[section]:
+        return sections[section][rest]
+    for values in (own, row.metrics, row.params, row.tags):
+        if values.get(name) is not None:
+            return values[name]
+    return None
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """The params in which the runs differ, a missing one being a value, in the order of the first run."""
+    names = list(dict.fromkeys(name for row in rows for name in row.params))
+    return [name for name in names if len({row.params.get(name) for row in rows}) > 1]
+
+
+def searched(params: Mapping[str, str]) -> list[str]:
+    """The paths that a sweep searched, by its own run's params; none for any other job."""
+    space = params.get("search.space")
+    return list(json.loads(space)) if space and space != "null" else []
+
+
+def ranked_by(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The runs that have the metric, the greatest first."""
+    known = [row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))]
+    return sorted(known, key=lambda row: row.metrics[metric], reverse=True)
+
+
+def main_metric(rows: Sequence[Row]) -> str:
+    """The metric that the runs were trained for, by the recipe of the first that names one."""
+    return next((row.params["metric"] for row in rows if "metric" in row.params), "mIoU")
+
+
+def set_params(params: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """The params that differ from the defaults, or have none."""
+    return {name: value for name, value in params.items() if defaults.get(name) != value}
+
+
+def lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Where the run comes from: data, code and versions."""
+    return {name: value for name, value in tags.items() if name.startswith(LINEAGE)}
+
+
+def best_columns(rows: Sequence[Row], metric: str) -> list[int]:
+    """Which of the runs have the best value of a metric; none where no order is known, or all are equal."""
+    sign = _direction(metric)
+    values = [row.metrics.get(metric, math.nan) for row in rows]
+    known = [sign * value for value in values if not math.isnan(value)]
+    if not sign or len(set(known)) < 2:
+        return []
+    return [i for i, value in enumerate(values) if sign * value == max(known)]
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """Every metric that a run has: the best ones first, then by name."""
+    names = {name for row in rows for name in row.metrics}
+    return sorted(names, key=lambda name: (not name.startswith("best/"), name))
+
+
+def _direction(metric: str) -> int:
+    """1 if more is better, -1 if less is, 0 if neither."""
+    if re.search(r"loss|ece\b|latency", metric):
+        return -1
+    return int(bool(re.match(r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric)))
+
+
+def _key(name: str) -> str:
+    section, _, rest = name.partition(".")
+    if section in ("params", "metrics", "tags", "attributes") and rest:
+        return f"{section}.`{rest}`"
+    if name in ATTRIBUTES:
+        return f"attributes.{name}"
+    return f"params.`{name}`" if "." in name and "/" not in name else f"metrics.`{name}`"

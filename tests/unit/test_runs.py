@@ -1,0 +1,135 @@
+"""Which runs are asked for, and what is shown of them."""
+
+import math
+from typing import Any
+
+import pytest
+
+from encsearch.errors import UserError
+from encsearch.tracking.rows import (
+    Query,
+    Row,
+    best_columns,
+    column,
+    filter_text,
+    lineage_tags,
+    main_metric,
+    order_by,
+    pick,
+    searched,
+    set_params,
+    varying,
+)
+
+
+def row(run_id: str = "a" * 32, name: str = "trial0", **values: Any) -> Row:
+    fields = {"status": "FINISHED", "start_ms": 1_000, "end_ms": 3_500}
+    return Row(run_id, name, **{**fields, "params": {}, "metrics": {}, "tags": {}, **values})
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        (Query(), "tags.`mlflow.parentRunId` IS NULL"),
+        (Query(kind="all"), ""),
+        (Query("metrics.x > 1", kind="trial"), "metrics.x > 1 AND tags.`encsearch.kind` = 'trial'"),
+        (
+            Query(parent="p", status="KILLED"),
+            "tags.`mlflow.parentRunId` = 'p' AND attributes.status = 'KILLED'",
+        ),
+        (Query(kind="it's"), 'tags.`encsearch.kind` = "it\'s"'),
+    ],
+)
+def test_a_query_in_mlflows_language(query: Query, text: str) -> None:
+    assert filter_text(query) == text
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"),
+    [
+        (None, "attributes.start_time DESC"),
+        ("best/mIoU", "metrics.`best/mIoU` DESC"),
+        ("optim.lr:asc", "params.`optim.lr` ASC"),
+        ("end_time", "attributes.end_time DESC"),
+        ("tags.encsearch.trial", "tags.`encsearch.trial` DESC"),
+    ],
+)
+def test_an_order_in_mlflows_language(sort: str | None, first: str) -> None:
+    assert order_by(sort)[0] == first
+
+
+@pytest.mark.parametrize("sort", ["best/mIoU:up", ":asc", "a`b"])
+def test_an_order_that_is_none_is_refused(sort: str) -> None:
+    with pytest.raises(UserError, match="--sort"):
+        order_by(sort)
+
+
+def test_a_whole_id_beats_a_name_that_looks_like_it() -> None:
+    first, second = row("ab" * 16), row("cd" * 16, name="ab" * 16)
+    assert pick("ab" * 16, [first, second]) == first
+
+
+def test_unknown_and_ambiguous_runs_are_one_line() -> None:
+    with pytest.raises(UserError, match="no run nine: "):
+        pick("nine", [])
+    many = [row(f"{i:032x}") for i in range(7)]
+    with pytest.raises(
+        UserError, match=r"trial0 is 7 runs; give the id of one: 0+, .* and 2 more"
+    ) as refused:
+        pick("trial0", many)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_column_is_an_attribute_a_metric_a_param_or_a_tag() -> None:
+    found = row(
+        metrics={"seconds": 0.5, "mIoU": 0.7}, params={"optim.lr": "0.1"}, tags={"encsearch.kind": "trial"}
+    )
+    assert [column(found, name) for name in ("seconds", "metrics.seconds", "mIoU", "optim.lr", "kind")] == [
+        2.5,
+        0.5,
+        0.7,
+        "0.1",
+        "trial",
+    ]
+    assert column(found, "elsewhere") is None
+    assert column(row(end_ms=None), "seconds") is None
+
+
+def test_only_params_that_differ_are_compared() -> None:
+    rows = [row(params={"a": "1", "b": "2"}), row(params={"a": "1", "b": "3", "c": "null"})]
+    assert varying(rows) == ["b", "c"]
+
+
+def test_what_the_recipe_sets_is_what_is_not_the_default() -> None:
+    assert set_params({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9"}) == {"b": "2", "c": "3"}
+
+
+def test_the_best_figure_is_marked_where_an_order_is_known() -> None:
+    rows = [row(metrics={"best/mIoU": 0.3, "train/loss": 2.0, "epoch": 1.0, "pixAcc": 0.5})]
+    rows += [row(metrics={"best/mIoU": 0.4, "train/loss": 1.0, "epoch": 9.0, "pixAcc": 0.5})]
+    rows += [row(metrics={"best/mIoU": math.nan, "train/loss": 1.0})]
+    assert best_columns(rows, "best/mIoU") == [1]
+    assert best_columns(rows, "train/loss") == [1, 2]
+    assert best_columns(rows, "epoch") == []
+    assert best_columns(rows, "pixAcc") == []
+    assert best_columns(rows, "absent") == []
+
+
+def test_what_was_searched_is_read_of_the_sweeps_own_run() -> None:
+    assert searched({"search.space": '{"optim.lr": {"loguniform": [0.001, 0.1]}}'}) == ["optim.lr"]
+    assert searched({"search.space": "null"}) == searched({}) == []
+
+
+def test_the_metric_is_the_recipes() -> None:
+    assert main_metric([row(), row(params={"metric": "pixAcc"})]) == "pixAcc"
+    assert main_metric([]) == "mIoU"
+
+
+def test_lineage_is_data_code_and_versions() -> None:
+    tags = {
+        "data.fingerprint": "f",
+        "version.torch": "2",
+        "mlflow.source.git.commit": "c",
+        "encsearch.kind": "trial",
+    }
+    assert list(lineage_tags(tags)) == ["data.fingerprint", "version.torch", "mlflow.source.git.commit"]
