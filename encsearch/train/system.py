@@ -54,6 +54,7 @@ class SystemSampler:
         finally:
             stop.set()
             thread.join()
+        sample()
 
 
 class _Rates:

@@ -49,6 +49,10 @@ def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
     assert ranks[0]["confusion"] == ranks[1]["confusion"]
     assert sum(map(sum, ranks[0]["confusion"])) == 32 * (10 * 32 - 36)  # the void bands do not count
     assert ranks[0]["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    # What is told of single steps is global too, but the pictures are rank 0's.
+    assert ranks[0]["steps"] == ranks[1]["steps"] == pytest.approx(one["steps"], rel=1e-4)
+    assert [found["shown"] for found in (one, *ranks)] == [4, 4, 0]
+    assert [found["world_size"] for found in (one, *ranks)] == [1, 2, 2]
     for number, values in enumerate(LOSSES):
         torch.testing.assert_close(
             ranks[0]["losses"][number], one["losses"][number], rtol=1e-4, atol=1e-6, msg=str(values)
@@ -87,6 +91,9 @@ def _train(rank: int, world_size: int, rendezvous: str | None, config_json: str,
             "losses": losses,
             "confusion": report.confusion,
             "loss": report.metrics["train/loss"],
+            "steps": [p.values["step/loss"] for p in report.points if "step/loss" in p.values],
+            "shown": len(report.label_maps),
+            "world_size": report.metrics["world_size"],
             "with batch norm": experiment.state.model.state_dict(),
         },
         out / f"{rank}-of-{world_size}.pt",
