@@ -1,10 +1,11 @@
 """A training on its way into MLflow: its reports, and the artifacts that explain its best epoch."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from encsearch.bundle import NONE_KNOWN, Bundle, write_bundle
-from encsearch.config import Config, flatten, to_yaml
+from encsearch.config import Config, DataConfig, flatten, to_yaml
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import open_split, read_manifest
 from encsearch.experiment import SHOWN_IMAGES
@@ -14,6 +15,7 @@ from encsearch.predict import Predictor
 from encsearch.records import Report, Status
 from encsearch.runner.result import best_report
 from encsearch.tracking.artifacts import PICTURES, TABLE_TAG, write_artifacts, write_texts
+from encsearch.tracking.events import Dataset
 from encsearch.tracking.lineage import dataset_of, described, lineage, machine_tags, write_diff
 from encsearch.tracking.predictions import IMAGES_TAG, write_predictions
 from encsearch.tracking.record import Record, RunRecord
@@ -23,6 +25,9 @@ CONTEXT_FOLDER = "context"
 # The context module is diagnosed on so many validation images, fewer if they are large: 4 Mpx in all, and so
 # a second or two with a small network; never under the least number.
 MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
+
+# Trials and the trainings of an ablation are too many.
+PICTURED = ("training", "finalist", "baseline")
 
 Follow = Callable[[Report], None]
 """Called with each report after it was recorded, to show progress."""
@@ -35,10 +40,13 @@ def follow_nothing(report: Report) -> None:
 class TrainingRecorder:
     """A `Recorder` that stores what a report brings as it comes, and the best epoch's tables at the end."""
 
-    def __init__(self, inner: RunRecord, config: Config, artifacts: Path, follow: Follow) -> None:
+    def __init__(
+        self, inner: RunRecord, config: Config, artifacts: Path, follow: Follow, *, pictured: bool
+    ) -> None:
+        """With `pictured`, the predictions that reports bring are drawn, which takes 0.1 s a sheet."""
         self.run = inner.run
         self.artifacts = artifacts
-        self._inner, self._config, self._follow = inner, config, follow
+        self._inner, self._config, self._follow, self._pictured = inner, config, follow, pictured
         self._info = read_manifest(config.data.store).info
         self._reports: list[Report] = []
 
@@ -67,7 +75,7 @@ class TrainingRecorder:
         tags = machine_tags(report)
         if tags:
             self._inner.note(tags)
-        if report.label_maps:
+        if self._pictured and report.label_maps:
             dataset = open_split(self._config.data.store, self._config.data.val_split)
             samples = evenly_spaced(dataset, SHOWN_IMAGES)
             for picture in write_predictions(self.artifacts, report, samples, self._info):
@@ -98,7 +106,7 @@ def recorder_of(
         parent=parent,
         tags={**TABLE_TAG, **IMAGES_TAG, **(tags or {})},
     )
-    return TrainingRecorder(inner, config, artifacts, follow)
+    return TrainingRecorder(inner, config, artifacts, follow, pictured=kind in PICTURED)
 
 
 def start_run(
@@ -120,15 +128,27 @@ def start_run(
         run,
         params=flatten(config),
         tags={
-            **lineage(manifest.fingerprint, Path.cwd()),
+            **_lineage(manifest.fingerprint, Path.cwd()),
             **described(config, manifest, kind),
             "encsearch.kind": kind,
             **(tags or {}),
         },
         parent=parent,
-        dataset=dataset_of(config.data),
+        dataset=_dataset(config.data, manifest.fingerprint),
         artifacts=artifacts,
     )
+
+
+@cache
+def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
+    """Of a job once: git takes longer than a short trial's epoch."""
+    return lineage(fingerprint, root)
+
+
+@cache
+def _dataset(data: DataConfig, fingerprint: str) -> Dataset:
+    """Of a store once, as long as it holds the same data."""
+    return dataset_of(data)
 
 
 def checkpoint_model(
