@@ -1,25 +1,111 @@
-"""`encsearch promote`."""
+"""`encsearch promote`, `rollback` and `models`."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option
+from encsearch.cli.console import emit, json_option, percent, say, table
+from encsearch.cli.training import overrides_argument
+
+if TYPE_CHECKING:
+    from encsearch.workflow.models import Models
 
 
 @click.command()
 @click.argument("source")
+@overrides_argument
 @click.option("--to", "alias", help="Alias to move; default: the recipe's promote.alias.")
 @click.option("--store", help="Store to compare on; default: the candidate's.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @json_option
-def promote(source: str, alias: str | None, store: str | None, as_json: bool) -> None:
-    """Register the best model of SOURCE (a run's folder or MLflow run id) and move the alias to it.
+def promote(
+    source: str,
+    overrides: tuple[str, ...],
+    alias: str | None,
+    store: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Register the best model of SOURCE (a job's folder or MLflow run id) and move the alias to it.
 
-    The current holder of the alias is scored on the same data first; exit code 4 if it is as good.
+    The current holder of the alias is scored on the same images first; exit code 4 unless the gate passes.
+    PATH=VALUE changes the promote section of the recipe, as in promote.margin=0.01.
     """
     from encsearch.workflow.promote import promote as run
 
-    done = run(source, alias=alias, store=store)
+    done = run(source, alias=alias, store=store, device=device, overrides=overrides)
+    for line in done.notes:
+        say(line)
     text = f"{done.uri} is now version {done.version}"
     text += f" (was {done.replaced})" if done.replaced else ""
     emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}\nregistry: {done.link}")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--to", "version", help="Version to go to; default: the one before.")
+@click.option("--alias", default="champion", show_default=True, help="Alias to move.")
+@json_option
+def rollback(model: str, version: str | None, alias: str, as_json: bool) -> None:
+    """Move the alias of MODEL back to the version that held it before."""
+    from encsearch.workflow.rollback import rollback as run
+
+    done = run(model, alias=alias, version=version)
+    for line in done.notes:
+        say(line)
+    text = f"{done.uri} is now version {done.version} (was {done.replaced or 'none'})"
+    emit(asdict(done), as_json, f"{text}\nregistry: {done.link}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def models(name: str | None, as_json: bool) -> None:
+    """List the registered models, their aliases and figures; of the model NAME the decisions too."""
+    from encsearch.workflow.models import models as run
+
+    found = run(name)
+    for line in found.warnings:
+        say(f"warning: {line}")
+    emit(asdict(found), as_json, _shown(found))
+
+
+def _shown(found: "Models") -> str:
+    if not found.versions:
+        return "no models are registered"
+    versions = table(
+        ["model", "version", "alias", "since", "mIoU %", "run"],
+        [
+            (
+                row.model,
+                row.version,
+                " ".join(row.aliases),
+                " ".join(sorted(set(row.since.values()))),
+                percent(row.mean_iou),
+                row.run_id[:8],
+            )
+            for row in found.versions
+        ],
+    )
+    if not found.decisions:
+        return versions
+    decisions = table(
+        ["decision", "when", "who", "alias", "verdict", "from", "to", "mIoU %", "gain %", "at least"],
+        [
+            (
+                row.number,
+                row.when,
+                f"{row.who}@{row.host}",
+                row.alias,
+                row.verdict,
+                row.source or "-",
+                row.target or "-",
+                percent(row.mean_iou),
+                percent(row.gain),
+                percent(row.gain_lower),
+            )
+            for row in found.decisions
+        ],
+    )
+    return f"{versions}\n\n{decisions}"

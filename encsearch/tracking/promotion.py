@@ -1,57 +1,267 @@
-"""Whether a model takes the champion's place: pure decisions, carried out by `encsearch promote`."""
+"""Whether a model takes the champion's place: pure decisions, carried out by `encsearch promote`.
 
-import math
+Both models are scored on the same images, and the gain is judged by a paired bootstrap over these images.
+What the bound does not know: the images may be no sample of those that come later, and a set on which many
+candidates were judged favours those that were chosen on it. So every decision tells how often it was used.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
-TOLERANCE = 1e-9  # 0.57 - 0.55 is 0.0199999999999999 in binary: a gain of exactly the margin must pass
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from encsearch.config import PromoteConfig
+from encsearch.errors import UserError
+
+TOLERANCE = 1e-9  # 0.57 - 0.55 is 0.0199999999999999 in binary: a bound of exactly the margin must pass
+RESAMPLES = 2000
+SEED = 0
+WEIGHTS_AT_ONCE = 2**22  # float64: 32 MiB
+
+Pixels = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A model as the gate sees it; the champion is one too.
 
-    `mean_iou` of both is measured on the same data; `version` is the version in the registry, if it has one.
+    `pixels` (N, num_classes, 3) are those found, of the truth and predicted, of the same N images for both
+    (`metrics.per_image`). `weights` is their SHA-256, `version` the one in the registry, if it has one.
     """
 
     run_id: str
-    mean_iou: float
+    weights: str
+    pixels: Pixels
     version: str | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """In mIoU, and its one-sided lower bound."""
+
+    value: float
+    lower: float
+
+
+@dataclass(frozen=True)
+class Check:
+    passed: bool
+    text: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict, and every reason for it as a sentence with its figures."""
+    """The verdict, and what was looked at: each check as a sentence with its figures.
 
-    promote: bool
-    reasons: tuple[str, ...]
-
-
-def decide(candidate: Candidate, champion: Candidate | None, margin: float) -> Decision:
-    """Promote a candidate that is better than the champion by `margin` mIoU on the same data.
-
-    Equal is not better, even with margin 0. A score that is not a number is never promoted.
+    `gain` is None without a champion to compare with.
     """
-    if not math.isfinite(candidate.mean_iou):
-        return Decision(False, (f"the candidate's mIoU is {candidate.mean_iou}: its training diverged",))
-    if champion is None:
-        return Decision(True, (f"there is no champion yet; the candidate has mIoU {candidate.mean_iou:.4f}",))
+
+    mean_iou: float
+    gain: Gain | None
+    checks: tuple[Check, ...]
+
+    @property
+    def promote(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Those that speak against it come first."""
+        return tuple(check.text for check in sorted(self.checks, key=lambda check: check.passed))
+
+
+def decide(
+    candidate: Candidate,
+    champion: Candidate | None,
+    classes: Sequence[str],
+    gate: PromoteConfig,
+    place: str = "",
+) -> Decision:
+    """Every check of the gate on its own, so that all that speaks against a candidate is told at once.
+
+    The candidate must be better than the champion by `gate.margin`, surely; no class may fall far; the floors
+    and the number of images hold with and without a champion. `place` says where latencies were measured.
+    Raises UserError when no image has a labelled pixel.
+    """
+    assert champion is None or champion.pixels.shape == candidate.pixels.shape, "not the same images"
+    labelled = np.flatnonzero(candidate.pixels[:, :, 1].sum(axis=1))
+    if not labelled.size:
+        raise UserError(f"0 of {len(candidate.pixels)} images have a labelled pixel: nothing to compare on")
+    candidate_pixels = candidate.pixels[labelled]
+    gain = None
+    if champion:
+        gain = paired_gain(candidate_pixels, champion.pixels[labelled], gate.confidence)
+    value = mean_iou(candidate_pixels.sum(axis=0))
+    checks = [_enough_images(labelled.size, gate.min_images)]
+    if champion and gain:
+        checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
+        checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
+    else:
+        checks.append(Check(True, f"no model to compare with; the candidate has mIoU {value:.4f}"))
+    checks += _floors(candidate_pixels, classes, gate)
+    checks += _latency(candidate, champion, gate.latency_limit_ms, place)
+    return Decision(value, gain, tuple(checks))
+
+
+def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
+    """Raises UserError for a floor of a class that the model does not have."""
+    if isinstance(gate.class_floor, dict):
+        for name in gate.class_floor:
+            if name not in classes:
+                raise UserError(
+                    f"promote.class_floor names {name}, which is none of the model's {len(classes)} classes;"
+                    f" try one of {', '.join(classes)}"
+                )
+
+
+def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
+    """The gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
+
+    The bound is the expanded percentile of Hesterberg (The American Statistician 69, 2015, section 5.3): the
+    plain one is too narrow for few images, by sqrt((N - 1) / N) and by the normal in place of Student's t.
+    """
+    gains = resampled_gains(candidate, champion)
+    freedom = max(1, len(candidate) - 1)
+    reach = float(student_t.ppf(confidence, freedom)) * ((freedom + 1) / freedom) ** 0.5
+    lower = float(np.quantile(gains, NormalDist().cdf(-reach)))
+    return Gain(mean_iou(candidate.sum(axis=0)) - mean_iou(champion.sum(axis=0)), lower)
+
+
+def resampled_gains(
+    candidate: Pixels, champion: Pixels, resamples: int = RESAMPLES, seed: int = SEED
+) -> Values:
+    """The gain in mIoU on each of `resamples` sets of N images, drawn with replacement, for both the same.
+
+    A set is how often it has each image, so that all its sums are one matrix product, exact in float64 below
+    2 ** 53 pixels.
+    """
+    num_images = len(candidate)
+    rng = np.random.default_rng(seed)
+    tables = [pixels.reshape(num_images, -1).astype(np.float64) for pixels in (candidate, champion)]
+    parts: list[Values] = []
+    at_once = max(1, WEIGHTS_AT_ONCE // num_images)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=size).astype(float)
+        ours, theirs = (_mean_ious((weights @ table).reshape(size, -1, 3)) for table in tables)
+        parts.append(ours - theirs)
+    return np.concatenate(parts)
+
+
+def mean_iou(pixels: Pixels) -> float:
+    """Of sums (C, 3) over a set; classes that truth and prediction lack are left out, as in `scores`."""
+    ious = class_ious(pixels)
+    return sum(ious.values()) / len(ious)
+
+
+def class_ious(pixels: Pixels) -> dict[int, float]:
+    """By the index of the class."""
+    found, truth, predicted = pixels.T
+    union = truth + predicted - found
+    return {int(index): int(found[index]) / int(union[index]) for index in np.flatnonzero(union)}
+
+
+def _mean_ious(sums: Values) -> Values:
+    """(R, C, 3) -> (R,): `mean_iou` of each set; every set has a labelled pixel."""
+    found, union = sums[..., 0], sums[..., 1] + sums[..., 2] - sums[..., 0]
+    ious = np.divide(found, union, out=np.zeros_like(found), where=union > 0)
+    means: Values = ious.sum(axis=1) / (union > 0).sum(axis=1)
+    return means
+
+
+def _enough_images(number: int, least: int) -> Check:
+    if number < least:
+        return Check(False, f"the set has {number} labelled images, fewer than min_images={least}")
+    return Check(True, f"{number} labelled images")
+
+
+def _another_model(candidate: Candidate, champion: Candidate) -> Check:
     if candidate.run_id == champion.run_id:
-        return Decision(False, (f"run {candidate.run_id} is already the champion{_version(champion)}",))
-    return _decide_by_gain(candidate, champion, margin)
+        return Check(False, f"run {candidate.run_id} is already the {_shown(champion)}")
+    if candidate.weights == champion.weights:
+        return Check(False, f"its weights are those of the {_shown(champion)}")
+    return Check(True, f"compared with the {_shown(champion)}")
 
 
-def _decide_by_gain(candidate: Candidate, champion: Candidate, margin: float) -> Decision:
-    gain = candidate.mean_iou - champion.mean_iou
-    scores = (
-        f"mIoU {candidate.mean_iou:.4f} against the champion's {champion.mean_iou:.4f}{_version(champion)}"
-        f" on the same data: {gain:+.4f}"
+def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> Check:
+    """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
+    passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
+    text = (
+        f"mIoU {value:.4f} against {value - gain.value:.4f}: {gain.value:+.4f}, with {gate.confidence:.4g}"
+        f" confidence at least {gain.lower:+.4f}"
     )
-    if gain <= 0:
-        return Decision(False, (scores, "the candidate is not better"))
-    if gain < margin - TOLERANCE:
-        return Decision(False, (scores, f"the gain is below the margin of {margin:.4f}"))
-    return Decision(True, (scores, f"the gain reaches the margin of {margin:.4f}"))
+    if passed:
+        return Check(True, f"{text}, which reaches the margin of {gate.margin:.4f}")
+    if gain.value <= 0:
+        return Check(False, f"{text}: the candidate is not better")
+    needed = f"above 0 and at least the margin of {gate.margin:.4f}" if gate.margin else "above 0"
+    return Check(False, f"{text}, which is not {needed}")
 
 
-def _version(model: Candidate) -> str:
-    return f" (version {model.version})" if model.version else ""
+def _drops(
+    candidate: Pixels, champion: Pixels, classes: Sequence[str], gate: PromoteConfig
+) -> Iterator[Check]:
+    if gate.max_class_drop is None:
+        return
+    ours, theirs = class_ious(candidate.sum(axis=0)), class_ious(champion.sum(axis=0))
+    drops = {index: theirs[index] - ours[index] for index in _shown_classes(candidate, gate.min_class_images)}
+    allowed = f"max_class_drop={gate.max_class_drop:g}"
+    fallen = {index: drop for index, drop in drops.items() if drop > gate.max_class_drop + TOLERANCE}
+    for index in fallen:
+        yield Check(
+            False, f"{classes[index]} falls from IoU {theirs[index]:.4f} to {ours[index]:.4f}, over {allowed}"
+        )
+    if drops and not fallen:
+        worst = max(drops, key=drops.__getitem__)
+        yield Check(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {-drops[worst]:+.4f})")
+
+
+def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[Check]:
+    floors = _floor_by_class(candidate, classes, gate)
+    ious = class_ious(candidate.sum(axis=0))
+    shown = set(_shown_classes(candidate, 1))
+    missed = []
+    for index, floor in floors.items():
+        if index not in shown:
+            missed.append(f"no image shows {classes[index]}, whose floor is {floor:g}")
+        elif ious[index] < floor - TOLERANCE:
+            missed.append(f"{classes[index]} has IoU {ious[index]:.4f}, below its floor of {floor:g}")
+    yield from (Check(False, text) for text in missed)
+    if floors and not missed:
+        yield Check(True, f"{len(floors)} of {len(classes)} classes have a floor and reach it")
+
+
+def _floor_by_class(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Mapping[int, float]:
+    floor = gate.class_floor
+    if isinstance(floor, dict):
+        return {classes.index(name): value for name, value in floor.items()}
+    return dict.fromkeys(_shown_classes(candidate, gate.min_class_images), floor)
+
+
+def _shown_classes(pixels: Pixels, least: int) -> list[int]:
+    """The classes that the truth of at least `least` images shows."""
+    return [int(index) for index in np.flatnonzero((pixels[:, :, 1] > 0).sum(axis=0) >= least)]
+
+
+def _latency(
+    candidate: Candidate, champion: Candidate | None, limit_ms: float | None, place: str
+) -> Iterator[Check]:
+    if limit_ms is None:
+        return
+    assert candidate.latency_ms is not None, "a limit needs a measurement"
+    rival = (
+        f", the {_shown(champion)} {champion.latency_ms:.1f} ms" if champion and champion.latency_ms else ""
+    )
+    passed = candidate.latency_ms <= limit_ms
+    relation = "within" if passed else "over"
+    text = f"{candidate.latency_ms:.1f} ms an image{rival}, measured on {place}: {relation} the limit of"
+    yield Check(passed, f"{text} {limit_ms:g} ms")
+
+
+def _shown(champion: Candidate) -> str:
+    return f"current model, version {champion.version}"

@@ -1,9 +1,8 @@
-"""Models in the MLflow registry: register a bundle, move an alias, fetch a bundle back."""
+"""Models in the MLflow registry: their versions, and fetching a bundle back. `champions` moves aliases."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import mlflow.artifacts
 import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 
+from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.mlflow import Tracking, answering
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
+BUNDLE_PATH = "artifacts/bundle"  # below a model version, where MLflow puts the pyfunc's artifact "bundle"
 MAX_NAMED = 10  # names or versions that an error lists
 
 
@@ -31,29 +32,6 @@ class ModelVersion:
     aliases: tuple[str, ...]
 
 
-def set_alias(tracking: Tracking, model_name: str, alias: str, version: str) -> str | None:
-    """Point `alias` at a version, and `<alias>-previous` at the one that it replaces, which is returned.
-
-    MLflow keeps no history of aliases, so the new version is tagged with the time and what it replaced.
-    Raises UserError for an unknown model or version.
-    """
-    _find_version(tracking, model_name, version)
-    replaced = champion(tracking, model_name, alias)
-    if replaced and replaced.version == version:
-        return None
-    client = tracking.client
-    with answering(tracking.uri):
-        if replaced:
-            client.set_registered_model_alias(model_name, f"{alias}-previous", replaced.version)
-        client.set_registered_model_alias(model_name, alias, version)
-        moved_at = datetime.now(UTC).isoformat(timespec="seconds")
-        client.set_model_version_tag(model_name, version, f"{alias}.since", moved_at)
-        client.set_model_version_tag(
-            model_name, version, f"{alias}.replaced", replaced.version if replaced else "none"
-        )
-    return replaced.version if replaced else None
-
-
 def champion(tracking: Tracking, model_name: str, alias: str) -> ModelVersion | None:
     """The version that `alias` points at; None if the model or the alias does not exist."""
     found = [version for version in model_versions(tracking, model_name) if alias in version.aliases]
@@ -63,10 +41,10 @@ def champion(tracking: Tracking, model_name: str, alias: str) -> ModelVersion | 
 def model_versions(tracking: Tracking, model_name: str) -> list[ModelVersion]:
     """Every version of a registered model, the newest first; none if the model does not exist."""
     with answering(tracking.uri):
-        registered = _registered_model(tracking, model_name)
+        registered = registered_model(tracking, model_name)
         if registered is None:
             return []
-        found = _all_pages(tracking.client.search_model_versions, filter_string=f"name = '{model_name}'")
+        found = all_pages(tracking.client.search_model_versions, filter_string=f"name = '{model_name}'")
     aliases: dict[str, list[str]] = {}
     for alias, version in registered.aliases.items():
         aliases.setdefault(str(version), []).append(alias)
@@ -80,9 +58,10 @@ def model_versions(tracking: Tracking, model_name: str) -> list[ModelVersion]:
 
 
 def model_names(tracking: Tracking) -> list[str]:
-    """The names of all registered models."""
+    """The names of all registered models, without the logs of decisions on them."""
     with answering(tracking.uri):
-        return sorted(model.name for model in _all_pages(tracking.client.search_registered_models))
+        names = [model.name for model in all_pages(tracking.client.search_registered_models)]
+    return sorted(name for name in names if not name.endswith(DECISIONS_SUFFIX))
 
 
 def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
@@ -107,7 +86,8 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
     return weights[0].parent
 
 
-def _registered_model(tracking: Tracking, name: str) -> Any:
+def registered_model(tracking: Tracking, name: str) -> Any:
+    """MLflow's own record of a model, None if it does not exist. Raises what MLflow raises."""
     try:
         return tracking.client.get_registered_model(name)
     except MlflowException as error:
@@ -127,13 +107,16 @@ def _resolve(tracking: Tracking, source: str) -> str:
             " or a bundle's folder"
         )
     name, alias, version = parts.groups()
-    found = _find_version(tracking, name, version) if version else _find_alias(tracking, name, alias)
+    found = find_version(tracking, name, version) if version else _find_alias(tracking, name, alias)
     with answering(tracking.uri):
-        return str(tracking.client.get_model_version_download_uri(name, found.version))
+        root = tracking.client.get_model_version_download_uri(name, found.version)
+    # The model's code beside the bundle is twenty times as many files.
+    return f"{root}/{BUNDLE_PATH}"
 
 
-def _find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
-    versions = _existing_versions(tracking, name)
+def find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
+    """Raises UserError, naming those that exist, for a model or a version that does not."""
+    versions = existing_versions(tracking, name)
     found = next((v for v in versions if v.version == version), None)
     if found is None:
         listed = _some([v.version for v in versions])
@@ -142,7 +125,7 @@ def _find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
 
 
 def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
-    versions = _existing_versions(tracking, name)
+    versions = existing_versions(tracking, name)
     found = next((v for v in versions if alias in v.aliases), None)
     if found is None:
         listed = _some([f"{a} (version {v.version})" for v in versions for a in v.aliases])
@@ -150,7 +133,8 @@ def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
     return found
 
 
-def _existing_versions(tracking: Tracking, name: str) -> list[ModelVersion]:
+def existing_versions(tracking: Tracking, name: str) -> list[ModelVersion]:
+    """The newest first; raises UserError for a model without one."""
     versions = model_versions(tracking, name)
     if not versions:
         listed = _some(model_names(tracking))
@@ -164,7 +148,8 @@ def _some(names: Sequence[str]) -> str:
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
 
 
-def _all_pages(search: Any, **arguments: Any) -> list[Any]:
+def all_pages(search: Any, **arguments: Any) -> list[Any]:
+    """What a search of MLflow's client finds, all of it."""
     found: list[Any] = []
     token = None
     while True:

@@ -1,29 +1,43 @@
-"""`encsearch promote`: score the candidate and the champion on the same data, decide, move the alias."""
+"""`encsearch promote`: score the candidate and the champion on the same images, decide, move the alias."""
 
 import os
 import re
+import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from encsearch.bundle import Bundle, read_bundle
-from encsearch.config import with_values
-from encsearch.errors import GateRefusedError
-from encsearch.evaluation import score_bundle, unchanged_store
+import torch
+
+from encsearch.bundle import Bundle, read_bundle, weights_digest
+from encsearch.config import Config, PromoteConfig, with_overrides
+from encsearch.data.store import open_split
+from encsearch.errors import GateRefusedError, UserError
+from encsearch.evaluation import count_images, median_latencies_ms, unchanged_store
+from encsearch.tracking.champions import MlflowRegistry
+from encsearch.tracking.decisions import AliasState, Draft, looks, resolve
 from encsearch.tracking.links import model_link, ui_base
-from encsearch.tracking.mlflow import Tracking, check_run, connect
+from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
+from encsearch.tracking.moves import Moved, move, settle, sign
 from encsearch.tracking.packaging import register
-from encsearch.tracking.promotion import Candidate, Decision, decide
-from encsearch.tracking.registry import champion, download_bundle, set_alias
+from encsearch.tracking.promotion import Candidate, Decision, check_floors, class_ious, decide
+from encsearch.tracking.registry import download_bundle, find_version, model_versions
+from encsearch.tracking.sending import read_sent
 from encsearch.tracking.uris import existing_store
 from encsearch.workflow.folder import read_summary
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+OVERTAKEN_TAG = "encsearch.overtaken"
+WEIGHTS_TAG = "encsearch.weights"
 
 
 @dataclass(frozen=True)
 class Promoted:
-    """The version that the alias now points at, its page, and the figures that the decision was made on."""
+    """The version that the alias now points at, its page, and the figures that the decision was made on.
+
+    `decision` is its number in the log, `notes` say what had to be finished or adopted
+    first, and what came right after.
+    """
 
     model: str
     version: str
@@ -31,42 +45,85 @@ class Promoted:
     uri: str
     link: str
     replaced: str | None
+    decision: int
+    figures: dict[str, float]
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def promote(source: str, *, alias: str | None = None, store: str | None = None) -> Promoted:
-    """Promote the best model of a finished sweep or training if the gate of its recipe lets it pass.
+def promote(
+    source: str,
+    *,
+    alias: str | None = None,
+    store: str | None = None,
+    device: str = "cpu",
+    overrides: tuple[str, ...] = (),
+) -> Promoted:
+    """Promote the best model of a finished job if the gate of its recipe lets it pass.
 
     `source` is the job's folder or the MLflow run id of a training or finalist. Candidate and champion are
     both scored on the validation split of `store`; by default it is the one that the candidate was trained
-    on, which must hold the same data still. Raises UserError for a bad alias or a store that was changed, and
-    GateRefusedError with the figures when the candidate is refused; then nothing was registered.
+    on, which must hold the same data still. `overrides` change the recipe's promote section. Every decision
+    is appended to the log of the model. Raises UserError for bad input, a store that was changed or classes
+    that differ, and GateRefusedError with all reasons when the candidate is refused, or when another decision
+    came first.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tracking, run_id, folder = _find(source, Path(scratch))
         check_run(tracking, run_id)
-        candidate = read_bundle(folder)
-        config = with_values(candidate.config, {} if alias is None else {"promote.alias": alias})
-        settings, alias = config.promote, config.promote.alias
-        store = store or unchanged_store(candidate)
-        current = champion(tracking, settings.model_name, alias)
-        rival = None
-        if current:
-            uri = f"models:/{current.name}/{current.version}"
-            bundle = read_bundle(download_bundle(tracking, uri, Path(scratch) / "champion"))
-            rival = _scored(bundle, current.run_id, store, config.data.val_split, current.version)
-        decision: Decision = decide(
-            _scored(candidate, run_id, store, config.data.val_split), rival, settings.margin
+        bundle = read_bundle(folder)
+        gate = _gate(bundle.config, alias, overrides)
+        check_floors(gate, bundle.info.classes)
+        model = _Model(bundle, run_id, weights_digest(folder), None)
+        registry = MlflowRegistry(tracking, gate.model_name)
+        settled = settle(registry, gate.alias)
+        champion = _champion(registry, settled.state, Path(scratch) / "champion")
+        judged = _judge(model, champion, store or unchanged_store(bundle), gate, device)
+        draft = _draft(judged, settled.state, registry, run_id)
+        if not judged.decision.promote:
+            registry.append(draft)
+            reasons = "; ".join(draft.reasons)
+            raise GateRefusedError(f"{source} is not promoted to {gate.alias}: {reasons}")
+        draft = replace(draft, verdict="promoted", target=_version(registry, draft, folder, model.weights))
+        moved = move(registry, draft)
+    if not moved.won:
+        _mark_overtaken(registry, draft, moved)
+        raise GateRefusedError(
+            f"{source} is not promoted to {gate.alias}: version {moved.state.version} won meanwhile"
+            f" (decision {moved.state.head}); promote it again to be compared with that"
         )
-        if not decision.promote:
-            raise GateRefusedError(f"{source} is not promoted to {alias}: {'; '.join(decision.reasons)}")
-        tags = {"data.fingerprint": candidate.fingerprint, "encsearch.reasons": "; ".join(decision.reasons)}
-        tags |= {name: f"{value:.6g}" for name, value in candidate.metrics.items() if name.startswith("mIoU")}
-        version = register(tracking, run_id, folder, settings.model_name, tags)
-        replaced = set_alias(tracking, settings.model_name, alias, version)
-    uri = f"models:/{settings.model_name}@{alias}"
-    link = model_link(ui_base(tracking.uri), settings.model_name, version)
-    return Promoted(settings.model_name, version, alias, uri, link, replaced, decision.reasons)
+    assert draft.target, "an effective promotion has a version"
+    return Promoted(
+        model=gate.model_name,
+        version=draft.target,
+        alias=gate.alias,
+        uri=f"models:/{gate.model_name}@{gate.alias}",
+        link=model_link(ui_base(tracking.uri), gate.model_name, draft.target),
+        replaced=draft.source,
+        decision=moved.number,
+        figures=dict(draft.figures),
+        reasons=draft.reasons,
+        notes=(*settled.done, *moved.since),
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    bundle: Bundle
+    run_id: str
+    weights: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A decision and the set that it was made on."""
+
+    decision: Decision
+    fingerprint: str
+    split: str
+    alias: str
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
@@ -75,11 +132,99 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
         tracking = connect(existing_store())
         return tracking, source, download_bundle(tracking, f"runs:/{source}/bundle", scratch / "candidate")
     summary = read_summary(Path(source))
+    # A job that ended while the store was away was told no run id; the record has it once it is sent.
+    run_id = summary.run_id or read_sent(Path(source)).runs.get(summary.run)
+    if run_id is None:
+        raise UserError(f"{source}: its record is not in MLflow yet; send it with `encsearch sync {source}`")
     # The recorded URI holds no password; the environment's may.
     tracking = connect(existing_store(os.environ.get("MLFLOW_TRACKING_URI") or summary.tracking_uri))
-    return tracking, summary.run_id, Path(source) / summary.bundle
+    return tracking, run_id, Path(source) / summary.bundle
 
 
-def _scored(bundle: Bundle, run_id: str, store: str, split: str, version: str | None = None) -> Candidate:
-    result = score_bundle(bundle, store, split)
-    return Candidate(run_id=run_id, mean_iou=result.mean_iou, version=version)
+def _gate(config: Config, alias: str | None, overrides: tuple[str, ...]) -> PromoteConfig:
+    for item in overrides:
+        if not item.startswith("promote."):
+            raise UserError(f"{item}: the model is trained; only paths below promote. can be changed now")
+    named = (f"promote.alias={alias}",) if alias else ()
+    return with_overrides(config, (*overrides, *named)).promote
+
+
+def _champion(registry: MlflowRegistry, state: AliasState, scratch: Path) -> _Model | None:
+    if state.version is None:
+        return None
+    found = find_version(registry.tracking, registry.model, state.version)
+    folder = download_bundle(registry.tracking, f"models:/{registry.model}/{state.version}", scratch)
+    return _Model(read_bundle(folder), found.run_id, weights_digest(folder), state.version)
+
+
+def _judge(model: _Model, champion: _Model | None, store: str, gate: PromoteConfig, device: str) -> _Judged:
+    """Score both on the validation split of the candidate's recipe, opened once, and decide."""
+    split = model.bundle.config.data.val_split
+    dataset = open_split(store, split)
+    models = [model, champion] if champion else [model]
+    latencies_ms: list[float | None] = [None] * len(models)
+    place = ""
+    if gate.latency_limit_ms is not None:
+        latencies_ms = [*median_latencies_ms([each.bundle for each in models], dataset, device)]
+        height, width = dataset[0].mask.shape
+        place = f"{socket.gethostname()} ({device}, {torch.get_num_threads()} threads, {width}x{height} px)"
+    # One size of batches for both, so that they come in the same order.
+    batch_size = model.bundle.config.train.val_batch_size
+    seen = [
+        Candidate(
+            each.run_id,
+            each.weights,
+            count_images(each.bundle, dataset, store, device=device, batch_size=batch_size).pixels,
+            each.version,
+            latency_ms,
+        )
+        for each, latency_ms in zip(models, latencies_ms, strict=True)
+    ]
+    classes = dataset.info.classes
+    decision = decide(seen[0], seen[1] if champion else None, classes, gate, place)
+    figures = {"mIoU": decision.mean_iou}
+    if decision.gain:
+        figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}
+    figures |= {f"IoU/{classes[index]}": iou for index, iou in class_ious(seen[0].pixels.sum(axis=0)).items()}
+    return _Judged(decision, dataset.fingerprint, split, gate.alias, figures)
+
+
+def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id: str) -> Draft:
+    """The decision as a refusal, which moves nothing."""
+    earlier = looks(registry.log(), judged.fingerprint, judged.split)
+    data = f"data {judged.fingerprint[:12]}, split {judged.split}"
+    note = f"{data}, on which {earlier} candidates were judged before"
+    return Draft(
+        signature=sign(),
+        verdict="refused",
+        alias=judged.alias,
+        source=state.version,
+        target=None,
+        based_on=state.head,
+        run_id=run_id,
+        fingerprint=judged.fingerprint,
+        split=judged.split,
+        looks=earlier,
+        figures=judged.figures,
+        reasons=(*judged.decision.reasons, note),
+    )
+
+
+def _version(registry: MlflowRegistry, draft: Draft, folder: Path, weights: str) -> str | None:
+    """The candidate's version, registered unless it is; None if it is too late for the candidate anyway."""
+    if resolve(registry.log(), draft.alias).head != draft.based_on:
+        return None
+    for version in model_versions(registry.tracking, registry.model):
+        if (version.run_id, version.tags.get(WEIGHTS_TAG)) == (draft.run_id, weights):
+            return version.version
+    tags = {WEIGHTS_TAG: weights, "data.fingerprint": draft.fingerprint}
+    tags |= {"encsearch.reasons": "; ".join(draft.reasons), "mIoU": f"{draft.figures['mIoU']:.6g}"}
+    return register(registry.tracking, draft.run_id, folder, registry.model, tags)
+
+
+def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> None:
+    if draft.target:
+        with answering(registry.tracking.uri):
+            registry.tracking.client.set_model_version_tag(
+                registry.model, draft.target, OVERTAKEN_TAG, f"by decision {moved.state.head}"
+            )

@@ -15,9 +15,10 @@ from encsearch.config import Config, EvalConfig, with_values
 from encsearch.data.store import open_split, read_manifest
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.evaluation import count, score_bundle
+from encsearch.evaluation import count, count_images, median_latencies_ms, score_bundle
 from encsearch.inference import Segmentation
 from encsearch.metrics import confusion_matrix, scores
+from encsearch.metrics.per_image import image_counts
 from encsearch.metrics.summary import Totals, summarize
 from encsearch.model.encnet import EncNet
 
@@ -120,6 +121,32 @@ def parts(sizes: Iterable[int], *, presence: bool = True) -> list[Totals]:
         totals.append(count(labels[part], segmentation, EvalConfig(object_sizes=(0.05, 0.1))))
         start += size
     return totals
+
+
+def test_the_counts_of_the_images_add_up_to_the_scores(bundle: Bundle, toy_store: Path) -> None:
+    bundle = changed(bundle, flip=True)
+    dataset = open_split(toy_store, "val")
+    found = count_images(bundle, dataset, str(toy_store))
+    confusion = torch.tensor(score_bundle(bundle, toy_store, "val").confusion)
+    assert found.ids == tuple(sorted(dataset[index].id for index in range(len(dataset))))
+    assert found.pixels.shape == (10, 3, 3)
+    expected = [confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)]
+    assert found.pixels.sum(axis=0).T.tolist() == [row.tolist() for row in expected]
+
+
+def test_the_counts_of_an_image_are_those_of_its_confusion() -> None:
+    labels, found = random_batch(14)
+    for counts, truth, predicted in zip(
+        image_counts(labels, found.labels, 3), labels, found.labels, strict=True
+    ):
+        confusion = confusion_matrix(truth, predicted, 3)
+        expected = [confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)]
+        assert counts.T.tolist() == [row.tolist() for row in expected]
+
+
+def test_every_model_is_timed_on_an_image_of_the_set(bundle: Bundle, toy_store: Path) -> None:
+    dataset = open_split(toy_store, "val")
+    assert all(ms > 0 for ms in median_latencies_ms([bundle, changed(bundle, flip=True)], dataset))
 
 
 def test_counts_add_up_over_batches_and_ranks_in_any_order(bundle: Bundle) -> None:

@@ -1,56 +1,217 @@
 """The promotion gate: when a candidate takes the champion's place, and which figures the reasons give."""
 
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from encsearch.tracking.promotion import Candidate, decide
-
-
-def model(run_id: str, mean_iou: float, version: str | None = None) -> Candidate:
-    return Candidate(run_id=run_id, mean_iou=mean_iou, version=version)
-
-
-CHAMPION = model("old", 0.55, version="3")
-
-
-def test_the_first_model_is_promoted() -> None:
-    decision = decide(model("new", 0.1), None, margin=0.5)
-    assert decision.promote
-    assert decision.reasons == ("there is no champion yet; the candidate has mIoU 0.1000",)
-
-
-@pytest.mark.parametrize(
-    ("mean_iou", "margin", "promote"),
-    [
-        (0.56, 0.0, True),
-        (0.55, 0.0, False),  # equal is not better
-        (0.54, 0.0, False),
-        (0.57, 0.02, True),  # a gain of exactly the margin, 0.0199999... in binary
-        (0.5699, 0.02, False),
-        (0.50, 0.02, False),
-    ],
+from encsearch.config import PromoteConfig
+from encsearch.errors import UserError
+from encsearch.tracking.promotion import (
+    Candidate,
+    Decision,
+    Pixels,
+    check_floors,
+    class_ious,
+    decide,
+    mean_iou,
+    paired_gain,
+    resampled_gains,
 )
-def test_a_gain_of_the_margin_is_needed_and_equal_is_not_better(
-    mean_iou: float, margin: float, promote: bool
-) -> None:
-    assert decide(model("new", mean_iou), CHAMPION, margin).promote is promote
+
+CLASSES = ("sky", "road", "car")
+NUM_IMAGES = 40
+GATE = PromoteConfig()
 
 
-def test_the_reasons_give_both_scores_the_gain_and_the_margin() -> None:
-    decision = decide(model("new", 0.56), CHAMPION, margin=0.02)
+def pixels(quality: Sequence[float], *, seed: int = 0, number: int = NUM_IMAGES) -> Pixels:
+    """(number, 3, 3): of each class about `quality` of the truth is found; the truth is the same always."""
+    truth = np.random.default_rng(99).integers(200, 1000, (number, len(quality)))
+    shares = np.array(quality) + np.random.default_rng(seed).normal(0, 0.05, truth.shape)
+    found = np.rint(truth * shares.clip(0, 1)).astype(np.int64)
+    return np.stack([found, truth, truth], axis=2)
+
+
+def model(run_id: str, quality: Sequence[float], **others: str | float) -> Candidate:
+    counts = pixels(quality, seed=len(run_id) + sum(map(ord, run_id)))
+    return replace(Candidate(run_id, f"weights of {run_id}", counts), **others)
+
+
+CHAMPION = model("old", (0.7, 0.7, 0.7), version="3")
+BETTER = model("new", (0.8, 0.8, 0.8))
+
+
+def failed(decision: Decision) -> list[str]:
+    return [check.text for check in decision.checks if not check.passed]
+
+
+def test_a_better_model_is_promoted_and_the_reasons_tell_the_figures() -> None:
+    decision = decide(BETTER, CHAMPION, CLASSES, GATE)
+    ours, theirs = mean_iou(BETTER.pixels.sum(axis=0)), mean_iou(CHAMPION.pixels.sum(axis=0))
+    assert decision.gain
+    assert decision.promote
     assert decision.reasons == (
-        "mIoU 0.5600 against the champion's 0.5500 (version 3) on the same data: +0.0100",
-        "the gain is below the margin of 0.0200",
+        "40 labelled images",
+        "compared with the current model, version 3",
+        f"mIoU {ours:.4f} against {theirs:.4f}: {ours - theirs:+.4f}, with 0.95 confidence at least"
+        f" {decision.gain.lower:+.4f}, which reaches the margin of 0.0000",
     )
 
 
-def test_the_champion_is_not_promoted_over_itself() -> None:
-    decision = decide(model("old", 0.55), CHAMPION, margin=0.0)
+def test_the_first_model_needs_no_rival_but_the_floors_and_the_images() -> None:
+    decision = decide(BETTER, None, CLASSES, GATE)
+    assert decision.promote
+    assert decision.reasons[-1].startswith("no model to compare with; the candidate has mIoU 0.6")
+    gate = PromoteConfig(min_images=41, class_floor={"car": 0.99})
+    assert len(failed(decide(BETTER, None, CLASSES, gate))) == 2
+
+
+def test_the_margin_is_for_the_lower_bound_and_not_for_the_gain() -> None:
+    gain = paired_gain(BETTER.pixels, CHAMPION.pixels, 0.95)
+    assert gain.lower < gain.value
+    between = PromoteConfig(margin=(gain.lower + gain.value) / 2)
+    assert failed(decide(BETTER, CHAMPION, CLASSES, between))[0].endswith(
+        f"which is not above 0 and at least the margin of {between.margin:.4f}"
+    )
+    assert decide(BETTER, CHAMPION, CLASSES, PromoteConfig(margin=gain.lower)).promote
+
+
+def test_a_model_of_the_champions_predictions_gains_exactly_nothing_and_is_refused() -> None:
+    twin = replace(CHAMPION, run_id="twin", weights="other")
+    assert not np.any(resampled_gains(twin.pixels, CHAMPION.pixels))
+    decision = decide(twin, CHAMPION, CLASSES, GATE)
+    assert decision.gain is not None
+    assert (decision.gain.value, decision.gain.lower) == (0.0, 0.0)
+    (reason,) = failed(decision)
+    assert reason.endswith("+0.0000, with 0.95 confidence at least +0.0000: the candidate is not better")
+
+
+def test_the_champion_itself_is_refused_by_its_run_and_by_its_weights() -> None:
+    again = replace(CHAMPION, version=None)
+    assert failed(decide(again, CHAMPION, CLASSES, GATE))[0] == (
+        "run old is already the current model, version 3"
+    )
+    copy = replace(again, run_id="copy")
+    assert failed(decide(copy, CHAMPION, CLASSES, GATE))[0] == (
+        "its weights are those of the current model, version 3"
+    )
+
+
+def test_a_gain_that_one_image_makes_is_not_enough() -> None:
+    lucky = CHAMPION.pixels.copy()
+    lucky[0, :, 0] = lucky[0, :, 1]
+    decision = decide(Candidate("lucky", "w", lucky), CHAMPION, CLASSES, GATE)
+    assert decision.gain is not None
+    assert decision.gain.value > 0
     assert not decision.promote
-    assert decision.reasons == ("run old is already the champion (version 3)",)
 
 
-@pytest.mark.parametrize("champion", [None, CHAMPION])
-def test_a_diverged_model_is_never_promoted(champion: Candidate | None) -> None:
-    assert not decide(model("new", math.nan), champion, margin=0.0).promote
+def test_a_class_that_falls_far_is_named_if_enough_images_show_it() -> None:
+    uneven = model("uneven", (0.95, 0.95, 0.55))
+    assert decide(uneven, CHAMPION, CLASSES, GATE).promote, "not checked unless asked"
+    gate = PromoteConfig(max_class_drop=0.1)
+    (reason,) = failed(decide(uneven, CHAMPION, CLASSES, gate))
+    assert reason.startswith("car falls from IoU 0.5")
+    assert reason.endswith("over max_class_drop=0.1")
+    assert decide(uneven, CHAMPION, CLASSES, PromoteConfig(max_class_drop=0.1, min_class_images=41)).promote
+    fine = decide(BETTER, CHAMPION, CLASSES, gate)
+    assert any(text.startswith("no class falls beyond max_class_drop=0.1 (worst: ") for text in fine.reasons)
+
+
+def test_floors_hold_by_name_and_for_all() -> None:
+    uneven = model("uneven", (0.95, 0.95, 0.55))
+    named = decide(uneven, None, CLASSES, PromoteConfig(class_floor={"car": 0.9, "sky": 0.5}))
+    (reason,) = failed(named)
+    assert reason.startswith("car has IoU 0.3")
+    assert reason.endswith("below its floor of 0.9")
+    assert len(failed(decide(uneven, None, CLASSES, PromoteConfig(class_floor=0.999)))) == 3
+    assert decide(uneven, None, CLASSES, PromoteConfig(class_floor=0.2)).reasons[-1] == (
+        "3 of 3 classes have a floor and reach it"
+    )
+
+
+def test_a_floor_of_a_class_that_no_image_shows_is_not_reached() -> None:
+    without = BETTER.pixels.copy()
+    without[:, 2] = 0
+    gate = PromoteConfig(class_floor={"car": 0.1})
+    assert failed(decide(replace(BETTER, pixels=without), None, CLASSES, gate)) == [
+        "no image shows car, whose floor is 0.1"
+    ]
+    with pytest.raises(UserError, match="names cat, which is none of the model's 3 classes; try one of sky"):
+        check_floors(PromoteConfig(class_floor={"cat": 0.1}), CLASSES)
+
+
+def test_the_latency_is_told_with_the_place_where_it_was_measured() -> None:
+    slow, fast = replace(BETTER, latency_ms=31.25), replace(CHAMPION, latency_ms=10.0)
+    gate = PromoteConfig(latency_limit_ms=30)
+    assert failed(decide(slow, fast, CLASSES, gate, "host (cpu)")) == [
+        "31.2 ms an image, the current model, version 3 10.0 ms, measured on host (cpu): over the limit of"
+        " 30 ms"
+    ]
+    assert decide(replace(slow, latency_ms=30.0), fast, CLASSES, gate, "host").promote
+
+
+def test_all_that_speaks_against_a_candidate_is_told_at_once_and_first() -> None:
+    worse = model("worse", (0.6, 0.6, 0.3), latency_ms=50.0)
+    gate = PromoteConfig(
+        margin=0.01,
+        min_images=100,
+        max_class_drop=0.2,
+        class_floor={"road": 0.9, "sky": 0.1},
+        latency_limit_ms=9,
+    )
+    decision = decide(worse, replace(CHAMPION, latency_ms=50.0), CLASSES, gate, "host")
+    assert len(failed(decision)) == 5
+    assert list(decision.reasons[:5]) == failed(decision)
+    assert decision.reasons[0] == "the set has 40 labelled images, fewer than min_images=100"
+
+
+def test_a_set_without_labels_is_no_set() -> None:
+    empty = replace(BETTER, pixels=np.zeros((5, 3, 3), dtype=np.int64))
+    with pytest.raises(UserError, match="0 of 5 images have a labelled pixel"):
+        decide(empty, None, CLASSES, GATE)
+
+
+def test_resampling_is_a_loop_over_drawn_images() -> None:
+    ours, theirs = pixels((0.8, 0.5, 0.2), seed=1, number=7), pixels((0.7, 0.6, 0.2), seed=2, number=7)
+    for counts in (ours, theirs):
+        counts[1:, 2] = 0  # a class that most resamples lack
+    rng = np.random.default_rng(5)
+    expected = []
+    for weights in rng.multinomial(7, np.full(7, 1 / 7), size=50):
+        drawn = [image for image, times in enumerate(weights) for _ in range(times)]
+        means = []
+        for counts in (ours, theirs):
+            ious = []
+            for index in range(3):
+                found, truth, predicted = (sum(int(counts[i, index, k]) for i in drawn) for k in range(3))
+                if truth + predicted - found:
+                    ious.append(found / (truth + predicted - found))
+            means.append(sum(ious) / len(ious))
+        expected.append(means[0] - means[1])
+    assert resampled_gains(ours, theirs, resamples=50, seed=5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_truth_and_prediction_lack_does_not_count() -> None:
+    sums = np.array([[5, 10, 5], [0, 0, 0], [0, 0, 3]])
+    assert class_ious(sums) == {0: 0.5, 2: 0.0}
+    assert mean_iou(sums) == 0.25
+
+
+@pytest.mark.parametrize("number", [12, 30])
+def test_without_a_true_gain_the_gate_lets_at_most_one_in_twenty_pass(number: int) -> None:
+    """Both models are drawn alike; of 150 pairs 5 % are 7.5, and 99 % of such counts are below 15."""
+    passed = 0
+    for seed in range(150):
+        ours, theirs = (pixels((0.7, 0.6, 0.5), seed=2 * seed + k, number=number) for k in (0, 1))
+        passed += paired_gain(ours, theirs, 0.95).lower > 0
+    assert passed < 15
+
+
+def test_a_true_gain_is_found() -> None:
+    found = 0
+    for seed in range(20):
+        ours, theirs = pixels((0.75, 0.65, 0.55), seed=2 * seed), pixels((0.7, 0.6, 0.5), seed=2 * seed + 1)
+        found += paired_gain(ours, theirs, 0.95).lower > 0
+    assert found >= 19

@@ -1,0 +1,275 @@
+"""The log of decisions on a model, read: who holds an alias, who held it before, what was left undone.
+
+Aliases of MLflow have neither a history nor a compare-and-set, so the log decides and the alias follows.
+Every decision is one numbered entry, appended and never changed. An entry that moves an alias names the
+entry it is `based_on`: the last one that had moved that alias when it was decided. It is effective if that
+is still the last one when it is appended, so of two that race the one with the lower number wins, and every
+reader of the log agrees on that. `tracking.moves` acts on it, docs/promotion.md tells it to people.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["promoted", "refused", "rolled back", "adopted"]
+
+NONE_BEFORE = 0
+"""What the first entry of an alias is based on; entries are numbered from 1."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Who decides, where and when (UTC).
+
+    `id` is unique: it tells whether an append that failed was stored all the same.
+    """
+
+    id: str
+    when: str
+    who: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A decision that is to be appended.
+
+    `source` is the version that has the alias, None for no model, `target` the one that it moves to. Of a
+    refusal that is None and nothing moves; of an adoption it is what somebody has moved the alias to by hand,
+    None if it was deleted. `looks` counts the earlier decisions on the same data and split, `figures` are
+    those that the decision was made on.
+    """
+
+    signature: Signature
+    verdict: Verdict
+    alias: str
+    source: str | None
+    target: str | None
+    based_on: int
+    run_id: str = ""
+    fingerprint: str = ""
+    split: str = ""
+    looks: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decision in the log.
+
+    `writers` are the processes that set out to make the alias follow it, by name: whether they have seen to
+    it. One that has not may have died, or may write the alias still.
+    """
+
+    number: int
+    draft: Draft
+    writers: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def is_followed(self) -> bool:
+        """The alias has followed this entry; whether it does still is another question."""
+        return any(self.writers.values())
+
+    @property
+    def is_open(self) -> bool:
+        """The alias may still be set to this entry's version, or was by a process that died."""
+        return not all(self.writers.values())
+
+
+Log = tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class AliasState:
+    """What the log says of one alias: `moves` are its effective entries, `head` the number of the last.
+
+    `history` is what a rollback goes back through: the versions that held the alias, the present one last.
+    """
+
+    alias: str
+    head: int = NONE_BEFORE
+    moves: Log = ()
+    history: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str | None:
+        return self.moves[-1].draft.target if self.moves else None
+
+    def previous(self, versions: Collection[str]) -> str | None:
+        """Where a rollback leads to: the last of those before that is among the `versions` that exist."""
+        before = self.history[:-1] if self.version else self.history
+        return next((version for version in reversed(before) if version in versions), None)
+
+
+def resolve(log: Log, alias: str) -> AliasState:
+    """Follow the log in its order. Entries of other aliases and refusals move nothing.
+
+    An entry of the log that somebody deleted in MLflow leaves a hole. Whoever based a decision on it had seen
+    that it was effective, so the others fare as if it were there.
+    """
+    ours = [e for e in log if e.draft.alias == alias and e.draft.verdict != "refused"]
+    lost = {entry.draft.based_on for entry in ours} - {entry.number for entry in log} - {NONE_BEFORE}
+    head = NONE_BEFORE
+    moves: list[Entry] = []
+    history: list[str] = []
+    by_number = {entry.number: entry for entry in ours}
+    for number in sorted(by_number.keys() | lost):
+        if number in lost:
+            head = number
+        elif by_number[number].draft.based_on == head:
+            head = number
+            moves.append(by_number[number])
+            _remember(history, by_number[number].draft)
+    return AliasState(alias, head, tuple(moves), tuple(history))
+
+
+def aliases_of(log: Log) -> list[str]:
+    return sorted({entry.draft.alias for entry in log})
+
+
+def overtaken(log: Log) -> set[int]:
+    """The numbers of the entries that were to move an alias, but came after another one."""
+    effective = {entry.number for alias in aliases_of(log) for entry in resolve(log, alias).moves}
+    return {e.number for e in log if e.draft.verdict != "refused" and e.number not in effective}
+
+
+def looks(log: Log, fingerprint: str, split: str) -> int:
+    """How many candidates were judged on this set before."""
+    judged = [e.draft for e in log if e.draft.verdict in ("promoted", "refused")]
+    return sum((draft.fingerprint, draft.split) == (fingerprint, split) for draft in judged)
+
+
+def missing_entries(log: Log) -> list[int]:
+    """The numbers of entries that were deleted in MLflow, but for those after the last one."""
+    numbers = {entry.number for entry in log}
+    return [number for number in range(1, max(numbers, default=0)) if number not in numbers]
+
+
+Action = Literal["nothing", "follow", "adopt"]
+
+
+def next_action(state: AliasState, holder: str | None, versions: Collection[str]) -> Action:
+    """What makes the alias, which `holder` has now, and the log agree; `versions` are those that exist.
+
+    The alias is to "follow" the log if the last entry was never followed, or if what it is set to instead can
+    be the late write of a process that set out for an earlier entry. Else somebody has moved it by hand, or
+    deleted the version (with which MLflow drops the alias): that is to be adopted by the log.
+    """
+    if holder == state.version:
+        return "nothing" if not state.moves or state.moves[-1].is_followed else "follow"
+    if state.version is None or state.version not in versions:
+        return "adopt"
+    if not state.moves[-1].is_followed or _may_be_late(state, holder):
+        return "follow"
+    return "adopt"
+
+
+def to_tags(draft: Draft) -> dict[str, str]:
+    """Tags of the version in MLflow that holds the decision, the one of its first writer included."""
+    given = {
+        "decision": draft.verdict,
+        "alias": draft.alias,
+        "from": draft.source or NO_VERSION,
+        "to": draft.target or NO_VERSION,
+        "based_on": str(draft.based_on),
+        "when": draft.signature.when,
+        "who": draft.signature.who,
+        "host": draft.signature.host,
+        "run": draft.run_id,
+        "data.fingerprint": draft.fingerprint,
+        "data.split": draft.split,
+        "looks": str(draft.looks),
+        "reasons": json.dumps(draft.reasons),
+        ID_TAG: draft.signature.id,
+    }
+    if draft.verdict != "refused":
+        # What is adopted has happened already.
+        given[f"{WRITER_TAG}{draft.signature.id}"] = FOLLOWED if draft.verdict == "adopted" else SETTING_OUT
+    return given | {f"{FIGURE_TAG}{name}": repr(value) for name, value in draft.figures.items()}
+
+
+def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
+    """The inverse of `to_tags`. Raises KeyError or ValueError for tags that are not a decision's."""
+    verdict: Any = tags["decision"]
+    draft = Draft(
+        signature=Signature(tags[ID_TAG], tags["when"], tags["who"], tags["host"]),
+        verdict=verdict,
+        alias=tags["alias"],
+        source=_version(tags["from"]),
+        target=_version(tags["to"]),
+        based_on=int(tags["based_on"]),
+        run_id=tags["run"],
+        fingerprint=tags["data.fingerprint"],
+        split=tags["data.split"],
+        looks=int(tags["looks"]),
+        figures=_prefixed(tags, FIGURE_TAG, float),
+        reasons=tuple(json.loads(tags["reasons"])),
+    )
+    return Entry(number, draft, _prefixed(tags, WRITER_TAG, lambda text: text == FOLLOWED))
+
+
+def description(draft: Draft) -> str:
+    """The decision as the page of its version in MLflow shows it, in Markdown."""
+    by = draft.signature
+    lines = [f"**{headline(draft)}**", "", f"By {_plain(by.who)} on {_plain(by.host)}, {by.when}."]
+    lines += ["", *(f"- {_plain(reason)}" for reason in draft.reasons)]
+    if draft.fingerprint:
+        lines += [
+            "",
+            f"Data `{draft.fingerprint[:12]}`, split `{draft.split}`, judged {draft.looks} times before.",
+        ]
+    if draft.run_id:
+        lines += ["", f"Source: run `{draft.run_id}`."]
+    if draft.based_on:
+        lines += ["", f"Decided on version {draft.based_on} of this log."]
+    return "\n".join(lines)[:MAX_DESCRIPTION]
+
+
+def headline(draft: Draft) -> str:
+    if draft.verdict == "refused":
+        return f"{draft.alias}: refused; it stays {_named(draft.source)}"
+    return f"{draft.alias}: {draft.verdict}, {_named(draft.source)} to {_named(draft.target)}"
+
+
+ID_TAG = "id"
+FIGURE_TAG = "figure."
+WRITER_TAG = "writer."
+FOLLOWED, SETTING_OUT = "followed", "setting out"
+NO_VERSION = "none"
+MAX_DESCRIPTION = 5000
+
+
+def _remember(history: list[str], draft: Draft) -> None:
+    """A rollback forgets what came after the version that it goes back to."""
+    if draft.target is None:
+        if history:
+            history.pop()
+        return
+    if draft.verdict == "rolled back" and draft.target in history:
+        while history[-1] != draft.target:
+            history.pop()
+    elif not history or history[-1] != draft.target:
+        history.append(draft.target)
+
+
+def _may_be_late(state: AliasState, holder: str | None) -> bool:
+    return any(entry.is_open and entry.draft.target == holder for entry in state.moves[:-1])
+
+
+def _prefixed(tags: Mapping[str, str], prefix: str, read: Any) -> dict[str, Any]:
+    return {name.removeprefix(prefix): read(text) for name, text in tags.items() if name.startswith(prefix)}
+
+
+def _version(text: str) -> str | None:
+    return None if text == NO_VERSION else text
+
+
+def _named(version: str | None) -> str:
+    return f"version {version}" if version else "no version"
+
+
+def _plain(text: str) -> str:
+    """Class names and people's names come from outside: no Markdown of theirs is drawn."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|!" else c for c in text)
