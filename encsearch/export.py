@@ -3,7 +3,7 @@
 model.pt2          the graph and its weights for PyTorch, from Python or C++; nothing in it is pickled
 model.onnx         the same for ONNX Runtime and whatever else reads ONNX
 model.json         what goes in and comes out, classes, palette, and how exact the two are
-model.safetensors  with config.yaml, dataset.json and metrics.json: the folder is then a bundle, too
+model.safetensors  and the rest of bundle.py's files: the folder is then a bundle, too
 
 A graph takes float32 RGB in 0..1 and normalises it itself: dividing by 255 is all that is left to the caller.
 It makes one pass over whole images. Scales, flips and windows of the recipe's `eval` section are not in it.
@@ -133,6 +133,8 @@ def _write(
             bundle.info,
             fingerprint=bundle.fingerprint,
             metrics=bundle.metrics,
+            class_iou=bundle.class_iou,
+            num_images=bundle.num_images,
         )
     graph = InferenceGraph(bundle.model)
     interface = _interface(bundle, graph, size, least_side)

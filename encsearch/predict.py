@@ -1,7 +1,9 @@
 """Label maps from a trained model: `load(source).predict(images)`."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -13,11 +15,22 @@ from encsearch.bundle import Bundle, existing_device, read_bundle
 from encsearch.data.codec import decode_image
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference import Segmentation, segment
+from encsearch.tiles import label, pixels_at_once
 from encsearch.tracking.uris import existing_store
 
 Picture = NDArray[np.uint8] | str | Path
 """(H, W, 3) uint8 RGB, or a PNG or JPEG file."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image: labels (H, W) uint8, and the probability of each class to be somewhere in it.
+
+    `presence` is None for a model without context module.
+    """
+
+    labels: NDArray[np.uint8]
+    presence: Mapping[str, float] | None
 
 
 def load(source: str | Path, device: str = "cpu") -> "Predictor":
@@ -32,8 +45,16 @@ def fetch_bundle(source: str | Path) -> Bundle:
     that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
     store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
     """
+    with bundle_folder(source) as folder:
+        return read_bundle(folder)
+
+
+@contextmanager
+def bundle_folder(source: str | Path) -> Iterator[Path]:
+    """The folder of a model's bundle for the duration of the block; raises what `fetch_bundle` raises."""
     if not str(source).startswith(("models:/", "runs:/")):
-        return read_bundle(Path(source))
+        yield Path(source)
+        return
     uri = existing_store()
     # Importing mlflow costs seconds, which a folder need not pay.
     from encsearch.tracking.mlflow import connect
@@ -42,7 +63,7 @@ def fetch_bundle(source: str | Path) -> Bundle:
     # Every store has "Default": loading must not create an experiment.
     tracking = connect(uri, experiment="Default")
     with tempfile.TemporaryDirectory() as scratch:
-        return read_bundle(download_bundle(tracking, str(source), Path(scratch)))
+        yield download_bundle(tracking, str(source), Path(scratch))
 
 
 class Predictor:
@@ -58,18 +79,11 @@ class Predictor:
         self._model = bundle.model.to(self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
+        self._max_pixels = pixels_at_once(len(bundle.info.classes))
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
-        """The (H, W) uint8 label map of each image, in order; sizes are free and may differ.
-
-        One image counts as a list of one. Neighbours of the same size go through the model together, at
-        most `batch_size` of them. Raises UserError for a file or an array that is no such image.
-        """
-        return [
-            label_map
-            for found in self._segmentations(images)
-            for label_map in found.labels.to(torch.uint8).cpu().numpy()
-        ]
+        """The (H, W) uint8 label map of each image, in order; raises what `segment` raises."""
+        return [found.labels for found in self.segment(images)]
 
     def predict_presence(self, images: Picture | Iterable[Picture]) -> list[dict[str, float]]:
         """The probability of each class to be somewhere in the image, from the SE-loss branch.
@@ -77,17 +91,27 @@ class Predictor:
         Raises UserError for a model without one.
         """
         rows: list[dict[str, float]] = []
-        for found in self._segmentations(images):
+        for found in self.segment(images):
             if found.presence is None:
                 raise UserError("this model predicts no presence: it was trained with model.context=none")
-            rows += [dict(zip(self.info.classes, row, strict=True)) for row in found.presence.tolist()]
+            rows.append(dict(found.presence))
         return rows
 
-    def _segmentations(self, images: Picture | Iterable[Picture]) -> Iterator[Segmentation]:
-        """One a batch; only one batch of images and probabilities is in memory at a time."""
+    def segment(self, images: Picture | Iterable[Picture]) -> Iterator[Prediction]:
+        """Label maps and presence in order, of images whose sizes are free and may differ.
+
+        One image counts as a list of one. Neighbours of the same size go through the model together, at most
+        `batch_size` of them and as many as memory has room for; only one such batch is in memory at a time.
+        An image that is too large for one pass is segmented in tiles (tiles.py). Raises UserError for a file
+        or an array that is no such image.
+        """
         for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
-            yield segment(self._model, tensors.to(self._device), self._settings)
+            found = label(self._model, tensors.to(self._device), self._settings, self._max_pixels)
+            presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
+            for labels, row in zip(found.labels.numpy(), presence, strict=True):
+                named = None if row is None else dict(zip(self.info.classes, row, strict=True))
+                yield Prediction(labels, named)
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,16 @@ def model() -> EncNet:
 @pytest.fixture
 def folder(tmp_path: Path, model: EncNet) -> Path:
     path = tmp_path / "bundle"
-    write_bundle(path, model, CONFIG, INFO, fingerprint="abc", metrics={"mIoU": 0.5})
+    write_bundle(
+        path,
+        model,
+        CONFIG,
+        INFO,
+        fingerprint="abc",
+        metrics={"mIoU": 0.5, "train/loss": 1.25},
+        class_iou={"sky": 0.75, "road": 0.25},
+        num_images={"train": 900, "val": 12},
+    )
     return path
 
 
@@ -54,7 +64,8 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 def test_a_bundle_comes_back_whole_without_the_backbones_weight_file(folder: Path, model: EncNet) -> None:
     bundle = read_bundle(folder)
     assert (bundle.config, bundle.info, bundle.fingerprint) == (CONFIG, INFO, "abc")
-    assert bundle.metrics == {"mIoU": 0.5}
+    assert bundle.metrics == {"mIoU": 0.5, "train/loss": 1.25}
+    assert (bundle.class_iou, bundle.num_images) == ({"sky": 0.75, "road": 0.25}, {"train": 900, "val": 12})
     assert not bundle.model.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(bundle.model.state_dict()[name], tensor), name
@@ -80,7 +91,7 @@ def cut_weights(folder: Path) -> None:
 def other_classes(folder: Path) -> None:
     path = folder / "dataset.json"
     info = DatasetInfo("other", ("a",), ((0, 0, 0),))
-    path.write_text(json.dumps(info.to_dict() | {"fingerprint": "abc"}))
+    path.write_text(json.dumps(info.to_dict() | {"fingerprint": "abc", "num_images": {}}))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +103,8 @@ def other_classes(folder: Path) -> None:
         (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json: damaged"),
         (lambda folder: (folder / "dataset.json").write_text("{}"), "dataset.json: damaged"),
         (lambda folder: (folder / "metrics.json").write_text("[]"), "metrics.json: damaged"),
+        (lambda folder: (folder / "metrics.json").write_text("{}"), "metrics.json: damaged"),
+        (lambda folder: (folder / "weights.sha256").write_text("0  model.safetensors"), "SHA-256"),
         (lambda folder: (folder / "config.yaml").write_text("model: {depth: 3}"), "config.yaml: "),
     ],
 )
@@ -100,6 +113,59 @@ def test_damage_is_told_in_one_line(folder: Path, damage: Callable[[Path], objec
     with pytest.raises(UserError, match=message) as caught:
         read_bundle(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour_order": "BGR"}, "trained with colour_order=BGR, but this encsearch .* colour_order=RGB"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"trained with mean=\[0.5, 0.5, 0.5\]"),
+        ({"gamma": 2.2}, "trained with gamma=2.2, but this encsearch prepares images with gamma=None"),
+    ],
+)
+def test_a_model_of_other_preprocessing_is_refused(
+    folder: Path, change: dict[str, Any], message: str
+) -> None:
+    path = folder / "preprocessing.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_preprocessing_that_is_written_is_what_is_done(folder: Path) -> None:
+    written = json.loads((folder / "preprocessing.json").read_text())
+    image = picture(2, 3)
+    expected = (image / written["divide_by"] - written["mean"]) / written["std"]
+    assert np.allclose(to_image_tensor(image).permute(1, 2, 0), expected, atol=1e-6)
+
+
+def test_the_digest_is_one_that_sha256sum_checks(folder: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "weights.sha256"], cwd=folder, check=True)
+
+
+def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# encnet\n")
+    assert "| mIoU | 50.0 |" in card
+    assert "train/loss" not in card
+    assert "| sky | 75.0 |" in card
+    assert "| car | - |" in card
+    assert "On the val split (12 images)" in card
+    assert "IoU below 50.0 %: road (25.0)." in card
+    assert "Nothing is known of car: not in the val split." in card
+    assert "The figures are of 12 images" in card
+    assert "data `abc`" in card
+
+
+def test_the_card_of_an_imported_model_invents_nothing(tmp_path: Path, model: EncNet) -> None:
+    write_bundle(tmp_path / "bundle", model, CONFIG, INFO, fingerprint="unknown", metrics={})
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "## Scores\n\nNone were recorded." in card
+    assert "no IoU by class was recorded" in card
+    assert "train split (an unknown number of images)" in card
+    assert "## Training\n\nNot recorded." in card
+    assert "was chosen by" not in card
 
 
 def test_label_maps_have_the_images_sizes_and_order(folder: Path, model: EncNet) -> None:

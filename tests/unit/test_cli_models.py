@@ -1,11 +1,11 @@
-"""`encsearch eval` and `predict`: overrides of the eval section, the tables, the JSON."""
+"""`encsearch eval` and `predict`: overrides of the eval section, the tables, the JSON, folders of images."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from encsearch.bundle import write_bundle
 from encsearch.cli.main import main
@@ -97,3 +97,82 @@ def test_predict_takes_overrides_among_its_images(
     assert "only paths below eval. can be changed" in err
     code, _, err = run(capsys, "predict", model, "eval.flip=true", "--out", "x")
     assert (code, err.strip()) == (2, "error: no images; name files or folders before the overrides")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two sub-folders with images of the same name and of three sizes, and one that is damaged."""
+    folder = tmp_path / "photos"
+    for name, size in {
+        "a/x.png": (40, 30),
+        "a/y.jpg": (40, 30),
+        "b/x.png": (24, 32),
+        "z.png": (9, 9),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise(size, 80).convert("RGB").save(folder / name)
+    (folder / "b" / "broken.png").write_bytes((folder / "z.png").read_bytes()[:-30])
+    return folder
+
+
+def test_a_damaged_image_is_refused_before_anything_is_written(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "predict", model, str(photos), "--out", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert "broken.png: damaged PNG" in err
+    assert err.strip().endswith("or leave such images out with --skip-bad")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sub_folders_are_kept_apart_and_what_is_left_out_is_told(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("predict", model, str(photos), "--skip-bad", "--json", "--out", str(photos / "out"))
+    code, out, err = run(capsys, *command)
+    *found, skipped = json.loads(out)
+    assert code == 0
+    assert err.startswith("left out: ")
+    assert "broken.png: damaged PNG" in err
+    assert (skipped["image"], "damaged PNG" in skipped["skipped"]) == (str(photos / "b" / "broken.png"), True)
+    written = {str(path.relative_to(photos / "out")) for path in (photos / "out").rglob("*.png")}
+    names = ("a/x", "a/y", "b/x", "z")
+    assert written == {f"{name}{end}" for name in names for end in (".png", ".overlay.png")}
+    for row in found:
+        assert (
+            Image.open(row["labels"]).size == Image.open(row["overlay"]).size == Image.open(row["image"]).size
+        )
+        assert list(row["presence"]) == ["ground", "red", "blue"]
+    again, out, _ = run(capsys, *command)
+    assert (again, json.loads(out)) == (0, [*found, skipped]), "its own results are no images of the folder"
+
+
+def test_the_batch_size_changes_no_label(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size in ("1", "4"):
+        run(
+            capsys,
+            "predict",
+            model,
+            str(photos),
+            "--skip-bad",
+            "--batch-size",
+            size,
+            "--out",
+            str(tmp_path / size),
+        )
+    for path in (tmp_path / "1").rglob("*.png"):
+        if ".overlay" not in path.name:
+            other = tmp_path / "4" / path.relative_to(tmp_path / "1")
+            differing = ImageChops.difference(Image.open(path), Image.open(other)).getbbox()
+            assert differing is None, path
+
+
+def test_images_that_are_all_damaged_are_refused(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = str(photos / "b" / "broken.png")
+    code, _, err = run(capsys, "predict", model, broken, "--skip-bad", "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "none of the 1 images can be read; the first: " in err

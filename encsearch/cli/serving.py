@@ -1,0 +1,87 @@
+"""`encsearch serve`."""
+
+import ipaddress
+import re
+import threading
+
+import click
+
+from encsearch.cli.console import say
+from encsearch.errors import UserError
+
+UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def num_bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A click callback: a number of bytes, as in 20MB."""
+    found = re.fullmatch(r"(\d+)(kB|MB|GB|)", value)
+    if not found or int(found[1]) == 0:
+        raise click.BadParameter(f"{value} is no number of bytes; write it as 500kB or 20MB")
+    return int(found[1]) * UNITS[found[2]]
+
+
+@click.command()
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Copies of the model."
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda: a GPU for each replica.")
+@click.option(
+    "--max-batch", default=8, show_default=True, type=click.IntRange(1, 256), help="Images at once."
+)
+@click.option(
+    "--batch-wait-ms",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, 10_000),
+    help="How long an image waits for others.",
+)
+@click.option(
+    "--max-bytes", default="20MB", show_default=True, callback=num_bytes, help="Of a request's body."
+)
+@click.option(
+    "--max-pixels", default=40e6, show_default=True, type=click.FloatRange(min=1), help="Of an image."
+)
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    replicas: int,
+    device: str,
+    max_batch: int,
+    batch_wait_ms: float,
+    max_bytes: int,
+    max_pixels: float,
+) -> None:
+    """Serve MODEL (a job's folder, a bundle, or models:/NAME@ALIAS) over HTTP until Ctrl-C.
+
+    POST /predict takes an image and answers with its label map; GET /model and /healthz tell of the model.
+    The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
+    """
+    from encsearch.serving.cluster import Serving, serving
+    from encsearch.serving.requests import Limits
+    from encsearch.workflow.folder import bundle_source
+
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device={device}: a replica runs on cpu or on a GPU of Ray's choice, cuda")
+    limits = Limits(max_bytes, int(max_pixels))
+    how = Serving(host, port, replicas, device, max_batch, batch_wait_ms, limits)
+    if not _is_loopback(host):
+        say(
+            f"warning: {host} is open to other machines, and nobody is asked for a password; put a proxy "
+            "that does before it"
+        )
+    with serving(bundle_source(model), how) as served:
+        say(f"{served.name} version {served.version} answers at http://{host}:{port}/predict; Ctrl-C ends it")
+        threading.Event().wait()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,66 @@
+"""What a served model says: of itself, and of each image."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from encsearch.data.codec import decode_image, encode_png
+from encsearch.errors import UserError
+from encsearch.predict import Prediction, Predictor
+from encsearch.serving.requests import RefusedError
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Which model answers. `version` is the registry's, or a folder's first digits of the weights' hash."""
+
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    data_fingerprint: str
+    weights_sha256: str
+    card: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction, and how many images went through the network together with this one."""
+
+    prediction: Prediction
+    batch_size: int
+
+
+def answer_all(predictor: Predictor, files: Sequence[bytes]) -> list[Answer | RefusedError]:
+    """Segment image files, those of the same size together; one that is damaged spoils no other."""
+    answers: dict[int, Answer | RefusedError] = {}
+    by_size: dict[tuple[int, ...], dict[int, Any]] = {}
+    for number, data in enumerate(files):
+        try:
+            pixels = decode_image(data, "the image")
+        except UserError as error:
+            answers[number] = RefusedError(400, str(error))
+        else:
+            by_size.setdefault(pixels.shape, {})[number] = pixels
+    for same_sized in by_size.values():
+        found = predictor.segment(same_sized.values())
+        for number, prediction in zip(same_sized, found, strict=True):
+            answers[number] = Answer(prediction, len(same_sized))
+    return [answers[number] for number in range(len(files))]
+
+
+def answer_json(answer: Answer, model: ServedModel) -> dict[str, Any]:
+    """`classes` are the names of the numbers in `labels`, a PNG as base64; `size` is [height, width]."""
+    labels = answer.prediction.labels
+    return {
+        "model": {"name": model.name, "version": model.version},
+        "size": list(labels.shape),
+        "classes": list(model.classes),
+        "presence": dict(answer.prediction.presence or {}),
+        "labels": base64.b64encode(encode_png(labels)).decode(),
+    }
+
+
+def model_json(model: ServedModel, num_images: int, num_batches: int) -> dict[str, Any]:
+    """With what this replica has done since it started."""
+    return {**asdict(model), "served": {"images": num_images, "batches": num_batches}}

@@ -1,0 +1,147 @@
+"""A model on Ray Serve for the duration of a block: on the cluster that RAY_ADDRESS names, or here."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from encsearch.bundle import CARD_FILE, READ_FILES, existing_device, read_bundle, weights_digest
+from encsearch.config import ScalingConfig
+from encsearch.errors import PreflightError
+from encsearch.predict import bundle_folder
+from encsearch.runner.ray_session import lacks, ray_session
+from encsearch.serving.answers import ServedModel
+from encsearch.serving.requests import Limits
+from encsearch.tracking.uris import existing_store
+
+WAITING_BATCHES = 4  # that a replica holds beside the one that it works on
+APP_NAME = "encsearch"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a model is served: where, by how many replicas on which device, in batches of what."""
+
+    host: str
+    port: int
+    replicas: int
+    device: str
+    max_batch: int
+    batch_wait_ms: float
+    limits: Limits
+
+
+@contextmanager
+def serving(source: str, how: Serving) -> Iterator[ServedModel]:
+    """The model of a source that `load` takes answers over HTTP inside the block.
+
+    None of its processes is left after it. Raises UserError for a source that is no model, and PreflightError
+    for a port that is taken, a cluster that is too small, and one on which Ray Serve runs already.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        if how.device.startswith("cuda"):
+            existing_device(how.device)
+        _check_port(how.host, how.port)
+    model, files = _read(source)
+    with ray_session(needs=ScalingConfig()):
+        _check_cluster(how)
+        with _deployed(model, files, how):
+            yield model
+
+
+def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
+    """The model's files travel with the deployment: no node needs to see the folder or the registry."""
+    registered = _registered(source)
+    # By its number: the alias may move meanwhile.
+    with bundle_folder("models:/{}/{}".format(*registered) if registered else source) as folder:
+        bundle = read_bundle(folder)
+        digest = weights_digest(folder)
+        files = {name: (folder / name).read_bytes() for name in READ_FILES}
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+    name, version = registered or (bundle.config.name, digest[:12])
+    return ServedModel(name, version, bundle.info.classes, bundle.fingerprint, digest, card), files
+
+
+def _registered(source: str) -> tuple[str, str] | None:
+    """(name, version) of a "models:/" source; None for any other, and for an alias that does not exist."""
+    if not source.startswith("models:/"):
+        return None
+    name, at, alias = source.removeprefix("models:/").partition("@")
+    if not at:
+        name, _, version = name.partition("/")
+        return name, version
+    from encsearch.tracking.mlflow import connect
+    from encsearch.tracking.registry import champion
+
+    found = champion(connect(existing_store(), experiment="Default"), name, alias)
+    return (found.name, found.version) if found else None
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise PreflightError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+        ) from None
+
+
+def _check_cluster(how: Serving) -> None:
+    import ray
+
+    if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in ray.util.list_named_actors(True)):
+        raise PreflightError(
+            "Ray Serve runs on this cluster already, with a host and port of its own; end it with `serve "
+            "shutdown`, or take another cluster"
+        )
+    gpus = 1 if how.device.startswith("cuda") else 0
+    needs = ScalingConfig(num_workers=how.replicas, gpus_per_worker=gpus)
+    if lacking := lacks(needs, ray.cluster_resources()):
+        raise PreflightError(f"{how.replicas} replicas need {lacking}; lower --replicas or add nodes")
+
+
+@contextmanager
+def _deployed(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterator[None]:
+    import ray
+    from ray import serve
+
+    from encsearch.serving.app import Batching, ImageServer
+
+    # Set up by the import: Serve tells each of its steps on stderr otherwise.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    batching = Batching(how.max_batch, how.batch_wait_ms / 1000, (1 + WAITING_BATCHES) * how.max_batch)
+    serve.start(
+        http_options={"host": how.host, "port": how.port},
+        proxy_location="HeadOnly",
+    )
+    deployment = serve.deployment(ImageServer).options(
+        num_replicas=how.replicas,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if how.device.startswith("cuda") else 0},
+        # More than wait for predictions, so that /healthz answers and who is too many is told in JSON.
+        max_ongoing_requests=2 * batching.max_waiting,
+        max_queued_requests=how.replicas * batching.max_waiting,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=5,
+    )
+    try:
+        application = deployment.bind([ray.put(files)], model, how.device, how.limits, batching)
+        _run(application)
+        yield
+    finally:
+        serve.delete(APP_NAME)  # once the requests that it holds are answered
+        if "RAY_ADDRESS" in os.environ:
+            serve.shutdown()  # a local Ray ends with everything on it
+
+
+def _run(application: Any) -> None:
+    """Return when every replica has loaded the model."""
+    from ray import serve
+
+    try:
+        serve.run(application, name=APP_NAME)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PreflightError(f"the replicas did not start ({reason}); see the logs of Ray") from None

@@ -1,0 +1,49 @@
+"""The model as MLflow loads and serves it: MLflow runs this file, and nothing of the package imports it."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+
+from encsearch.data.codec import encode_png
+from encsearch.errors import UserError
+from encsearch.predict import Prediction, load
+from encsearch.serving.pictures import pictures_of
+
+FORMATS = ("array", "png")
+
+
+class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """MLflow calls `load_context` once, with that argument name, and `predict` for every request."""
+
+    def load_context(self, context: Any) -> None:
+        self._predictor = load(Path(context.artifacts["bundle"]))
+
+    # MLflow 3.17 hands over {"image": ndarray}, but warns of any hint except this one, and of none.
+    def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Of each image `labels` and `presence`, the probability of each class to be somewhere in it.
+
+        `labels` is (H, W) uint8, or with params={"labels": "png"} such a PNG file as base64 text. `presence`
+        is empty for a model without context module. Raises MlflowException, which is status 400 over HTTP.
+        """
+        labels_format = (params or {}).get("labels", FORMATS[0])
+        try:
+            if labels_format not in FORMATS:
+                raise UserError(f"labels={labels_format} is no format; try {' or '.join(FORMATS)}")
+            found = list(self._predictor.segment(pictures_of(model_input)))
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        return [_row(prediction, labels_format) for prediction in found]
+
+
+def _row(prediction: Prediction, labels_format: str) -> dict[str, Any]:
+    labels: Any = prediction.labels
+    if labels_format == "png":
+        labels = base64.b64encode(encode_png(prediction.labels)).decode()
+    return {"labels": labels, "presence": dict(prediction.presence or {})}
+
+
+mlflow.models.set_model(SegmentationModel())

@@ -1,0 +1,227 @@
+"""Serving without a server: what is an image, which requests are refused, what is answered."""
+
+import base64
+import dataclasses
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.bundle import Bundle
+from encsearch.cli.main import main
+from encsearch.cli.serving import num_bytes, serve
+from encsearch.config import Config, DataConfig, ModelConfig
+from encsearch.data.datasets import DatasetInfo
+from encsearch.errors import UserError
+from encsearch.model.encnet import EncNet
+from encsearch.predict import Predictor
+from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json
+from encsearch.serving.pictures import pictures_of
+from encsearch.serving.requests import (
+    Limits,
+    RefusedError,
+    check_length,
+    check_received,
+    image_file,
+    media_type,
+    wants_png,
+)
+
+LIMITS = Limits(max_bytes=1000, max_pixels=600)
+INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 255), (9, 9, 9), (255, 0, 0)))
+
+
+def picture(height: int = 20, width: int = 30, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG whose header names a size and which holds no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    shape = ModelConfig(backbone="tiny", output_stride=4, num_codewords=4, channels=8)
+    model = EncNet.from_config(shape, 3).eval()
+    return Predictor(Bundle(model, Config(data=DataConfig(store="s"), model=shape), INFO, "abc", {}))
+
+
+def test_every_kind_of_image_comes_to_the_same_pixels(tmp_path: Path) -> None:
+    pixels = picture()
+    data = png(pixels)
+    (tmp_path / "a.png").write_bytes(data)
+    for one in (pixels, pixels[None], data, text(data), tmp_path / "a.png", {"image": data}):
+        (found,) = pictures_of(one)
+        assert np.array_equal(found, pixels), type(one)
+    mixed = np.array([data, text(data), tmp_path / "a.png"], dtype=object)
+    wrapped = np.empty(3, dtype=object)
+    wrapped[:] = [np.array(text(data), dtype=object)] * 3
+    for several in (
+        mixed,
+        wrapped,
+        list(mixed),
+        {"image": mixed},
+        np.array([text(data)] * 3),
+        np.stack([pixels] * 3),
+    ):
+        assert [np.array_equal(found, pixels) for found in pictures_of(several)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (__file__, "image 0: not base64"),
+        ("/etc/passwd", "image 0: not base64|not a readable image"),
+        (["/etc/hostname"], "image 0: not base64|not a readable image"),
+        (b"/etc/passwd", "not a readable image"),
+        ({"picture": b""}, "no 'image' among picture"),
+        ([b"", 7], "image 0: not a readable image"),
+        ([7], "image 0: a int is no image"),
+        (np.array([[[1, 2, 3]]], dtype=object), "image 0: a int is no image"),
+    ],
+)
+def test_text_is_never_a_path_and_what_is_no_image_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pictures_of(given)
+
+
+@pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/form-data; boundary=x", "image/gif"])
+def test_another_content_type_is_415(header: str | None) -> None:
+    with pytest.raises(RefusedError) as refused:
+        media_type(header)
+    assert refused.value.status == 415
+
+
+@pytest.mark.parametrize(("header", "status"), [("1001", 413), ("9" * 30, 413), ("-1", 400), ("x", 400)])
+def test_an_announced_length_is_judged_before_the_body(header: str, status: int) -> None:
+    with pytest.raises(RefusedError) as refused:
+        check_length(header, LIMITS)
+    assert refused.value.status == status
+
+
+def test_lengths_within_the_limit_pass() -> None:
+    check_length("1000", LIMITS)
+    check_length(None, LIMITS)
+    check_received(1000, LIMITS)
+    assert media_type("Image/PNG; q=1") == "image/png"
+    with pytest.raises(RefusedError):
+        check_received(1001, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "status", "message"),
+    [
+        ("image/png", b"", 400, "not a readable image"),
+        ("image/png", b"GET / HTTP/1.1", 400, "not a readable image"),
+        ("image/png", claiming(60_000, 60_000), 400, "pixels"),
+        ("image/png", claiming(0, 5), 400, "not a readable image"),
+        ("image/png", claiming(31, 20), 422, "31x20 pixels, but 600 are allowed"),
+        ("application/json", b"{", 400, "not JSON"),
+        ("application/json", b"[" * 100_000, 400, "not JSON"),
+        ("application/json", b"[]", 400, 'no text under "image"'),
+        ("application/json", b'{"image": 3}', 400, 'no text under "image"'),
+        ("application/json", b'{"image": "/etc/passwd"}', 400, "the image"),
+        ("application/json", b'{"image": "\\u00e9"}', 400, "not base64"),
+    ],
+)
+def test_a_body_without_a_fit_image_is_refused_in_one_line(
+    media: str, body: bytes, status: int, message: str
+) -> None:
+    with pytest.raises(RefusedError, match=message) as refused:
+        image_file(media, body, LIMITS)
+    assert refused.value.status == status
+    assert "\n" not in str(refused.value)
+
+
+def test_both_kinds_of_body_hold_the_same_file() -> None:
+    data = png(picture())
+    assert image_file("image/png", data, LIMITS) == data
+    assert image_file("application/json", json.dumps({"image": text(data)}).encode(), LIMITS) == data
+
+
+def test_the_label_map_itself_is_asked_for_by_accept() -> None:
+    assert wants_png("application/json;q=0.5, image/png")
+    assert not wants_png("*/*")
+    assert not wants_png(None)
+
+
+def test_same_sized_images_go_together_and_a_damaged_one_spoils_no_other(predictor: Predictor) -> None:
+    small, large, other = picture(), picture(24, 32), picture(seed=1)
+    files = [png(small), png(small)[:-30], png(large), png(other)]
+    first, damaged, alone, last = answer_all(predictor, files)
+    assert isinstance(damaged, RefusedError)
+    assert damaged.status == 400
+    for answer, pixels, together in ((first, small, 2), (alone, large, 1), (last, other, 2)):
+        assert isinstance(answer, Answer)
+        assert answer.batch_size == together
+        assert (answer.prediction.labels == predictor.predict(pixels)[0]).mean() > 0.99
+        assert answer.prediction.presence == pytest.approx(predictor.predict_presence(pixels)[0], abs=1e-6)
+
+
+def test_an_answer_is_strict_json_with_the_label_map_as_png(predictor: Predictor) -> None:
+    served = ServedModel("toy", "3", INFO.classes, "abc", "def", "# toy")
+    (answer,) = answer_all(predictor, [png(picture())])
+    assert isinstance(answer, Answer)
+    found = json.loads(json.dumps(answer_json(answer, served), allow_nan=False))
+    assert found["model"] == {"name": "toy", "version": "3"}
+    assert found["size"] == [20, 30]
+    assert list(found["presence"]) == found["classes"] == list(INFO.classes)
+    labels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["labels"]))))
+    assert np.array_equal(labels, answer.prediction.labels)
+
+
+def test_a_model_without_context_module_says_no_presence(predictor: Predictor) -> None:
+    (answer,) = answer_all(predictor, [png(picture())])
+    assert isinstance(answer, Answer)
+    plain = dataclasses.replace(answer, prediction=dataclasses.replace(answer.prediction, presence=None))
+    assert answer_json(plain, ServedModel("toy", "3", INFO.classes, "", "", ""))["presence"] == {}
+
+
+def test_sizes_are_written_with_a_unit() -> None:
+    context = click.Context(serve)
+    found = [num_bytes(context, serve.params[0], size) for size in ("20MB", "500kB", "7")]
+    assert found == [20_000_000, 500_000, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-bytes", "20 Mio"], "20 Mio is no number of bytes"),
+        (["--max-bytes", "0"], "0 is no number of bytes"),
+        (["--device", "tpu"], "device=tpu"),
+        (["--port", "0"], "0 is not in the range"),
+        ([], "not a model bundle"),
+    ],
+)
+def test_serve_refuses_in_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(tmp_path), *options])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
