@@ -23,8 +23,8 @@ def package_files(working_dir: Path) -> dict[str, int]:
     """The files that a job gets: path below `working_dir` -> bytes.
 
     In a git checkout these are the tracked and the new files that git does not ignore, elsewhere all
-    files; TOP_EXCLUDES, EXCLUDES and SECRETS never. Raises UserError if there is no such folder, and for a
-    name that no package can hold.
+    files; TOP_EXCLUDES, EXCLUDES and SECRETS never. Raises UserError if there is no such folder, for a name
+    that no package can hold, and for a link to a file that would not travel by itself.
     """
     if not working_dir.is_dir():
         raise UserError(f"{working_dir}: no such folder; submit from the one that holds jobs/")
@@ -34,6 +34,7 @@ def package_files(working_dir: Path) -> dict[str, int]:
     for path in wanted:
         if not _is_utf8(path):
             raise UserError(f"{working_dir}: {path!a} is no UTF-8 name, which no zip holds; rename the file")
+        _check_link(working_dir, path)
     return {path: (working_dir / path).stat().st_size for path in wanted}
 
 
@@ -83,6 +84,16 @@ def pack(files: Mapping[str, int], working_dir: Path, target: Path) -> Path:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, source.read_bytes())
     return target
+
+
+def _check_link(working_dir: Path, path: str) -> None:
+    """A package holds what a link leads to; under the link's name nobody would see that it is a secret."""
+    root, target = working_dir.resolve(), (working_dir / path).resolve()
+    if not target.is_relative_to(root) or is_excluded(target.relative_to(root).as_posix()):
+        raise UserError(
+            f"{working_dir / path}: a link to {target}, which does not travel; put a copy there, or name the"
+            " link in .gitignore"
+        )
 
 
 def _git_files(folder: Path) -> list[str] | None:

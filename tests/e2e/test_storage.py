@@ -1,31 +1,22 @@
 """Where studies are kept: two sweeps share a database and all else, a killed one goes on in PostgreSQL."""
 
 import json
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-import pytest
 from mlflow import MlflowClient
 
-from tests.e2e.head import free_ports, running_head
+from tests.e2e.head import running_head
+from tests.e2e.servers import PASSWORD, running_postgresql
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 # Every trial and every finalist needs two of the cluster's three CPUs, so one CPU is always left over.
 PAIRS = ("scaling.num_workers=2", "search.max_concurrent=null", "search.confirm.baselines=[]")
 SINGLES = ("search.max_concurrent=null", "search.confirm.baselines=[]", "search.budget.trials=2")
 ONE_WORKER = "search.confirm.num_workers=1"
-# As a password may be, and as it stands in a URL.
-PASSWORD, QUOTED, WRONG = "p@ss/w:rd", "p%40ss%2Fw%3Ard", "mistaken"
-SERVER_FOLDERS = "/usr/lib/postgresql/*/bin"
+# PostgreSQL's password as it stands in a URL.
+QUOTED, WRONG = "p%40ss%2Fw%3Ard", "mistaken"
 
 
 def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shell: Shell) -> None:
@@ -60,7 +51,7 @@ def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(shel
 
 def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(shell: Shell) -> None:
     """On two CPUs, for trials that take both."""
-    with running_server() as server:
+    with running_postgresql() as server:
         kept = Shell(shell.folder, {"ENCSEARCH_STORAGE": server.url, "MLFLOW_EXPERIMENT_NAME": "kept"})
         process = kept.start("encsearch", "sweep", "toy.yaml", *PAIRS, ONE_WORKER, "--out", "kept")
         told = read_until(process, "stderr", lambda line: "trial 1 starts" in line)
@@ -85,45 +76,6 @@ def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(sh
     texts = [told, refused, done.stdout, done.stderr]
     texts += [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
     assert all(secret not in text for text in texts for secret in (PASSWORD, QUOTED, WRONG))
-
-
-@dataclass(frozen=True)
-class Server:
-    """`url` has a user and a password in it, `shown` has not."""
-
-    url: str
-    shown: str
-
-
-@contextmanager
-def running_server() -> Iterator[Server]:
-    """A PostgreSQL on loopback in a folder of its own; the test is skipped where none is installed."""
-    programs = [shutil.which("initdb"), *sorted(map(str, Path("/").glob(f"{SERVER_FOLDERS[1:]}/initdb")))]
-    initdb = next((Path(program) for program in programs if program), None)
-    if initdb is None:
-        pytest.skip("no PostgreSQL server is installed (initdb)")
-    # It refuses to be run by root.
-    user = "nobody" if os.geteuid() == 0 else None
-    (port,) = free_ports(1)
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        secret = Path(folder) / "password"
-        secret.write_text(PASSWORD)
-        if user:
-            for path in (Path(folder), secret):
-                os.chown(path, pwd.getpwnam(user).pw_uid, -1)
-
-        def run(program: str, *arguments: str) -> None:
-            command = [str(initdb.with_name(program)), "--pgdata", f"{folder}/data", *arguments]
-            subprocess.run(command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-        run("initdb", "--auth=scram-sha-256", "--username=tester", f"--pwfile={secret}", "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-        run("pg_ctl", "start", "--wait", "--options", options, "--log", f"{folder}/log")
-        try:
-            at = f"127.0.0.1:{port}/postgres"
-            yield Server(f"postgresql+psycopg://tester:{QUOTED}@{at}", f"postgresql+psycopg://{at}")
-        finally:
-            run("pg_ctl", "stop", "--wait", "--mode", "immediate")
 
 
 def _children(shell: Shell, sweep: dict[str, Any]) -> dict[str, str]:
