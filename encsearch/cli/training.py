@@ -70,6 +70,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
         if name.startswith(("mIoU", "pixAcc"))
     )
     text = f"{table(['class', 'IoU %'], rows)}\nbest epoch {best.epoch}: {scores}\nfiles: {done.folder}"
-    result = {"folder": str(done.folder), "best": best.to_dict(), **asdict(done.summary)}
+    figures = {name: value for name, value in best.to_dict().items() if name not in ("points", "label_maps")}
+    result = {"folder": str(done.folder), "best": figures, **asdict(done.summary)}
     emit(result, as_json, text)
     say(f"next: encsearch promote {done.folder}")
