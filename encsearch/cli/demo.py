@@ -29,7 +29,6 @@ def demo(recipe: str, out: Path) -> None:
     from encsearch.cli.sweeping import swept_text
     from encsearch.data.scenes import generate_scenes
     from encsearch.errors import GateRefusedError
-    from encsearch.workflow.links import links_of
     from encsearch.workflow.promote import promote
     from encsearch.workflow.sweep import sweep
 
@@ -49,8 +48,7 @@ def demo(recipe: str, out: Path) -> None:
         picture = _predict_unseen(champion, done, done.folder / "unseen.png")
     print(swept_text(done))
     print(f"picture: {picture}")
-    for name, link in links_of(done.folder).items():
-        print(f"{name}: {link}")
+    print(f"MLflow: encsearch ui {done.folder}")
     say("done")
 
 

@@ -44,7 +44,7 @@ def sync(folders: tuple[Path, ...], wait_s: float, as_json: bool) -> None:
     done = run(folders, wait_s, say)
     header = ["job", "sent", "refused", "closed", "unsent", ""]
     emit([asdict(job) for job in done], as_json, table(header, map(_row, done)))
-    if any(job.unsent and not job.is_alive for job in done):
+    if any(job.reason and not job.is_alive for job in done):
         sys.exit(1)
 
 

@@ -54,7 +54,7 @@ def register(
         logged = client.create_logged_model(tracking.experiment_id, name=model_name, source_run_id=run_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        # MLflow keeps the folder's own name, and `download_bundle` looks for this one. No link: it is refused.
+        # MLflow keeps the folder's own name, `download_bundle` looks for this one, and links are refused.
         bundle = Path(shutil.copytree(bundle_dir, Path(scratch) / "bundle"))
         _save_pyfunc(folder, bundle, Model(run_id=run_id, model_id=logged.model_id))
         with answering(tracking.uri):

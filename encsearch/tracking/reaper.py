@@ -42,7 +42,7 @@ def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
         try:
             if folder != job_folder and _is_left(folder, store) and reap(folder) is not None:
                 yield from _send_in_parts(folder, store)
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        except (OSError, ValueError, KeyError, UserError) as error:
             warn(f"the record of {folder} cannot be sent ({' '.join(str(error).split())})")
 
 

@@ -197,11 +197,16 @@ class _Forwarder:
             self._serve(lines)
             self._drain()
         except _TimeOverError:
+            if self._ends_s < math.inf:
+                sys.exit(128 + signal.SIGTERM)  # the job says at its end what that means
             warn(
                 f"{unsent_events(self._job_folder)} events of {self._job_folder} were not sent to MLflow at "
-                f"{self._store.shown_uri} ({self._failure or 'terminated'}); "
+                f"{self._store.shown_uri} ({self._failure}); "
                 f"`encsearch sync {self._job_folder}` sends them"
             )
+        except UserError as error:
+            warn(str(error))
+            sys.exit(1)
         except Exception as error:
             path = self._job_folder / FOLDER / CRASH_FILE
             path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")

@@ -26,14 +26,15 @@ RETRY_S = 2.0
 class Synced:
     """What was done for one job: events sent and refused now, runs closed because their process was dead.
 
-    `unsent` events are left, and `reason` says why. A job that `is_alive` sends its own.
+    `unsent` events are left, None of a record that cannot be read; `reason` says why. A job that `is_alive`
+    sends its own.
     """
 
     folder: str
     sent: int = 0
     refused: int = 0
     reaped: tuple[str, ...] = ()
-    unsent: int = 0
+    unsent: int | None = 0
     reason: str = ""
     is_alive: bool = False
 
@@ -47,7 +48,7 @@ def sync(folders: Sequence[Path], wait_s: float, say: Callable[[str], None]) -> 
     jobs = [job for folder in folders for job in _jobs_of(folder)]
     store = MlflowStore(connect())
     deadline_s = time.monotonic() + wait_s
-    return [_sync(job, store, deadline_s, say) for job in dict.fromkeys(jobs)]
+    return [_sync_readable(job, store, deadline_s, say) for job in dict.fromkeys(jobs)]
 
 
 def _jobs_of(folder: Path) -> list[Path]:
@@ -57,6 +58,14 @@ def _jobs_of(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder}: neither a job's folder nor one of jobs (no {FOLDER}/{EVENTS_FILE})")
     return found
+
+
+def _sync_readable(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:
+    """A damaged record must not keep the others back."""
+    try:
+        return _sync(job, store, deadline_s, say)
+    except UserError as error:
+        return Synced(str(job), unsent=None, reason=str(error))
 
 
 def _sync(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:

@@ -8,6 +8,7 @@ import pytest
 
 from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
+from encsearch.tracking import promotion
 from encsearch.tracking.promotion import (
     Candidate,
     Decision,
@@ -191,6 +192,20 @@ def test_resampling_is_a_loop_over_drawn_images() -> None:
             means.append(sum(ious) / len(ious))
         expected.append(means[0] - means[1])
     assert resampled_gains(ours, theirs, resamples=50, seed=5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_resamples_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = resampled_gains(BETTER.pixels, CHAMPION.pixels)
+    monkeypatch.setattr(promotion, "WEIGHTS_AT_ONCE", 7 * NUM_IMAGES)
+    assert resampled_gains(BETTER.pixels, CHAMPION.pixels).tolist() == at_once.tolist()
+
+
+def test_images_without_a_label_are_none() -> None:
+    blank = np.zeros_like(BETTER.pixels)
+    padded = [replace(m, pixels=np.concatenate([m.pixels, blank])) for m in (BETTER, CHAMPION)]
+    assert decide(padded[0], padded[1], CLASSES, GATE) == decide(BETTER, CHAMPION, CLASSES, GATE)
+    few = decide(padded[0], padded[1], CLASSES, PromoteConfig(min_images=41))
+    assert failed(few) == ["the set has 40 labelled images, fewer than min_images=41"]
 
 
 def test_a_class_that_truth_and_prediction_lack_does_not_count() -> None:

@@ -89,6 +89,17 @@ def test_an_event_is_the_same_when_it_is_read_again(event: Event) -> None:
     assert from_values(json.loads(json.dumps(to_values(event)))) == event
 
 
+def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(json.dumps(to_values(Tagged("a", {}))) + '\n{"kind": "Newer"}\n')
+    events = read_events(path)
+    assert next(events)[0] == Tagged("a", {})
+    with pytest.raises(
+        UserError, match=r"events\.jsonl: no event at byte 43 \(KeyError: 'Newer'\); the file is"
+    ):
+        next(events)
+
+
 def test_figures_have_names_that_mlflow_takes_and_the_best_so_far(tmp_path: Path) -> None:
     with owned(tmp_path) as record:
         run = start(record)

@@ -11,7 +11,7 @@ from encsearch.errors import UserError
 from encsearch.records import Point, Report
 from encsearch.spool import read_lines
 from encsearch.tracking import sending
-from encsearch.tracking.events import Dataset, Ended, Filed, Logged
+from encsearch.tracking.events import Dataset, Ended, Event, Filed, Logged
 from encsearch.tracking.record import EVENTS_FILE, FOLDER, owned
 from encsearch.tracking.sending import (
     METRICS_A_REQUEST,
@@ -254,7 +254,13 @@ def test_figures_of_one_run_go_together_and_stay_before_what_follows_them() -> N
     def logged(run: str, step: int) -> Logged:
         return Logged(run, (Point(step, 0, {"x": 1.0}),))
 
-    events = [logged("a", 1), logged("b", 1), logged("a", 2), Ended("a", 3, "FINISHED"), logged("b", 2)]
+    events: list[Event] = [
+        logged("a", 1),
+        logged("b", 1),
+        logged("a", 2),
+        Ended("a", 3, "FINISHED"),
+        logged("b", 2),
+    ]
     steps = list(sending._steps(events))
     assert [type(step).__name__ + step.run for step in steps] == ["Loggeda", "Endeda", "Loggedb"]
     assert [point.step for point in steps[0].points] == [1, 2]  # type: ignore[union-attr]
