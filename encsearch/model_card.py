@@ -82,7 +82,7 @@ def limits(facts: ModelFacts) -> list[str]:
     if num_images is not None and num_images < FEW_IMAGES:
         found.append(f"The figures are of {num_images} images: differences of a few points mean little.")
     crop = facts.config.augment.crop
-    if crop is not None:
+    if facts.metrics and crop is not None:
         found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
     if facts.metrics:
         chosen_by = facts.config.metric

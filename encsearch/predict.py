@@ -79,7 +79,7 @@ class Predictor:
         self._model = bundle.model.to(self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
-        self._max_pixels = pixels_at_once(len(bundle.info.classes))
+        self._max_pixels = pixels_at_once(len(bundle.info.classes), bundle.config.eval)
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
         """The (H, W) uint8 label map of each image, in order; raises what `segment` raises."""

@@ -33,9 +33,13 @@ class Labelled(NamedTuple):
     presence: Tensor | None
 
 
-def pixels_at_once(num_classes: int) -> int:
-    """How many pixels go through the network in one pass, over all images of a batch."""
-    return PASS_BYTES // (FEATURE_BYTES + CLASS_BYTES * num_classes)
+def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
+    """How many pixels go through the network in one pass, over all images of a batch.
+
+    An image that is zoomed to 1.75 has three times as many for the network.
+    """
+    zoom = max(1.0, *settings.scales)
+    return int(PASS_BYTES / (FEATURE_BYTES + CLASS_BYTES * num_classes) / zoom**2)
 
 
 def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:

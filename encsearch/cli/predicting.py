@@ -215,10 +215,12 @@ def _make_folder(folder: Path) -> None:
 
 
 def _save(picture: "Image", target: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all, and through no link that somebody left in the folder."""
     scratch = target.with_name(f".{target.name}.tmp")
     try:
-        picture.save(scratch, "PNG")
+        scratch.unlink(missing_ok=True)
+        with open(scratch, "xb") as file:
+            picture.save(file, "PNG")
         scratch.replace(target)
     except OSError as error:
         scratch.unlink(missing_ok=True)

@@ -20,6 +20,13 @@ def num_bytes(context: click.Context, parameter: click.Parameter, value: str) ->
     return int(found[1]) * UNITS[found[2]]
 
 
+def num_pixels(context: click.Context, parameter: click.Parameter, value: float) -> int:
+    """A click callback: a whole number, as in 40e6."""
+    if not 1 <= value < float("inf"):
+        raise click.BadParameter(f"{value:g} is no number of pixels; write it as 40e6")
+    return int(value)
+
+
 @click.command()
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -41,9 +48,7 @@ def num_bytes(context: click.Context, parameter: click.Parameter, value: str) ->
 @click.option(
     "--max-bytes", default="20MB", show_default=True, callback=num_bytes, help="Of a request's body."
 )
-@click.option(
-    "--max-pixels", default=40e6, show_default=True, type=click.FloatRange(min=1), help="Of an image."
-)
+@click.option("--max-pixels", default=40e6, show_default=True, callback=num_pixels, help="Of an image.")
 def serve(
     model: str,
     host: str,
@@ -53,7 +58,7 @@ def serve(
     max_batch: int,
     batch_wait_ms: float,
     max_bytes: int,
-    max_pixels: float,
+    max_pixels: int,
 ) -> None:
     """Serve MODEL (a job's folder, a bundle, or models:/NAME@ALIAS) over HTTP until Ctrl-C.
 
@@ -66,7 +71,7 @@ def serve(
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"device={device}: a replica runs on cpu or on a GPU of Ray's choice, cuda")
-    limits = Limits(max_bytes, int(max_pixels))
+    limits = Limits(max_bytes, max_pixels)
     how = Serving(host, port, replicas, device, max_batch, batch_wait_ms, limits)
     if not _is_loopback(host):
         say(

@@ -33,6 +33,7 @@ from encsearch.config.sections import (
 )
 from encsearch.config.tree import (
     Config,
+    check_alias,
     flatten,
     from_json,
     json_schema,
@@ -71,6 +72,7 @@ __all__ = [
     "ScalingConfig",
     "SearchConfig",
     "active",
+    "check_alias",
     "flatten",
     "from_json",
     "json_schema",

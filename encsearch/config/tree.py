@@ -158,6 +158,14 @@ def model_config(**values: Any) -> ModelConfig:
         raise UserError(_first_problem(error)) from None
 
 
+def check_alias(model_name: str, alias: str) -> None:
+    """Raises UserError for names that MLflow, or this package, keeps for something else."""
+    try:
+        PromoteConfig(model_name=model_name, alias=alias)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The same configuration with the leaves named by `values` (path -> value) replaced."""
     tree = config.model_dump(mode="json", exclude_unset=True)

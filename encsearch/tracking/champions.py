@@ -6,38 +6,30 @@ append-only log in a total order, on SQLite, on PostgreSQL and through a server 
 under a primary key, and tries again when another transaction was first).
 """
 
-import random
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import OperationalError
 
 from encsearch.config import DECISIONS_SUFFIX
+from encsearch.errors import PreflightError
 from encsearch.tracking.decisions import (
     FOLLOWED,
     ID_TAG,
     SETTING_OUT,
     WRITER_TAG,
     Draft,
+    Entry,
     Log,
     description,
     from_tags,
     to_tags,
 )
-from encsearch.tracking.mlflow import Tracking, answering
+from encsearch.tracking.mlflow import Tracking, persistently
 from encsearch.tracking.registry import all_pages, model_versions, registered_model
 
-PATIENCE_S = 60.0
-MAX_PAUSE_S = 1.0
-# MLflow's names for a locked database, a dead connection, a server that restarts, too many requests.
-TEMPORARY = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 # A version must have a source, and a server refuses paths and the addresses of its own artifacts.
 SOURCE = "decision:/none"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,11 +44,11 @@ class MlflowRegistry:
         return f"{self.model}{DECISIONS_SUFFIX}"
 
     def log(self) -> Log:
-        return self._persistently(self._read_log)
+        return persistently(self.tracking.uri, self._read_log)
 
     def append(self, draft: Draft) -> int:
         """What fails may have been stored all the same, so the draft is looked for before another try."""
-        self._persistently(self._ensure_log)
+        persistently(self.tracking.uri, self._ensure_log)
 
         def create() -> int:
             for entry in self._read_log():
@@ -71,27 +63,31 @@ class MlflowRegistry:
             )
             return int(created.version)
 
-        return self._persistently(create)
+        return persistently(self.tracking.uri, create)
 
     def note_writer(self, number: int, writer: str, followed: bool) -> None:
         tag, value = f"{WRITER_TAG}{writer}", FOLLOWED if followed else SETTING_OUT
         client = self.tracking.client
-        self._persistently(lambda: client.set_model_version_tag(self.decisions, str(number), tag, value))
+        persistently(
+            self.tracking.uri, lambda: client.set_model_version_tag(self.decisions, str(number), tag, value)
+        )
 
     def holder(self, alias: str) -> str | None:
-        found = self._persistently(lambda: registered_model(self.tracking, self.model))
+        found = persistently(self.tracking.uri, lambda: registered_model(self.tracking, self.model))
         version = found.aliases.get(alias) if found else None
         return None if version is None else str(version)
 
     def set_holder(self, alias: str, version: str | None) -> None:
         client = self.tracking.client
         if version is not None:
-            self._persistently(lambda: client.set_registered_model_alias(self.model, alias, version))
+            persistently(
+                self.tracking.uri, lambda: client.set_registered_model_alias(self.model, alias, version)
+            )
         elif self.holder(alias) is not None:
-            self._persistently(lambda: client.delete_registered_model_alias(self.model, alias))
+            persistently(self.tracking.uri, lambda: client.delete_registered_model_alias(self.model, alias))
 
     def versions(self) -> Collection[str]:
-        found = self._persistently(lambda: model_versions(self.tracking, self.model))
+        found = persistently(self.tracking.uri, lambda: model_versions(self.tracking, self.model))
         return {version.version for version in found}
 
     def _read_log(self) -> Log:
@@ -102,7 +98,16 @@ class MlflowRegistry:
             # MLflow sorts by the time of the last change, by which a version can slip from page to page.
             order_by=["version_number ASC"],
         )
-        return tuple(from_tags(int(v.version), v.tags) for v in versions if ID_TAG in v.tags)
+        return tuple(self._entry(int(v.version), v.tags) for v in versions if ID_TAG in v.tags)
+
+    def _entry(self, number: int, tags: Mapping[str, str]) -> Entry:
+        try:
+            return from_tags(number, tags)
+        except (KeyError, ValueError, TypeError) as error:
+            raise PreflightError(
+                f"{self.decisions} version {number}: no decision that this encsearch can read ({error!r}); "
+                "mend its tags in MLflow, or delete that version, which leaves a hole in the log"
+            ) from None
 
     def _ensure_log(self) -> None:
         if registered_model(self.tracking, self.decisions) is None:
@@ -112,24 +117,3 @@ class MlflowRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-
-    def _persistently(self, call: Callable[[], T]) -> T:
-        """Under contention SQLite reports a locked database, and MLflow gives up after three numbers."""
-        give_up_s = time.monotonic() + PATIENCE_S
-        pause_s = 0.02
-        with answering(self.tracking.uri):
-            while True:
-                try:
-                    return call()
-                except (MlflowException, OperationalError, OSError) as error:
-                    if not _is_temporary(error) or time.monotonic() > give_up_s:
-                        raise
-                time.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-
-
-def _is_temporary(error: Exception) -> bool:
-    """An IntegrityError is a race for one row that another process has won: the next try sees it."""
-    if isinstance(error, MlflowException):
-        return error.error_code in TEMPORARY or "IntegrityError" in str(error)
-    return True

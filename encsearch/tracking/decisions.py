@@ -182,12 +182,14 @@ def to_tags(draft: Draft) -> dict[str, str]:
         "data.split": draft.split,
         "looks": str(draft.looks),
         "reasons": json.dumps(draft.reasons),
+        # One tag: MLflow takes no brackets, commas or quotes in a tag's name, which names of classes have.
+        "figures": json.dumps(dict(draft.figures)),
         ID_TAG: draft.signature.id,
     }
     if draft.verdict != "refused":
         # What is adopted has happened already.
         given[f"{WRITER_TAG}{draft.signature.id}"] = FOLLOWED if draft.verdict == "adopted" else SETTING_OUT
-    return given | {f"{FIGURE_TAG}{name}": repr(value) for name, value in draft.figures.items()}
+    return given
 
 
 def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
@@ -204,10 +206,15 @@ def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
         fingerprint=tags["data.fingerprint"],
         split=tags["data.split"],
         looks=int(tags["looks"]),
-        figures=_prefixed(tags, FIGURE_TAG, float),
+        figures=json.loads(tags["figures"]),
         reasons=tuple(json.loads(tags["reasons"])),
     )
-    return Entry(number, draft, _prefixed(tags, WRITER_TAG, lambda text: text == FOLLOWED))
+    writers = {
+        tag.removeprefix(WRITER_TAG): text == FOLLOWED
+        for tag, text in tags.items()
+        if tag.startswith(WRITER_TAG)
+    }
+    return Entry(number, draft, writers)
 
 
 def description(draft: Draft) -> str:
@@ -234,7 +241,6 @@ def headline(draft: Draft) -> str:
 
 
 ID_TAG = "id"
-FIGURE_TAG = "figure."
 WRITER_TAG = "writer."
 FOLLOWED, SETTING_OUT = "followed", "setting out"
 NO_VERSION = "none"
@@ -256,10 +262,6 @@ def _remember(history: list[str], draft: Draft) -> None:
 
 def _may_be_late(state: AliasState, holder: str | None) -> bool:
     return any(entry.is_open and entry.draft.target == holder for entry in state.moves[:-1])
-
-
-def _prefixed(tags: Mapping[str, str], prefix: str, read: Any) -> dict[str, Any]:
-    return {name.removeprefix(prefix): read(text) for name, text in tags.items() if name.startswith(prefix)}
 
 
 def _version(text: str) -> str | None:

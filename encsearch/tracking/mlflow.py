@@ -1,23 +1,32 @@
 """The connection to MLflow: a store that answers, and its failures as one line."""
 
 import os
+import random
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.uris import SQLITE, resolve_uri, sqlite_path
 
+PATIENCE_S = 60.0
+MAX_PAUSE_S = 1.0
+# MLflow's names for a locked database, a dead connection, a server that restarts, too many requests.
+TEMPORARY = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 STORE_FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,31 @@ def answering(uri: str) -> Iterator[None]:
             f"MLflow at {without_secrets(uri)} cannot be used: {one_line(error)};"
             " check MLFLOW_TRACKING_URI and that the server runs"
         ) from None
+
+
+def persistently(uri: str, call: Callable[[], T]) -> T:
+    """What `call` returns, tried again for a minute; then, or for what is no passing failure, PreflightError.
+
+    Under contention SQLite reports a locked database, and MLflow gives up a new version after three numbers.
+    """
+    give_up_s = time.monotonic() + PATIENCE_S
+    pause_s = 0.02
+    with answering(uri):
+        while True:
+            try:
+                return call()
+            except (MlflowException, OperationalError, OSError) as error:
+                if not _is_temporary(error) or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _is_temporary(error: Exception) -> bool:
+    """An IntegrityError is a race for one row that another process has won: the next try sees it."""
+    if isinstance(error, MlflowException):
+        return error.error_code in TEMPORARY or "IntegrityError" in str(error)
+    return True
 
 
 def one_line(error: Exception) -> str:

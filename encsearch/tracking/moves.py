@@ -10,12 +10,14 @@ import getpass
 import os
 import socket
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from encsearch.config import PREVIOUS_SUFFIX
+from encsearch.errors import UserError
 from encsearch.tracking.decisions import AliasState, Draft, Log, Signature, next_action, resolve
 
 
@@ -48,6 +50,16 @@ class Settled:
     state: AliasState
     done: tuple[str, ...] = ()
 
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A refusal inside the block tells what was done before it, too: the alias may have moved."""
+        try:
+            yield
+        except UserError as error:
+            if not self.done:
+                raise
+            raise type(error)(f"{error} (before that: {'; '.join(self.done)})") from None
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -62,8 +74,11 @@ class Moved:
         """What has happened to the alias since it was moved, as sentences for people."""
         if not self.won or self.state.head == self.number:
             return ()
-        holder = f"version {self.state.version}" if self.state.version else "no version"
-        return (f"decision {self.state.head} has moved {self.state.alias} on to {holder} since",)
+        return (f"decision {self.state.head} has moved {self.state.alias} on to {self.holder} since",)
+
+    @property
+    def holder(self) -> str:
+        return f"version {self.state.version}" if self.state.version else "no version"
 
 
 def settle(registry: Registry, alias: str) -> Settled:

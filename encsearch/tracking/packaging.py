@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from encsearch.bundle import CARD_FILE, weights_digest
 from encsearch.config import TIMM_PREFIX, load_config
 from encsearch.data.codec import encode_png
-from encsearch.tracking.mlflow import Tracking, answering
-from encsearch.tracking.registry import CONFIG_FILE
+from encsearch.tracking.mlflow import Tracking, answering, persistently
+from encsearch.tracking.registry import CONFIG_FILE, all_pages
 
 SERVING_REQUIREMENTS = (
     "mlflow",
@@ -59,22 +59,32 @@ def register(
         _save_pyfunc(folder, bundle, Model(run_id=run_id, model_id=logged.model_id))
         with answering(tracking.uri):
             client.log_model_artifacts(logged.model_id, str(folder))
-    with answering(tracking.uri):
-        client.finalize_logged_model(logged.model_id, "READY")
+    tags = {
+        "weights.sha256": weights_digest(bundle_dir),
+        "version.encsearch": installed_version("encsearch"),
+        **tags,
+    }
+    description = _description((bundle_dir / CARD_FILE).read_text(encoding="utf-8"))
+
+    def create() -> str:
+        """What failed may have been stored all the same, so it is looked for before another try."""
+        for found in all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
+            if found.model_id == logged.model_id:
+                return str(found.version)
         created = client.create_model_version(
             model_name,
             # Not "models:/ID": MLflow 3.17 looks that up in its global store instead of the client's.
             logged.artifact_location,
             run_id=run_id,
-            tags={
-                "weights.sha256": weights_digest(bundle_dir),
-                "version.encsearch": installed_version("encsearch"),
-                **tags,
-            },
-            description=_description((bundle_dir / CARD_FILE).read_text(encoding="utf-8")),
+            tags=tags,
+            description=description,
             model_id=logged.model_id,
         )
-    return str(created.version)
+        return str(created.version)
+
+    with answering(tracking.uri):
+        client.finalize_logged_model(logged.model_id, "READY")
+    return persistently(tracking.uri, create)
 
 
 def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:

@@ -5,6 +5,7 @@ What the bound does not know: the images may be no sample of those that come lat
 candidates were judged favours those that were chosen on it. So every decision tells how often it was used.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -99,6 +100,7 @@ def decide(
     value = mean_iou(candidate_pixels.sum(axis=0))
     checks = [_enough_images(labelled.size, gate.min_images)]
     if champion and gain:
+        checks += _sure_enough(labelled.size, gate.confidence)
         checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
         checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
@@ -178,6 +180,15 @@ def _enough_images(number: int, least: int) -> Check:
     if number < least:
         return Check(False, f"the set has {number} labelled images, fewer than min_images={least}")
     return Check(True, f"{number} labelled images")
+
+
+def _sure_enough(number: int, confidence: float) -> Iterator[Check]:
+    """Of N images all favour an equal model by luck in 2 ** -N of cases, and no resampling can tell."""
+    least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
+    if number < least:
+        yield Check(
+            False, f"{number} labelled images cannot tell with {confidence:.4g} confidence, {least} can"
+        )
 
 
 def _another_model(candidate: Candidate, champion: Candidate) -> Check:

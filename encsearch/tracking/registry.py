@@ -77,9 +77,11 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
                 artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking.uri, registry_uri=tracking.uri
             )
         except (MlflowException, FileNotFoundError) as error:
-            if source.startswith("runs:/"):
-                raise UserError(f"{source}: the run has no such artifact") from None
-            raise error
+            if isinstance(error, MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"{source}: has no model bundle among its artifacts; name another run or version"
+            ) from None
     weights = list(Path(root).rglob(WEIGHTS_FILE))
     if len(weights) != 1:
         raise UserError(f"{source}: holds {len(weights)} files {WEIGHTS_FILE}, but a model bundle has one")

@@ -88,11 +88,19 @@ def _rows(versions: list[ModelVersion], log: Log) -> tuple[VersionRow, ...]:
                 for alias in version.aliases
                 if alias in states and states[alias].version == version.version
             },
-            mean_iou=float(version.tags["mIoU"]) if "mIoU" in version.tags else None,
+            mean_iou=_number(version.tags.get("mIoU")),
             run_id=version.run_id,
         )
         for version in versions
     )
+
+
+def _number(text: str | None) -> float | None:
+    """Of a tag, which people may have written."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def _decisions(log: Log) -> tuple[DecisionRow, ...]:

@@ -77,21 +77,23 @@ def promote(
         model = _Model(bundle, run_id, weights_digest(folder), None)
         registry = MlflowRegistry(tracking, gate.model_name)
         settled = settle(registry, gate.alias)
-        champion = _champion(registry, settled.state, Path(scratch) / "champion")
-        judged = _judge(model, champion, store or unchanged_store(bundle), gate, device)
-        draft = _draft(judged, settled.state, registry, run_id)
-        if not judged.decision.promote:
-            registry.append(draft)
-            reasons = "; ".join(draft.reasons)
-            raise GateRefusedError(f"{source} is not promoted to {gate.alias}: {reasons}")
-        draft = replace(draft, verdict="promoted", target=_version(registry, draft, folder, model.weights))
-        moved = move(registry, draft)
-    if not moved.won:
-        _mark_overtaken(registry, draft, moved)
-        raise GateRefusedError(
-            f"{source} is not promoted to {gate.alias}: version {moved.state.version} won meanwhile"
-            f" (decision {moved.state.head}); promote it again to be compared with that"
-        )
+        with settled.told():
+            champion = _champion(registry, settled.state, Path(scratch) / "champion")
+            judged = _judge(model, champion, store or unchanged_store(bundle), gate, device)
+            draft = _draft(judged, settled.state, registry, run_id)
+            if not judged.decision.promote:
+                registry.append(draft)
+                reasons = "; ".join(draft.reasons)
+                raise GateRefusedError(f"{source} is not promoted to {gate.alias}: {reasons}")
+            target = _version(registry, draft, folder, model.weights)
+            draft = replace(draft, verdict="promoted", target=target)
+            moved = move(registry, draft)
+            if not moved.won:
+                _mark_overtaken(registry, draft, moved)
+                raise GateRefusedError(
+                    f"{source} is not promoted to {gate.alias}: {moved.holder} came meanwhile"
+                    f" (decision {moved.state.head}); promote it again to be compared with that"
+                )
     assert draft.target, "an effective promotion has a version"
     return Promoted(
         model=gate.model_name,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from encsearch.config import check_alias
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.tracking.champions import MlflowRegistry
 from encsearch.tracking.decisions import AliasState, Draft
@@ -36,22 +37,24 @@ def rollback(model: str, *, alias: str = "champion", version: str | None = None)
     version that does not exist, and when there is nothing to go back to; GateRefusedError when another
     decision came first.
     """
+    check_alias(model, alias)
     tracking = connect(existing_store(), experiment="Default")
     existing_versions(tracking, model)
     registry = MlflowRegistry(tracking, model)
     settled = settle(registry, alias)
-    target = _target(tracking, registry, settled.state, version)
-    reason = f"back to version {target}, {'as named' if version else 'the one before'}"
-    state = settled.state
-    moved = move(
-        registry,
-        Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,)),
-    )
-    if not moved.won:
-        raise GateRefusedError(
-            f"{model}@{alias} is not rolled back: version {moved.state.version} came meanwhile"
-            f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
+    with settled.told():
+        target = _target(tracking, registry, settled.state, version)
+        reason = f"back to version {target}, {'as named' if version else 'the one before'}"
+        state = settled.state
+        moved = move(
+            registry,
+            Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,)),
         )
+        if not moved.won:
+            raise GateRefusedError(
+                f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
+                f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
+            )
     link = model_link(ui_base(tracking.uri), model, target)
     uri = f"models:/{model}@{alias}"
     notes = (*settled.done, *moved.since)

@@ -124,7 +124,7 @@ def test_artifacts_of_a_run_are_a_source_too(tracking: Tracking, bundle: Path, t
     tracking.client.log_artifacts(run_id, str(bundle.parent))
     folder = download_bundle(tracking, f"runs:/{run_id}/best", tmp_path)
     assert (folder / "model.safetensors").read_bytes() == (bundle / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="has no such artifact"):
+    with pytest.raises(UserError, match="has no model bundle among its artifacts"):
         download_bundle(tracking, f"runs:/{run_id}/worst", tmp_path)
 
 

@@ -170,6 +170,28 @@ def test_a_rollback_leads_back_and_says_what_is_wrong(jobs: Jobs, registry: Mlfl
     assert run("rollback", "toy", "--to", "2")["replaced"] == "1"
 
 
+def test_a_rollback_of_a_reserved_name_writes_nothing(registry: MlflowRegistry, run: Run) -> None:
+    before = registry.log()
+    for alias in ("latest", "v1", "a b", "champion-previous"):
+        assert "alias=" in run("rollback", "toy", "--to", "1", "--alias", alias, code=2)
+    assert "is kept for the decisions" in run("rollback", "toy.decisions", "--to", "1", code=2)
+    assert registry.log() == before
+
+
+def test_tags_that_people_wrote_are_one_line(jobs: Jobs, run: Run) -> None:
+    client = jobs.tracking.client
+    client.create_registered_model("boat")
+    client.create_model_version("boat", "decision:/none", tags={"mIoU": "fair"})
+    assert run("models", "boat")["versions"][0]["mean_iou"] is None
+    client.create_registered_model("boat.decisions")
+    client.create_model_version("boat.decisions", "decision:/none", tags={"id": "1", "decision": "promoted"})
+    assert "boat.decisions version 1: no decision that this encsearch can read" in run(
+        "models", "boat", code=3
+    )
+    for name in ("boat", "boat.decisions"):
+        client.delete_registered_model(name)
+
+
 def test_a_hand_in_mlflow_is_written_down(jobs: Jobs, registry: MlflowRegistry, run: Run) -> None:
     jobs.tracking.client.set_registered_model_alias("toy", "champion", "1")
     (warning,) = run("models", "toy")["warnings"]

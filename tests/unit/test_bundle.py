@@ -166,6 +166,7 @@ def test_the_card_of_an_imported_model_invents_nothing(tmp_path: Path, model: En
     assert "train split (an unknown number of images)" in card
     assert "## Training\n\nNot recorded." in card
     assert "was chosen by" not in card
+    assert "Trained on" not in card
 
 
 def test_label_maps_have_the_images_sizes_and_order(folder: Path, model: EncNet) -> None:

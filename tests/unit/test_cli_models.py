@@ -169,6 +169,20 @@ def test_the_batch_size_changes_no_label(
             assert differing is None, path
 
 
+def test_no_link_in_the_results_folder_leads_to_another_file(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next(path for path in sorted(photos.rglob("*.png")) if path.parent == photos)
+    out, other = tmp_path / "linked", tmp_path / "other"
+    out.mkdir()
+    other.write_text("kept")
+    (out / f".{image.stem}.png.tmp").symlink_to(other)
+    code, _, err = run(capsys, "predict", model, str(image), "--out", str(out))
+    assert code == 0, err
+    assert other.read_text() == "kept"
+    assert not (out / image.name).is_symlink()
+
+
 def test_images_that_are_all_damaged_are_refused(
     model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The log of decisions, read: who holds an alias, who did before, and what is left to be done."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,14 @@ def test_a_decision_comes_back_from_its_tags(verdict: Verdict) -> None:
         verdict == "adopted",
         verdict in ("promoted", "rolled back"),
     )
+
+
+@pytest.mark.parametrize("name", ["person (adult)", "door;double door", "driver's seat", "a//b", "a, b"])
+def test_a_class_of_any_name_has_its_figure_and_mlflow_takes_the_tags(name: str) -> None:
+    given = replace(draft("2", 1), figures={f"IoU/{name}": 0.5})
+    tags = to_tags(given)
+    assert all(re.fullmatch(r"[\w.]+", tag) for tag in tags)
+    assert from_tags(2, tags).draft == given
 
 
 def test_names_from_outside_draw_no_markdown() -> None:

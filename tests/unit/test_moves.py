@@ -11,10 +11,21 @@ from threading import Semaphore, Thread
 
 import pytest
 
-from encsearch.tracking.decisions import Draft, Entry, Log, from_tags, overtaken, resolve, to_tags
+from encsearch.errors import GateRefusedError
+from encsearch.tracking.decisions import (
+    AliasState,
+    Draft,
+    Entry,
+    Log,
+    from_tags,
+    overtaken,
+    resolve,
+    to_tags,
+)
 from encsearch.tracking.moves import Moved, Settled, move, settle, sign
 
 ALIAS = "champion"
+NEW = AliasState(ALIAS)
 PROMOTERS = 8
 VERSIONS = [str(number) for number in range(1, 40)]
 
@@ -203,6 +214,20 @@ def test_a_champion_that_was_set_by_hand_while_nobody_moved_is_adopted_not_overw
     assert (settled.state.version, registry.aliases) == ("7", {ALIAS: "7", "champion-previous": "2"})
     assert effective(registry)[-1].draft.verdict == "adopted"
     assert not after(registry).done
+
+
+def test_a_refusal_tells_what_was_mended_before_it() -> None:
+    def refuse(settled: Settled) -> str:
+        with pytest.raises(GateRefusedError) as refused, settled.told():
+            raise GateRefusedError("not better")
+        return str(refused.value)
+
+    assert refuse(Settled(NEW)) == "not better"
+    assert refuse(Settled(NEW, ("champion was moved",))) == "not better (before that: champion was moved)"
+
+
+def test_a_loser_to_a_deletion_is_not_told_of_a_version_none() -> None:
+    assert Moved(3, False, NEW).holder == "no version"
 
 
 def test_an_alias_from_before_there_was_a_log_is_adopted() -> None:

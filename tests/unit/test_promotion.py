@@ -208,6 +208,18 @@ def test_images_without_a_label_are_none() -> None:
     assert failed(few) == ["the set has 40 labelled images, fewer than min_images=41"]
 
 
+def test_so_few_images_that_luck_alone_favours_one_model_in_all_are_not_enough() -> None:
+    for number, confidence, passes in ((4, 0.95, False), (5, 0.95, True), (2, 0.75, True), (9, 0.999, False)):
+        gate = PromoteConfig(min_images=2, confidence=confidence)
+        ours = replace(BETTER, pixels=BETTER.pixels[:number])
+        decision = decide(ours, replace(CHAMPION, pixels=CHAMPION.pixels[:number]), CLASSES, gate)
+        assert decision.promote == passes
+        if not passes:
+            assert failed(decision)[0].startswith(f"{number} labelled images cannot tell with {confidence}")
+    alone = replace(BETTER, pixels=BETTER.pixels[:2])
+    assert decide(alone, None, CLASSES, PromoteConfig(min_images=2)).promote
+
+
 def test_a_class_that_truth_and_prediction_lack_does_not_count() -> None:
     sums = np.array([[5, 10, 5], [0, 0, 0], [0, 0, 3]])
     assert class_ious(sums) == {0: 0.5, 2: 0.0}

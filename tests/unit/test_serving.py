@@ -211,6 +211,9 @@ def test_sizes_are_written_with_a_unit() -> None:
     [
         (["--max-bytes", "20 Mio"], "20 Mio is no number of bytes"),
         (["--max-bytes", "0"], "0 is no number of bytes"),
+        (["--max-pixels", "inf"], "inf is no number of pixels"),
+        (["--max-pixels", "nan"], "nan is no number of pixels"),
+        (["--max-pixels", "0.5"], "0.5 is no number of pixels"),
         (["--device", "tpu"], "device=tpu"),
         (["--port", "0"], "0 is not in the range"),
         ([], "not a model bundle"),

@@ -57,5 +57,12 @@ def test_a_larger_image_gets_the_labels_of_its_tiles(model: EncNet) -> None:
 
 
 def test_more_classes_leave_room_for_fewer_pixels() -> None:
-    assert pixels_at_once(150) < pixels_at_once(19) < pixels_at_once(3)
-    assert pixels_at_once(150) > 1024 * 1024
+    plain = EvalConfig()
+    assert pixels_at_once(150, plain) < pixels_at_once(19, plain) < pixels_at_once(3, plain)
+    assert pixels_at_once(150, plain) > 1024 * 1024
+
+
+def test_an_image_that_is_zoomed_counts_as_large_as_it_gets() -> None:
+    zoomed = EvalConfig(scales=(0.5, 2.0))
+    assert pixels_at_once(3, zoomed) == pixels_at_once(3, EvalConfig()) // 4
+    assert pixels_at_once(3, EvalConfig(scales=(0.5,))) == pixels_at_once(3, EvalConfig())
