@@ -158,7 +158,8 @@ def _rounds(kind: str, uri: str, way: str, num_rounds: int, seed: int) -> Iterat
         if place_in_block == 0:
             tried = []
             inspector.give(_register, model, PROCESSES * ROUNDS_A_MODEL)
-            inspector.take()
+            registered = inspector.take()
+            assert registered is None, registered
         first = PROCESSES * place_in_block + 1
         versions = [str(version) for version in range(first, first + PROCESSES)]
         attempt = promote_naively if way == NAIVE else promote
@@ -177,7 +178,9 @@ def _rounds(kind: str, uri: str, way: str, num_rounds: int, seed: int) -> Iterat
             workers[victim].end()
             workers[victim] = Worker(uri)
         inspector.give(_inspect, model, way, tried, attempts, errors)
-        yield inspector.take()
+        seen = inspector.take()
+        assert isinstance(seen, Round), seen
+        yield seen
         print(f"{kind}, {way}: round {number + 1} of {num_rounds}", file=sys.stderr)
     for worker in (*workers, inspector):
         worker.end()

@@ -21,6 +21,7 @@ from encsearch.data.codec import encode_png
 from encsearch.tracking.mlflow import Tracking, answering, persistently
 from encsearch.tracking.registry import CONFIG_FILE, all_pages
 
+WEIGHTS_TAG = "weights.sha256"
 SERVING_REQUIREMENTS = (
     "mlflow",
     "numpy",
@@ -60,7 +61,7 @@ def register(
         with answering(tracking.uri):
             client.log_model_artifacts(logged.model_id, str(folder))
     tags = {
-        "weights.sha256": weights_digest(bundle_dir),
+        WEIGHTS_TAG: weights_digest(bundle_dir),
         "version.encsearch": installed_version("encsearch"),
         **tags,
     }

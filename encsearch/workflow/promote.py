@@ -19,7 +19,7 @@ from encsearch.tracking.decisions import AliasState, Draft, looks, resolve
 from encsearch.tracking.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.moves import Moved, move, settle, sign
-from encsearch.tracking.packaging import register
+from encsearch.tracking.packaging import WEIGHTS_TAG, register
 from encsearch.tracking.promotion import Candidate, Decision, check_floors, class_ious, decide
 from encsearch.tracking.registry import download_bundle, find_version, model_versions
 from encsearch.tracking.sending import read_sent
@@ -28,7 +28,6 @@ from encsearch.workflow.folder import read_summary
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 OVERTAKEN_TAG = "encsearch.overtaken"
-WEIGHTS_TAG = "encsearch.weights"
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def _version(registry: MlflowRegistry, draft: Draft, folder: Path, weights: str)
     for version in model_versions(registry.tracking, registry.model):
         if (version.run_id, version.tags.get(WEIGHTS_TAG)) == (draft.run_id, weights):
             return version.version
-    tags = {WEIGHTS_TAG: weights, "data.fingerprint": draft.fingerprint}
+    tags = {"data.fingerprint": draft.fingerprint}
     tags |= {"encsearch.reasons": "; ".join(draft.reasons), "mIoU": f"{draft.figures['mIoU']:.6g}"}
     return register(registry.tracking, draft.run_id, folder, registry.model, tags)
 
