@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from encsearch.errors import UserError
+from encsearch.errors import TrainingError, UserError
 from encsearch.tracking.events import Ended, Tagged
 from encsearch.tracking.record import EVENTS_FILE, FOLDER, OWNER_FILE, OWNER_LOCK, REAPED_TAG, Record, now_ms
 from encsearch.tracking.sending import Store, is_settled, read_sent, send_chunk, sending_alone, warn
@@ -42,7 +42,7 @@ def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
         try:
             if folder != job_folder and _is_left(folder, store) and reap(folder) is not None:
                 yield from _send_in_parts(folder, store)
-        except (OSError, ValueError, KeyError, UserError) as error:
+        except (OSError, ValueError, KeyError, TypeError, UserError, TrainingError) as error:
             warn(f"the record of {folder} cannot be sent ({' '.join(str(error).split())})")
 
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from encsearch.errors import UserError
+from encsearch.errors import TrainingError, UserError
 from encsearch.records import Point, Report, Status
 from encsearch.redaction import without_secrets
 from encsearch.spool import append_line
@@ -104,11 +104,16 @@ class Record:
     """All runs of one job. Its methods may be called from several threads."""
 
     def __init__(self, job_folder: Path) -> None:
+        """Raises UserError for a damaged record."""
         self.job_folder = job_folder
         self._path = job_folder / FOLDER / EVENTS_FILE
         self._lock = threading.Lock()
         self._runs: dict[str, RunState] = {}
-        for event, _ in read_events(self._path):
+        for event, offset in read_events(self._path):
+            if event.run not in self._runs and not isinstance(event, Started):
+                raise UserError(
+                    f"{self._path}: run {event.run} goes on before byte {offset}, but was not begun"
+                )
             self._take(event)
 
     @property
@@ -146,9 +151,12 @@ class Record:
         return RunRecord(self, run, artifacts)
 
     def append(self, event: Event) -> None:
-        """On disk when it returns."""
+        """On disk when it returns. Raises TrainingError when it cannot be, as on a full disk."""
         with self._lock:
-            append_line(self._path, to_values(event))
+            try:
+                append_line(self._path, to_values(event))
+            except OSError as error:
+                raise TrainingError(f"{self._path}: cannot be written ({error.strerror})") from None
             self._take(event)
 
     def _take(self, event: Event) -> None:
@@ -220,7 +228,8 @@ class RunRecord:
         values = dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
         # Logged every time, since the UI ranks by a metric's last value.
         values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
-        points = (*report.points, Point(report.step, now_ms(), values))
+        # First of the event, since MLflow's comparison opens with the metric that a run has had the longest.
+        points = (Point(report.step, now_ms(), values), *report.points)
         self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
 
     def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -209,7 +209,8 @@ class _Forwarder:
             sys.exit(1)
         except Exception as error:
             path = self._job_folder / FOLDER / CRASH_FILE
-            path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
+            with suppress(OSError):  # a full disk may be what it failed by
+                path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
             warn(f"the sender to MLflow failed ({type(error).__name__}; more in {path})")
             sys.exit(1)
 
@@ -226,7 +227,8 @@ class _Forwarder:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
                 backoff_s = 0.0
                 if wait_s:
-                    next(siblings, None)
+                    with self._limited():
+                        next(siblings, None)
             except _BusyError:
                 wait_s = POLL_S
             except UnavailableError as error:
@@ -259,19 +261,24 @@ class _Forwarder:
         return left
 
     def _send_chunk(self) -> int:
-        left_s = self._ends_s - time.monotonic()
-        if left_s < 0:
-            raise _TimeOverError
-        with sending_alone(self._job_folder) as is_alone:
+        with sending_alone(self._job_folder) as is_alone, self._limited():
             if not is_alone:
                 raise _BusyError("another process is sending it")
-            try:
-                signal.setitimer(signal.ITIMER_REAL, min(STUCK_S, left_s))
-                return send_chunk(self._job_folder, self._store)
-            except _TimeOverError:
-                raise UnavailableError(f"no answer in {min(STUCK_S, left_s):.0f} s") from None
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            return send_chunk(self._job_folder, self._store)
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """A call in the block that hangs fails at last, as one to a store that does not answer."""
+        limit_s = min(STUCK_S, self._ends_s - time.monotonic())
+        if limit_s <= 0:
+            raise _TimeOverError
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            yield
+        except _TimeOverError:
+            raise UnavailableError(f"no answer in {limit_s:.0f} s") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _tell(self, error: UnavailableError) -> None:
         """Once: an outage is one line."""

@@ -90,12 +90,21 @@ class Sent:
 
 
 def read_sent(job_folder: Path) -> Sent:
-    """What was sent so far; nothing of a job of which nothing was sent."""
+    """What was sent so far; nothing of a job of which nothing was sent.
+
+    Raises UserError for a file that is damaged.
+    """
+    path = job_folder / FOLDER / SENT_FILE
     try:
-        values = json.loads((job_folder / FOLDER / SENT_FILE).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Sent(**{**values, "open_runs": tuple(values["open_runs"])})
     except FileNotFoundError:
         return Sent()
-    return Sent(**{**values, "open_runs": tuple(values["open_runs"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); it is damaged, or of another version "
+            "of encsearch"
+        ) from None
 
 
 def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
@@ -279,6 +288,6 @@ def _write_sent(job_folder: Path, sent: Sent) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if anyone reads it: the reader of a pipe may have died with the job."""
-    with suppress(BrokenPipeError):
+    """A line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
+    with suppress(OSError):
         print(f"warning: {text}", file=sys.stderr, flush=True)

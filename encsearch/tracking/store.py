@@ -17,6 +17,7 @@ from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, one_line
 from encsearch.tracking.sending import GoneError, RefusedError, UnavailableError
 
 KEY_TAG = "encsearch.record"
+TOO_LARGE = 413
 PARAMS_A_REQUEST = 100  # the server's limit
 MAX_DIGEST_LENGTH = 36
 # What MLflow says of values that it never takes. All else passes: no answer, 5xx, 401, a locked database, and
@@ -71,7 +72,7 @@ class MlflowStore:
             if not os.access(file, os.R_OK):
                 raise RefusedError(f"{file} does not exist or cannot be read")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with self._telling(run_id):
+        with self._telling(run_id), _any_upload_failure_is_for_now():
             send(run_id, str(path), target or None)
 
     def end(self, run_id: str, event: Ended) -> None:
@@ -115,6 +116,9 @@ class MlflowStore:
                 raise GoneError(f"run {run_id} was deleted in MLflow") from None
             raise RefusedError(one_line(error)) from None
         except STORE_FAILURES as error:
+            # A proxy before the store may have a limit of its own on what it takes at once.
+            if getattr(getattr(error, "response", None), "status_code", None) == TOO_LARGE:
+                raise RefusedError(one_line(error)) from None
             raise UnavailableError(one_line(error)) from None
 
     def _check_experiment(self) -> None:
@@ -140,6 +144,17 @@ def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
     except STORE_FAILURES as error:
         if isinstance(error, MlflowException) and error.error_code in but:
             raise
+        raise UnavailableError(one_line(error)) from None
+
+
+@contextmanager
+def _any_upload_failure_is_for_now() -> Iterator[None]:
+    """Where the artifacts are not the server's, the clients of their storage have errors of their own."""
+    try:
+        yield
+    except STORE_FAILURES:
+        raise
+    except Exception as error:
         raise UnavailableError(one_line(error)) from None
 
 

@@ -38,9 +38,11 @@ from encsearch.search.ablation.report import PICTURE_FILE, AblationStory, write_
 from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
-from encsearch.spool import append_line, read_lines
+from encsearch.search.tune.jobs import REPORTS_FILE
+from encsearch.spool import append_line, distinct_reports, read_lines
 from encsearch.tracking.record import Record, owned
 from encsearch.tracking.sender import TrackingStore, sending
+from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.workflow.folder import RunSummary, new_folder, write_summary
 from encsearch.workflow.gains import write_gains
 from encsearch.workflow.progress import Progress
@@ -115,6 +117,7 @@ def _train_and_compare(
         f"files in {folder}"
     )
     with recording(parent):
+        observer.settle(ablation)
         if missing:
             run_side_by_side(missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint)
         _add_multi_scale(config, ablation, folder, observer)
@@ -167,6 +170,19 @@ class _Observer:
                 "encsearch.budget": str(config.train.epochs),
             },
         )
+
+    def settle(self, ablation: Ablation) -> None:
+        """End truly the runs of trainings that are done, where a kill came before they were closed."""
+        done = {result.name for result in self.results}
+        for training in ablation.trainings:
+            state = self._record.find(training.name)
+            if training.name in done and state and state.status != "FINISHED":
+                place = self._folder / "trials" / training.name
+                recorder = self.open_recorder(training)
+                for report in distinct_reports(place / REPORTS_FILE):
+                    recorder.log(report)
+                recorder.close("FINISHED")
+                drop_checkpoints(place)
 
     def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config

@@ -56,14 +56,15 @@ class SweepRecords:
     def settle(self, records: Sequence[TrialRecord]) -> None:
         """End truly the records of trials that have ended, where a kill came before.
 
-        Of some the end was noted just before the kill; others wait to go on when a spent budget ends them.
+        Of some the end was noted just before the kill or a Ctrl-C; others wait to go on when a spent budget
+        ends them.
         """
         for record in records:
             state = self._record.find(f"trial{record.number}")
             if state is None or record.state == "RUNNING":
                 continue
-            was_cut_off = state.status is None or state.reaped
-            if was_cut_off or newest(trial_folder(self._folder, record.number)):
+            is_untrue = state.status != STATUS_OF[record.state] or state.reaped
+            if is_untrue or newest(trial_folder(self._folder, record.number)):
                 self._settle(record)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:

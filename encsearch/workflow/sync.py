@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.errors import UserError
+from encsearch.errors import TrainingError, UserError
 from encsearch.tracking.mlflow import connect
 from encsearch.tracking.reaper import reap
 from encsearch.tracking.record import EVENTS_FILE, FOLDER
@@ -61,10 +61,10 @@ def _jobs_of(folder: Path) -> list[Path]:
 
 
 def _sync_readable(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:
-    """A damaged record must not keep the others back."""
+    """A damaged record, or one of somebody else, must not keep the others back."""
     try:
         return _sync(job, store, deadline_s, say)
-    except UserError as error:
+    except (UserError, TrainingError, OSError) as error:
         return Synced(str(job), unsent=None, reason=str(error))
 
 

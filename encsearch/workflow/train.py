@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from encsearch.config import Config, to_yaml
@@ -58,21 +58,24 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
                 save_model(bundle, folder / BUNDLE)
                 write_panels(bundle, recorder.artifacts)
                 write_context(bundle, recorder.artifacts)
+        summary = RunSummary(
+            kind="training",
+            name=config.name,
+            metric=config.metric,
+            value=result.best.metrics[config.metric],
+            fingerprint=found.fingerprint,
+            store=config.data.store,
+            split=config.data.val_split,
+            tracking_uri=without_secrets(store.uri),
+            experiment_id=store.experiment_id,
+            run=recorder.run,
+            run_id=None,
+            bundle=str(BUNDLE),
+        )
+        # Before the wait: a Ctrl-C while the store does not answer leaves a finished training finished.
+        write_summary(folder, summary)
         run_ids = sender.run_ids()
-    summary = RunSummary(
-        kind="training",
-        name=config.name,
-        metric=config.metric,
-        value=result.best.metrics[config.metric],
-        fingerprint=found.fingerprint,
-        store=config.data.store,
-        split=config.data.val_split,
-        tracking_uri=without_secrets(store.uri),
-        experiment_id=store.experiment_id,
-        run=recorder.run,
-        run_id=run_ids.get(recorder.run),
-        bundle=str(BUNDLE),
-    )
+    summary = replace(summary, run_id=run_ids.get(recorder.run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
 

@@ -6,6 +6,7 @@ folder's name and `resumed_from_step` the two must have left the same, to the la
 
 import fcntl
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from optuna.storages.journal import JournalFileBackend
 from encsearch.spool import distinct_reports, read_lines
 
 PARENT = "the sweep"
-# They tell of the process and not of the training.
-OF_THE_PROCESS = ("seconds", "resumed_from_step")
+# Metrics whose names begin so tell of the process and not of the training.
+OF_THE_PROCESS = ("seconds", "resumed_from_step", "memory/", "system/", "throughput/", "time/")
+# Each process that takes a training up writes on what machine, and pictures are named by their time.
+A_PROCESS_BEGAN = "machine_epoch_*.txt"
+PICTURE_TIME = r"\+timestamp\+\d+\+[0-9a-f-]+"
 # A sweep that takes long enough has forecast its end.
 OF_THE_PACE = ("forecasts.png",)
 TOLD_TAGS = ("encsearch.kind", "encsearch.state", "encsearch.reason", "encsearch.trial")
@@ -169,13 +173,13 @@ def _facts(client: MlflowClient, run: Run) -> RunFacts:
         metrics={
             key: tuple(sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)))
             for key in run.data.metrics
-            if key not in OF_THE_PROCESS
+            if not key.startswith(OF_THE_PROCESS)
         },
         artifacts=tuple(
             sorted(
-                str(path.relative_to(root))
+                re.sub(PICTURE_TIME, "", str(path.relative_to(root)))
                 for path in root.rglob("*")
-                if path.is_file() and path.name not in OF_THE_PACE
+                if path.is_file() and path.name not in OF_THE_PACE and not path.match(A_PROCESS_BEGAN)
             )
         ),
     )

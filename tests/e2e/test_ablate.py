@@ -9,6 +9,8 @@ import pytest
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, to_yaml, with_values
 from encsearch.errors import UserError
+from encsearch.tracking.events import Ended
+from encsearch.tracking.record import Record, now_ms
 from encsearch.workflow.ablate import ablate
 from tests.e2e.shell import Shell
 
@@ -47,7 +49,16 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(she
     lines = (folder / "trainings.jsonl").read_text()
     assert len(lines.splitlines()) == 10
 
+    # As if a kill had come between a training's line and the end of its run.
+    trained = json.loads(lines.splitlines()[0])["name"]
+    record = Record(folder)
+    assert record.find(trained)
+    record.append(Ended(trained, now_ms(), "KILLED"))
+
     again = ablated("--resume", first["folder"])
+    state = Record(folder).find(trained)
+    assert state
+    assert state.status == "FINISHED"
     assert again["figures"] == first["figures"]
     assert again["parent_run_id"] == first["parent_run_id"]
     assert (folder / "trainings.jsonl").read_text() == lines

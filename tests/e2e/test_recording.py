@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -199,6 +201,54 @@ def test_what_was_deleted_in_mlflow_is_refused_or_waits(tracking: Tracking, job:
     assert refused_parts(job) == 2
     (run_id,) = read_sent(job).runs.values()
     assert experiment.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_storage_of_artifacts_that_fails_is_tried_again(
+    tracking: Tracking, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    for name, value in {
+        "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    experiment = tracking.client.create_experiment("in S3", artifact_location="s3://bucket/files")
+    (job / "notes.txt").write_text("kept")
+    with owned(job) as record:
+        run = begin(record)
+        run.file(job / "notes.txt")
+        run.close("FINISHED")
+    with pytest.raises(UnavailableError, match="Could not connect to the endpoint"):
+        send_all(job, MlflowStore(replace(tracking, experiment_id=experiment)))
+    assert refused_parts(job) == 0
+
+
+def test_a_file_that_is_too_large_for_a_proxy_is_kept_and_the_rest_goes_on(
+    tracking: Tracking, job: Path
+) -> None:
+    class TooLarge(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(413)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TooLarge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    location = f"http://127.0.0.1:{server.server_port}/files"
+    experiment = tracking.client.create_experiment("behind a proxy", artifact_location=location)
+    (job / "notes.txt").write_text("large")
+    with owned(job) as record:
+        run = begin(record)
+        run.file(job / "notes.txt")
+        run.close("FINISHED")
+    send_all(job, MlflowStore(replace(tracking, experiment_id=experiment)))
+    server.shutdown()
+    assert refused_parts(job) == 1
+    (stored_run,) = tracking.client.search_runs([experiment])
+    assert stored_run.info.status == "FINISHED"
 
 
 def test_a_run_that_a_hung_server_made_twice_is_one_in_the_end(tracking: Tracking, job: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.errors import UserError
+from encsearch.errors import TrainingError, UserError
 from encsearch.records import Point, Report
 from encsearch.tracking import record as record_module
 from encsearch.tracking.events import (
@@ -33,7 +33,7 @@ from encsearch.tracking.record import (
     RunRecord,
     owned,
 )
-from encsearch.tracking.sending import SENT_FILE, begin_sending, is_settled
+from encsearch.tracking.sending import begin_sending, is_settled
 from tests.unit.memory_store import MemoryStore
 
 
@@ -113,18 +113,18 @@ def test_figures_have_names_that_mlflow_takes_and_the_best_so_far(tmp_path: Path
     assert values_of(tmp_path, "best/train/loss") == []
 
 
-def test_figures_between_reports_come_before_the_report_with_their_own_times(tmp_path: Path) -> None:
+def test_figures_between_reports_have_their_own_times_and_come_behind_the_score(tmp_path: Path) -> None:
     between = Point(step=5, time_ms=1234, values={"train/loss (step)": 0.1})
     with owned(tmp_path) as record:
         run = start(record)
         run.log(Report(0, 10, 1.0, {"mIoU": 0.5}, points=(between,)))
         run.close("FINISHED")
     (logged,) = [event for event in events(tmp_path) if isinstance(event, Logged)]
-    assert [(point.step, sorted(point.values)[-1]) for point in logged.points] == [
+    assert [(point.step, next(iter(point.values))) for point in logged.points] == [
+        (10, "mIoU"),
         (5, "train/loss _step_"),
-        (10, "seconds"),
     ]
-    assert logged.points[0].time_ms == 1234
+    assert logged.points[1].time_ms == 1234
 
 
 def test_a_run_goes_on_in_another_process_behind_its_last_epoch(tmp_path: Path) -> None:
@@ -187,6 +187,21 @@ def test_runs_that_are_open_at_the_end_are_closed(tmp_path: Path) -> None:
     assert ended == {"sweep": "KILLED", "trial0": "FINISHED"}
 
 
+def test_what_cannot_be_written_ends_the_job_with_one_line(tmp_path: Path) -> None:
+    with owned(tmp_path) as record:
+        (tmp_path / FOLDER / EVENTS_FILE).mkdir()
+        with pytest.raises(TrainingError, match=r"events\.jsonl: cannot be written \(Is a directory\)"):
+            start(record)
+
+
+def test_a_record_whose_beginning_is_lost_is_named(tmp_path: Path) -> None:
+    killed(tmp_path)
+    path = tmp_path / FOLDER / EVENTS_FILE
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match=r"events\.jsonl: run training goes on .*, but was not begun"):
+        reap(tmp_path)
+
+
 def test_a_record_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "OWNER_WAIT_S", 0)
     with (
@@ -241,7 +256,7 @@ def test_dead_jobs_beside_a_job_are_closed_and_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = MemoryStore()
-    names = ("own", "dead", "elsewhere", "remote", "unreadable", "alive")
+    names = ("own", "dead", "elsewhere", "remote", "odd", "alive")
     jobs = {name: tmp_path / name for name in names}
     for name, job in jobs.items():
         job.mkdir()
@@ -249,14 +264,14 @@ def test_dead_jobs_beside_a_job_are_closed_and_sent(
         begin_sending(job, "http://other" if name == "elsewhere" else store.shown_uri, store.experiment_id)
     owner = {"host": f"not {socket.gethostname()}", "pid": 1}
     (jobs["remote"] / FOLDER / OWNER_FILE).write_text(json.dumps(owner))
-    (jobs["unreadable"] / FOLDER / SENT_FILE).write_text("{")
+    (jobs["odd"] / FOLDER / OWNER_FILE).write_text("[]")
     with owned(jobs["alive"]) as record:
         start(record)
         for _ in settle_siblings(jobs["own"], store):
             pass
         assert record.open_runs() == ["training"]
-    assert [job.name for job in jobs.values() if job != jobs["unreadable"] and is_settled(job)] == ["dead"]
+    assert [job.name for job in jobs.values() if is_settled(job)] == ["dead"]
     (run,) = store.runs.values()
     assert (run.name, run.status) == ("training", "KILLED")
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"warning: the record of {jobs['unreadable']} cannot be sent (")
+    assert said.startswith(f"warning: the record of {jobs['odd']} cannot be sent (")

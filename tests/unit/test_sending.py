@@ -1,6 +1,12 @@
 """Forwarding a job's events: exactly once and in order, whatever fails and wherever it is cut off."""
 
+import errno
+import io
 import json
+import os
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,7 +16,7 @@ import pytest
 from encsearch.errors import UserError
 from encsearch.records import Point, Report
 from encsearch.spool import read_lines
-from encsearch.tracking import sending
+from encsearch.tracking import sender, sending
 from encsearch.tracking.events import Dataset, Ended, Event, Filed, Logged
 from encsearch.tracking.record import EVENTS_FILE, FOLDER, owned
 from encsearch.tracking.sending import (
@@ -241,6 +247,57 @@ def test_a_record_stays_in_the_store_and_the_experiment_that_it_was_begun_in(job
     begin_sending(job, "http://tracker", "2")
     with pytest.raises(UserError, match="in experiment 2 of http://tracker, not in 1; set MLFLOW_EXPERIMENT"):
         send_all(job, MemoryStore())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"offset": 1, "open_runs": [], "newer": 1}'])
+def test_a_note_of_what_was_sent_that_is_none_of_this_version_is_named(job: Path, text: str) -> None:
+    (job / FOLDER / sending.SENT_FILE).write_text(text)
+    with pytest.raises(
+        UserError, match=r"sent\.json: cannot be read \(.*; it is damaged, or of another version"
+    ):
+        read_sent(job)
+
+
+def test_a_warning_to_a_terminal_that_was_closed_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    sending.warn("nobody reads this")
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """The handlers that the sender's process has; `_Forwarder.run` sets that of SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGTERM)}
+    signal.signal(signal.SIGALRM, sender._time_is_over)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_call_for_a_dead_neighbour_that_hangs_does_not_hold_the_sender(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sender, "STUCK_S", 0.1)
+    lines, end_of_job = os.pipe()
+
+    def hang() -> None:
+        os.close(end_of_job)
+        time.sleep(60)
+
+    store = MemoryStore(hang)
+    begin_sending(job, store.shown_uri, store.experiment_id)
+    own = job.parent / "own"
+    own.mkdir()
+    with owned(own):
+        pass
+    sender._Forwarder(own, store).run(lines)
+    os.close(lines)
+    assert store.calls == ["begin"]
+    assert "fails (no answer in 0 s)" in capsys.readouterr().err
 
 
 def test_one_process_sends_at_a_time(job: Path) -> None:

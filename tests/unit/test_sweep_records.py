@@ -1,0 +1,29 @@
+"""What a sweep's runs say after a job that was cut off."""
+
+from pathlib import Path
+
+import pytest
+
+from encsearch.cli.progress import LineProgress
+from encsearch.config import Config
+from encsearch.records import Status
+from encsearch.search.trials import TrialRecord, TrialState
+from encsearch.tracking.record import owned
+from encsearch.workflow.sweep_records import SweepRecords
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")]
+)
+def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
+    toy_config: Config, tmp_path: Path, state: TrialState, status: Status
+) -> None:
+    ended = TrialRecord(0, {}, state, value=0.5, curve=((1, 0.5),), seconds=1.0)
+    with owned(tmp_path) as record:
+        record.start("sweep", params={}, tags={})
+        records = SweepRecords(toy_config, record, "sweep", tmp_path, LineProgress())
+        records.open_recorder(0, toy_config).close("KILLED")
+        records.settle([ended])
+        closed = record.find("trial0")
+    assert closed
+    assert closed.status == status
