@@ -1,6 +1,7 @@
 """`encsearch ui`, and `encsearch runs list|show|compare`."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -208,12 +209,11 @@ def _shown(found: "Detail", chosen: dict[str, str]) -> str:
 
 
 def _cell(name: str, value: Any) -> Any:
+    """Long decimals rounded; ids, names, counts and versions stay, whatever digits they have."""
     if name in ("start_time", "end_time") and value is not None:
         return _time(value)
-    try:
-        return f"{float(value):.4g}"
-    except (TypeError, ValueError):
-        return value
+    is_decimal = isinstance(value, str) and re.fullmatch(r"-?\d+\.\d{4,}(e[-+]\d+)?", value)
+    return f"{float(value):.4g}" if is_decimal or isinstance(value, float) else value
 
 
 def _figure(value: float | None, is_best: bool) -> str:

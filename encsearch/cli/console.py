@@ -1,8 +1,9 @@
 """What people and machines read: lines on stderr, results on stdout."""
 
 import json
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,7 +18,16 @@ def say(line: str) -> None:
 
 def emit(result: Any, as_json: bool, text: str) -> None:
     """The command's result on stdout: as JSON, or as text for people."""
-    print(json.dumps(result, indent=2) if as_json else text, flush=True)
+    print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for figures that JSON does not have, as of a training that diverged."""
+    if isinstance(value, Mapping):
+        return {name: _finite(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

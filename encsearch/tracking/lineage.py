@@ -79,13 +79,14 @@ def write_diff(root: Path, folder: Path) -> None:
     diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color")
     if not diff:
         return
-    data = without_secrets(diff).encode()
+    # Masking takes a second a megabyte; twice what is kept, so that most secrets at the cut are whole.
+    data = without_secrets(diff[: 2 * MAX_DIFF_BYTES]).encode()
     if len(data) > MAX_DIFF_BYTES:
         kept = data[: data.rfind(b"\n", 0, MAX_DIFF_BYTES) + 1]
-        data = kept + f"(cut: {len(kept)} of {len(data)} bytes)".encode()
+        data = kept + f"(cut: {len(kept)} of {len(diff.encode())} bytes)\n".encode()
     target = folder / DIFF_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data + b"\n")
+    target.write_bytes(data)
 
 
 def _note(config: Config, manifest: Manifest, kind: str) -> str:
@@ -120,11 +121,11 @@ def _user() -> str:
 def _git_tags(root: Path) -> dict[str, str]:
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
-    if commit is None or changes is None or branch is None:
+    if commit is None or changes is None:
         return {}
-    dirty = "true" if changes else "false"
-    return {"mlflow.source.git.commit": commit, "mlflow.source.git.branch": branch, "git.dirty": dirty}
+    tags = {"mlflow.source.git.commit": commit.strip(), "git.dirty": "true" if changes else "false"}
+    branch = _git(root, "symbolic-ref", "--short", "HEAD")  # none where a commit itself is checked out
+    return tags | ({"mlflow.source.git.branch": branch.strip()} if branch else {})
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -133,11 +134,10 @@ def _git(root: Path, *arguments: str) -> str | None:
         result = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
-            encoding="utf-8",
-            errors="replace",
             timeout=10,
             check=False,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    # To the letter: a patch may end in blanks, and have lines that end in CR LF.
+    return result.stdout.decode("utf-8", errors="replace") if result.returncode == 0 else None

@@ -3,6 +3,7 @@
 The UI of MLflow 3 opens in its GenAI mode, which hides models, unless the link says `workflowType`.
 """
 
+import glob
 import ipaddress
 import json
 import shlex
@@ -73,9 +74,11 @@ def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
 
     Ports are free, so that a forwarded port works: a foreign page has a foreign name, whatever its port.
     """
-    own = [host, *names] if not is_loopback(host) else []
+    # A browser puts brackets around an IPv6 address.
+    own = [f"[{host}]" if ":" in host else host, *(() if is_loopback(host) else names)]
     known = dict.fromkeys(["localhost", LOOPBACK, *own])
-    return [pattern for name in known for pattern in (name, f"{name}:*")]
+    # A name is compared as it is, a pattern by fnmatch, to which a bracket is a set of letters.
+    return [pattern for name in known for pattern in (name, f"{glob.escape(name)}:*")]
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from encsearch.errors import UserError
 
 PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
-STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
+SHOWN_AS = {"run": "run_id", "name": "run_name", "kind": KIND_TAG}  # what tables call them
 NEWEST_FIRST = "attributes.start_time DESC"
 MAX_NAMED = 5  # runs that an error lists
 SHORT_ID = 8  # characters of a run id that people are shown
@@ -75,17 +75,31 @@ def filter_text(query: Query) -> str:
     return " AND ".join(conditions)
 
 
-def order_by(sort: str | None) -> list[str]:
+def order_by(sort: str | None) -> list[str] | None:
     """`best/mIoU`, `optim.lr` or `start_time`, the greatest first, or with `:asc` behind it the least.
 
-    A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` say which is meant.
+    A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` say which is meant. None for
+    what MLflow cannot order, and `in_order` does: it takes params for texts, and knows no duration.
     """
     if sort is None:
         return [NEWEST_FIRST]
-    name, _, direction = sort.partition(":")
-    if direction not in ("", "asc", "desc") or not name or "`" in name:
-        raise UserError(f"--sort {sort}: not NAME, NAME:asc or NAME:desc, as in best/mIoU or optim.lr:asc")
-    return [f"{_key(name)} {'ASC' if direction == 'asc' else 'DESC'}", NEWEST_FIRST]
+    name, is_ascending = _sort_name(sort)
+    key = _key(name)
+    if name == "seconds" or key.startswith("params."):
+        return None
+    return [f"{key} {'ASC' if is_ascending else 'DESC'}", NEWEST_FIRST]
+
+
+def in_order(rows: Sequence[Row], sort: str) -> list[Row]:
+    """Numbers by their size, before texts; runs that lack the value last."""
+    name, is_ascending = _sort_name(sort)
+    found = [(column(row, name), row) for row in rows]
+    numbers = [(float(value), row) for value, row in found if _is_number(value)]
+    texts = [(str(value), row) for value, row in found if value is not None and not _is_number(value)]
+    ordered: list[Row] = []
+    for known in (numbers, texts):
+        ordered += [row for _, row in sorted(known, key=lambda one: one[0], reverse=not is_ascending)]
+    return ordered + [row for value, row in found if value is None]
 
 
 def quoted(text: str) -> str:
@@ -143,9 +157,14 @@ def varying(rows: Sequence[Row]) -> list[str]:
 
 
 def searched(params: Mapping[str, str]) -> list[str]:
-    """The paths that a sweep searched, by its own run's params; none for any other job."""
-    space = params.get("search.space")
-    return list(json.loads(space)) if space and space != "null" else []
+    """The paths that a sweep searched, by its own run's params; none for any other job.
+
+    None either of a space that is longer than a param may be, and was cut.
+    """
+    try:
+        return list(json.loads(params.get("search.space", "null")) or ())
+    except ValueError:
+        return []
 
 
 def ranked_by(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -187,15 +206,33 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
 
 def _direction(metric: str) -> int:
     """1 if more is better, -1 if less is, 0 if neither."""
-    if re.search(r"loss|ece\b|latency", metric):
-        return -1
-    return int(bool(re.match(r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric)))
+    if re.match(r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric):  # first: a class may be called floss
+        return 1
+    return -1 if re.search(r"loss|latency", metric) else 0
+
+
+def _sort_name(sort: str) -> tuple[str, bool]:
+    """The name, and whether the least comes first."""
+    name, _, direction = sort.partition(":")
+    if direction not in ("", "asc", "desc") or not name or "`" in name:
+        raise UserError(f"--sort {sort}: not NAME, NAME:asc or NAME:desc, as in best/mIoU or optim.lr:asc")
+    return name, direction == "asc"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not math.isnan(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _key(name: str) -> str:
     section, _, rest = name.partition(".")
     if section in ("params", "metrics", "tags", "attributes") and rest:
         return f"{section}.`{rest}`"
+    name = SHOWN_AS.get(name, name)
+    if name == KIND_TAG:
+        return f"tags.`{name}`"
     if name in ATTRIBUTES:
         return f"attributes.{name}"
     return f"params.`{name}`" if "." in name and "/" not in name else f"metrics.`{name}`"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow.entities import Run
@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.mlflow import Tracking, answering, one_line
-from encsearch.tracking.rows import Query, Row, filter_text, order_by, pick, quoted
+from encsearch.tracking.rows import Query, Row, filter_text, in_order, order_by, pick, quoted
 from encsearch.tracking.views import View, changes
 
 RUNS_A_PAGE = 1000
@@ -59,8 +59,13 @@ def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
 
 def search(tracking: Tracking, query: Query) -> list[Row]:
     """The runs of the experiment that the query means, page by page. Raises UserError for a bad filter."""
+    order = order_by(query.sort)
+    if order is None:
+        assert query.sort, "MLflow orders by time"
+        everything = search(tracking, replace(query, sort=None, limit=None))
+        return in_order(everything, query.sort)[: query.limit]
     found: list[Row] = []
-    token, text, order = None, filter_text(query), order_by(query.sort)
+    token, text = None, filter_text(query)
     while query.limit is None or len(found) < query.limit:
         size = RUNS_A_PAGE if query.limit is None else min(RUNS_A_PAGE, query.limit - len(found))
         page = _page(tracking, text, order, size, token)

@@ -66,9 +66,9 @@ def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
         except BlockingIOError:
             yield UiServer(_read_claim(claim))
             return
+        claim.truncate(0)  # the address of one that was killed
         port = free_port(host, port)
         base = ui_base(uri, port, _name_of(host))
-        claim.truncate(0)
         print(base, file=claim, flush=True)
         with tempfile.NamedTemporaryFile(prefix="encsearch-ui-", suffix=".log") as log:
             process = _start(uri, host, port, log)

@@ -36,7 +36,7 @@ def label_maps(
             labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
             factor = max(1, max(labels.shape[-2:]) / MAX_SIDE_PX)
             if factor > 1:
-                size = [round(side / factor) for side in labels.shape[-2:]]
+                size = [max(1, round(side / factor)) for side in labels.shape[-2:]]
                 labels = F.interpolate(labels, size, mode="nearest-exact")
             for name, label_map in zip(batch.ids, labels[:, 0].cpu().numpy(), strict=True):
                 maps[name] = base64.b64encode(encode_png(label_map)).decode("ascii")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -67,9 +68,36 @@ class _Rates:
     def __call__(self) -> dict[str, float]:
         now, read_at = self._read(), time.monotonic()
         seconds = max(read_at - self._read_at, 1e-3)
-        rates = {name: (now[name] - self._before[name]) / 1e6 / seconds for name in now}
+        known = now.keys() & self._before.keys()  # a counter may appear while we run
+        rates = {name: (now[name] - self._before[name]) / 1e6 / seconds for name in known}
         self._before, self._read_at = now, read_at
         return rates
+
+
+class _Utilization:
+    """Percent of all CPUs' time that was worked since it was read last.
+
+    psutil.cpu_percent() remembers the last time of each thread apart, and every epoch samples in a new one.
+    """
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+        self._idle, self._all = self._seconds()
+        self._percent = 0.0
+
+    def __call__(self) -> float:
+        idle, passed = self._seconds()
+        if passed > self._all:  # the clock is coarse
+            share = (idle - self._idle) / (passed - self._all)
+            self._percent = min(max(100 * (1 - share), 0.0), 100.0)
+            self._idle, self._all = idle, passed
+        return self._percent
+
+    def _seconds(self) -> tuple[float, float]:
+        """Without work, and all. Linux counts guests in the user's time too."""
+        times = self._read()
+        guests: float = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        return times.idle + getattr(times, "iowait", 0.0), sum(times) - guests
 
 
 def _machine_readers() -> list[Reader]:
@@ -78,9 +106,10 @@ def _machine_readers() -> list[Reader]:
     except ImportError:
         return []
     process = psutil.Process()
+    utilization = _Utilization(psutil.cpu_times)
 
     def processor() -> dict[str, float]:
-        return {"system/cpu_utilization_percentage": psutil.cpu_percent()}
+        return {"system/cpu_utilization_percentage": utilization()}
 
     def memory() -> dict[str, float]:
         whole = psutil.virtual_memory()
@@ -101,6 +130,8 @@ def _machine_readers() -> list[Reader]:
 
     def network() -> dict[str, int]:
         moved = psutil.net_io_counters()
+        if moved is None:
+            return {}
         return {
             "system/network_receive_megabytes_per_second": moved.bytes_recv,
             "system/network_transmit_megabytes_per_second": moved.bytes_sent,

@@ -67,6 +67,25 @@ def test_the_diff_has_tracked_files_alone_and_no_secrets(checkout: Path, tmp_pat
     assert "hunter" not in diff
 
 
+def test_the_diff_is_a_patch_to_the_letter(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "recipe.yaml").write_bytes(b"lr: 1\r\nseed: 0\n\n")
+    git(checkout, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-am", "second")
+    (checkout / "recipe.yaml").write_bytes(b"lr: 2\r\nseed: 0\n\n")
+
+    write_diff(checkout, tmp_path)
+    git(checkout, "checkout", "--quiet", "recipe.yaml")
+    git(checkout, "apply", str(tmp_path / "lineage" / "git.diff"))
+
+    assert (checkout / "recipe.yaml").read_bytes() == b"lr: 2\r\nseed: 0\n\n"
+
+
+def test_a_commit_that_is_checked_out_itself_has_no_branch(checkout: Path) -> None:
+    git(checkout, "checkout", "--quiet", "--detach")
+    tags = lineage("abc", checkout)
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert "mlflow.source.git.branch" not in tags
+
+
 def test_a_large_diff_is_cut_at_a_line(checkout: Path, tmp_path: Path) -> None:
     (checkout / "recipe.yaml").write_text("a line of twenty-two b\n" * (MAX_DIFF_BYTES // 20))
 

@@ -80,7 +80,8 @@ def test_a_password_is_in_no_argument(uri: str) -> None:
 
 def test_a_server_on_loopback_answers_to_no_other_name() -> None:
     assert allowed_hosts("127.0.0.1", ["box"]) == ["localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*"]
-    assert allowed_hosts("::1") == allowed_hosts("localhost") == allowed_hosts("127.0.0.1")
+    assert allowed_hosts("localhost", ["box"]) == allowed_hosts("127.0.0.1")
+    assert allowed_hosts("::1", ["box"]) == [*allowed_hosts("127.0.0.1"), "[::1]", "[[]::1]:*"]
     assert {"box", "box:*", "0.0.0.0:*"} <= set(allowed_hosts("0.0.0.0", ["box"]))
 
 

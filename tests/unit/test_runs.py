@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from encsearch.cli.browsing import _cell
 from encsearch.errors import UserError
 from encsearch.tracking.rows import (
     Query,
@@ -12,6 +13,7 @@ from encsearch.tracking.rows import (
     best_columns,
     column,
     filter_text,
+    in_order,
     lineage_tags,
     main_metric,
     order_by,
@@ -49,13 +51,27 @@ def test_a_query_in_mlflows_language(query: Query, text: str) -> None:
     [
         (None, "attributes.start_time DESC"),
         ("best/mIoU", "metrics.`best/mIoU` DESC"),
-        ("optim.lr:asc", "params.`optim.lr` ASC"),
+        ("name:asc", "attributes.run_name ASC"),
+        ("kind", "tags.`encsearch.kind` DESC"),
         ("end_time", "attributes.end_time DESC"),
         ("tags.encsearch.trial", "tags.`encsearch.trial` DESC"),
     ],
 )
 def test_an_order_in_mlflows_language(sort: str | None, first: str) -> None:
-    assert order_by(sort)[0] == first
+    assert (order_by(sort) or [])[0] == first
+
+
+def test_params_are_ordered_as_numbers_which_mlflow_cannot() -> None:
+    rows = [row(params={"optim.lr": text}) for text in ("5e-06", "0.05", "null", "0.5")] + [row()]
+    rows.append(row(params={"optim.lr": "10"}, end_ms=None))
+    found = {
+        sort: [one.params.get("optim.lr") for one in in_order(rows, sort)]
+        for sort in ("optim.lr", "params.optim.lr:asc")
+    }
+    assert order_by("optim.lr") is order_by("seconds") is None
+    assert found["optim.lr"] == ["10", "0.5", "0.05", "5e-06", "null", None]
+    assert found["params.optim.lr:asc"] == ["5e-06", "0.05", "0.5", "10", "null", None]
+    assert in_order(rows, "seconds")[-1].params["optim.lr"] == "10"
 
 
 @pytest.mark.parametrize("sort", ["best/mIoU:up", ":asc", "a`b"])
@@ -115,9 +131,26 @@ def test_the_best_figure_is_marked_where_an_order_is_known() -> None:
     assert best_columns(rows, "absent") == []
 
 
+def test_a_class_may_be_called_like_what_should_be_small() -> None:
+    rows = [row(metrics={"IoU/floss": value, "IoU/fleece": value}) for value in (0.1, 0.2)]
+    assert best_columns(rows, "IoU/floss") == best_columns(rows, "IoU/fleece") == [1]
+
+
 def test_what_was_searched_is_read_of_the_sweeps_own_run() -> None:
     assert searched({"search.space": '{"optim.lr": {"loguniform": [0.001, 0.1]}}'}) == ["optim.lr"]
     assert searched({"search.space": "null"}) == searched({}) == []
+    assert searched({"search.space": '{"optim.lr": {"cut off'}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *(("12345678", "12345678"), ("12345e67", "12345e67"), ("2.10", "2.10"), ("100000", "100000")),
+        *(("0.0123456", "0.01235"), ("1.23456e-05", "1.235e-05"), (0.123456, "0.1235"), (None, None)),
+    ],
+)
+def test_only_long_decimals_are_rounded(value: Any, shown: str | None) -> None:
+    assert _cell("run", value) == shown
 
 
 def test_the_metric_is_the_recipes() -> None:

@@ -1,6 +1,8 @@
 """What a training tells of itself beside its scores: points, times, memory, the machine, a profile."""
 
 import threading
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -16,7 +18,7 @@ from encsearch.train.curve import MAX_POINTS, Curve
 from encsearch.train.loop import fit
 from encsearch.train.machine import describe_machine
 from encsearch.train.profiling import Window, window
-from encsearch.train.system import PROCESS_MEMORY, SystemSampler
+from encsearch.train.system import PROCESS_MEMORY, SystemSampler, _Utilization
 
 CPU = torch.device("cpu")
 WEIGHTS = {"pixel_loss": 1.0, "se_loss": 0.5}
@@ -123,6 +125,22 @@ def test_the_machine_is_sampled_while_the_block_runs_and_at_its_end() -> None:
         assert not once
     assert [point.step for point in once] == [7]
     assert len(points) == before
+
+
+def test_the_processor_is_measured_over_epochs_and_not_in_each_thread_apart() -> None:
+    times = namedtuple("times", ("user", "idle"))
+    read = iter([times(0.0, 0.0), times(3.0, 1.0), times(3.0, 1.0), times(3.0, 5.0)])
+    utilization = _Utilization(lambda: next(read))
+    with ThreadPoolExecutor(1) as other:
+        assert [utilization(), other.submit(utilization).result(), utilization()] == [75, 75, 0]
+
+
+def test_a_machine_without_network_can_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(psutil, "net_io_counters", lambda: None)
+    with SystemSampler(CPU).running(lambda: 0) as points:
+        pass
+    assert not any("network" in name for name in points[-1].values)
 
 
 def test_what_no_rank_measures_is_left_out() -> None:
