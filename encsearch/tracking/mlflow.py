@@ -78,9 +78,11 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (*STORE_FAILURES, ImportError) as error:
+        way_out = "MLFLOW_TRACKING_URI and that the server runs"
+        if "error code 401" in str(error):
+            way_out = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise PreflightError(
-            f"MLflow at {without_secrets(uri)} cannot be used: {one_line(error)};"
-            " check MLFLOW_TRACKING_URI and that the server runs"
+            f"MLflow at {without_secrets(uri)} cannot be used: {one_line(error)}; check {way_out}"
         ) from None
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
@@ -155,19 +155,26 @@ def main() -> None:
     answers = sys.stdout
     # Whatever MLflow prints is no answer.
     with suppress(_TimeOverError), redirect_stdout(sys.stderr):
-        # Imported here: the job's process imports this module too, and mlflow costs it 5 s.
-        from encsearch.tracking.mlflow import connect
-        from encsearch.tracking.store import MlflowStore
+        _forward(answers)
+        # Nothing is left to cut short, and an interpreter that ends would print what a handler raises.
+        for signum in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
 
-        try:
-            store = MlflowStore(connect())
-        except UserError as error:
-            print(json.dumps({"refused": str(error)}), file=answers, flush=True)
-            return
-        print(json.dumps({"experiment_id": store.experiment_id}), file=answers, flush=True)
-        lines = sys.stdin.fileno()
-        if told := os.read(lines, 65536).decode():
-            _Forwarder(Path(told.splitlines()[0]), store).run(lines)
+
+def _forward(answers: TextIO) -> None:
+    # Imported here: the job's process imports this module too, and mlflow costs it 5 s.
+    from encsearch.tracking.mlflow import connect
+    from encsearch.tracking.store import MlflowStore
+
+    try:
+        store = MlflowStore(connect())
+    except UserError as error:
+        print(json.dumps({"refused": str(error)}), file=answers, flush=True)
+        return
+    print(json.dumps({"experiment_id": store.experiment_id}), file=answers, flush=True)
+    lines = sys.stdin.fileno()
+    if told := os.read(lines, 65536).decode():
+        _Forwarder(Path(told.splitlines()[0]), store).run(lines)
 
 
 class _TimeOverError(BaseException):
