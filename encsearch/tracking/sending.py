@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -165,11 +164,6 @@ def send_chunk(job_folder: Path, store: Store) -> int:
     still_open = tuple(run for run, still in is_open.items() if still)
     _write_sent(job_folder, replace(sent, offset=chunk[-1][1], runs=runs, open_runs=still_open))
     return len(chunk)
-
-
-def send_all(job_folder: Path, store: Store) -> int:
-    """`send_chunk` until nothing is left; how many events were sent."""
-    return sum(iter(partial(send_chunk, job_folder, store), 0))
 
 
 def is_settled(job_folder: Path) -> bool:

@@ -65,12 +65,6 @@ def packed(values: Mapping[str, Any]) -> str:
     return MARK + base64.b64encode(zlib.compress(json.dumps(values).encode(), level=9)).decode()
 
 
-def unpacked(text: str) -> dict[str, Any]:
-    """The inverse of `packed`."""
-    values: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text.removeprefix(MARK))))
-    return values
-
-
 def state(view: View) -> dict[str, Any]:
     """What the page restores: the search, the columns of the table and the charts."""
     best = f"best/{view.metric}"

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from encsearch.tracking.events import Ended, Filed, Logged, Started, read_events
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.record import EVENTS_FILE, FOLDER
-from encsearch.tracking.sending import send_all, sending_alone
+from encsearch.tracking.sending import sending_alone
 from encsearch.tracking.store import KEY_TAG, MlflowStore
+from tests.forward import send_all
 
 PATIENCE = 1.05
 # Name, step, time (ms), value as text: a NaN is equal to no other.

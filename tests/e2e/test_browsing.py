@@ -17,9 +17,10 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
 from encsearch.tracking.mlflow import connect
-from encsearch.tracking.views import TAG, unpacked
+from encsearch.tracking.views import TAG
 from encsearch.workflow.folder import RunSummary, write_summary
 from tests.e2e.shell import Shell, read_until
+from tests.views import unpacked
 
 VALUES = {"trial0": (0.1 + 0.2, "0.05"), "trial1": (1 / 3, "0.001"), "trial2": (0.25, "0.01")}
 SPACE = '{"optim.lr": {"loguniform": [0.001, 0.1]}}'

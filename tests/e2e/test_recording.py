@@ -19,11 +19,12 @@ from encsearch.tracking.events import Dataset
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.record import REAPED_TAG, Record, RunRecord, owned
 from encsearch.tracking.sender import sending
-from encsearch.tracking.sending import UnavailableError, is_settled, read_sent, refused_parts, send_all
+from encsearch.tracking.sending import UnavailableError, is_settled, read_sent, refused_parts
 from encsearch.tracking.store import KEY_TAG, MlflowStore
 from encsearch.workflow.sync import sync
 from tests.e2e.shell import clean_environment, read_until
 from tests.e2e.stored import send_once, send_under_kills, stored, written
+from tests.forward import send_all
 
 EXPERIMENT = "toys"
 KILLS = 20

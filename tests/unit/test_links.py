@@ -23,9 +23,10 @@ from encsearch.tracking.links import (
 from encsearch.tracking.record import FOLDER
 from encsearch.tracking.sending import SENT_FILE, Sent
 from encsearch.tracking.ui_server import UiServer, free_port
-from encsearch.tracking.views import MAX_NAMED, TAG, View, changes, packed, state, unpacked
+from encsearch.tracking.views import MAX_NAMED, TAG, View, changes, packed, state
 from encsearch.workflow.folder import RunSummary, write_summary
 from encsearch.workflow.links import job_of, links_of
+from tests.views import unpacked
 
 PASSWORDS = ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"]
 CHILDREN = "tags.`mlflow.parentRunId` = 'p1'"

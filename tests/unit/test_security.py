@@ -22,8 +22,9 @@ from encsearch.model.encnet import EncNet
 from encsearch.records import Point
 from encsearch.tracking.events import Ended, Filed, Started
 from encsearch.tracking.record import owned
-from encsearch.tracking.sending import refused_parts, send_all
+from encsearch.tracking.sending import refused_parts
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from tests.forward import send_all
 
 ROOT = Path(__file__).parents[2]
 

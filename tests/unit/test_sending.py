@@ -27,11 +27,11 @@ from encsearch.tracking.sending import (
     is_settled,
     read_sent,
     refused_parts,
-    send_all,
     send_chunk,
     sending_alone,
     unsent_events,
 )
+from tests.forward import send_all
 from tests.unit.memory_store import MemoryStore
 
 
