@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from encsearch.config import Config, load_config, with_values
 from encsearch.data.scenes import generate_scenes
-from encsearch.experiment import Experiment, build
 from encsearch.metrics import scores
 from encsearch.model.encoding import assign, encode
+from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import evaluate, fit
 
 RECIPE = "jobs/recipes/demo.yaml"

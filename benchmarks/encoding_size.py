@@ -22,10 +22,10 @@ from torch import Tensor
 
 from encsearch.config import Config, load_config, with_values
 from encsearch.data.scenes import generate_scenes
-from encsearch.experiment import Experiment, build
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding
+from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import fit
 
 RECIPE = "jobs/recipes/demo.yaml"

@@ -19,7 +19,7 @@ import torch
 
 from encsearch.config import Config, with_values
 from encsearch.data.store import open_split
-from encsearch.experiment import build
+from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
 VARIANTS: dict[str, dict[str, Any]] = {

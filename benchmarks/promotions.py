@@ -39,10 +39,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from encsearch.tracking.champions import MlflowRegistry
-from encsearch.tracking.decisions import Draft, resolve
 from encsearch.tracking.mlflow import connect
-from encsearch.tracking.moves import move, settle, sign
+from encsearch.tracking.registry.aliases import move, settle, sign
+from encsearch.tracking.registry.decisions import Draft, resolve
+from encsearch.tracking.registry.mlflow_log import MlflowRegistry
 
 OUT = Path("benchmarks/results/promotions.json")
 PROCESSES = 8

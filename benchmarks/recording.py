@@ -34,12 +34,12 @@ from urllib.request import urlopen
 import torch
 
 from encsearch import EncNet
-from encsearch.records import MemoryRecorder, Recorder, Report
-from encsearch.tracking.events import Dataset
+from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.record import EVENTS_FILE, FOLDER, Record, RunRecord, owned
-from encsearch.tracking.sender import Sender, sending
-from encsearch.tracking.sending import read_sent
+from encsearch.tracking.outbox.events import Dataset
+from encsearch.tracking.outbox.forward import read_sent
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, Record, RunRecord, owned
+from encsearch.tracking.outbox.sender import Sender, sending
 from tests.e2e.head import free_ports
 from tests.e2e.stored import Held, send_once, send_under_kills, stored, written
 

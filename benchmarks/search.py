@@ -39,9 +39,8 @@ from benchmarks.search_simulation import (
 )
 from encsearch.config import Dimension, SearchConfig, load_config
 from encsearch.config.search import AshaConfig
-from encsearch.search.study.points import known_points
 from encsearch.search.study.storage import MEMORY
-from encsearch.search.study.study import Study
+from encsearch.search.study.study import Study, known_points
 
 RECIPE = "jobs/recipes/demo.yaml"
 SHARE_OF_BEST = 0.99

@@ -27,8 +27,8 @@ import torch
 from encsearch.config import Config, load_config, to_json, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.errors import TrainingError, UserError
-from encsearch.experiment import build
-from encsearch.spool import append_line, read_lines
+from encsearch.reports import append_line, read_lines
+from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
 RECIPE = "jobs/recipes/demo.yaml"

@@ -34,7 +34,7 @@ import psutil
 
 from encsearch.config import Config, from_json, to_json, with_values
 from encsearch.data.scenes import generate_scenes
-from encsearch.spool import append_line, read_lines
+from encsearch.reports import append_line, read_lines
 
 OUT = Path("benchmarks/results/trial_overhead.json")
 NUM_CPUS = 4
@@ -226,7 +226,7 @@ def _training_cpu_s(config: Config) -> float:
 
 
 def _training(config: Config) -> Iterator[Any]:
-    from encsearch.experiment import build
+    from encsearch.train.experiment import build
     from encsearch.train.loop import fit
 
     experiment = build(config)
@@ -235,7 +235,7 @@ def _training(config: Config) -> Iterator[Any]:
 
 def _sweep(config: Config, folder: Path) -> None:
     from encsearch.data.store import read_manifest
-    from encsearch.records import MemoryRecorder, Recorder, Report
+    from encsearch.reports import MemoryRecorder, Recorder, Report
     from encsearch.search.study.study import Proposal, Study
     from encsearch.search.sweep import run_sweep
 
@@ -346,8 +346,8 @@ def _train(values: dict[str, str]) -> None:
     """On every worker of Ray Train."""
     import ray.train
 
-    from encsearch.experiment import build
     from encsearch.train.checkpoint import save_checkpoint
+    from encsearch.train.experiment import build
     from encsearch.train.loop import fit
 
     context = ray.train.get_context()

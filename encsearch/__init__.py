@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from encsearch.model.encnet import EncNet
-    from encsearch.predict import load
+    from encsearch.tracking.registry.fetch import load
 
 __version__ = "0.1.0"
 __all__ = ["EncNet", "__version__", "load"]
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return EncNet
     if name == "load":
-        from encsearch.predict import load
+        from encsearch.tracking.registry.fetch import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

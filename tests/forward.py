@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from encsearch.tracking.sending import Store, send_chunk
+from encsearch.tracking.outbox.forward import Store, send_chunk
 
 
 def send_all(job_folder: Path, store: Store) -> int:

@@ -5,7 +5,7 @@ import json
 import zlib
 from typing import Any
 
-from encsearch.tracking.views import MARK
+from encsearch.tracking.browse.views import MARK
 
 
 def unpacked(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from encsearch.cli.training import out_option, overrides_argument, recipe_argume
 if TYPE_CHECKING:
     from encsearch.config import Config
     from encsearch.search.ablation.plan import Ablation
-    from encsearch.workflow.ablate import Ablated
+    from encsearch.workflow.ablate.run import Ablated
 
 
 @click.command()
@@ -39,8 +39,8 @@ def ablate(
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
-    from encsearch.workflow.ablate import ablate as run
-    from encsearch.workflow.ablate import planned
+    from encsearch.workflow.ablate.run import ablate as run
+    from encsearch.workflow.ablate.run import planned
 
     if dry_run:
         plan = planned(config, out)
@@ -79,8 +79,8 @@ def _plan_json(plan: "Ablation") -> dict[str, Any]:
 
 
 def _ablated_text(done: "Ablated") -> str:
+    from encsearch.report.ablation import difference_text, percent_text, verdicts
     from encsearch.search.ablation.plan import ENCNET, FCN, shown_metrics
-    from encsearch.search.ablation.report import difference_text, percent_text, verdicts
 
     names = shown_metrics(done.story.metric)
     rows = [

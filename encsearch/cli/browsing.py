@@ -1,7 +1,8 @@
-"""`encsearch ui`, and `encsearch runs list|show|compare`."""
+"""`encsearch ui`, `encsearch runs list|show|compare`, and `encsearch sync`."""
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -14,9 +15,10 @@ import click
 from encsearch.cli.console import emit, json_option, say, table
 
 if TYPE_CHECKING:
+    from encsearch.tracking.browse.rows import Row
+    from encsearch.tracking.browse.runs import Detail
     from encsearch.tracking.mlflow import Tracking
-    from encsearch.tracking.rows import Row
-    from encsearch.tracking.runs import Detail
+    from encsearch.workflow.sync import Synced
 
 LIMIT = 50
 MAX_TEXT = 90  # characters of a value in a table for people
@@ -37,12 +39,12 @@ def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: boo
     --print does.
     """
     if only_print or as_json:
-        from encsearch.workflow.links import links_of
+        from encsearch.workflow.browse import links_of
 
         links = links_of(folder, host, port)
         emit(links, as_json, _lines(links))
         return
-    from encsearch.workflow.ui import show
+    from encsearch.workflow.browse import show
 
     show(folder, host, port, say, lambda pages: print(_lines(pages), flush=True))
 
@@ -78,8 +80,8 @@ def list_(
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
-    from encsearch.tracking.rows import Query, main_metric, searched
-    from encsearch.tracking.runs import search
+    from encsearch.tracking.browse.rows import Query, main_metric, searched
+    from encsearch.tracking.browse.runs import search
 
     tracking = _tracking(*([sweep] if sweep else []))
     parent = _find(tracking, sweep) if sweep else None
@@ -101,8 +103,8 @@ def list_(
 @json_option
 def show_(run: str, as_json: bool) -> None:
     """One run: what its recipe sets, its figures, where it comes from, its files and what it consists of."""
-    from encsearch.tracking.rows import lineage_tags, set_params
-    from encsearch.tracking.runs import detail
+    from encsearch.tracking.browse.rows import lineage_tags, set_params
+    from encsearch.tracking.browse.runs import detail
 
     tracking = _tracking(run)
     found = detail(tracking, _find(tracking, run))
@@ -124,7 +126,7 @@ def show_(run: str, as_json: bool) -> None:
 def compare(run: tuple[str, ...], as_json: bool) -> None:
     """Runs side by side: the params in which they differ, and all metrics, the best marked by *."""
     from encsearch.errors import UserError
-    from encsearch.tracking.rows import SHORT_ID, best_columns, metric_names, varying
+    from encsearch.tracking.browse.rows import SHORT_ID, best_columns, metric_names, varying
 
     if len(run) < 2:
         raise UserError(f"`runs compare` takes two runs or more, but got {len(run)}; see `runs show`")
@@ -151,17 +153,17 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
 
 def _tracking(*named: str) -> "Tracking":
     """The environment's store, or the one that the first job's folder among the named was recorded in."""
-    from encsearch.tracking.runs import open_experiment
+    from encsearch.tracking.browse.runs import open_experiment
     from encsearch.tracking.uris import existing_store
-    from encsearch.workflow.links import job_of, store_of
+    from encsearch.workflow.browse import job_of, store_of
 
     job = next((job_of(Path(text)) for text in named if Path(text).is_dir()), None)
     return open_experiment(existing_store(store_of(job)), job.experiment_id if job else None)
 
 
 def _find(tracking: "Tracking", text: str) -> "Row":
-    from encsearch.tracking.runs import find, get
-    from encsearch.workflow.links import job_of
+    from encsearch.tracking.browse.runs import find, get
+    from encsearch.workflow.browse import job_of
 
     return get(tracking, job_of(Path(text)).run_id) if Path(text).is_dir() else find(tracking, text)
 
@@ -181,13 +183,13 @@ def _values(row: "Row") -> dict[str, Any]:
 
 
 def _table(rows: Sequence["Row"], names: Sequence[str]) -> str:
-    from encsearch.tracking.rows import column
+    from encsearch.tracking.browse.rows import column
 
     return table(names, [[_cell(name, column(row, name)) for name in names] for row in rows])
 
 
 def _shown(found: "Detail", chosen: dict[str, str]) -> str:
-    from encsearch.tracking.rows import lineage_tags, main_metric, metric_names
+    from encsearch.tracking.browse.rows import lineage_tags, main_metric, metric_names
 
     row = found.row
     head: dict[str, Any] = {"name": row.name, "run": row.run_id, "kind": row.kind, "status": row.status}
@@ -226,3 +228,43 @@ def _lines(links: dict[str, str]) -> str:
 
 def _time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+
+
+WAIT_S = 60.0
+
+
+@click.command()
+@click.argument(
+    "folders",
+    metavar="FOLDER...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=WAIT_S,
+    show_default=True,
+    help="How long to go on with a store that fails.",
+)
+@json_option
+def sync(folders: tuple[Path, ...], wait_s: float, as_json: bool) -> None:
+    """Send to MLflow what a killed job, or an outage, has left unsent.
+
+    FOLDER is a job's, or one of jobs such as runs/. Runs whose process is dead are closed as KILLED. A job
+    that is running is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be used.
+    """
+    from encsearch.workflow.sync import sync as run
+
+    done = run(folders, wait_s, say)
+    header = ["job", "sent", "refused", "closed", "unsent", ""]
+    emit([asdict(job) for job in done], as_json, table(header, map(_row, done)))
+    if any(job.reason and not job.is_alive for job in done):
+        sys.exit(1)
+
+
+def _row(job: "Synced") -> list[object]:
+    return [job.folder, job.sent, job.refused, len(job.reaped), job.unsent, job.reason]

@@ -81,7 +81,7 @@ def check(store: Path, as_json: bool) -> None:
 @json_option
 def stats(store: Path, split: str, as_json: bool) -> None:
     """Pixels and images of each class in a split."""
-    from encsearch.data.store import split_stats
+    from encsearch.data.statistics import split_stats
 
     result = split_stats(store, split)
     rows = [(c.name, c.pixels, percent(c.pixel_share), percent(c.image_share)) for c in result.classes]

@@ -9,7 +9,7 @@ import click
 from encsearch.cli.console import say
 
 if TYPE_CHECKING:
-    from encsearch.workflow.sweep import Swept
+    from encsearch.workflow.sweep.run import Swept
 
 NUM_PICTURES = 6
 
@@ -30,7 +30,7 @@ def demo(recipe: str, out: Path) -> None:
     from encsearch.data.scenes import generate_scenes
     from encsearch.errors import GateRefusedError
     from encsearch.workflow.promote import promote
-    from encsearch.workflow.sweep import sweep
+    from encsearch.workflow.sweep.run import sweep
 
     with progress() as shown:
         if not store.exists():
@@ -54,11 +54,12 @@ def demo(recipe: str, out: Path) -> None:
 
 def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     """A sheet of test images: truth, the label maps of a baseline of each context, and the champion's."""
+    from encsearch.data.datasets import evenly_spaced
     from encsearch.data.store import open_split
-    from encsearch.panels import comparison_sheet, evenly_spaced
-    from encsearch.predict import Predictor, load
+    from encsearch.inference.predictor import Predictor, comparison_sheet
     from encsearch.search.confirm.finalists import BASELINE_LABELS
-    from encsearch.workflow.recorded import checkpoint_model
+    from encsearch.tracking.registry.fetch import load
+    from encsearch.workflow.recorder import checkpoint_model
 
     models = {
         BASELINE_LABELS[baseline.config.model.context]: Predictor(

@@ -1,14 +1,18 @@
-"""`encsearch export`."""
+"""`encsearch export`, and its way back: `encsearch import-weights`."""
 
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import model_argument
 from encsearch.errors import UserError
+
+if TYPE_CHECKING:
+    from encsearch.data.datasets import DatasetInfo
 
 
 @click.command()
@@ -29,9 +33,9 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
 
     The graphs take RGB in 0..1, and model.json tells the rest.
     """
-    from encsearch.export import FORMATS, export_bundle
-    from encsearch.predict import fetch_bundle
-    from encsearch.workflow.folder import bundle_source
+    from encsearch.inference.export import FORMATS, export_bundle
+    from encsearch.tracking.registry.fetch import fetch_bundle
+    from encsearch.workflow.job import bundle_source
 
     fixed = _size(size) if size else None
     formats = [name for name in FORMATS if format_ in (name, "all")]
@@ -49,3 +53,91 @@ def _size(text: str) -> tuple[int, int]:
         raise UserError(f"size={text} is not of the form HEIGHTxWIDTH in px, as in 480x640")
     height, width = map(int, found.groups())
     return height, width
+
+
+# What a bundle says of the data of its training, of which a published file says nothing.
+UNKNOWN_STORE = "unknown"
+UNKNOWN_FINGERPRINT = "unknown"
+
+
+@click.command("import-weights")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--store", type=click.Path(path_type=Path), help="Store whose classes the model has.")
+@click.option(
+    "--classes", type=click.Path(path_type=Path), help="Text file of class names, one a line, in their order."
+)
+@json_option
+def import_weights(file: Path, out: Path, store: Path | None, classes: Path | None, as_json: bool) -> None:
+    """Make the model OUT, for `eval` and `predict`, of the EncNet in FILE.
+
+    FILE (.pth or .safetensors) is a checkpoint of the authors' code (PyTorch-Encoding) or of mmsegmentation.
+    What the network looks like is read from its tensors. Without --store and --classes the classes are
+    called class0, class1, ...
+    """
+    if store and classes:
+        raise click.UsageError("--store and --classes both name the classes; give one of them")
+    from encsearch.config import Config, DataConfig
+    from encsearch.inference.bundle import write_bundle
+    from encsearch.model.published import read_published
+
+    _check_free(out)
+    published = read_published(file)
+    info = _dataset_info(file, published.num_classes, store, classes)
+    data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
+    try:
+        write_bundle(
+            out,
+            published.model,
+            Config(data=data, model=published.config),
+            info,
+            fingerprint=UNKNOWN_FINGERPRINT,
+            metrics={},
+        )
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
+    model = published.config
+    result = {
+        "model": str(out),
+        "origin": published.origin,
+        "num_classes": published.num_classes,
+        **model.model_dump(include={"backbone", "num_codewords", "channels", "lateral", "auxiliary"}),
+    }
+    text = (
+        f"wrote {out}: EncNet ({published.origin}), {model.backbone}, K={model.num_codewords}, "
+        f"C={model.channels}, {published.num_classes} classes, lateral {model.lateral}, "
+        f"auxiliary {model.auxiliary}"
+    )
+    emit(result, as_json, text)
+
+
+def _check_free(out: Path) -> None:
+    """A bundle replaces what is at its place, which must be nothing: the path may be a slip."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; give another folder or delete it")
+
+
+def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":
+    """Raises UserError for names that cannot be read, or are not as many as the model has classes."""
+    from encsearch.data.datasets import DatasetInfo, default_palette
+
+    if store:
+        from encsearch.data.store import read_manifest
+
+        info = read_manifest(store).info
+    else:
+        names = _read_names(classes) if classes else tuple(f"class{i}" for i in range(num_classes))
+        info = DatasetInfo("imported", names, default_palette(len(names)))
+    if len(info.classes) != num_classes:
+        raise UserError(f"{store or classes}: {len(info.classes)} classes, but {file} has {num_classes}")
+    return info
+
+
+def _read_names(classes: Path) -> tuple[str, ...]:
+    try:
+        lines = classes.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{classes}: cannot read the class names ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{classes}: the class names are not UTF-8 text; one name a line") from None
+    return tuple(line.strip() for line in lines if line.strip())

@@ -34,8 +34,8 @@ def submit(
 
     .git, data, runs and what git ignores stay behind. MLFLOW_* variables travel along.
     """
-    from encsearch.submit import follow
-    from encsearch.submit import submit as run
+    from encsearch.submit.client import follow
+    from encsearch.submit.client import submit as run
 
     environment = dict(_variable(item) for item in variables)
     if "MLFLOW_TRACKING_URI" not in os.environ | environment:
@@ -64,7 +64,7 @@ def jobs() -> None:
 @json_option
 def list_(address: str | None, as_json: bool) -> None:
     """All jobs of the cluster, the newest first."""
-    from encsearch.submit import list_jobs
+    from encsearch.submit.client import list_jobs
 
     found = list_jobs(address=address)
     rows = [(job.id, job.status, _time(job.started), job.entrypoint) for job in found]
@@ -77,7 +77,7 @@ def list_(address: str | None, as_json: bool) -> None:
 @address_option
 def logs(job_id: str, following: bool, address: str | None) -> None:
     """Print what a job has written."""
-    from encsearch import submit as client
+    from encsearch.submit import client
 
     if following:
         sys.exit(client.follow(job_id, address=address))
@@ -90,7 +90,7 @@ def logs(job_id: str, following: bool, address: str | None) -> None:
 @json_option
 def status(job_id: str, address: str | None, as_json: bool) -> None:
     """One job as it is now."""
-    from encsearch import submit as client
+    from encsearch.submit import client
 
     job = client.status(job_id, address=address)
     emit(asdict(job), as_json, f"{job.id}: {job.status} {job.message}".strip())
@@ -101,7 +101,7 @@ def status(job_id: str, address: str | None, as_json: bool) -> None:
 @address_option
 def stop(job_id: str, address: str | None) -> None:
     """Ask a job to end."""
-    from encsearch import submit as client
+    from encsearch.submit import client
 
     say(f"{job_id}: asked to stop" if client.stop(job_id, address=address) else f"{job_id}: was over already")
 

@@ -27,17 +27,17 @@ COMMANDS = {
     "predict": ("predicting", "Write label maps and overlays of images."),
     "serve": ("serving", "Serve a model over HTTP: images in, label maps out, in batches."),
     "export": ("export", "Write a model as torch.export, ONNX or safetensors files, checked against it."),
-    "import-weights": ("importing", "Make a model of a published EncNet's weights."),
+    "import-weights": ("export", "Make a model of a published EncNet's weights."),
     "promote": ("promoting", "Register the best checkpoint and move an alias to it, if it is better."),
     "rollback": ("promoting", "Move an alias back to the version before."),
     "models": ("promoting", "List registered models, their aliases, and what was decided on them."),
     "ui": ("browsing", "Open MLflow on the records: serve a local store, print the pages of a job."),
     "runs": ("browsing", "List, show and compare what is recorded in MLflow."),
-    "sync": ("syncing", "Send to MLflow what a killed job or an outage has left unsent."),
+    "sync": ("browsing", "Send to MLflow what a killed job or an outage has left unsent."),
     "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
     "jobs": ("jobs", "List, follow and stop jobs."),
-    "config": ("settings", "Print a recipe with every default resolved."),
-    "schema": ("settings", "Print the JSON schema of a recipe, or every config path."),
+    "config": ("training", "Print a recipe with every default resolved."),
+    "schema": ("training", "Print the JSON schema of a recipe, or every config path."),
 }
 
 

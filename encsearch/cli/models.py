@@ -12,7 +12,7 @@ from encsearch.cli.training import overrides_argument
 from encsearch.errors import UserError
 
 if TYPE_CHECKING:
-    from encsearch.bundle import Bundle
+    from encsearch.inference.bundle import Bundle
     from encsearch.metrics.summary import Evaluation
 
 model_argument = click.argument("model")
@@ -43,7 +43,7 @@ def eval_(
 
     PATH=VALUE changes the eval section of its recipe, as in eval.scales=[0.75,1,1.25] eval.flip=true.
     """
-    from encsearch.evaluation import score_bundle
+    from encsearch.inference.evaluation import score_bundle
 
     bundle = bundle_with(model, overrides)
     store = store or bundle.config.data.store
@@ -57,8 +57,8 @@ def eval_(
 def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
     """The model with its eval section changed. Raises UserError for any other path: the model is trained."""
     from encsearch.config import with_overrides
-    from encsearch.predict import fetch_bundle
-    from encsearch.workflow.folder import bundle_source
+    from encsearch.tracking.registry.fetch import fetch_bundle
+    from encsearch.workflow.job import bundle_source
 
     for item in overrides:
         if not item.startswith("eval."):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from encsearch.predict import Prediction, Predictor
+    from encsearch.inference.predictor import Prediction, Predictor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 OVERLAY = ".overlay.png"
@@ -55,7 +55,7 @@ def predict(
     are kept apart. PATH=VALUE changes the eval section of its recipe, as in eval.flip=true; write ./a.b=c for
     such a file.
     """
-    from encsearch.predict import Predictor
+    from encsearch.inference.predictor import Predictor
 
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     if len(overrides) == len(arguments):
@@ -124,7 +124,7 @@ def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
 
 def _damaged(jobs: Sequence[Job], skip_bad: bool) -> dict[Path, str]:
     """Each image is decoded before anything is written. Raises UserError for a damaged one, or if all are."""
-    from encsearch.predict import read_image
+    from encsearch.inference.predictor import read_image
 
     damaged: dict[Path, str] = {}
     for job in jobs:
@@ -142,7 +142,7 @@ def _damaged(jobs: Sequence[Job], skip_bad: bool) -> dict[Path, str]:
 
 
 def _segment(predictor: "Predictor", jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    from encsearch.predict import read_image
+    from encsearch.inference.predictor import read_image
 
     waiting: deque[tuple[Job, NDArray[np.uint8]]] = deque()  # read, and not yet segmented
 
@@ -167,7 +167,7 @@ def _write(
     import numpy as np
     from PIL import Image
 
-    from encsearch.pictures import overlay
+    from encsearch.data.pictures import overlay
 
     palette = np.array(predictor.info.palette, dtype=np.uint8)
     _make_folder(job.labels.parent)

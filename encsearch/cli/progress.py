@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from encsearch.cli.console import say
 from encsearch.config import Config
-from encsearch.records import Report
+from encsearch.reports import Report
 from encsearch.search.trials import TrialEvent, values_text
-from encsearch.workflow.progress import Progress
+from encsearch.workflow.job import Progress
 
 
 @contextmanager

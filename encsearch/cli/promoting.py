@@ -49,7 +49,7 @@ def promote(
 @json_option
 def rollback(model: str, version: str | None, alias: str, as_json: bool) -> None:
     """Move the alias of MODEL back to the version that held it before."""
-    from encsearch.workflow.rollback import rollback as run
+    from encsearch.workflow.promote import rollback as run
 
     done = run(model, alias=alias, version=version)
     for line in done.notes:

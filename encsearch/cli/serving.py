@@ -67,7 +67,7 @@ def serve(
     """
     from encsearch.serving.cluster import Serving, serving
     from encsearch.serving.requests import Limits
-    from encsearch.workflow.folder import bundle_source
+    from encsearch.workflow.job import bundle_source
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"device={device}: a replica runs on cpu or on a GPU of Ray's choice, cuda")

@@ -11,7 +11,7 @@ from encsearch.cli.console import emit, json_option, say, short, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
 
 if TYPE_CHECKING:
-    from encsearch.workflow.sweep import Swept
+    from encsearch.workflow.sweep.run import Swept
 
 BUDGET_SPENT = 5
 
@@ -44,12 +44,12 @@ def sweep(
 
     config = load_config(recipe, overrides)
     if dry_run:
-        from encsearch.cli.checking import show
-        from encsearch.workflow.sweep import dry_run as rehearse
+        from encsearch.cli.training import show
+        from encsearch.workflow.sweep.run import dry_run as rehearse
 
         show(config, rehearse(config, out), as_json)
         return
-    from encsearch.workflow.sweep import sweep as run
+    from encsearch.workflow.sweep.run import sweep as run
 
     with progress() as shown:
         done = run(config, out, shown, warm_start=warm_start_from)
@@ -68,7 +68,7 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
     budget, scaling, concurrency and confirmation can be changed.
     """
     from encsearch.cli.progress import progress
-    from encsearch.workflow.sweep import resume as run
+    from encsearch.workflow.sweep.run import resume as run
 
     with progress() as shown:
         done = run(folder, overrides, extend or 0, shown)
@@ -79,7 +79,7 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
     """Write the HTML report of the sweep in FOLDER anew."""
-    from encsearch.workflow.sweep_story import rewrite_report
+    from encsearch.workflow.sweep.story import rewrite_report
 
     print(rewrite_report(folder))
 
@@ -93,7 +93,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, how sure the winner is, and where the report is."""
-    from encsearch.search.confirm.verdict import verdict
+    from encsearch.report.verdict import verdict
 
     metric, records = done.summary.metric, done.records
     paths = list(dict.fromkeys(path for record in records for path in record.values))

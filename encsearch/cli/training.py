@@ -1,11 +1,25 @@
-"""`encsearch check` and `encsearch train`."""
+"""`encsearch check` and `train`, and what they read: `encsearch config` and `schema`."""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import emit, json_option, percent, say, table
+
+if TYPE_CHECKING:
+    from encsearch.config import Config
+    from encsearch.workflow.check import Checked
+
+
+def show(config: "Config", checked: "Checked", as_json: bool) -> None:
+    """Print what was found; see `workflow.check`."""
+    from encsearch.workflow.check import lines
+
+    search = asdict(checked.search) if checked.search else None
+    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
+
 
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
@@ -37,7 +51,6 @@ def check(
 
     Of a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
     """
-    from encsearch.cli.checking import show
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
@@ -74,3 +87,24 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
     result = {"folder": str(done.folder), "best": figures, **asdict(done.summary)}
     emit(result, as_json, text)
     say(f"next: encsearch promote {done.folder}")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@json_option
+def config(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print RECIPE with its OVERRIDES (path=value) and every default resolved."""
+    from encsearch.config import load_config, to_yaml
+
+    resolved = load_config(recipe, overrides)
+    emit(resolved.model_dump(mode="json"), as_json, to_yaml(resolved).rstrip())
+
+
+@click.command()
+@click.option("--paths", "only_paths", is_flag=True, help="One config path a line instead.")
+def schema(only_paths: bool) -> None:
+    """Print the JSON schema of a recipe, for editors that complete YAML."""
+    from encsearch.config import json_schema, paths
+
+    emit(json_schema(), as_json=not only_paths, text="\n".join(paths()))

@@ -1,4 +1,4 @@
-"""Is a store sound, and what is in it."""
+"""Whether a store is sound."""
 
 import hashlib
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.manifest import SplitManifest, StoreError, read_manifest
 from encsearch.data.rows import Row, content_line, make_row
-from encsearch.data.shards import read_facts, read_rows
+from encsearch.data.shards import read_rows
 from encsearch.errors import UserError
 
 
@@ -47,48 +47,6 @@ def check_store(path: str | Path) -> StoreCheck:
         problems=tuple(findings.problems),
         warnings=tuple(dict.fromkeys(findings.warnings)),
     )
-
-
-@dataclass(frozen=True)
-class ClassStats:
-    """Of one class: its pixels, their share of the labelled pixels, the share of images that have any."""
-
-    name: str
-    pixels: int
-    pixel_share: float
-    image_share: float
-
-
-@dataclass(frozen=True)
-class SplitStats:
-    """Of one split; `sizes` counts the images of each (height, width), the most frequent first."""
-
-    split: str
-    num_samples: int
-    classes: tuple[ClassStats, ...]
-    ignored_share: float
-    sizes: tuple[tuple[tuple[int, int], int], ...]
-
-
-def split_stats(path: str | Path, split: str) -> SplitStats:
-    """Count classes and sizes from the columns of the shards; no image is decoded. Raises StoreError."""
-    store = Path(path)
-    manifest = read_manifest(store)
-    pixels: Counter[int] = Counter()
-    present: Counter[int] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
-    for shard in manifest.split(split).shards:
-        for facts in read_facts(store, shard):
-            sizes[facts["height"], facts["width"]] += 1
-            pixels.update(dict(enumerate(facts["histogram"])))
-            present.update(dict(enumerate(facts["presence"])))
-    num_samples, labelled = sizes.total(), pixels.total()
-    area = sum(height * width * count for (height, width), count in sizes.items())
-    classes = tuple(
-        ClassStats(name, pixels[index], pixels[index] / max(labelled, 1), present[index] / num_samples)
-        for index, name in enumerate(manifest.info.classes)
-    )
-    return SplitStats(split, num_samples, classes, 1 - labelled / area, tuple(sizes.most_common()))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from encsearch.data.audit import ClassStats, SplitStats, StoreCheck, check_store, split_stats
+from encsearch.data.audit import StoreCheck, check_store
 from encsearch.data.codec import decode_image, decode_mask
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample
 from encsearch.data.manifest import (
@@ -35,16 +35,13 @@ from encsearch.data.shards import RowCache, ShardWriter
 from encsearch.errors import UserError
 
 __all__ = [
-    "ClassStats",
     "Manifest",
-    "SplitStats",
     "StoreCheck",
     "StoreError",
     "StoreSplit",
     "check_store",
     "open_split",
     "read_manifest",
-    "split_stats",
     "write_store",
 ]
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from encsearch.bundle import Bundle
 from encsearch.data.datasets import Sample
 from encsearch.diagnostics.measure import assignment_map, diagnose
 from encsearch.diagnostics.records import (
@@ -25,6 +24,7 @@ from encsearch.diagnostics.records import (
     ScalingFigures,
     to_json,
 )
+from encsearch.inference.bundle import Bundle
 
 SHOWN_IMAGES = 4
 HEAT_MAPS = 3

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encsearch.bundle import Bundle
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.data.transforms import eval_transform
 from encsearch.diagnostics.records import (
@@ -22,10 +21,11 @@ from encsearch.diagnostics.records import (
     PresenceFigures,
     ScalingFigures,
 )
-from encsearch.loss import class_presence
+from encsearch.inference.bundle import Bundle
 from encsearch.metrics.presence import presence_scores
 from encsearch.model.context import ContextModule, EncodedSemantics
 from encsearch.model.encoding import Encoding, assign
+from encsearch.train.loss import class_presence
 
 
 def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | None:

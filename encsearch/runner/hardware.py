@@ -5,8 +5,8 @@ from statistics import median
 
 import torch
 
-from encsearch.experiment import Experiment
-from encsearch.train.machine import device_name
+from encsearch.train.experiment import Experiment
+from encsearch.train.telemetry import device_name
 
 LATENCY_REPEATS, LATENCY_WARM_UP = 9, 3
 

@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 
 from encsearch.config import Config
-from encsearch.experiment import build
-from encsearch.records import Recorder, Report
-from encsearch.runner.result import RunResult, best_report
+from encsearch.reports import Recorder, Report, RunResult, best_report
 from encsearch.train.checkpoint import save_checkpoint
+from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
 

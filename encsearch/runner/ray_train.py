@@ -23,11 +23,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import TrainingError
-from encsearch.experiment import build
-from encsearch.records import Recorder, Report
-from encsearch.runner.result import REPORTS_FILE, RunResult
-from encsearch.spool import SpoolReader, append, forwarding
+from encsearch.reports import REPORTS_FILE, Recorder, Report, RunResult, SpoolReader, append, forwarding
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 from encsearch.train.state import TrainState
 

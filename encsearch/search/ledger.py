@@ -12,14 +12,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, with_values
-from encsearch.records import Recorder, Report
+from encsearch.config import Config, LimitsConfig, with_values
+from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
-from encsearch.search.fairness import flags
-from encsearch.search.limits import Excess, Network, excess, slow
 from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState
+from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState, flags
 from encsearch.search.tune.jobs import RESTARTS, Job
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a trial's network takes; a figure that no limit asks for may be None."""
+
+    parameters: int
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How far a trial is beyond a limit: `share` of the limit above it."""
+
+    share: float
+    reason: str
+
+
+def excess(limits: LimitsConfig, network: Network) -> Excess | None:
+    """The first limit that the network is beyond."""
+    figures = (
+        ("parameters", network.parameters, limits.parameters, "{:,.0f} parameters"),
+        ("memory_gib", network.memory_gib, limits.memory_gib, "{:.3g} GiB of memory"),
+    )
+    for name, figure, limit, text in figures:
+        if figure is not None and limit is not None and figure > limit:
+            return _beyond(name, figure, limit, text)
+    return None
+
+
+def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
+    """Whether a measured latency is beyond the limit."""
+    if limits.latency_ms is None or latency_ms <= limits.latency_ms:
+        return None
+    return _beyond("latency_ms", latency_ms, limits.latency_ms, "{:.3g} ms an image")
+
+
+def _beyond(name: str, figure: float, limit: float, text: str) -> Excess:
+    return Excess(
+        figure / limit - 1,
+        f"{text.format(figure)}, but search.limits.{name} is {text.format(limit).split()[0]}",
+    )
+
 
 # A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
 STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30

@@ -9,15 +9,13 @@ import ray
 from encsearch.config import Config, LimitsConfig
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
-from encsearch.experiment import count_parameters
-from encsearch.memory import training_gib
 from encsearch.runner.ray_session import trainings_at_once
-from encsearch.search.ledger import Ledger, Limiter, SweepObserver
-from encsearch.search.limits import Network
-from encsearch.search.study.points import known_points
-from encsearch.search.study.study import Study
+from encsearch.search.ledger import Ledger, Limiter, Network, SweepObserver
+from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import TrialRecord
 from encsearch.search.tune.driver import run_jobs
+from encsearch.train.experiment import count_parameters
+from encsearch.train.memory import training_gib
 
 
 def run_sweep(

@@ -1,10 +1,11 @@
-"""One trial of a sweep, as its study, its report and the choice of finalists see it."""
+"""One trial of a sweep, as its study, its report and the choice of finalists see it; and which compare."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from encsearch.records import Status
+from encsearch.reports import Status
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
 
@@ -63,3 +64,21 @@ def values_text(values: Mapping[str, Any]) -> str:
         f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in values.items()
     )
+
+
+def flags(records: Sequence[TrialRecord]) -> Mapping[int, str]:
+    """Why a trial is not comparable, by its number; those that are have no entry.
+
+    Hardware, software and the number of workers change rounding, batch norm and latency, and so the figure. A
+    trial is flagged if they changed midway, and if they are not those of most trials that kept theirs (of as
+    many on either, those of the first one count). A trial that never reported says nothing and has no entry.
+    """
+    kept = Counter(record.hardware[0] for record in records if len(record.hardware) == 1)
+    usual = max(kept, key=kept.__getitem__, default=None)
+    reasons = {}
+    for record in records:
+        if len(record.hardware) > 1:
+            reasons[record.number] = f"changed midway: {', then '.join(record.hardware)}"
+        elif record.hardware and record.hardware[0] != usual:
+            reasons[record.number] = f"ran on {record.hardware[0]}, most trials on {usual}"
+    return reasons

@@ -7,7 +7,7 @@ from typing import Any
 
 from encsearch.data.codec import decode_image, encode_png
 from encsearch.errors import UserError
-from encsearch.predict import Prediction, Predictor
+from encsearch.inference.predictor import Prediction, Predictor
 from encsearch.serving.requests import RefusedError
 
 

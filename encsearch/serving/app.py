@@ -12,9 +12,9 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from encsearch.bundle import read_bundle
 from encsearch.data.codec import encode_png
-from encsearch.predict import Predictor
+from encsearch.inference.bundle import read_bundle
+from encsearch.inference.predictor import Predictor
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json, model_json
 from encsearch.serving.requests import (
     Limits,

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from encsearch.bundle import CARD_FILE, READ_FILES, existing_device, read_bundle, weights_digest
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError
-from encsearch.predict import bundle_folder
+from encsearch.inference.bundle import CARD_FILE, READ_FILES, existing_device, read_bundle, weights_digest
 from encsearch.runner.ray_session import lacks, ray_session
 from encsearch.serving.answers import ServedModel
 from encsearch.serving.requests import Limits
+from encsearch.tracking.registry.fetch import bundle_folder
 from encsearch.tracking.uris import existing_store
 
 WAITING_BATCHES = 4  # that a replica holds beside the one that it works on
@@ -74,7 +74,7 @@ def _registered(source: str) -> tuple[str, str] | None:
         name, _, version = name.partition("/")
         return name, version
     from encsearch.tracking.mlflow import connect
-    from encsearch.tracking.registry import champion
+    from encsearch.tracking.registry.versions import champion
 
     found = champion(connect(existing_store(), experiment="Default"), name, alias)
     return (found.name, found.version) if found else None

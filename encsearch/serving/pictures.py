@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from encsearch.data.codec import decode_image
 from encsearch.errors import UserError
-from encsearch.predict import read_image
+from encsearch.inference.predictor import read_image
 
 COLUMN = "image"
 

@@ -10,8 +10,9 @@ from mlflow.exceptions import MlflowException
 
 from encsearch.data.codec import encode_png
 from encsearch.errors import UserError
-from encsearch.predict import Prediction, load
+from encsearch.inference.predictor import Prediction
 from encsearch.serving.pictures import pictures_of
+from encsearch.tracking.registry.fetch import load
 
 FORMATS = ("array", "png")
 

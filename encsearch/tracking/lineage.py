@@ -9,10 +9,11 @@ from pathlib import Path
 
 from encsearch.config import Config, DataConfig
 from encsearch.data.manifest import Manifest
-from encsearch.data.store import read_manifest, split_stats
-from encsearch.records import Report
+from encsearch.data.statistics import split_stats
+from encsearch.data.store import read_manifest
 from encsearch.redaction import without_secrets
-from encsearch.tracking.events import Dataset
+from encsearch.reports import Report
+from encsearch.tracking.outbox.events import Dataset
 
 PACKAGES = ("encsearch", "torch", "torchvision", "numpy", "pyarrow", "ray", "optuna", "mlflow")
 DIFF_FILE = Path("lineage", "git.diff")

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from encsearch.loss import Term, term_means
-from encsearch.records import Point
+from encsearch.reports import Point
+from encsearch.train.loss import Term, term_means
 
 MAX_POINTS = 25  # an epoch: enough to see a step, few enough for a tracking server
 

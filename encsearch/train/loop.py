@@ -6,31 +6,80 @@
 Rank, world size and device are values in the plan; with one rank no process group is needed.
 """
 
+import base64
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import profile
 
 from encsearch.config import LossConfig
+from encsearch.data.codec import encode_png
 from encsearch.data.loading import Batch, TrainStream
 from encsearch.errors import TrainingError
-from encsearch.loss import Term, loss_sums, term_weights, weighted_loss
 from encsearch.metrics import confusion_matrix, scores
-from encsearch.records import Point, Report
-from encsearch.train.clock import TimedBatches, largest_over_ranks
+from encsearch.reports import Point, Report
 from encsearch.train.curve import Curve
-from encsearch.train.machine import describe_machine
-from encsearch.train.profiling import profile_table, step_profiler
-from encsearch.train.schedules import poly
-from encsearch.train.shown import label_maps, shown_epochs
+from encsearch.train.loss import Term, loss_sums, term_weights, weighted_loss
 from encsearch.train.state import TrainState
-from encsearch.train.system import PROCESS_MEMORY, SystemSampler
+from encsearch.train.telemetry import (
+    PROCESS_MEMORY,
+    SystemSampler,
+    TimedBatches,
+    describe_machine,
+    largest_over_ranks,
+    profile_table,
+    step_profiler,
+)
+
+
+def poly(progress: float, power: float) -> float:
+    """Factor on the base learning rate: (1 - progress) ** power (Zhang et al., CVPR 2018, section 4).
+
+    `progress` in [0, 1) is the share of all optimizer steps already taken.
+    """
+    assert 0 <= progress < 1, progress
+    return float((1 - progress) ** power)
+
+
+MAX_EPOCHS = 8
+MAX_SIDE_PX = 384
+
+
+def shown_epochs(epochs: int) -> frozenset[int]:
+    """The first, the last, and evenly between them, at most MAX_EPOCHS in all."""
+    return frozenset(int(epoch) for epoch in np.linspace(1, epochs, min(epochs, MAX_EPOCHS)).round())
+
+
+def label_maps(
+    model: nn.Module, batches: Iterable[Batch], *, device: torch.device, bf16: bool = False
+) -> dict[str, str]:
+    """The predicted classes of each image by its id: a grey PNG in base64, its long side MAX_SIDE_PX at most.
+
+    A larger map is thinned out, so that every pixel of it stays a class. The model is left in eval mode.
+    """
+    maps = {}
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                logits = model(batch.images.to(device)).logits
+            labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
+            factor = max(1, max(labels.shape[-2:]) / MAX_SIDE_PX)
+            if factor > 1:
+                size = [max(1, round(side / factor)) for side in labels.shape[-2:]]
+                labels = F.interpolate(labels, size, mode="nearest-exact")
+            for name, label_map in zip(batch.ids, labels[:, 0].cpu().numpy(), strict=True):
+                maps[name] = base64.b64encode(encode_png(label_map)).decode("ascii")
+    return maps
+
 
 # The finiteness of the gradients is read back this often, so that the step itself never waits.
 STEPS_PER_FINITE_CHECK = 20

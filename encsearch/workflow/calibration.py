@@ -11,8 +11,8 @@ import torch
 
 from encsearch.config import Config
 from encsearch.data.loading import Batch
-from encsearch.experiment import Experiment, build
-from encsearch.search.budget.pace import CONFIRM_DOUBT, Pace
+from encsearch.search.budget.rules import CONFIRM_DOUBT, Pace
+from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import Loaders, fit
 
 # Time for one network after its warm-up, seconds; it is exceeded where a step alone takes longer.

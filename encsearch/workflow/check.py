@@ -11,16 +11,15 @@ import torch
 
 from encsearch.config import Config, active, with_values
 from encsearch.errors import PreflightError
-from encsearch.experiment import Preflight, count_parameters, existing_folder, preflight
-from encsearch.memory import sweep_bytes, training_gib
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
-from encsearch.search.budget.pace import Pace, duration_text
-from encsearch.search.limits import Network, excess
-from encsearch.search.study.points import known_points
+from encsearch.search.budget.rules import Pace, duration_text
+from encsearch.search.ledger import Network, excess
 from encsearch.search.study.storage import MEMORY
-from encsearch.search.study.study import Study
+from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import values_text
+from encsearch.train.experiment import Preflight, count_parameters, existing_folder, preflight
+from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
 
 # Beside those below `model.`, the paths that change what a training step takes.

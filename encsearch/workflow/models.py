@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from encsearch.tracking.champions import MlflowRegistry
-from encsearch.tracking.decisions import (
+from encsearch.tracking.mlflow import Tracking, connect
+from encsearch.tracking.registry.decisions import (
     Log,
     aliases_of,
     missing_entries,
@@ -11,8 +11,8 @@ from encsearch.tracking.decisions import (
     overtaken,
     resolve,
 )
-from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.registry import ModelVersion, existing_versions, model_names, model_versions
+from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.versions import ModelVersion, existing_versions, model_names, model_versions
 from encsearch.tracking.uris import existing_store
 
 

@@ -1,4 +1,8 @@
-"""`encsearch promote`: score the candidate and the champion on the same images, decide, move the alias."""
+"""`encsearch promote` and `rollback`.
+
+To promote is to score the candidate and the champion on the same images, to decide, and to move the alias; a
+rollback moves it back to the version before, or to one that is named.
+"""
 
 import os
 import re
@@ -9,22 +13,27 @@ from pathlib import Path
 
 import torch
 
-from encsearch.bundle import Bundle, read_bundle, weights_digest
-from encsearch.config import Config, PromoteConfig, with_overrides
+from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
 from encsearch.data.store import open_split
 from encsearch.errors import GateRefusedError, UserError
-from encsearch.evaluation import count_images, median_latencies_ms, unchanged_store
-from encsearch.tracking.champions import MlflowRegistry
-from encsearch.tracking.decisions import AliasState, Draft, looks, resolve
-from encsearch.tracking.links import model_link, ui_base
+from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
+from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
+from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
-from encsearch.tracking.moves import Moved, move, settle, sign
-from encsearch.tracking.packaging import WEIGHTS_TAG, register
-from encsearch.tracking.promotion import Candidate, Decision, check_floors, class_ious, decide
-from encsearch.tracking.registry import download_bundle, find_version, model_versions
-from encsearch.tracking.sending import read_sent
+from encsearch.tracking.outbox.forward import read_sent
+from encsearch.tracking.registry.aliases import Moved, move, settle, sign
+from encsearch.tracking.registry.decisions import AliasState, Draft, looks, resolve
+from encsearch.tracking.registry.gate import Candidate, Decision, check_floors, class_ious, decide
+from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.packaging import WEIGHTS_TAG, register
+from encsearch.tracking.registry.versions import (
+    download_bundle,
+    existing_versions,
+    find_version,
+    model_versions,
+)
 from encsearch.tracking.uris import existing_store
-from encsearch.workflow.folder import read_summary
+from encsearch.workflow.job import read_summary
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 OVERTAKEN_TAG = "encsearch.overtaken"
@@ -229,3 +238,66 @@ def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> Non
             registry.tracking.client.set_model_version_tag(
                 registry.model, draft.target, OVERTAKEN_TAG, f"by decision {moved.state.head}"
             )
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The version that the alias now points at, the one before, and the number of the decision.
+
+    `notes` are those of `Promoted`.
+    """
+
+    model: str
+    version: str
+    alias: str
+    uri: str
+    link: str
+    replaced: str | None
+    decision: int
+    notes: tuple[str, ...]
+
+
+def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> RolledBack:
+    """Point the alias at `version`, by default at the one that held it before the present one.
+
+    No gate is asked: a rollback is what people do when they know better. Raises UserError for a model or a
+    version that does not exist, and when there is nothing to go back to; GateRefusedError when another
+    decision came first.
+    """
+    check_alias(model, alias)
+    tracking = connect(existing_store(), experiment="Default")
+    existing_versions(tracking, model)
+    registry = MlflowRegistry(tracking, model)
+    settled = settle(registry, alias)
+    with settled.told():
+        target = _target(tracking, registry, settled.state, version)
+        reason = f"back to version {target}, {'as named' if version else 'the one before'}"
+        state = settled.state
+        moved = move(
+            registry,
+            Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,)),
+        )
+        if not moved.won:
+            raise GateRefusedError(
+                f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
+                f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
+            )
+    link = model_link(ui_base(tracking.uri), model, target)
+    uri = f"models:/{model}@{alias}"
+    notes = (*settled.done, *moved.since)
+    return RolledBack(model, target, alias, uri, link, state.version, moved.number, notes)
+
+
+def _target(tracking: Tracking, registry: MlflowRegistry, state: AliasState, version: str | None) -> str:
+    if version is None:
+        before = state.previous(registry.versions())
+        if before is None:
+            now = f"version {state.version}" if state.version else "no version"
+            raise UserError(
+                f"model {registry.model} has nothing before {now} as {state.alias}; name a version with --to"
+            )
+        return before
+    found = find_version(tracking, registry.model, version).version
+    if found == state.version:
+        raise UserError(f"version {found} of model {registry.model} is the {state.alias} already")
+    return found

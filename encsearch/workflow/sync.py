@@ -7,9 +7,7 @@ from pathlib import Path
 
 from encsearch.errors import TrainingError, UserError
 from encsearch.tracking.mlflow import connect
-from encsearch.tracking.reaper import reap
-from encsearch.tracking.record import EVENTS_FILE, FOLDER
-from encsearch.tracking.sending import (
+from encsearch.tracking.outbox.forward import (
     Store,
     UnavailableError,
     refused_parts,
@@ -17,7 +15,9 @@ from encsearch.tracking.sending import (
     sending_alone,
     unsent_events,
 )
-from encsearch.tracking.store import MlflowStore
+from encsearch.tracking.outbox.mlflow_store import MlflowStore
+from encsearch.tracking.outbox.reaper import reap
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
 
 RETRY_S = 2.0
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from encsearch.config import Config, to_yaml
-from encsearch.experiment import preflight
-from encsearch.records import Recorder, recording
 from encsearch.redaction import without_secrets
+from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
-from encsearch.runner.result import RunResult
-from encsearch.tracking.record import owned
-from encsearch.tracking.sender import sending
-from encsearch.workflow.folder import BUNDLE, RunSummary, new_folder, write_summary
-from encsearch.workflow.progress import Progress
-from encsearch.workflow.recorded import checkpoint_model, recorder_of, save_model, write_context, write_panels
+from encsearch.tracking.outbox.record import owned
+from encsearch.tracking.outbox.sender import sending
+from encsearch.train.experiment import preflight
+from encsearch.workflow.job import BUNDLE, Progress, RunSummary, new_folder, write_summary
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, write_context, write_panels
 
 
 @dataclass(frozen=True)

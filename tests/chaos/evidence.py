@@ -19,7 +19,7 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from encsearch.spool import distinct_reports, read_lines
+from encsearch.reports import distinct_reports, read_lines
 
 PARENT = "the sweep"
 # Metrics whose names begin so tell of the process and not of the training.

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from encsearch.config import Config, from_json, to_json, with_values
-from encsearch.experiment import build, new_state
 from encsearch.model.encnet import EncNet
-from encsearch.records import Report
+from encsearch.reports import Report
+from encsearch.train.experiment import build, new_state
 from encsearch.train.loop import fit
 
 # Every combination of what may change a count or depend on the batch, one step each.

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from encsearch.tracking.events import Ended, Filed, Logged, Started, read_events
 from encsearch.tracking.mlflow import Tracking
-from encsearch.tracking.record import EVENTS_FILE, FOLDER
-from encsearch.tracking.sending import sending_alone
-from encsearch.tracking.store import KEY_TAG, MlflowStore
+from encsearch.tracking.outbox.events import Ended, Filed, Logged, Started, read_events
+from encsearch.tracking.outbox.forward import sending_alone
+from encsearch.tracking.outbox.mlflow_store import KEY_TAG, MlflowStore
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
 from tests.forward import send_all
 
 PATIENCE = 1.05

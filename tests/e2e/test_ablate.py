@@ -9,9 +9,9 @@ import pytest
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, to_yaml, with_values
 from encsearch.errors import UserError
-from encsearch.tracking.events import Ended
-from encsearch.tracking.record import Record, now_ms
-from encsearch.workflow.ablate import ablate
+from encsearch.tracking.outbox.events import Ended
+from encsearch.tracking.outbox.record import Record, now_ms
+from encsearch.workflow.ablate.run import ablate
 from tests.e2e.shell import Shell
 
 # Four rows with two seeds and one step each, and the multi-scale row.

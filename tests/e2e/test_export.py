@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from encsearch.bundle import Bundle, write_bundle
 from encsearch.config import Config
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import to_image_tensor
-from encsearch.export import TOLERANCE, export_bundle
+from encsearch.inference.bundle import Bundle, write_bundle
+from encsearch.inference.export import TOLERANCE, export_bundle
 from encsearch.model.encnet import EncNet, EncNetOutput
 from tests.e2e.shell import Shell
 

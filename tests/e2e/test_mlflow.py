@@ -12,16 +12,16 @@ import pytest
 import torch
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from encsearch.bundle import write_bundle
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo, default_palette
 from encsearch.errors import PreflightError, UserError
+from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
-from encsearch.predict import load
-from encsearch.tracking.links import ui_command
+from encsearch.tracking.browse.links import ui_command
 from encsearch.tracking.mlflow import Tracking, check_run, connect
-from encsearch.tracking.packaging import register
-from encsearch.tracking.registry import download_bundle
+from encsearch.tracking.registry.fetch import load
+from encsearch.tracking.registry.packaging import register
+from encsearch.tracking.registry.versions import download_bundle
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
 CONFIG = Config(

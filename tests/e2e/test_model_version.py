@@ -16,9 +16,9 @@ import mlflow.artifacts
 import numpy as np
 import pytest
 
-from encsearch.predict import load
 from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.packaging import register
+from encsearch.tracking.registry.fetch import load
+from encsearch.tracking.registry.packaging import register
 from tests.e2e.head import free_ports
 from tests.e2e.shell import Shell
 from tests.e2e.tiny_model import noise, pixels_of, png, write_tiny_model

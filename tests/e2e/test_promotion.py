@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from encsearch.bundle import write_bundle
 from encsearch.cli.main import main
 from encsearch.config import Config
 from encsearch.data.datasets import IGNORE
 from encsearch.data.store import open_split, read_manifest
 from encsearch.data.transforms import to_image_tensor
+from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
-from encsearch.tracking.champions import MlflowRegistry
-from encsearch.tracking.decisions import Draft, resolve
 from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.moves import move, settle, sign
-from encsearch.workflow.folder import BUNDLE, RunSummary, write_summary
+from encsearch.tracking.registry.aliases import move, settle, sign
+from encsearch.tracking.registry.decisions import Draft, resolve
+from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.workflow.job import BUNDLE, RunSummary, write_summary
 
 STEPS = {"poor": 1, "good": 12, "better": 60}
 NUM_RACERS = 4

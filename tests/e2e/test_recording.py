@@ -14,13 +14,13 @@ import psutil
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from encsearch.records import Point, Report
-from encsearch.tracking.events import Dataset
+from encsearch.reports import Point, Report
 from encsearch.tracking.mlflow import Tracking, connect
-from encsearch.tracking.record import REAPED_TAG, Record, RunRecord, owned
-from encsearch.tracking.sender import sending
-from encsearch.tracking.sending import UnavailableError, is_settled, read_sent, refused_parts
-from encsearch.tracking.store import KEY_TAG, MlflowStore
+from encsearch.tracking.outbox.events import Dataset
+from encsearch.tracking.outbox.forward import UnavailableError, is_settled, read_sent, refused_parts
+from encsearch.tracking.outbox.mlflow_store import KEY_TAG, MlflowStore
+from encsearch.tracking.outbox.record import REAPED_TAG, Record, RunRecord, owned
+from encsearch.tracking.outbox.sender import sending
 from encsearch.workflow.sync import sync
 from tests.e2e.shell import clean_environment, read_until
 from tests.e2e.stored import send_once, send_under_kills, stored, written
@@ -128,9 +128,9 @@ def test_an_outage_holds_up_nothing_and_is_one_line(
 JOB = """
 import sys, time
 from pathlib import Path
-from encsearch.records import Report
-from encsearch.tracking.record import owned
-from encsearch.tracking.sender import sending
+from encsearch.reports import Report
+from encsearch.tracking.outbox.record import owned
+from encsearch.tracking.outbox.sender import sending
 job = Path(sys.argv[1])
 with sending() as sender:
     sender.store()

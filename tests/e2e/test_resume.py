@@ -11,9 +11,9 @@ from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, load_config, to_yaml, with_values
 from encsearch.errors import PreflightError, UserError
 from encsearch.search.study.study import Study
-from encsearch.workflow.sweep import resume
-from encsearch.workflow.sweep_folder import StudyPlace, check_database, locked, open_study, reopen
-from encsearch.workflow.warm_start import previous_trials
+from encsearch.workflow.sweep.folder import StudyPlace, check_database, locked, open_study, reopen
+from encsearch.workflow.sweep.run import resume
+from encsearch.workflow.sweep.warm_start import previous_trials
 from tests.e2e.shell import Shell
 
 # One trial of one epoch, one finalist of one worker, no baseline.

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from encsearch.predict import load
+from encsearch.tracking.registry.fetch import load
 from tests.e2e.head import free_ports
 from tests.e2e.shell import Shell, read_until
 from tests.e2e.tiny_model import noise, pixels_of, png, write_tiny_model

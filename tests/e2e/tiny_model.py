@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encsearch.bundle import write_bundle
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo, default_palette
+from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))

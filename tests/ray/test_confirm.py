@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, with_values
-from encsearch.records import MemoryRecorder, Recorder
+from encsearch.reports import MemoryRecorder, Recorder, read_lines
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
 from encsearch.search.trials import TrialRecord
-from encsearch.spool import read_lines
 
 RECORDS = [TrialRecord(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
 

@@ -9,10 +9,10 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import TrainingError
-from encsearch.experiment import build
-from encsearch.records import MemoryRecorder, Report
+from encsearch.reports import MemoryRecorder, Report
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.train.checkpoint import load_checkpoint
+from encsearch.train.experiment import build
 
 EPOCHS = 5
 

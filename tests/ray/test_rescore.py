@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from encsearch.bundle import read_bundle, write_bundle
 from encsearch.config import Config, EvalConfig, ScalingConfig
-from encsearch.evaluation import score_bundle
+from encsearch.inference.bundle import read_bundle, write_bundle
+from encsearch.inference.evaluation import score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.search.ablation.rescore import rescore
 from tests.conftest import TOY_INFO

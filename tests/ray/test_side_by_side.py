@@ -6,12 +6,12 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.data.store import read_manifest
-from encsearch.experiment import build
-from encsearch.records import MemoryRecorder, Recorder, Report
+from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.search.ablation.plan import Training
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.train.checkpoint import load_checkpoint
+from encsearch.train.experiment import build
 
 
 class Observer:

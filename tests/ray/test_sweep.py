@@ -8,7 +8,7 @@ import pytest
 from encsearch.config import Config, with_values
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
-from encsearch.records import MemoryRecorder, Recorder
+from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import confirm
 from encsearch.search.study.study import Study

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from encsearch.records import Point
-from encsearch.tracking.events import Ended, Started
-from encsearch.tracking.sending import METRICS_A_REQUEST, GoneError, RefusedError
+from encsearch.reports import Point
+from encsearch.tracking.outbox.events import Ended, Started
+from encsearch.tracking.outbox.forward import METRICS_A_REQUEST, GoneError, RefusedError
 
 Figure = tuple[str, int, int, str]
 

@@ -7,6 +7,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import UserError
+from encsearch.report.ablation import AblationStory, verdicts, write_report
+from encsearch.reports import append_line, read_lines
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
@@ -17,9 +19,7 @@ from encsearch.search.ablation.plan import (
     figures_of,
     plan_ablation,
 )
-from encsearch.search.ablation.report import AblationStory, verdicts, write_report
-from encsearch.spool import append_line, read_lines
-from encsearch.workflow.gains import chosen
+from encsearch.workflow.ablate.gains import chosen
 
 SMALL = {
     "ablate.seeds": [0, 1],

@@ -3,18 +3,20 @@
 import pytest
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
-from encsearch.search.budget.pace import Pace, duration_text, pace_of
 from encsearch.search.budget.rules import (
     RAY_TRAIN_STARTUP_S,
     Cost,
     Decision,
     Needs,
+    Pace,
     Spent,
     affordable,
     confirm_cost,
     decide,
+    duration_text,
     needs_of,
     num_trainings,
+    pace_of,
     spent_by,
 )
 from encsearch.search.trials import TrialRecord

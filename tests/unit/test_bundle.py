@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encsearch.bundle import Bundle, read_bundle, write_bundle
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.store import read_manifest
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
-from encsearch.evaluation import score_bundle, unchanged_store
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
+from encsearch.inference.evaluation import score_bundle, unchanged_store
 from encsearch.model.encnet import EncNet
-from encsearch.predict import load
+from encsearch.tracking.registry.fetch import load
 
 INFO = DatasetInfo(
     name="toy",

@@ -7,8 +7,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import PreflightError
-from encsearch.experiment import count_parameters
 from encsearch.search.budget.forecast import Interval
+from encsearch.train.experiment import count_parameters
 from encsearch.workflow.calibration import calibrate
 from encsearch.workflow.check import check, lines
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.records import Report
-from encsearch.spool import append, distinct_reports
+from encsearch.reports import Report, append, distinct_reports
 from encsearch.train.checkpoint import drop_checkpoints, newest, read_newest, write_newest
 
 

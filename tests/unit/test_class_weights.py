@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from encsearch.config import Config, with_values
-from encsearch.data.balance import median_frequency_weights
 from encsearch.data.datasets import DatasetInfo, EncodedSample, default_palette
+from encsearch.data.statistics import median_frequency_weights
 from encsearch.data.store import write_store
 from encsearch.errors import PreflightError, UserError
-from encsearch.experiment import build, preflight
+from encsearch.train.experiment import build, preflight
 
 BY_NAME = {"blue": 3.0, "ground": 0.5, "red": 0.0}
 

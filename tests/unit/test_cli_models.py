@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from encsearch.bundle import write_bundle
 from encsearch.cli.main import main
 from encsearch.config import Config
 from encsearch.data.store import read_manifest
+from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
 
 

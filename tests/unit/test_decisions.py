@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from encsearch.tracking.decisions import (
+from encsearch.tracking.registry.decisions import (
     Draft,
     Entry,
     Log,

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encsearch.bundle import Bundle
 from encsearch.config import Config, with_values
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.data.store import open_split, read_manifest
@@ -25,6 +24,7 @@ from encsearch.diagnostics.measure import (
     scaling_figures,
 )
 from encsearch.diagnostics.records import CodewordFigures, findings, from_json, to_json
+from encsearch.inference.bundle import Bundle
 from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding
 

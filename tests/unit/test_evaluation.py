@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from encsearch.bundle import Bundle
 from encsearch.config import Config, EvalConfig, with_values
 from encsearch.data.store import open_split, read_manifest
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.evaluation import count, count_images, median_latencies_ms, score_bundle
-from encsearch.inference import Segmentation
+from encsearch.inference.bundle import Bundle
+from encsearch.inference.evaluation import count, count_images, median_latencies_ms, score_bundle
+from encsearch.inference.segment import Segmentation
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.metrics.per_image import image_counts
 from encsearch.metrics.summary import Totals, summarize

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import encsearch
-from encsearch.bundle import Bundle, read_bundle, write_bundle
 from encsearch.cli.main import cli
 from encsearch.config import Config, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.errors import PreflightError, UserError
-from encsearch.export import TOLERANCE, compare, export_bundle
-from encsearch.graph import InferenceGraph, adaptive_avg_pool2d, trace
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
+from encsearch.inference.export import TOLERANCE, compare, export_bundle
+from encsearch.inference.graph import InferenceGraph, adaptive_avg_pool2d, trace
+from encsearch.inference.predictor import Predictor
 from encsearch.model.encnet import EncNet
-from encsearch.predict import Predictor
 
 INFO = DatasetInfo("toy", ("ground", "red", "blue"), ((90, 90, 90), (200, 40, 40), (40, 40, 200)))
 CONFIG = Config.model_validate(

@@ -1,7 +1,6 @@
 """Which trials are not comparable with the others."""
 
-from encsearch.search.fairness import flags
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import TrialRecord, flags
 
 H200, A100 = "1 x NVIDIA H200, torch 2.15.0", "1 x NVIDIA A100, torch 2.15.0"
 

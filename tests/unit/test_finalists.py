@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from encsearch.config import Config, ConfirmConfig, with_values
-from encsearch.records import Report
-from encsearch.runner.result import REPORTS_FILE, RunResult, best_report
+from encsearch.reports import REPORTS_FILE, Report, RunResult, append, append_line, best_report, read_lines
 from encsearch.search.confirm.finalists import (
     Finalist,
     configurations,
@@ -21,7 +20,6 @@ from encsearch.search.confirm.finalists import (
     to_line,
 )
 from encsearch.search.trials import TrialRecord
-from encsearch.spool import append, append_line, read_lines
 
 
 def record(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import UserError
-from encsearch.workflow.folder import RunSummary, bundle_source, new_folder, read_summary, write_summary
+from encsearch.workflow.job import RunSummary, bundle_source, new_folder, read_summary, write_summary
 
 SUMMARY = RunSummary(
     kind="training",

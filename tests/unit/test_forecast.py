@@ -8,9 +8,8 @@ import pytest
 
 from encsearch.config import ScalingConfig, SearchConfig
 from encsearch.search.budget.forecast import Forecast, ForecastPoint, backtest, forecast
-from encsearch.search.budget.pace import Pace
 from encsearch.search.budget.rehearsal import rehearse
-from encsearch.search.budget.rules import RAY_TRAIN_STARTUP_S
+from encsearch.search.budget.rules import RAY_TRAIN_STARTUP_S, Pace
 from encsearch.search.trials import TrialRecord
 
 SURE = Pace((10.0,), startup_s=5.0, doubt=0.0, confirm_doubt=0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from encsearch.config import Dimension
-from encsearch.search.report.importance import (
+from encsearch.report.importance import (
     Importances,
     Observation,
     importances,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encsearch.config import EvalConfig
-from encsearch.inference import segment
+from encsearch.inference.segment import segment
 from encsearch.model.encnet import EncNet
 
 

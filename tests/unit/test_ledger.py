@@ -8,9 +8,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import UserError
-from encsearch.records import MemoryRecorder, Recorder, Report
-from encsearch.search.ledger import Ledger
-from encsearch.search.limits import Network
+from encsearch.reports import MemoryRecorder, Recorder, Report
+from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialEvent, TrialRecord
 from encsearch.search.tune.jobs import RESTARTS, Job

@@ -7,7 +7,7 @@ import pytest
 
 from encsearch.config import Config
 from encsearch.data.store import read_manifest
-from encsearch.records import Report
+from encsearch.reports import Report
 from encsearch.tracking.lineage import (
     MAX_DIFF_BYTES,
     dataset_of,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from encsearch.errors import PreflightError, UserError
-from encsearch.tracking.links import (
+from encsearch.tracking.browse.links import (
     allowed_hosts,
     children_link,
     compare_link,
@@ -20,12 +20,12 @@ from encsearch.tracking.links import (
     ui_command,
     view_link,
 )
-from encsearch.tracking.record import FOLDER
-from encsearch.tracking.sending import SENT_FILE, Sent
-from encsearch.tracking.ui_server import UiServer, free_port
-from encsearch.tracking.views import MAX_NAMED, TAG, View, changes, packed, state
-from encsearch.workflow.folder import RunSummary, write_summary
-from encsearch.workflow.links import job_of, links_of
+from encsearch.tracking.browse.ui_server import UiServer, free_port
+from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, changes, packed, state
+from encsearch.tracking.outbox.forward import SENT_FILE, Sent
+from encsearch.tracking.outbox.record import FOLDER
+from encsearch.workflow.browse import job_of, links_of
+from encsearch.workflow.job import RunSummary, write_summary
 from tests.views import unpacked
 
 PASSWORDS = ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"]

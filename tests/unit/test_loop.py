@@ -8,13 +8,12 @@ import torch
 
 from encsearch.config import Config, with_values
 from encsearch.errors import TrainingError, UserError
-from encsearch.experiment import Experiment, build
-from encsearch.loss import loss_sums, term_weights
-from encsearch.records import MemoryRecorder, Point, Report
+from encsearch.reports import MemoryRecorder, Point, Report
 from encsearch.runner.local import run_local
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
-from encsearch.train.loop import fit
-from encsearch.train.schedules import poly
+from encsearch.train.experiment import Experiment, build
+from encsearch.train.loop import fit, poly
+from encsearch.train.loss import loss_sums, term_weights
 
 
 def reports_of(experiment: Experiment, count: int | None = None) -> list[Report]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encsearch.config import LossConfig
-from encsearch.loss import Term, class_presence, hard_labels, loss_sums, weighted_loss
 from encsearch.model.encnet import EncNet, EncNetOutput
+from encsearch.train.loss import Term, class_presence, hard_labels, loss_sums, weighted_loss
 
 NUM_CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 2.0, 0.25, 1.5])

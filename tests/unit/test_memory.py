@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from encsearch.config import Config, SearchConfig, with_values
 from encsearch.data.loading import Batch
-from encsearch.experiment import build
-from encsearch.memory import sweep_bytes, training_gib
+from encsearch.train.experiment import build
 from encsearch.train.loop import train_step
+from encsearch.train.memory import sweep_bytes, training_gib
 
 NUM_CLASSES = 3
 MIB = 2**20

@@ -12,7 +12,8 @@ from threading import Semaphore, Thread
 import pytest
 
 from encsearch.errors import GateRefusedError
-from encsearch.tracking.decisions import (
+from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
+from encsearch.tracking.registry.decisions import (
     AliasState,
     Draft,
     Entry,
@@ -22,7 +23,6 @@ from encsearch.tracking.decisions import (
     resolve,
     to_tags,
 )
-from encsearch.tracking.moves import Moved, Settled, move, settle, sign
 
 ALIAS = "champion"
 NEW = AliasState(ALIAS)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from encsearch.config import Config
+from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import open_split
-from encsearch.experiment import build
-from encsearch.panels import comparison_sheet, evenly_spaced
-from encsearch.predict import Predictor
+from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.train.checkpoint import save_checkpoint
-from encsearch.workflow.recorded import checkpoint_model
+from encsearch.train.experiment import build
+from encsearch.workflow.recorder import checkpoint_model
 
 
 def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encsearch.pictures import GAP, MARGIN, PAPER, colorize, overlay, sheet
+from encsearch.data.pictures import GAP, MARGIN, PAPER, colorize, overlay, sheet
 
 PALETTE = np.array([[10, 20, 30], [200, 100, 0]], np.uint8)
 MASK = np.array([[0, 1], [1, 255]], np.uint8)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from encsearch.config import Config, with_values
-from encsearch.search.study.points import known_points
+from encsearch.search.study.study import known_points
 
 K, WEIGHT, RATE = "model.num_codewords", "loss.se_weight", "optim.lr"
 

@@ -11,16 +11,14 @@ from torch import nn
 
 from encsearch.config import Config
 from encsearch.data.codec import decode_mask, encode_png
-from encsearch.data.datasets import DatasetInfo, Sample
+from encsearch.data.datasets import DatasetInfo, Sample, evenly_spaced
 from encsearch.data.loading import Batch
 from encsearch.data.store import open_split
-from encsearch.experiment import build
 from encsearch.model.encnet import EncNetOutput
-from encsearch.panels import evenly_spaced
-from encsearch.records import Point, Report
-from encsearch.tracking.predictions import write_predictions
-from encsearch.train.loop import fit
-from encsearch.train.shown import MAX_SIDE_PX, label_maps, shown_epochs
+from encsearch.reports import Point, Report
+from encsearch.tracking.run_files import write_predictions
+from encsearch.train.experiment import build
+from encsearch.train.loop import MAX_SIDE_PX, fit, label_maps, shown_epochs
 
 INFO = DatasetInfo("two", ("a", "b"), ((0, 0, 0), (255, 0, 0)))
 

@@ -8,8 +8,7 @@ import pytest
 
 from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
-from encsearch.tracking import promotion
-from encsearch.tracking.promotion import (
+from encsearch.tracking.registry.gate import (
     Candidate,
     Decision,
     Pixels,
@@ -196,7 +195,7 @@ def test_resampling_is_a_loop_over_drawn_images() -> None:
 
 def test_the_resamples_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = resampled_gains(BETTER.pixels, CHAMPION.pixels)
-    monkeypatch.setattr(promotion, "WEIGHTS_AT_ONCE", 7 * NUM_IMAGES)
+    monkeypatch.setattr("encsearch.tracking.registry.gate.WEIGHTS_AT_ONCE", 7 * NUM_IMAGES)
     assert resampled_gains(BETTER.pixels, CHAMPION.pixels).tolist() == at_once.tolist()
 
 

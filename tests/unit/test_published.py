@@ -12,12 +12,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from encsearch.bundle import read_bundle
 from encsearch.cli.main import main
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import UserError
+from encsearch.inference.bundle import read_bundle
 from encsearch.model.published import convert
-from encsearch.predict import load
+from encsearch.tracking.registry.fetch import load
 
 NUM_CLASSES, K, C = 5, 6, 24
 STAGE2, STAGE3, STAGE4 = 512, 1024, 2048

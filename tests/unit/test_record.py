@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import TrainingError, UserError
-from encsearch.records import Point, Report
-from encsearch.tracking import record as record_module
-from encsearch.tracking.events import (
+from encsearch.reports import Point, Report
+from encsearch.tracking.outbox import record as record_module
+from encsearch.tracking.outbox.events import (
     Dataset,
     Ended,
     Event,
@@ -22,8 +22,9 @@ from encsearch.tracking.events import (
     read_events,
     to_values,
 )
-from encsearch.tracking.reaper import reap, settle_siblings
-from encsearch.tracking.record import (
+from encsearch.tracking.outbox.forward import begin_sending, is_settled
+from encsearch.tracking.outbox.reaper import reap, settle_siblings
+from encsearch.tracking.outbox.record import (
     EVENTS_FILE,
     FOLDER,
     MAX_PARAM_LENGTH,
@@ -33,7 +34,6 @@ from encsearch.tracking.record import (
     RunRecord,
     owned,
 )
-from encsearch.tracking.sending import begin_sending, is_settled
 from tests.unit.memory_store import MemoryStore
 
 

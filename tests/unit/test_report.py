@@ -11,11 +11,11 @@ from PIL import Image
 from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
 from encsearch.diagnostics.records import to_json as context_to_json
 from encsearch.errors import UserError
+from encsearch.report import SweepSummary, from_json, render, to_json
+from encsearch.report.charts.history import history_chart
+from encsearch.report.charts.style import LIGHT, Chart, png
+from encsearch.report.facts import class_table
 from encsearch.search.budget.forecast import ForecastPoint
-from encsearch.search.report import SweepSummary, from_json, render, to_json
-from encsearch.search.report.classes import class_table
-from encsearch.search.report.history import history_chart
-from encsearch.search.report.style import LIGHT, Chart, png
 from encsearch.search.trials import TrialRecord
 from tests.unit.summaries import finalist, seeds, summary, values
 

@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
+from encsearch.report.charts.axes import axes_of, numeric_pairs
+from encsearch.report.charts.contours import MIN_CONTOUR_POINTS, Surface, contour_chart, surface
+from encsearch.report.charts.finalists import AS_GOOD, BASELINE, WINNER, WORSE, ranking_of, roles
+from encsearch.report.charts.forecast import eta_chart, time_unit, told
+from encsearch.report.charts.history import history, spaced
+from encsearch.report.charts.importance import importance_chart
+from encsearch.report.charts.pareto import pareto_chart
+from encsearch.report.charts.rungs import brackets, rung_chart
+from encsearch.report.charts.style import Chart, Omitted
 from encsearch.search.budget.forecast import ForecastPoint, backtest
-from encsearch.search.report.confirmed import AS_GOOD, BASELINE, WINNER, WORSE, ranking_of, roles
-from encsearch.search.report.contours import MIN_CONTOUR_POINTS, Surface, contour_chart, surface
-from encsearch.search.report.dimensions import axes_of, numeric_pairs
-from encsearch.search.report.eta import eta_chart, time_unit, told
-from encsearch.search.report.history import history, spaced
-from encsearch.search.report.importance_chart import importance_chart
-from encsearch.search.report.pareto import pareto_chart
-from encsearch.search.report.rungs import brackets, rung_chart
-from encsearch.search.report.style import Chart, Omitted
 from encsearch.search.trials import TrialRecord
 from tests.unit.summaries import SPACE, TRIALS, seeds, summary, values
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from encsearch.search.report.answer import as_good, headline, tiles, won
-from encsearch.search.report.facts import (
+from encsearch.report.facts import (
     best_of_search,
     common_epoch,
     finalists_cost,
@@ -14,8 +13,9 @@ from encsearch.search.report.facts import (
     search_cost,
     stragglers,
 )
-from encsearch.search.report.text import format_cost, listed, short_names
-from encsearch.search.report.words import cost, ending, fates, left_out, searched, straggler_words
+from encsearch.report.verdict import as_good, headline, tiles, won
+from encsearch.report.words import cost, ending, fates, left_out, searched, straggler_words
+from encsearch.text import format_cost, listed, short_names
 from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
 
 BASELINE = {"trial": None, "label": "FCN"}

@@ -7,7 +7,7 @@ import pytest
 
 from encsearch.cli.browsing import _cell
 from encsearch.errors import UserError
-from encsearch.tracking.rows import (
+from encsearch.tracking.browse.rows import (
     Query,
     Row,
     best_columns,

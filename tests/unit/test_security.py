@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from encsearch.bundle import read_bundle, write_bundle
 from encsearch.config import Config, load_config
 from encsearch.data.importers.folder import import_folder
 from encsearch.data.store import read_manifest
 from encsearch.errors import UserError
-from encsearch.experiment import build
-from encsearch.job_package import package_files
+from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.model.backbones.weights import read_tensors
 from encsearch.model.encnet import EncNet
-from encsearch.records import Point
-from encsearch.tracking.events import Ended, Filed, Started
-from encsearch.tracking.record import owned
-from encsearch.tracking.sending import refused_parts
+from encsearch.reports import Point
+from encsearch.submit.package import package_files
+from encsearch.tracking.outbox.events import Ended, Filed, Started
+from encsearch.tracking.outbox.forward import refused_parts
+from encsearch.tracking.outbox.record import owned
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.experiment import build
 from tests.forward import send_all
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ CALLS = {
 }
 METHODS = {"extractall", "extract"}
 KNOWN = {
-    ("encsearch/export.py", "torch.export.load"): "of the file that this process has just written",
+    ("encsearch/inference/export.py", "torch.export.load"): "of the file that this process has just written",
     ("encsearch/model/backbones/weights.py", "import pickle"): "for the name of the error of weights_only",
     ("encsearch/train/checkpoint.py", "import pickle"): "for the name of the error of weights_only",
 }

@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import UserError
-from encsearch.records import Point, Report
-from encsearch.spool import read_lines
-from encsearch.tracking import sender, sending
-from encsearch.tracking.events import Dataset, Ended, Event, Filed, Logged
-from encsearch.tracking.record import EVENTS_FILE, FOLDER, owned
-from encsearch.tracking.sending import (
+from encsearch.reports import Point, Report, read_lines
+from encsearch.tracking.outbox import forward, sender
+from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged
+from encsearch.tracking.outbox.forward import (
     METRICS_A_REQUEST,
     REFUSED_FILE,
     UnavailableError,
@@ -31,6 +29,7 @@ from encsearch.tracking.sending import (
     sending_alone,
     unsent_events,
 )
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, owned
 from tests.forward import send_all
 from tests.unit.memory_store import MemoryStore
 
@@ -68,12 +67,12 @@ def write_job(folder: Path) -> Path:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With chunks that are smaller than the record."""
-    monkeypatch.setattr(sending, "EVENTS_A_CHUNK", 5)
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 5)
     return write_job(tmp_path / "job")
 
 
 def forget_what_was_sent(job: Path) -> None:
-    (job / FOLDER / sending.SENT_FILE).unlink()
+    (job / FOLDER / forward.SENT_FILE).unlink()
 
 
 def lines(job: Path) -> int:
@@ -143,7 +142,7 @@ def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> No
 def test_an_upload_is_not_repeated_for_a_failure_behind_it(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "EVENTS_A_CHUNK", 1000)
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 1000)
     store = MemoryStore()
 
     def fail() -> None:
@@ -251,7 +250,7 @@ def test_a_record_stays_in_the_store_and_the_experiment_that_it_was_begun_in(job
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"offset": 1, "open_runs": [], "newer": 1}'])
 def test_a_note_of_what_was_sent_that_is_none_of_this_version_is_named(job: Path, text: str) -> None:
-    (job / FOLDER / sending.SENT_FILE).write_text(text)
+    (job / FOLDER / forward.SENT_FILE).write_text(text)
     with pytest.raises(
         UserError, match=r"sent\.json: cannot be read \(.*; it is damaged, or of another version"
     ):
@@ -264,7 +263,7 @@ def test_a_warning_to_a_terminal_that_was_closed_is_dropped(monkeypatch: pytest.
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    sending.warn("nobody reads this")
+    forward.warn("nobody reads this")
 
 
 @pytest.fixture
@@ -318,6 +317,6 @@ def test_figures_of_one_run_go_together_and_stay_before_what_follows_them() -> N
         Ended("a", 3, "FINISHED"),
         logged("b", 2),
     ]
-    steps = list(sending._steps(events))
+    steps = list(forward._steps(events))
     assert [type(step).__name__ + step.run for step in steps] == ["Loggeda", "Endeda", "Loggedb"]
     assert [point.step for point in steps[0].points] == [1, 2]  # type: ignore[union-attr]

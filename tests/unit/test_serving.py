@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encsearch.bundle import Bundle
 from encsearch.cli.main import main
 from encsearch.cli.serving import num_bytes, serve
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.errors import UserError
+from encsearch.inference.bundle import Bundle
+from encsearch.inference.predictor import Predictor
 from encsearch.model.encnet import EncNet
-from encsearch.predict import Predictor
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json
 from encsearch.serving.pictures import pictures_of
 from encsearch.serving.requests import (

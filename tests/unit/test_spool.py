@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.records import MemoryRecorder, Report
-from encsearch.spool import SpoolReader, append, forwarding
+from encsearch.reports import MemoryRecorder, Report, SpoolReader, append, forwarding
 
 
 def report(epoch: int) -> Report:

@@ -14,14 +14,8 @@ from encsearch.data.codec import encode_png
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.rows import make_row
 from encsearch.data.shards import ShardWriter
-from encsearch.data.store import (
-    StoreError,
-    check_store,
-    open_split,
-    read_manifest,
-    split_stats,
-    write_store,
-)
+from encsearch.data.statistics import split_stats
+from encsearch.data.store import StoreError, check_store, open_split, read_manifest, write_store
 from encsearch.errors import UserError
 
 INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 9), (9, 9, 9), (9, 0, 0)), {"things": ("car",)})

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from encsearch import job_package, submit
 from encsearch.cli import jobs
 from encsearch.errors import PreflightError, TrainingError, UserError
+from encsearch.submit import client, package
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,8 +26,8 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def job(status: str, exit_code: int | None = None) -> submit.Job:
-    return submit.Job("id", status, "true", None, None, "", exit_code)
+def job(status: str, exit_code: int | None = None) -> client.Job:
+    return client.Job("id", status, "true", None, None, "", exit_code)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def job(status: str, exit_code: int | None = None) -> submit.Job:
         (job("STOPPED"), 130),
     ],
 )
-def test_exit_status(ended: submit.Job, expected: int) -> None:
-    assert submit.exit_status(ended) == expected
+def test_exit_status(ended: client.Job, expected: int) -> None:
+    assert client.exit_status(ended) == expected
 
 
 def test_only_ended_jobs_are_over() -> None:
@@ -56,7 +56,7 @@ def test_package_outside_git_leaves_out_data_runs_and_environments(tmp_path: Pat
     write(
         tmp_path, ".git/HEAD", ".venv/bin/python", "jobs/__pycache__/a.pyc", ".mypy_cache/a", "a.egg-info/a"
     )
-    files = job_package.package_files(tmp_path)
+    files = package.package_files(tmp_path)
     assert sorted(files) == ["encsearch/data/store.py", "jobs/train.py", "tests/data/a.json"]
     assert files["jobs/train.py"] == len("jobs/train.py")
 
@@ -67,12 +67,12 @@ def test_package_of_a_checkout_is_what_git_does_not_ignore(tmp_path: Path) -> No
     write(tmp_path, "jobs/tracked.py", "jobs/new.py", "jobs/deleted.py", "weights/resnet50.pth", "runs/a")
     git(tmp_path, "add", "jobs/tracked.py", "jobs/deleted.py")
     (tmp_path / "jobs" / "deleted.py").unlink()
-    assert sorted(job_package.package_files(tmp_path)) == [".gitignore", "jobs/new.py", "jobs/tracked.py"]
+    assert sorted(package.package_files(tmp_path)) == [".gitignore", "jobs/new.py", "jobs/tracked.py"]
 
 
 def test_secrets_never_travel(tmp_path: Path) -> None:
     write(tmp_path, "a.py", ".env", "jobs/.env.local", "ray_token", "x/ray.token", "tls/ca.pem", "tls/a.key")
-    assert sorted(job_package.package_files(tmp_path)) == ["a.py"]
+    assert sorted(package.package_files(tmp_path)) == ["a.py"]
 
 
 @pytest.mark.parametrize("in_git", [True, False])
@@ -81,12 +81,12 @@ def test_a_name_that_no_zip_can_hold_is_refused(tmp_path: Path, in_git: bool) ->
         git(tmp_path, "init")
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
     with pytest.raises(UserError, match=r"'caf\\udce9\.txt' is no UTF-8 name"):
-        job_package.package_files(tmp_path)
+        package.package_files(tmp_path)
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        job_package.package_files(tmp_path / "nowhere")
+        package.package_files(tmp_path / "nowhere")
 
 
 def test_package_over_the_limit_names_the_largest_folders() -> None:
@@ -98,7 +98,7 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
         "notes/scan/a.pdf": 30 * mib,
     }
     with pytest.raises(UserError) as refused:
-        job_package.check_package(files, Path("project"))
+        package.check_package(files, Path("project"))
     message = str(refused.value)
     assert "140.0 MiB" in message
     assert "100.0 MiB is the limit" in message
@@ -107,18 +107,18 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
 
 
 def test_package_at_the_limit_is_sent_and_an_empty_one_is_not() -> None:
-    job_package.check_package({"a": job_package.MAX_PACKAGE_BYTES}, Path())
+    package.check_package({"a": package.MAX_PACKAGE_BYTES}, Path())
     with pytest.raises(UserError, match="nothing to send"):
-        job_package.check_package({}, Path())
+        package.check_package({}, Path())
 
 
 def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
     write(tmp_path, "b/run.sh", "a.py")
     (tmp_path / "b/run.sh").chmod(0o755)
-    files = job_package.package_files(tmp_path)
-    first = job_package.pack(files, tmp_path, tmp_path / "1.zip").read_bytes()
+    files = package.package_files(tmp_path)
+    first = package.pack(files, tmp_path, tmp_path / "1.zip").read_bytes()
     os.utime(tmp_path / "a.py", (0, 0))
-    second = job_package.pack(dict(reversed(files.items())), tmp_path, tmp_path / "2.zip").read_bytes()
+    second = package.pack(dict(reversed(files.items())), tmp_path, tmp_path / "2.zip").read_bytes()
     assert first == second
     with zipfile.ZipFile(tmp_path / "1.zip") as archive:
         assert archive.read("a.py") == b"a.py"
@@ -129,12 +129,12 @@ def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
     "command", [["python", "jobs/train.py"], ["python", "./jobs/train.py"], ["python", "/x/a.py"]]
 )
 def test_script_that_is_sent_or_absolute_is_accepted(command: list[str]) -> None:
-    job_package.check_script(command, {"jobs/train.py": 1})
+    package.check_script(command, {"jobs/train.py": 1})
 
 
 def test_script_that_is_not_sent_is_refused() -> None:
     with pytest.raises(UserError, match=r"jobs/sweep\.py is not among the 1 files"):
-        job_package.check_script(["python", "jobs/sweep.py"], {"jobs/train.py": 1})
+        package.check_script(["python", "jobs/sweep.py"], {"jobs/train.py": 1})
 
 
 def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
@@ -146,7 +146,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
         "RAY_AUTH_TOKEN": "secret",
         "HOME": "/home/me",
     }
-    env_vars = submit.job_environment(environ, {"MLFLOW_EXPERIMENT_NAME": "other", "NCCL_DEBUG": "INFO"})
+    env_vars = client.job_environment(environ, {"MLFLOW_EXPERIMENT_NAME": "other", "NCCL_DEBUG": "INFO"})
     assert env_vars == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_EXPERIMENT_NAME": "other",
@@ -158,7 +158,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///./mlflow.db", "sqlite:mlflow.db"])
 def test_relative_tracking_uri_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="relative path"):
-        submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
+        client.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
 
 
 @pytest.mark.parametrize(
@@ -170,26 +170,26 @@ def test_relative_tracking_uri_is_refused(uri: str) -> None:
     ],
 )
 def test_tracking_uri_that_outlives_the_job_is_accepted(uri: str) -> None:
-    assert submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {}) == {"MLFLOW_TRACKING_URI": uri}
+    assert client.job_environment({"MLFLOW_TRACKING_URI": uri}, {}) == {"MLFLOW_TRACKING_URI": uri}
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "databricks"])
 def test_tracking_uri_that_the_job_would_refuse_is_refused_before(uri: str) -> None:
     with pytest.raises(PreflightError, match="not one that MLflow can use"):
-        submit.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
+        client.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
 
 
 def test_token_mode_needs_a_token_somewhere(tmp_path: Path) -> None:
     mode = {"RAY_AUTH_MODE": "token"}
     with pytest.raises(PreflightError, match="holds no token"):
-        submit.check_token(mode, tmp_path)
+        client.check_token(mode, tmp_path)
     with pytest.raises(PreflightError, match="nowhere holds no token"):
-        submit.check_token(mode | {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, tmp_path)
+        client.check_token(mode | {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, tmp_path)
     write(tmp_path, ".ray/auth_token", "token")
-    submit.check_token(mode, tmp_path)
-    submit.check_token(mode | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, Path("/nowhere"))
-    submit.check_token(mode | {"RAY_AUTH_TOKEN": "secret"}, Path("/nowhere"))
-    submit.check_token({"RAY_AUTH_MODE": "disabled"}, Path("/nowhere"))
+    client.check_token(mode, tmp_path)
+    client.check_token(mode | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, Path("/nowhere"))
+    client.check_token(mode | {"RAY_AUTH_TOKEN": "secret"}, Path("/nowhere"))
+    client.check_token({"RAY_AUTH_MODE": "disabled"}, Path("/nowhere"))
 
 
 def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
@@ -197,11 +197,11 @@ def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
         "RuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.4\n"
         "This process on Ray Client was started with:\n    Ray: 2.60.0\n    Python: 3.11.9\n"
     )
-    hint = submit.version_hint(output)
+    hint = client.version_hint(output)
     assert hint is not None
     assert "Python 3.11.4" in hint
     assert "on 3.11.9" in hint
-    assert submit.version_hint("mIoU 0.6\n") is None
+    assert client.version_hint("mIoU 0.6\n") is None
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
     [
         ("Request failed with status code 404: Job a does not exist.", UserError, "no job a"),
         ("status code 500: Job with submission_id a already exists. Please", UserError, "a is taken"),
-        ("WebSocket connection closed unexpectedly", submit.ConnectionLostError, "lost the connection"),
+        ("WebSocket connection closed unexpectedly", client.ConnectionLostError, "lost the connection"),
         ("Request failed with status code 500: Traceback\n  File x", TrainingError, "Traceback File x"),
     ],
 )
 def test_refusals_of_the_job_server_are_one_line(message: str, kind: type[Exception], words: str) -> None:
-    error = submit.job_error(message, "a")
+    error = client.job_error(message, "a")
     assert type(error) is kind
     assert words in str(error)
     assert "\n" not in str(error)

@@ -6,10 +6,10 @@ import pytest
 
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config
-from encsearch.records import Status
+from encsearch.reports import Status
 from encsearch.search.trials import TrialRecord, TrialState
-from encsearch.tracking.record import owned
-from encsearch.workflow.sweep_records import SweepRecords
+from encsearch.tracking.outbox.record import owned
+from encsearch.workflow.sweep.records import SweepRecords
 
 
 @pytest.mark.parametrize(

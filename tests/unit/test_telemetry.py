@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from encsearch.config import Config, with_values
-from encsearch.experiment import build
-from encsearch.loss import Term
-from encsearch.records import Report
-from encsearch.train.clock import largest_over_ranks
+from encsearch.reports import Report
 from encsearch.train.curve import MAX_POINTS, Curve
+from encsearch.train.experiment import build
 from encsearch.train.loop import fit
-from encsearch.train.machine import describe_machine
-from encsearch.train.profiling import Window, window
-from encsearch.train.system import PROCESS_MEMORY, SystemSampler, _Utilization
+from encsearch.train.loss import Term
+from encsearch.train.telemetry import (
+    PROCESS_MEMORY,
+    SystemSampler,
+    Window,
+    _Utilization,
+    describe_machine,
+    largest_over_ranks,
+    window,
+)
 
 CPU = torch.device("cpu")
 WEIGHTS = {"pixel_loss": 1.0, "se_loss": 0.5}

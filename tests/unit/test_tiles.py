@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from encsearch.config import EvalConfig, ModelConfig
-from encsearch.inference import segment
+from encsearch.inference.segment import label, pixels_at_once, segment, tiles
 from encsearch.model.encnet import EncNet
-from encsearch.tiles import label, pixels_at_once, tiles
 
 WHOLE = EvalConfig()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import PreflightError
-from encsearch.records import Report
 from encsearch.redaction import without_secrets
-from encsearch.tracking.artifacts import TABLE_TAG, write_artifacts, write_texts
+from encsearch.reports import Report
+from encsearch.tracking.run_files import TABLE_TAG, write_artifacts, write_texts
 from encsearch.tracking.uris import existing_store, resolve_uri
 
 

@@ -1,7 +1,7 @@
 """What a ranking says in words."""
 
+from encsearch.report.verdict import verdict
 from encsearch.search.confirm.ranking import Configuration, rank
-from encsearch.search.confirm.verdict import verdict
 from encsearch.search.trials import TrialRecord
 
 TRIALS = (

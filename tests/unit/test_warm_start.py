@@ -6,8 +6,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import PreflightError, UserError
-from encsearch.workflow.sweep_folder import STORAGE_VARIABLE, begin, open_study, reopen
-from encsearch.workflow.warm_start import learn_from, previous_trials
+from encsearch.workflow.sweep.folder import STORAGE_VARIABLE, begin, open_study, reopen
+from encsearch.workflow.sweep.warm_start import learn_from, previous_trials
 
 SPACE = {
     "model.context": {"choice": ["none", "encoding"]},

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from encsearch.bundle import read_bundle
 from encsearch.config import EvalConfig, ScalingConfig
-from encsearch.evaluation import score_bundle
+from encsearch.inference.bundle import read_bundle
+from encsearch.inference.evaluation import score_bundle
 
 
 @dataclass(frozen=True)

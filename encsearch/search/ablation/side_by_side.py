@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import ray
 
 from encsearch.config import ScalingConfig
-from encsearch.records import Recorder, Report
+from encsearch.reports import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ablation.plan import Training
 from encsearch.search.trials import TrialEvent, TrialState

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encsearch.config import ScalingConfig, SearchConfig
-from encsearch.search.budget.pace import Pace
 from encsearch.search.budget.rehearsal import Rehearsal, rehearse
 from encsearch.search.budget.rules import (
     Cost,
+    Pace,
     Spent,
     confirm_cost,
     devices_of,

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
+from encsearch.reports import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.pace import pace_of
-from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, spent_by
+from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, pace_of, spent_by
 from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
-from encsearch.spool import append_line, read_lines
 
 PROGRESS_FILE = "progress.jsonl"
 DECISION_S, PROGRESS_S = 1, 15

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig, with_values
-from encsearch.records import Report
-from encsearch.runner.result import REPORTS_FILE, RunResult
+from encsearch.reports import REPORTS_FILE, Report, RunResult, distinct_reports
 from encsearch.search.confirm.ranking import Configuration
 from encsearch.search.trials import TrialRecord
-from encsearch.spool import distinct_reports
 
 BASELINE_LABELS = {"none": "FCN", "gate": "pooled gate"}
 

@@ -12,10 +12,8 @@ from typing import Protocol
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
-from encsearch.experiment import count_parameters
-from encsearch.records import Recorder, recording
+from encsearch.reports import Recorder, RunResult, append_line, read_lines, recording
 from encsearch.runner.ray_train import run_ray_train
-from encsearch.runner.result import RunResult
 from encsearch.search.confirm.finalists import (
     BASELINE_LABELS,
     Finalist,
@@ -28,7 +26,7 @@ from encsearch.search.confirm.finalists import (
 )
 from encsearch.search.confirm.ranking import Ranking, rank
 from encsearch.search.trials import TrialRecord
-from encsearch.spool import append_line, read_lines
+from encsearch.train.experiment import count_parameters
 
 # A line a finished training; what it names is not trained again.
 FINALISTS_FILE = "finalists.jsonl"

@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from encsearch.config import SearchConfig, active
+from encsearch.config import Config, SearchConfig, active, flatten
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
@@ -286,3 +286,29 @@ def _foreign(record: TrialRecord, name: str, search: SearchConfig) -> FrozenTria
         intermediate_values=dict(record.curve),
         user_attrs={WARM_START: name},
     )
+
+
+# Zhang et al., CVPR 2018, section 4.1 and table 1.
+PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
+
+
+def known_points(config: Config) -> tuple[Mapping[str, Any], ...]:
+    """The paper's K and SE-weight within the recipe's own values, then `search.enqueue`, none twice.
+
+    Where the space does not hold the paper's value the recipe's stands, and where it does not hold that
+    either, the sampler draws one.
+    """
+    assert config.search
+    recipe, space = flatten(config), config.search.space
+    first = {
+        path: value
+        for path in space
+        for value in [
+            v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)
+        ][:1]
+    }
+    points: list[Mapping[str, Any]] = [first]
+    for point in config.search.enqueue:
+        if point not in points:
+            points.append(point)
+    return tuple(points)

@@ -1,0 +1,151 @@
+"""Label maps as pictures: colours, overlays, and contact sheets that compare predictions.
+
+Arrays are uint8: an image is (H, W, 3), a mask (H, W) of class numbers, a palette (num_classes, 3).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from encsearch.data.datasets import DatasetInfo, Sample
+
+Array = NDArray[np.uint8]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+IGNORE = 255
+INK = (29, 33, 41)
+MUTED = (107, 114, 128)
+PAPER = (255, 255, 255)
+GAP = 10
+MARGIN = 24
+FONT_PX = 17
+
+
+def colorize(mask: Array, palette: Array) -> Array:
+    """The mask (H, W) in the colours of its classes, (H, W, 3); a number without a colour is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[mask]
+
+
+def overlay(image: Array, mask: Array, palette: Array, alpha: float = 0.5, ignore: int = IGNORE) -> Array:
+    """The image (H, W, 3) with `alpha` of the class colours over it; `ignore` pixels stay as they were."""
+    assert image.shape == (*mask.shape, 3), f"image {image.shape} and mask {mask.shape} differ in size"
+    mixed = np.rint((1 - alpha) * image + alpha * colorize(mask, palette).astype(np.float32)).astype(np.uint8)
+    return np.where((mask == ignore)[..., None], image, mixed)
+
+
+def sheet(
+    rows: Sequence[Sequence[Array]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    palette: Array | None = None,
+    min_cell_px: int = 240,
+) -> Image.Image:
+    """A contact sheet: pictures (H, W, 3) in a grid under their titles, and a legend of `classes` below.
+
+    Pictures narrower than `min_cell_px` are enlarged by a whole factor without smoothing, all by the same
+    one, so that a pixel of a mask stays a square.
+    """
+    assert rows, "a sheet has at least one row"
+    assert len(classes) <= (0 if palette is None else len(palette)), "every class of the legend has a colour"
+    assert all(len(row) == len(column_titles) for row in rows), "one title a column"
+    height = max(picture.shape[0] for row in rows for picture in row)
+    width = max(picture.shape[1] for row in rows for picture in row)
+    factor = -(-min_cell_px // width) if width < min_cell_px else 1
+    font = ImageFont.load_default(FONT_PX)
+    grid = _Grid(
+        left=MARGIN + (max(_width(font, title) for title in row_titles) + 16 if row_titles else 0),
+        top=MARGIN + FONT_PX + 12,
+        cell=(width * factor, height * factor),
+        shape=(len(rows), len(column_titles)),
+    )
+    total_width = max(grid.right + MARGIN, 360)
+    swatches = _flow(classes, font, total_width - 2 * MARGIN)
+    legend_height = 16 + 28 * (swatches[-1][0] + 1) if swatches else 0
+    canvas = Image.new("RGB", (total_width, grid.bottom + legend_height + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(column_titles):
+        x, _ = grid.corner(0, column)
+        draw.text((x + grid.cell[0] / 2, grid.top - 10), title, INK, font, anchor="ms")
+    for row, title in enumerate(row_titles):
+        _, y = grid.corner(row, 0)
+        draw.text((grid.left - 16, y + grid.cell[1] / 2), title, MUTED, font, anchor="rm")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            canvas.paste(_enlarged(picture, factor), grid.corner(row, column))
+    for (line, x), name, colour in zip(swatches, classes, () if palette is None else palette, strict=False):
+        y = grid.bottom + 16 + 28 * line
+        draw.rounded_rectangle((MARGIN + x, y, MARGIN + x + 20, y + 20), 4, tuple(colour.tolist()), MUTED)
+        draw.text((MARGIN + x + 28, y + 10), name, INK, font, anchor="lm")
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the cells of a sheet lie, px; `cell` is (width, height), `shape` (rows, columns)."""
+
+    left: int
+    top: int
+    cell: tuple[int, int]
+    shape: tuple[int, int]
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        return self.left + column * (self.cell[0] + GAP), self.top + row * (self.cell[1] + GAP)
+
+    @property
+    def right(self) -> int:
+        return self.corner(0, self.shape[1])[0] - GAP
+
+    @property
+    def bottom(self) -> int:
+        return self.corner(self.shape[0], 0)[1] - GAP
+
+
+def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:
+    """(line, x) of each legend entry, broken into lines of `width` px."""
+    placed = []
+    line = x = 0
+    for name in names:
+        entry_width = 28 + _width(font, name) + 24
+        if x and x + entry_width > width:
+            line, x = line + 1, 0
+        placed.append((line, x))
+        x += entry_width
+    return placed
+
+
+def _width(font: Font, text: str) -> int:
+    return int(np.ceil(font.getlength(text)))
+
+
+def _enlarged(picture: Array, factor: int) -> Image.Image:
+    return Image.fromarray(np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
+
+
+SMALL_PX = 128
+"""Longest side of images that are clearer as plain colours than under an overlay."""
+
+
+def comparison(
+    samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
+) -> Image.Image:
+    """A row a sample: the image, the truth, and a column for each title's label maps, (H, W) uint8."""
+    palette = np.array(info.palette, dtype=np.uint8)
+    small = max(samples[0].image.shape[:2]) <= SMALL_PX
+    rows = [
+        [
+            sample.image,
+            *(
+                colorize(mask, palette) if small else overlay(sample.image, mask, palette)
+                for mask in (sample.mask, *(label_maps[title][row] for title in label_maps))
+            ),
+        ]
+        for row, sample in enumerate(samples)
+    ]
+    titles = ["image", "truth", *label_maps]
+    return sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)

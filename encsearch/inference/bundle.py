@@ -1,0 +1,201 @@
+"""A trained model as a folder that stands on its own: weights, configuration, classes and scores.
+
+model.safetensors   the state dict; nothing in a bundle is ever unpickled
+weights.sha256      its SHA-256, as `sha256sum --check` reads it
+config.yaml         every default written out, so that later defaults do not change the model
+preprocessing.json  what is done to an image before the network sees it
+dataset.json        name, classes, palette and groups, images a split, and the fingerprint of the data
+metrics.json        the scores that the model had on that data's validation split, overall and by class
+README.md           the model card, for people: what the model is, how good, and what it is not for
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from encsearch.config import Config, load_config, to_yaml
+from encsearch.data.datasets import DatasetInfo
+from encsearch.data.transforms import MEAN, STD
+from encsearch.errors import PreflightError, UserError
+from encsearch.inference.card import ModelFacts, model_card
+from encsearch.model.encnet import EncNet
+
+WEIGHTS_FILE = "model.safetensors"
+DIGEST_FILE = "weights.sha256"
+CONFIG_FILE = "config.yaml"
+PREPROCESSING_FILE = "preprocessing.json"
+DATASET_FILE = "dataset.json"
+METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
+READ_FILES = (WEIGHTS_FILE, DIGEST_FILE, CONFIG_FILE, PREPROCESSING_FILE, DATASET_FILE, METRICS_FILE)
+
+PREPROCESSING: Mapping[str, Any] = MappingProxyType(
+    {
+        "orientation": "as EXIF says",
+        "colour_order": "RGB",
+        "divide_by": 255,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "resize": "none",
+    }
+)
+"""What `data.transforms.to_image_tensor` and `data.codec.decode_image` do: (pixel / 255 - mean) / std."""
+
+NONE_KNOWN: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model in eval mode on the CPU, and what is known of it.
+
+    `metrics` are figures of all classes, `class_iou` those by class, on the validation split; `num_images`
+    counts the images of each split. What nobody recorded is empty.
+    """
+
+    model: EncNet
+    config: Config
+    info: DatasetInfo
+    fingerprint: str
+    metrics: Mapping[str, float]
+    class_iou: Mapping[str, float] = field(default_factory=dict)
+    num_images: Mapping[str, int] = field(default_factory=dict)
+
+
+def write_bundle(
+    folder: Path,
+    model: nn.Module,
+    config: Config,
+    info: DatasetInfo,
+    *,
+    fingerprint: str,
+    metrics: Mapping[str, float],
+    class_iou: Mapping[str, float] = NONE_KNOWN,
+    num_images: Mapping[str, int] = NONE_KNOWN,
+) -> None:
+    """Write a bundle that is either whole or absent; an existing one at `folder` is replaced."""
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, scratch / WEIGHTS_FILE)
+    digest = _sha256(scratch / WEIGHTS_FILE)
+    (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
+    (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+    _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
+    _write_json(
+        scratch / DATASET_FILE, info.to_dict() | {"fingerprint": fingerprint, "num_images": dict(num_images)}
+    )
+    _write_json(scratch / METRICS_FILE, {"overall": dict(metrics), "class_iou": dict(class_iou)})
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = ModelFacts(config, info, fingerprint, digest, num_parameters, metrics, class_iou, num_images)
+    (scratch / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle; the backbone's own weight file is not needed.
+
+    Raises UserError when a file is missing or damaged, when the weights are of another model, and when the
+    model was trained on images that were prepared in another way than this code prepares them.
+    """
+    for name in READ_FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not a model bundle, {name} is missing; name a trained model's folder")
+    _check_preprocessing(folder / PREPROCESSING_FILE)
+    config = load_config(folder / CONFIG_FILE)
+    dataset, scores = _read_json(folder / DATASET_FILE), _read_json(folder / METRICS_FILE)
+    try:
+        info = DatasetInfo.from_dict(dataset)
+        fingerprint, num_images = dataset["fingerprint"], dataset["num_images"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / DATASET_FILE}: damaged, {error!r}") from None
+    try:
+        metrics, class_iou = scores["overall"], scores["class_iou"]
+    except KeyError as error:
+        raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
+    model = _read_model(folder, config, len(info.classes))
+    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
+
+
+def weights_digest(folder: Path) -> str:
+    """The SHA-256 of a bundle's weights, as it was written down with them."""
+    return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
+
+
+def existing_device(name: str) -> torch.device:
+    """The device to run a model on: "cpu", "cuda" or "cuda:1".
+
+    Raises UserError for another name, PreflightError for a GPU that is not here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise UserError(f"device={name} is not a device that models run on; try cpu or cuda")
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise PreflightError(
+            f"device={name}, but PyTorch {torch.__version__} finds {num_gpus} GPUs here; try cpu"
+        )
+    return device
+
+
+def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
+    """Build the model without storage and give it the file's tensors: no random number is drawn."""
+    shape = config.model.model_copy(update={"weights": None})
+    with torch.device("meta"):
+        model = EncNet.from_config(shape, num_classes)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder / WEIGHTS_FILE}: not the weights of this model ({reason})") from None
+    found = _sha256(folder / WEIGHTS_FILE)
+    if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
+        raise UserError(
+            f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not that of "
+            f"{DIGEST_FILE}; fetch the model again"
+        )
+    return model.eval()
+
+
+def _check_preprocessing(path: Path) -> None:
+    trained = _read_json(path)
+    for name in sorted(PREPROCESSING.keys() | trained.keys()):
+        if trained.get(name) != PREPROCESSING.get(name):
+            raise UserError(
+                f"{path}: the model was trained with {name}={trained.get(name)}, but this encsearch prepares "
+                f"images with {name}={PREPROCESSING.get(name)}; use the version that trained it"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged, it holds no mapping")
+    return values

@@ -1,0 +1,163 @@
+"""Score a trained model on any split of any store that has its classes."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encsearch.config import EvalConfig
+from encsearch.data.datasets import IGNORE
+from encsearch.data.loading import Batch, validation_batches
+from encsearch.data.store import StoreSplit, open_split, read_manifest
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import UserError
+from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.segment import Segmentation, segment
+from encsearch.metrics.boundary import boundary_counts
+from encsearch.metrics.confusion import confusion_matrix
+from encsearch.metrics.per_image import image_counts
+from encsearch.metrics.sizes import size_counts
+from encsearch.metrics.summary import Evaluation, Totals, summarize
+from encsearch.train.loss import class_presence
+
+WARM_UP, TIMED = 3, 15  # passes of each model before and while it is timed
+
+
+def score_bundle(
+    bundle: Bundle, store: str | Path, split: str, *, device: str = "cpu", batch_size: int | None = None
+) -> Evaluation:
+    """Every score of the model on the samples of the split; how it segments is its configuration's `eval`.
+
+    `batch_size` is in images, by default the one of validation in training; it changes no score. Raises
+    UserError when the store's classes are not the model's, when eval.background is none of them, or for what
+    is no device; PreflightError for a GPU that is not here.
+    """
+    place = existing_device(device)
+    config = bundle.config
+    dataset = open_split(store, split)
+    _check_classes(bundle, dataset, str(store))
+    background = config.eval.background
+    if background not in (None, *dataset.info.classes):
+        raise UserError(
+            f"eval.background={background} is none of {store}'s {len(dataset.info.classes)} classes; "
+            f"try one of {', '.join(dataset.info.classes)}"
+        )
+    parts = (
+        count(batch.labels.to(place), found, config.eval)
+        for batch, found in _segmented(bundle, dataset, place, batch_size)
+    )
+    return summarize(reduce(add, parts), dataset.info, background)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What a model does on each of the N images of a set, ordered by id.
+
+    `pixels` (N, num_classes, 3) int64 are those found, of the truth and predicted; see `image_counts`.
+    """
+
+    ids: tuple[str, ...]
+    pixels: NDArray[np.int64]
+
+
+def count_images(
+    bundle: Bundle, dataset: StoreSplit, store: str, *, device: str = "cpu", batch_size: int | None = None
+) -> ImageCounts:
+    """One pass over the set, for the comparison of two models by its images; raises as `score_bundle` does.
+
+    `store` names the set in an error.
+    """
+    place = existing_device(device)
+    _check_classes(bundle, dataset, store)
+    num_classes = len(dataset.info.classes)
+    ids: list[str] = []
+    parts: list[Tensor] = []
+    for batch, found in _segmented(bundle, dataset, place, batch_size):
+        ids += batch.ids
+        parts.append(image_counts(batch.labels.to(place), found.labels, num_classes).cpu())
+    # Batches are of one size of images, so they come in another order than the set where sizes differ.
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return ImageCounts(tuple(ids[index] for index in order), torch.cat(parts)[order].numpy())
+
+
+def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: str = "cpu") -> list[float]:
+    """Of each model the median time to segment the set's first image on its own, side by side, in ms.
+
+    The models take turns, so that what else the machine does slows all of them.
+    """
+    place = existing_device(device)
+    image = to_image_tensor(dataset[0].image)[None].to(place)
+    models = [bundle.model.to(place) for bundle in bundles]
+    times_ms: list[list[float]] = [[] for _ in bundles]
+    for turn in range(WARM_UP + TIMED):
+        for bundle, model, found in zip(bundles, models, times_ms, strict=True):
+            started_s = time.perf_counter()
+            # The copy of the labels waits for a GPU to be done.
+            segment(model, image, bundle.config.eval).labels.cpu()
+            if turn >= WARM_UP:
+                found.append(1000 * (time.perf_counter() - started_s))
+    return [median(found) for found in times_ms]
+
+
+def _check_classes(bundle: Bundle, dataset: StoreSplit, store: str) -> None:
+    classes = dataset.info.classes
+    if classes != bundle.info.classes:
+        raise UserError(
+            f"{store}: its {len(classes)} classes are not the model's "
+            f"{len(bundle.info.classes)} ({bundle.info.name}); the scores would mean nothing"
+        )
+
+
+def _segmented(
+    bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
+) -> Iterator[tuple[Batch, Segmentation]]:
+    """Every batch of the set, on the CPU, and what the model makes of it, on `place`."""
+    config = bundle.config
+    model = bundle.model.to(place)
+    batches = validation_batches(
+        dataset, batch_size=batch_size or config.train.val_batch_size, threads=config.data.threads
+    )
+    for batch in batches:
+        yield batch, segment(model, batch.images.to(place), config.eval)
+
+
+def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
+    """What a batch adds to the scores: labels (B, H, W), classes or IGNORE, against their segmentation.
+
+    An image that is wholly ignored does not tell what is present, and is left out there.
+    """
+    num_classes = found.probabilities.shape[1]
+    presence, present = torch.empty(0, num_classes), torch.empty(0, num_classes, dtype=torch.bool)
+    if found.presence is not None:
+        told = (labels != IGNORE).flatten(1).any(dim=1)
+        presence, present = found.presence[told], class_presence(labels, num_classes)[told].bool()
+    return Totals(
+        confusion=confusion_matrix(labels, found.labels, num_classes).cpu(),
+        boundary=boundary_counts(labels, found.labels, num_classes).cpu(),
+        sizes=size_counts(labels, found.labels, num_classes, settings.object_sizes),
+        presence=presence.cpu(),
+        present=present.cpu(),
+    )
+
+
+def unchanged_store(bundle: Bundle) -> str:
+    """The store that the model was trained on, as long as it holds the same data.
+
+    Raises UserError when its fingerprint is another one now: scores from before and after cannot be compared.
+    """
+    store = bundle.config.data.store
+    fingerprint = read_manifest(store).fingerprint
+    if fingerprint != bundle.fingerprint:
+        raise UserError(
+            f"{store}: holds data {fingerprint[:12]}, but the model was trained on {bundle.fingerprint[:12]};"
+            " train it again, or name the store to score on with --store"
+        )
+    return store

@@ -1,0 +1,121 @@
+"""Label maps of images from a trained model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.data.codec import decode_image
+from encsearch.data.datasets import DatasetInfo, Sample
+from encsearch.data.pictures import comparison
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import UserError
+from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.segment import label, pixels_at_once
+
+Picture = NDArray[np.uint8] | str | Path
+"""(H, W, 3) uint8 RGB, or a PNG or JPEG file."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image: labels (H, W) uint8, and the probability of each class to be somewhere in it.
+
+    `presence` is None for a model without context module.
+    """
+
+    labels: NDArray[np.uint8]
+    presence: Mapping[str, float] | None
+
+
+class Predictor:
+    """A model on its device, which segments by the `eval` section of its configuration.
+
+    `info` names the classes and colours of the label maps.
+    Raises UserError for what is no device, PreflightError if it does not exist here.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
+        self.info = bundle.info
+        self._device = existing_device(device)
+        self._model = bundle.model.to(self._device)
+        self._settings = bundle.config.eval
+        self._batch_size = batch_size
+        self._max_pixels = pixels_at_once(len(bundle.info.classes), bundle.config.eval)
+
+    def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
+        """The (H, W) uint8 label map of each image, in order; raises what `segment` raises."""
+        return [found.labels for found in self.segment(images)]
+
+    def predict_presence(self, images: Picture | Iterable[Picture]) -> list[dict[str, float]]:
+        """The probability of each class to be somewhere in the image, from the SE-loss branch.
+
+        Raises UserError for a model without one.
+        """
+        rows: list[dict[str, float]] = []
+        for found in self.segment(images):
+            if found.presence is None:
+                raise UserError("this model predicts no presence: it was trained with model.context=none")
+            rows.append(dict(found.presence))
+        return rows
+
+    def segment(self, images: Picture | Iterable[Picture]) -> Iterator[Prediction]:
+        """Label maps and presence in order, of images whose sizes are free and may differ.
+
+        One image counts as a list of one. Neighbours of the same size go through the model together, at most
+        `batch_size` of them and as many as memory has room for; only one such batch is in memory at a time.
+        An image that is too large for one pass is segmented in tiles. Raises UserError for a file or an
+        array that is no such image.
+        """
+        for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
+            tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
+            found = label(self._model, tensors.to(self._device), self._settings, self._max_pixels)
+            presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
+            for labels, row in zip(found.labels.numpy(), presence, strict=True):
+                named = None if row is None else dict(zip(self.info.classes, row, strict=True))
+                yield Prediction(labels, named)
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """An image file as upright (H, W, 3) RGB. Raises UserError, as `decode_image` does, if it is not one."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an image ({error.strerror})") from None
+    return decode_image(data, str(path))
+
+
+def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """One picture as a list of one; a stack (B, H, W, 3) is already many."""
+    if isinstance(images, str | Path):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return images
+
+
+def _pixels(picture: Picture) -> NDArray[np.uint8]:
+    if isinstance(picture, str | Path):
+        return read_image(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise UserError(f"an image is (H, W, 3) uint8 RGB, but got {picture.shape} {picture.dtype}")
+    return picture
+
+
+def _batches(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    for _, same_sized in groupby(pictures, key=lambda pixels: pixels.shape):
+        while batch := list(islice(same_sized, size)):
+            yield batch
+
+
+def comparison_sheet(
+    samples: Sequence[Sample], info: DatasetInfo, models: Mapping[str, Predictor]
+) -> Image.Image:
+    """A row a sample: the image, the truth, and each model's label map under its title."""
+    images = [sample.image for sample in samples]
+    return comparison(samples, info, {title: model.predict(images) for title, model in models.items()})

@@ -1,0 +1,194 @@
+"""The files of a finished ablation: `ablation.md` with its charts, and two CSV files for other programs."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from encsearch.report import format_duration
+from encsearch.report.charts.ablation import draw_curve, draw_rows
+from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
+from encsearch.search.statistics import Estimate
+
+REPORT_FILE = "ablation.md"
+PICTURE_FILE = "pictures.png"
+
+
+@dataclass(frozen=True)
+class AblationStory:
+    """All that the report shows.
+
+    `failures` are reasons by training; `pictures` is the caption of `pictures.png`, which lies beside the
+    report, or why there is none.
+    """
+
+    name: str
+    metric: str
+    store: str
+    split: str
+    seeds: tuple[int, ...]
+    figures: tuple[Figures, ...]
+    results: tuple[Result, ...]
+    failures: Mapping[str, str]
+    pictures: str
+    wall_seconds: float
+
+
+def write_report(story: AblationStory, folder: Path) -> Path:
+    """Write `ablation.md`, `ablation.csv`, `trainings.csv` and the charts into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "ablation.csv", _summary_lines(story))
+    _write_csv(folder / "trainings.csv", _training_lines(story))
+    rows, codewords, se_weights = (of_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    draw_rows(rows, story.metric, folder / "rows.png")
+    charts = ["rows.png"]
+    if codewords:
+        draw_curve(codewords, rows, story.metric, "codewords K", "pooling\n(K = 0)", folder / "codewords.png")
+        charts.append("codewords.png")
+    if se_weights:
+        draw_curve(se_weights, rows, story.metric, "SE-loss weight alpha", "0", folder / "se_weights.png")
+        charts.append("se_weights.png")
+    report = folder / REPORT_FILE
+    has_pictures = (folder / PICTURE_FILE).exists()
+    report.write_text(_markdown(story, charts, has_pictures), encoding="utf-8")
+    return report
+
+
+def of_series(story: AblationStory, series: str) -> list[Figures]:
+    return [figures for figures in story.figures if figures.point.series == series]
+
+
+def verdicts(story: AblationStory) -> list[str]:
+    """What the rows tell about EncNet against FCN and against the pooled gate, a sentence each and budget."""
+    sentences = []
+    for figures in of_series(story, "rows"):
+        if figures.point.label == ENCNET and figures.over_fcn:
+            sentences.append(_verdict(ENCNET, FCN, figures, figures.over_fcn))
+        if figures.point.label == GATE and figures.over_encnet:
+            sentences.append(_verdict(GATE, ENCNET, figures, figures.over_encnet))
+    return sentences
+
+
+def percent_text(estimate: Estimate, *, signed: bool = False) -> str:
+    """Mean and interval in percent: `49.2 [47.0, 51.4]`; the mean alone where there is no interval."""
+    sign = "+" if signed else ""
+    mean = f"{100 * estimate.mean:{sign}.1f}"
+    if estimate.interval is None:
+        return mean
+    low, high = estimate.interval
+    return f"{mean} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def difference_text(difference: Estimate | None) -> str:
+    """The difference, with a star where its interval leaves out 0; a dash where there is none."""
+    if difference is None:
+        return "-"
+    return percent_text(difference, signed=True) + (" *" if difference.tells_apart else "")
+
+
+def _verdict(row: str, other: str, figures: Figures, difference: Estimate) -> str:
+    n, epochs = len(difference.values), figures.point.epochs
+    said = percent_text(difference, signed=True)
+    if difference.interval is None:
+        return f'{epochs} epochs: "{row}" minus "{other}" is {said}; one seed gives no interval.'
+    told = "told apart" if difference.tells_apart else "not told apart"
+    return f'{epochs} epochs: "{row}" minus "{other}" is {said} over {n} seeds: {told}.'
+
+
+def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -> str:
+    parts = [
+        f"# Ablation of {story.name}",
+        f"Validation split `{story.split}` of `{story.store}`, {len(story.seeds)} seeds. Every figure is of "
+        "the last epoch, in percent: the best epoch would be chosen on the split that it is scored on. In "
+        "brackets: the 95 % interval of the mean over seeds (Student's t)."
+        + (" One seed gives none." if len(story.seeds) == 1 else ""),
+        "\n".join(f"- {sentence}" for sentence in verdicts(story)),
+    ]
+    rows = of_series(story, "rows")
+    for epochs in sorted({figures.point.epochs for figures in rows}):
+        of_it = [figures for figures in rows if figures.point.epochs == epochs]
+        parts += [f"## Rows, {epochs} epochs", _table(of_it, story.metric)]
+    parts += [
+        f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval leaves "
+        "out 0. Each interval stands for itself: nothing corrects for the number of comparisons.",
+        "![rows](rows.png)",
+    ]
+    for series, title, chart in (
+        ("codewords", "Number of codewords", "codewords.png"),
+        ("se_weights", "Weight of the SE-loss", "se_weights.png"),
+    ):
+        curve = of_series(story, series)
+        if chart in charts:
+            parts += [
+                f"## {title}, {curve[0].point.epochs} epochs",
+                _table(curve, story.metric),
+                f"![{title}]({chart})",
+            ]
+    parts += ["## Pictures", story.pictures]
+    if has_pictures:
+        parts.append(f"![pictures]({PICTURE_FILE})")
+    if story.failures:
+        lines = [f"- {name}: {reason}" for name, reason in story.failures.items()]
+        parts += ["## Failed trainings, left out", "\n".join(lines)]
+    total_s = sum(result.seconds for result in story.results)
+    parts += [
+        "## Cost",
+        f"{len(story.results)} trainings and scorings of {format_duration(total_s)} in all; the last run of "
+        f"the command took {format_duration(story.wall_seconds)}.",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _table(figures: Sequence[Figures], metric: str) -> str:
+    names = shown_metrics(metric)
+    header = ["row", "n", *names, f"minus {FCN}", f'minus "{ENCNET}"', "s a training"]
+    lines = [
+        [
+            f.point.label,
+            str(len(f.estimates[metric].values)),
+            *(percent_text(f.estimates[name]) for name in names),
+            difference_text(f.over_fcn),
+            difference_text(f.over_encnet),
+            f"{f.seconds:.0f}",
+        ]
+        for f in figures
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def _summary_lines(story: AblationStory) -> Iterator[Sequence[object]]:
+    """A line a point; figures in [0, 1]."""
+    names = [*shown_metrics(story.metric), f"minus {FCN}", f"minus {ENCNET}"]
+    yield [
+        "series",
+        "label",
+        "epochs",
+        "n",
+        *(c for n in names for c in (n, f"{n} low", f"{n} high")),
+        "seconds",
+    ]
+    for f in story.figures:
+        estimates = [*(f.estimates[name] for name in shown_metrics(story.metric)), f.over_fcn, f.over_encnet]
+        cells = [cell for estimate in estimates for cell in _csv_cells(estimate)]
+        n = len(f.estimates[story.metric].values)
+        yield [f.point.series, f.point.label, f.point.epochs, n, *cells, f.seconds]
+
+
+def _csv_cells(estimate: Estimate | None) -> tuple[object, object, object]:
+    if estimate is None:
+        return "", "", ""
+    return (estimate.mean, *(estimate.interval or ("", "")))
+
+
+def _training_lines(story: AblationStory) -> Iterator[Sequence[object]]:
+    """A line a result, with every figure of its last epoch."""
+    metrics = list(dict.fromkeys(name for result in story.results for name in result.metrics))
+    yield ["name", "row", "epochs", "seed", "seconds", *metrics]
+    for r in story.results:
+        figures = (r.metrics.get(name, "") for name in metrics)
+        yield [r.name, r.row, r.epochs, r.seed, r.seconds, *figures]
+
+
+def _write_csv(path: Path, lines: Iterator[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)

@@ -1,0 +1,108 @@
+"""Which path matters, and how sure that is."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below
+from encsearch.report.facts import at_epoch, common_epoch
+from encsearch.report.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
+from encsearch.report.summary import SweepSummary
+from encsearch.text import counted, listed, short_names
+
+DASHES = (0, (4, 2))
+
+
+def importance_chart(summary: SweepSummary) -> Chart | Omitted:
+    title = "Which path matters"
+    epoch = common_epoch(summary.trials)
+    observed = at_epoch(summary, epoch) if epoch is not None else []
+    trials = [(trial.values, value) for value, trial in observed]
+    space = summary.search.space
+    rated = rated_paths(space, trials)
+    if not trials or not rated:
+        return Omitted(title, "no path was tried with two values")
+    if len(trials) < trials_needed(len(rated)):
+        return Omitted(
+            title,
+            f"too few trials to tell: {counted(len(rated), 'path')} need {trials_needed(len(rated))} trials "
+            f"at one epoch, and {len(trials)} can be used",
+        )
+    found = importances(space, trials, summary.search.seed)
+    caption = (
+        f"{basis(len(trials), epoch, summary.metric)} {finding(found)} {unrated(set(space) - set(rated))}"
+    )
+    height = 1.7 + 0.42 * len(rated)
+    return Chart("importances.png", title, caption.strip(), height, partial(_draw, found, short_names(space)))
+
+
+def basis(num_trials: int, epoch: int | None, metric: str) -> str:
+    return (
+        f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. "
+        "Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, the broken "
+        f"line the most that any path reached in {RESAMPLES} shuffles of the values. The two ask different "
+        "questions and need not agree."
+    )
+
+
+def finding(found: Sequence[Importances]) -> str:
+    """What is beyond chance, which may be nothing."""
+    both = [path for path in found[0].told if all(path in each.told for each in found)]
+    one = [f"{path} ({each.evaluator})" for each in found for path in each.told if path not in both]
+    if not both and not one:
+        return "No path is beyond chance: these trials are too few, or too noisy, to tell."
+    told = [f"by both: {listed(both)}"] * bool(both) + [f"by one alone: {listed(one)}"] * bool(one)
+    return f"Beyond chance {'; '.join(told)}."
+
+
+def unrated(paths: set[str]) -> str:
+    if not paths:
+        return ""
+    return f"Not rated, since not every trial has it with a value of its own: {listed(sorted(paths))}."
+
+
+def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure, palette: Palette) -> None:
+    for plot, each in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        _draw_one(plot, each, names, palette)
+    interval = Line2D([], [], color=palette.ink, linewidth=1.6, label="90 % interval over resampled trials")
+    chance = Line2D(
+        [], [], color=palette.accent, linewidth=2, linestyle=DASHES, label="chance, shuffled values"
+    )
+    legend_below(figure, [interval, chance])
+
+
+def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: Palette) -> None:
+    shares = [path.share for path in each.paths]
+    rows = range(len(shares))
+    told, untold = palette.marks["complete"], palette.marks["running"]
+    colours = [told if path.path in each.told else untold for path in each.paths]
+    plot.barh(rows, shares, height=0.55, color=colours, alpha=0.85)
+    plot.hlines(
+        rows, [p.low for p in each.paths], [p.high for p in each.paths], color=palette.ink, linewidth=1.6
+    )
+    right = 1.05 * max(1.0, *(path.high for path in each.paths))
+    _draw_chance(plot, each.chance, right, palette)
+    plot.set_yticks(rows, [names[path.path] for path in each.paths])
+    plot.tick_params(axis="y", length=0, labelcolor=palette.ink)
+    plot.set_ylim(len(shares) - 0.4, -0.6)
+    plot.set_xlim(0, right)
+    plot.set_title(f"{each.evaluator}: {each.meaning}", fontsize=9.5)
+    plot.grid(False, axis="y")
+
+
+def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> None:
+    """A line, or a word where it lies beyond the right end of the axis."""
+    if chance <= right:
+        plot.axvline(chance, color=palette.accent, linewidth=2, linestyle=DASHES)
+        return
+    plot.annotate(
+        f"chance: {chance:.2g} \N{RIGHTWARDS ARROW}",
+        (0.99, 0.04),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        color=palette.accent,
+    )

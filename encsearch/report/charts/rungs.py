@@ -1,0 +1,132 @@
+"""Early stopping as a picture: which trials came to which rung, and who went on."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below
+from encsearch.report.facts import valued
+from encsearch.report.summary import SweepSummary
+from encsearch.search.stopping import bracket_of, rungs_of
+from encsearch.search.trials import TrialRecord
+
+SPREAD, MAX_STEP = 0.4, 0.02
+"""What all marks at a rung take at most of the way to the next, and each: equal values lie side by side."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A trial at a rung, with its value there; `went_on` is False where it was stopped."""
+
+    number: int
+    epoch: int
+    value: float
+    went_on: bool
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """The trials of one bracket; `rungs` end with the full length, at which nobody is stopped."""
+
+    index: int
+    rungs: tuple[int, ...]
+    arrivals: tuple[Arrival, ...]
+
+    def count(self, epoch: int, went_on: bool | None = None) -> int:
+        return sum(a.epoch == epoch and went_on in (None, a.went_on) for a in self.arrivals)
+
+
+def rung_chart(summary: SweepSummary) -> Chart | Omitted:
+    title = "Early stopping, rung by rung"
+    search = summary.search
+    if search.minimize:
+        return Omitted(title, "early stopping compares one figure and does not apply to two objectives")
+    if search.scheduler == "none":
+        return Omitted(title, "no trial was to be stopped early (search.scheduler=none)")
+    if search.scheduler == "median":
+        return Omitted(title, "the median rule has no rungs; the learning curves show who was stopped")
+    found = brackets(summary)
+    if not found:
+        return Omitted(title, "no trial reached a rung")
+    kept = search.asha.reduction_factor
+    caption = (
+        f"At a rung a trial goes on if it is among the best 1/{kept} of those of its bracket that had come "
+        "there by then, so an early one may go on with a value that is stopped later."
+    )
+    return Chart("rungs.png", title, caption, 4.4, partial(_draw_rungs, found, summary.metric))
+
+
+def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
+    """Those that a trial arrived in; a trial that failed later, or that the budget ended, has gone on."""
+    search, epochs = summary.search, summary.epochs
+    by_bracket: dict[int, list[TrialRecord]] = {}
+    for _, trial in valued(summary.trials):
+        by_bracket.setdefault(bracket_of(search, epochs, trial.number), []).append(trial)
+    found = []
+    for index, trials in sorted(by_bracket.items()):
+        rungs = (*rungs_of(search, epochs, trials[0].number), epochs)
+        arrivals = [
+            Arrival(trial.number, epoch, value, went_on=not _is_stopped(trial) or trial.epochs > epoch)
+            for trial in trials
+            for epoch, value in trial.curve
+            if epoch in rungs
+        ]
+        found.append(Bracket(index, rungs, tuple(arrivals)))
+    return tuple(bracket for bracket in found if bracket.arrivals)
+
+
+def _is_stopped(trial: TrialRecord) -> bool:
+    """By the scheduler, and not by a budget or a limit, which give a reason."""
+    return trial.state == "PRUNED" and trial.reason is None
+
+
+def _draw_rungs(found: tuple[Bracket, ...], metric: str, figure: Figure, palette: Palette) -> None:
+    widths = [len(bracket.rungs) + 0.6 for bracket in found]
+    plots = figure.subplots(1, len(found), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for plot, bracket in zip(plots, found, strict=True):
+        _draw_bracket(plot, bracket, palette)
+        if len(found) > 1:
+            plot.set_title(f"bracket {bracket.index}")
+    plots[0].set_ylabel(f"{metric} at the rung")
+    legend_below(figure, [_handle(True, palette), _handle(False, palette)])
+
+
+def _draw_bracket(plot: Axes, bracket: Bracket, palette: Palette) -> None:
+    numbers = sorted({arrival.number for arrival in bracket.arrivals})
+    step = min(MAX_STEP, SPREAD / len(numbers))
+    for place, number in enumerate(numbers):
+        own = [a for a in bracket.arrivals if a.number == number]
+        shift = (place - (len(numbers) - 1) / 2) * step
+        xs, ys = [bracket.rungs.index(a.epoch) + shift for a in own], [a.value for a in own]
+        plot.plot(xs, ys, color=palette.muted, linewidth=1, alpha=0.5, zorder=2)
+        for x, arrival in zip(xs, own, strict=True):
+            plot.plot(x, arrival.value, zorder=4, **_mark(arrival.went_on, palette))
+    labels = [f"epoch {epoch}\n{_fates(bracket, epoch)}" for epoch in bracket.rungs]
+    plot.set_xticks(range(len(labels)), labels)
+    plot.set_xlim(-0.45, len(labels) - 0.55)
+    plot.grid(False, axis="x")
+
+
+def _fates(bracket: Bracket, epoch: int) -> str:
+    came = f"{bracket.count(epoch)} came"
+    return came if epoch == bracket.rungs[-1] else f"{came}\n{bracket.count(epoch, went_on=True)} went on"
+
+
+def _mark(went_on: bool, palette: Palette) -> dict[str, Any]:
+    colour = palette.marks["complete" if went_on else "pruned"]
+    return {
+        "linestyle": "none",
+        "marker": "o" if went_on else "v",
+        "markersize": 7,
+        "color": colour,
+        "markerfacecolor": colour if went_on else palette.paper,
+        "markeredgewidth": 1.4,
+    }
+
+
+def _handle(went_on: bool, palette: Palette) -> Line2D:
+    return Line2D([], [], label="went on" if went_on else "was stopped here", **_mark(went_on, palette))

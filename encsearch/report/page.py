@@ -1,0 +1,169 @@
+"""The page of a sweep: words, figures, tables and the winner's context module put into the template."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from encsearch.diagnostics.records import (
+    ASSIGNMENT_FILE,
+    CODEWORDS_FILE,
+    JSON_FILE,
+    LIMITS,
+    SCALING_FILE,
+    PresenceFigures,
+    findings,
+    from_json,
+)
+from encsearch.errors import UserError
+from encsearch.report.charts.contours import contour_chart
+from encsearch.report.charts.finalists import finalist_chart
+from encsearch.report.charts.forecast import eta_chart
+from encsearch.report.charts.history import curves_chart, history_chart
+from encsearch.report.charts.importance import importance_chart
+from encsearch.report.charts.pareto import pareto_chart
+from encsearch.report.charts.rungs import rung_chart
+from encsearch.report.charts.space import parallel_chart, slice_chart
+from encsearch.report.charts.style import DARK, LIGHT, Chart, Omitted, png
+from encsearch.report.facts import KIND_LABELS, class_table, kind_of, stragglers
+from encsearch.report.summary import SweepSummary
+from encsearch.report.verdict import headline, tiles
+from encsearch.report.words import paragraphs, straggler_words
+from encsearch.text import format_cost, format_duration, format_param, format_value
+
+Figures = dict[str, list[Chart | Omitted]]
+
+
+def figures(summary: SweepSummary) -> Figures:
+    """By the section of the page."""
+    return {
+        "confirmed": [finalist_chart(summary)],
+        "search": [history_chart(summary), pareto_chart(summary), curves_chart(summary), rung_chart(summary)],
+        "space": [
+            importance_chart(summary),
+            parallel_chart(summary),
+            slice_chart(summary),
+            contour_chart(summary),
+        ],
+        "forecast": [eta_chart(summary)],
+    }
+
+
+TITLES = {
+    CODEWORDS_FILE: "Codewords",
+    ASSIGNMENT_FILE: "Where the codewords take part",
+    SCALING_FILE: "Scaling factors by class",
+}
+
+
+@dataclass(frozen=True)
+class ContextSection:
+    """`pictures` are (title, data URI)."""
+
+    num_images: int
+    findings: tuple[str, ...]
+    limits: str
+    pictures: tuple[tuple[str, str], ...]
+    presence: tuple[PresenceFigures, ...]
+
+
+def context_section(folder: Path) -> ContextSection:
+    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
+    try:
+        diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
+    return ContextSection(
+        diagnostics.num_images,
+        findings(diagnostics),
+        LIMITS,
+        # Which pictures there are depends on the model.
+        tuple(
+            (title, picture_uri(folder / name)) for name, title in TITLES.items() if (folder / name).exists()
+        ),
+        diagnostics.presence,
+    )
+
+
+def picture_uri(picture: Path) -> str:
+    """A PNG file as a data URI. Raises UserError if it cannot be read."""
+    try:
+        return png_uri(picture.read_bytes())
+    except OSError as error:
+        raise UserError(f"{picture}: the report's picture cannot be read ({error.strerror})") from None
+
+
+def png_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+TEMPLATE = "report.html"
+
+
+def render(summary: SweepSummary, target: Path) -> Path:
+    """Write the report to `target`, its figures as PNG beside it, and return `target`.
+
+    Raises UserError if what it shows cannot be read.
+    """
+    page = _environment().get_template(TEMPLATE)
+    picture = picture_uri(target.parent / summary.picture) if summary.picture else None
+    context = context_section(target.parent / summary.context) if summary.context else None
+    winner = next((trial for trial in summary.trials if trial.number == summary.winner), None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = page.render(
+        summary=summary,
+        headline=headline(summary),
+        tiles=tiles(summary),
+        paragraphs=paragraphs(summary),
+        winner=winner,
+        figures={
+            section: [_shown(chart, target.parent) for chart in charts]
+            for section, charts in figures(summary).items()
+        },
+        kinds={trial.number: kind_of(trial, summary) for trial in summary.trials},
+        kind_labels=KIND_LABELS,
+        excluded=[t for t in summary.trials if t.state == "FAIL" or t.refused or t.number in summary.flags],
+        slow=straggler_words(stragglers(summary.trials)),
+        classes=class_table(summary.finalists),
+        picture=picture,
+        context=context,
+    )
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure on the page as data URIs, or, without them, why it is left out."""
+
+    title: str
+    caption: str
+    light: str = ""
+    dark: str = ""
+
+
+def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
+    if isinstance(chart, Omitted):
+        return Shown(chart.title, chart.reason)
+    light = png(chart, LIGHT)
+    (folder / chart.file).write_bytes(light)
+    return Shown(chart.title, chart.caption, png_uri(light), png_uri(png(chart, DARK)))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "value": format_value,
+        "duration": format_duration,
+        "param": format_param,
+        "cost": format_cost,
+    }
+    return environment

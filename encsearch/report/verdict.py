@@ -1,0 +1,234 @@
+"""The answer of a sweep in plain sentences: what won, and how sure that is."""
+
+from collections.abc import Iterator, Sequence
+
+from encsearch.report.charts.finalists import ranking_of
+from encsearch.report.facts import best_of_search, best_trial, comparable, finalists_cost, scored, search_cost
+from encsearch.report.summary import SweepSummary
+from encsearch.search.confirm.ranking import Ranking, Standing
+from encsearch.search.statistics import Estimate
+from encsearch.search.trials import TrialRecord
+from encsearch.text import (
+    capital,
+    counted,
+    format_cost,
+    format_duration,
+    format_value,
+    format_values,
+    listed,
+)
+
+Tile = tuple[str, str, str]
+"""(label, figure, note)"""
+
+
+def headline(summary: SweepSummary) -> str:
+    """The answer in one sentence."""
+    ranking = ranking_of(summary)
+    if ranking is None:
+        best = best_of_search(summary)
+        if best is None:
+            return "No trial has a value: there is no winner."
+        return f"Nothing was confirmed; trial {best.number} was the best of the search, which proves little."
+    reached = capital(f"{ranking.winner.name} wins with {summary.metric} {ranking.winner.mean.mean:.4f}")
+    if len(ranking.standings) == 1:
+        return f"{reached}; no other configuration was confirmed beside it."
+    if not ranking.freedom:
+        return f"{reached}; with one seed each nobody can tell whether it is the best."
+    if ranking.indistinguishable:
+        return f"{reached}, but is indistinguishable from {listed(ranking.indistinguishable)}."
+    return f"{reached}, and is told apart from {_others(len(ranking.standings))}."
+
+
+def tiles(summary: SweepSummary) -> list[Tile]:
+    """What people look for first."""
+    spent = search_cost(summary) + finalists_cost(summary)
+    wall = (
+        "" if summary.wall_seconds is None else f"{format_duration(summary.wall_seconds)} from start to end"
+    )
+    to_the_end = sum(trial.state == "COMPLETE" for trial in summary.trials)
+    return [
+        _confirmed(summary),
+        _certainty(summary),
+        ("Trials", str(len(summary.trials)), f"{to_the_end} ran to the end"),
+        ("Cost", format_cost(spent, summary.cost_unit), wall),
+    ]
+
+
+def won(summary: SweepSummary) -> tuple[str, ...]:
+    trials = [trial for _, trial in comparable(summary)]
+    return verdict(ranking_of(summary), summary.metric, trials)
+
+
+def as_good(summary: SweepSummary) -> tuple[str, ...]:
+    """The configurations that could as well have won, with their values."""
+    ranking = ranking_of(summary)
+    if ranking is None or len(ranking.standings) == 1:
+        return ("Not known: it takes two configurations that were trained again.",)
+    if not ranking.indistinguishable:
+        return ("No other finalist.",)
+    values = {trial.number: trial.values for trial in summary.trials}
+    told = [
+        f"{s.name} ({summary.metric} {s.mean.mean:.4f}; {format_values(values[s.configuration.trial])})"
+        for s in ranking.standings
+        if s.name in ranking.indistinguishable and s.configuration.trial is not None
+    ]
+    return (f"{capital(listed(told))}.",)
+
+
+def _confirmed(summary: SweepSummary) -> Tile:
+    label, ranking = f"{summary.metric} to expect", ranking_of(summary)
+    if ranking is None:
+        return (label, format_value(None), "nothing was confirmed")
+    mean = ranking.winner.mean
+    seeds = f"mean of {len(mean.values)} seeds" if len(mean.values) > 1 else "one seed"
+    interval = f", 95 % {mean.interval[0]:.4f} to {mean.interval[1]:.4f}" if mean.interval else ""
+    return (label, format_value(mean.mean), seeds + interval)
+
+
+def _certainty(summary: SweepSummary) -> Tile:
+    label, ranking = "Is it the best?", ranking_of(summary)
+    if ranking is None or not ranking.freedom or len(ranking.standings) == 1:
+        return (label, "not known", "it takes two finalists and two seeds")
+    others = _others(len(ranking.standings))
+    if ranking.indistinguishable:
+        return (label, "cannot be told", f"from {len(ranking.indistinguishable)} of {others}")
+    return (label, "of its finalists", f"told apart from {others} with 95 %")
+
+
+def _others(num_finalists: int) -> str:
+    return counted(num_finalists - 1, "other finalist")
+
+
+def verdict(ranking: Ranking | None, metric: str, trials: Sequence[TrialRecord]) -> tuple[str, ...]:
+    """What won, how sure that is, what is as good, and how it stands against the baselines.
+
+    `ranking` is None where nothing was confirmed; `trials` are those of the search. Their maximum is the
+    largest of many noisy values and so too high on average: it is never given as what to expect.
+    """
+    best = best_trial(trials)
+    if best is None:
+        return ("No trial has a value: there is no winner.",)
+    if ranking is None:
+        return (
+            _bias(best, trials),
+            "Nothing was trained again from scratch, so expect less from a new training.",
+        )
+    return (
+        _result(ranking.winner, metric),
+        *_why(ranking, metric),
+        *_as_good(ranking),
+        *_optimism(ranking),
+        *(_against(standing) for standing in ranking.baselines),
+        *_assumption(ranking),
+        f"{_bias(best, trials)} {_excess(best, ranking)}",
+    )
+
+
+def _result(winner: Standing, metric: str) -> str:
+    seeds = len(winner.configuration.values)
+    trained = f"Trained again from scratch with {_count(seeds, 'seed')}, {winner.name} reaches {metric}"
+    if winner.mean.interval is None:
+        return f"{trained} {winner.mean.mean:.4f}."
+    return f"{trained} {winner.mean.mean:.4f} on average ({_interval(winner.mean)})."
+
+
+def _why(ranking: Ranking, metric: str) -> Iterator[str]:
+    """By which rule it has won, or that no rule can tell."""
+    winner, count = ranking.winner, len(ranking.standings)
+    if ranking.standard_error is None:
+        yield "With one seed the noise between seeds is unknown: another may be better or worse."
+        if count > 1:
+            yield f"The best value of {count} finalists won; whether it is the best of them cannot be told."
+    elif ranking.best != winner.name:
+        yield _smaller(ranking, ranking.standard_error)
+    elif count > 1:
+        bound = f"It has the best lower 95 % bound of {count} finalists, {winner.lower_bound:.4f}"
+        smaller = f"no smaller one is as good within one standard error ({ranking.standard_error:.4f})"
+        yield f"{bound}." if ranking.minimize else f"{bound}, and {smaller}."
+    if ranking.minimize:
+        yield (
+            f"The finalists are of the Pareto front of {metric} and {ranking.minimize}: none is better in "
+            "both, so this winner is a proposal, and the front is there to choose from."
+        )
+
+
+def _smaller(ranking: Ranking, error: float) -> str:
+    winner = ranking.winner
+    best = next(standing for standing in ranking.standings if standing.name == ranking.best)
+    return (
+        f"The best lower 95 % bound is that of {best.name}, {best.lower_bound:.4f}; {winner.name} with "
+        f"{winner.lower_bound:.4f} is as good within one standard error ({error:.4f}), and wins by fewer "
+        f"parameters: {winner.configuration.parameters:,} instead of {best.configuration.parameters:,}."
+    )
+
+
+def _as_good(ranking: Ranking) -> Iterator[str]:
+    """Which finalists cannot be told apart from the winner, and by how much it leads the others."""
+    if ranking.freedom and ranking.indistinguishable:
+        yield f"With 95 % confidence it cannot be told apart from {_list(ranking.indistinguishable)}."
+    for standing in ranking.standings[1:]:
+        if standing.lead and standing.lead.tells_apart:
+            yield f"It is {_distance(standing.lead, standing.name)}."
+
+
+def _optimism(ranking: Ranking) -> Iterator[str]:
+    """Choosing among finalists is a selection too, of far fewer and surer figures than the search's."""
+    if ranking.optimism and len(ranking.standings) > 1:
+        yield (
+            f"As the best of {len(ranking.standings)} means its own may be too high, by at most "
+            f"{ranking.optimism:.4f} on average."
+        )
+
+
+def _against(baseline: Standing) -> str:
+    assert baseline.lead
+    if baseline.lead.interval is None:
+        return f"It is {_distance(baseline.lead, baseline.name)}; one seed each gives no interval."
+    told = "" if baseline.lead.tells_apart else ", so the two cannot be told apart"
+    return f"It is {_distance(baseline.lead, baseline.name)}{told}."
+
+
+def _assumption(ranking: Ranking) -> Iterator[str]:
+    if ranking.freedom:
+        yield (
+            "Intervals are Student's t and assume that all configurations vary alike between seeds "
+            f"({_count(ranking.freedom, 'degree')} of freedom among the finalists); differences are paired "
+            "by seed, and their intervals hold together with 95 %, those over finalists and those over "
+            "baselines each."
+        )
+
+
+def _bias(best: TrialRecord, trials: Sequence[TrialRecord]) -> str:
+    count = len(scored(trials))
+    return (
+        f"The best value inside the search, {best.value:.4f} of trial {best.number}, is the largest of "
+        f"{_count(count, 'noisy value')} and so too high on average."
+    )
+
+
+def _excess(best: TrialRecord, ranking: Ranking) -> str:
+    """By how much the search's maximum was above the mean of that configuration, else of the winner."""
+    standing = next((s for s in ranking.standings if s.configuration.trial == best.number), ranking.winner)
+    assert best.value is not None
+    above = best.value - standing.mean.mean
+    confirmed = f"the confirmed mean of {standing.name}, {standing.mean.mean:.4f}"
+    return f"Here it is {abs(above):.4f} {'above' if above >= 0 else 'below'} {confirmed}."
+
+
+def _distance(lead: Estimate, name: str) -> str:
+    interval = f" ({_interval(lead)})" if lead.interval else ""
+    return f"{abs(lead.mean):.4f} {'above' if lead.mean >= 0 else 'below'} {name}{interval}"
+
+
+def _interval(of: Estimate) -> str:
+    assert of.interval
+    return f"95 % interval {of.interval[0]:.4f} to {of.interval[1]:.4f}"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

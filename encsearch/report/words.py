@@ -1,0 +1,171 @@
+"""The first page of a report in plain words, but for its answer: see verdict.py."""
+
+from collections.abc import Iterator, Sequence
+
+from encsearch.config import Dimension
+from encsearch.report.facts import Straggler, finalists_cost, search_cost
+from encsearch.report.summary import SweepSummary
+from encsearch.report.verdict import as_good, won
+from encsearch.search.budget.rules import spent_by
+from encsearch.text import (
+    counted,
+    format_cost,
+    format_duration,
+    format_param,
+    format_values,
+    listed,
+)
+
+SAMPLERS = {
+    "tpe": "TPE",
+    "gp": "a Gaussian process",
+    "cmaes": "CMA-ES",
+    "random": "random draws",
+    "grid": "a grid",
+    "qmc": "a quasi-random sequence",
+}
+SCHEDULERS = {
+    "asha": "ASHA stopped the weaker trials early",
+    "hyperband": "Hyperband stopped the weaker trials of each bracket early",
+    "median": "the median rule stopped the weaker trials early",
+    "none": "no trial was to be stopped early",
+}
+SECOND_GOALS = {"parameters": "the fewest parameters", "latency_ms": "the lowest latency_ms"}
+
+
+def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
+    """(question, sentences) in the order of the page."""
+    return [
+        ("What was searched", searched(summary)),
+        ("What won, and how sure", won(summary)),
+        ("Who else is as good", as_good(summary)),
+        ("What it cost", cost(summary)),
+        ("What was left out", left_out(summary)),
+        ("How it ended", ending(summary)),
+    ]
+
+
+def searched(summary: SweepSummary) -> tuple[str, ...]:
+    search = summary.search
+    space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
+    goals = [f"the highest {summary.metric}", *([SECOND_GOALS[search.minimize]] if search.minimize else [])]
+    sentences = [
+        f"{counted(len(summary.trials), 'trial')} searched {listed(space)} for {listed(goals)}.",
+        f"The values came from {SAMPLERS[search.sampler]}; {SCHEDULERS[search.scheduler]}.",
+    ]
+    if search.minimize:
+        sentences.append("Early stopping compares one figure and does not apply to two objectives.")
+    if summary.warm_started:
+        sentences.append(
+            f"The sampler did not start from nothing: it knew the trials of {summary.warm_started}."
+        )
+    return (*sentences, fates(summary))
+
+
+def extent(dimension: Dimension) -> str:
+    """Of a searched path: its choices or its ends, and when it is searched."""
+    values = [format_param(value) for value in dimension.values]
+    told = listed(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
+    if dimension.kind.startswith("log"):
+        told += ", on a log scale"
+    conditions = [
+        f"{path} is {listed([format_param(value) for value in allowed], 'or')}"
+        for path, allowed in dimension.when.items()
+    ]
+    return f"{told}, where {listed(conditions)}" if conditions else told
+
+
+def fates(summary: SweepSummary) -> str:
+    """How many trials ended how."""
+    trials = summary.trials
+    trained = [trial for trial in trials if not trial.refused]
+    pruned = [trial for trial in trained if trial.state == "PRUNED"]
+    counts = {
+        "ran to the end": sum(trial.state == "COMPLETE" for trial in trained),
+        "stopped early": sum(trial.reason is None for trial in pruned),
+        "ended by the budget": sum(trial.reason is not None for trial in pruned),
+        "refused by a limit": len(trials) - len(trained),
+        "failed": sum(trial.state == "FAIL" for trial in trained),
+        "not ended": sum(trial.state == "RUNNING" for trial in trained),
+    }
+    told = [f"{count} {fate}" for fate, count in counts.items() if count]
+    return f"Their fates: {listed(told)}." if told else "None was started."
+
+
+def cost(summary: SweepSummary) -> tuple[str, ...]:
+    unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
+    trained = [trial for trial in summary.trials if not trial.refused]
+    used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
+    trainings = counted(len(summary.finalists), "training")
+    sentences = [
+        f"{format_cost(search + finalists, unit)}: {format_cost(search, unit)} for the search, "
+        f"{format_cost(finalists, unit)} for {trainings} from scratch after it."
+        if summary.finalists
+        else f"{format_cost(search, unit)}, all of it for the search."
+    ]
+    if summary.wall_seconds is not None:
+        sentences.append(f"From start to end it took {format_duration(summary.wall_seconds)}.")
+    sentences.append(f"The trials ran {used} of the {planned} epochs that they would take to their ends.")
+    return tuple(sentences)
+
+
+def left_out(summary: SweepSummary) -> tuple[str, ...]:
+    """Which trials do not count; the reasons are in a table further down."""
+    failed = [trial.number for trial in summary.trials if trial.state == "FAIL"]
+    refused = [trial.number for trial in summary.trials if trial.refused]
+    reruns = [f"{t.number} (of {t.rerun_of})" for t in summary.trials if t.rerun_of is not None]
+    sentences = []
+    if summary.flags:
+        verb = "is" if len(summary.flags) == 1 else "are"
+        fate = "kept all the same" if summary.search.flagged == "keep" else "left out of the choice"
+        sentences.append(
+            f"{_trials(sorted(summary.flags))} ran otherwise than the others and {verb} {fate} "
+            f"(search.flagged={summary.search.flagged})."
+        )
+    if reruns:
+        sentences.append(f"Run again for that: {listed(reruns)}.")
+    if refused:
+        sentences.append(f"{_trials(refused)} went beyond search.limits.")
+    if failed:
+        sentences.append(f"{_trials(failed)} failed.")
+    return (*sentences, "The reasons are below.") if sentences else ("Nothing: every trial counts.",)
+
+
+def ending(summary: SweepSummary) -> tuple[str, ...]:
+    """Which limit ended the search, whether the sweep met it, and what it would have tried next."""
+    started, planned = spent_by(summary.trials, 0.0).trials, summary.search.budget.trials
+    if summary.ended_by is not None:
+        first = f"After {counted(started, 'trial')} of {planned}: {summary.ended_by}."
+    elif started < planned:
+        first = f"After {counted(started, 'trial')} of {planned} there was nothing left to try."
+    else:
+        first = f"All {counted(started, 'trial')} of the budget were run."
+    sentences = [first, *_overrun(summary)]
+    if summary.next_values:
+        trials = [f"({format_values(values)})" for values in summary.next_values]
+        sentences.append(f"It would have tried next: {listed(trials)}.")
+    return tuple(sentences)
+
+
+def _overrun(summary: SweepSummary) -> Iterator[str]:
+    """Finalists that have begun are not cut, so that they may take longer than was kept for them."""
+    taken_s, wall_s = summary.wall_seconds, summary.search.budget.wall
+    if taken_s is not None and wall_s is not None and taken_s > wall_s:
+        yield (
+            f"It took {format_duration(taken_s)}, over its wall budget of {format_duration(wall_s)}: the "
+            "finalists took longer than was kept for them."
+        )
+
+
+def straggler_words(slow: Sequence[Straggler]) -> str:
+    if not slow:
+        return "No trial took over twice the median time an epoch."
+    told = [f"trial {s.number} ({s.seconds_an_epoch:.3g} s, {s.ratio:.1f} times)" for s in slow]
+    return (
+        f"Over twice the median time an epoch: {listed(told)}. A larger network, a slower machine, or a "
+        "device shared with others may be why."
+    )
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"Trial{'' if len(numbers) == 1 else 's'} {listed([str(number) for number in numbers])}"

@@ -1,0 +1,198 @@
+"""What a training reports: one `Report` an epoch, kept as JSON lines beside the run, taken by a `Recorder`.
+
+The process near the training appends to the lines (the spool); the driver tails the file and forwards it to a
+`Recorder`, so that a training never waits for a tracking server. A report counts once its newline is written:
+a line torn by a crash is invisible to readers and is removed by the next append. One writer at a time, any
+number of readers.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Figures of one moment: after an optimizer step, or at a time (milliseconds since 1970) in between."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a training at the end of one epoch; every figure is global over all ranks.
+
+    `metrics` are scalars by name ("mIoU", "pixAcc", "train/loss", "lr", ...); `class_iou` is the
+    intersection over union by class name, without the absent classes; `confusion` is the
+    (num_classes, num_classes) matrix of validation pixels, rows the truth, columns the prediction.
+    `points` are the figures between the epoch's ends. `label_maps` are predictions of fixed validation
+    images, PNG files as base64 by sample id; `texts` are files to keep, by name, such as a profile.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    metrics: Mapping[str, float]
+    class_iou: Mapping[str, float] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+    points: tuple[Point, ...] = ()
+    label_maps: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; `from_dict` is its inverse."""
+        return asdict(self) | {"metrics": dict(self.metrics), "class_iou": dict(self.class_iou)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        confusion = tuple(tuple(row) for row in values["confusion"])
+        points = tuple(Point(**point) for point in values["points"])
+        return cls(**{**values, "confusion": confusion, "points": points})
+
+
+class Recorder(Protocol):
+    """Takes the reports of one training, in order, and is closed once with its true status."""
+
+    def log(self, report: Report) -> None: ...
+
+    def close(self, status: Status) -> None: ...
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Close the recorder with the status that is true: how the block ended decides it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        recorder.close("KILLED")
+        raise
+    except BaseException:
+        recorder.close("FAILED")
+        raise
+    recorder.close("FINISHED")
+
+
+class MemoryRecorder:
+    """Keeps the reports in a list, for tests and notebooks."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.status: Status | None = None
+
+    def log(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def close(self, status: Status) -> None:
+        self.status = status
+
+
+def append(path: Path, report: Report) -> None:
+    """Add one report. The file is closed again at once, which makes the line visible over NFS too."""
+    append_line(path, report.to_dict())
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """As `append` for anything that is JSON; on disk when it returns, so that no checkpoint is without it."""
+    line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
+    with open(path, "ab+") as file:
+        _remove_torn_line(file.fileno(), path)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; none while the file does not exist."""
+    data = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def distinct_reports(path: Path) -> list[Report]:
+    """All reports in order; of an epoch that was trained again after a crash the first, which was told."""
+    reports: dict[int, Report] = {}
+    for report in SpoolReader(path).new_reports():
+        reports.setdefault(report.epoch, report)
+    return list(reports.values())
+
+
+class SpoolReader:
+    """Gives every report of a spool once and in order; remembers how far it has read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_reports(self) -> list[Report]:
+        """The reports that were completed since the last call; none while the spool does not exist."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        reports = [Report.from_dict(json.loads(line)) for line in complete.splitlines()]
+        self._offset += len(complete)
+        return reports
+
+
+@contextmanager
+def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[None]:
+    """Forward the spool's reports to `recorder` from a thread, each once and in order.
+
+    What is left is forwarded on exit, also when the body raised. The recorder is not closed; what its
+    `log` raises is raised on exit.
+    """
+    reader = SpoolReader(path)
+    stop = threading.Event()
+
+    def forward() -> None:
+        while True:
+            is_last_round = stop.wait(poll_s)
+            for report in reader.new_reports():
+                recorder.log(report)
+            if is_last_round:
+                return
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool") as pool:
+        forwarder = pool.submit(forward)
+        try:
+            yield
+        finally:
+            stop.set()
+            forwarder.result()
+
+
+def _remove_torn_line(descriptor: int, path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+
+
+# In a training's folder: what it has reported.
+REPORTS_FILE = "reports.jsonl"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """All reports in order, and the checkpoint written at the very step that `best` reports."""
+
+    reports: tuple[Report, ...]
+    best: Report
+    best_checkpoint: Path
+    seconds: float
+
+
+def best_report(reports: tuple[Report, ...], metric: str) -> Report:
+    """The report with the highest `metric`, the earliest of equals."""
+    return max(reports, key=lambda report: (report.metrics[metric], -report.step))

@@ -1,0 +1,1 @@
+"""What a job records, and the process that forwards it to MLflow exactly once."""

@@ -1,0 +1,295 @@
+"""Forward a job's events to the tracking store: each exactly once, in order, after any crash.
+
+The offset of what was sent is noted after it was. A crash in between sends a chunk again, which changes
+nothing: a run is looked up by its key before it is created, and MLflow identifies a metric by key, time,
+step and value.
+
+record/sent.json       how far the sender has come, and the MLflow run id of each run
+record/sender.lock     one process sends at a time
+record/refused.jsonl   what the store will never take, with the reason; after a crash a line may come twice
+"""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from encsearch.errors import UserError
+from encsearch.redaction import without_secrets
+from encsearch.reports import Point, append_line, read_lines
+from encsearch.tracking.outbox.events import (
+    Ended,
+    Event,
+    Filed,
+    Logged,
+    Started,
+    Tagged,
+    read_events,
+    to_values,
+)
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
+
+SENT_FILE, SENDER_LOCK, REFUSED_FILE = "sent.json", "sender.lock", "refused.jsonl"
+EVENTS_A_CHUNK = 200
+METRICS_A_REQUEST = 500
+
+
+class UnavailableError(Exception):
+    """The store does not answer now; the same call may succeed later."""
+
+
+class RefusedError(Exception):
+    """The store will never take this."""
+
+
+class GoneError(RefusedError):
+    """The run was deleted in the store: it takes nothing more."""
+
+
+class Store(Protocol):
+    """Where runs are kept. Every call may be repeated; each may raise the three errors above."""
+
+    @property
+    def shown_uri(self) -> str:
+        """Without secrets."""
+        ...
+
+    @property
+    def experiment_id(self) -> str: ...
+
+    def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:
+        """Create the run of `event.key`, or reopen it; its id, which is `known_id` if that is given."""
+        ...
+
+    def describe(self, run_id: str, event: Started) -> None:
+        """Give the run its tags, its dataset, and those params that it has not."""
+        ...
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """At most METRICS_A_REQUEST figures in all."""
+        ...
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None: ...
+
+    def store_files(self, run_id: str, path: Path, target: str) -> None: ...
+
+    def end(self, run_id: str, event: Ended) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sent:
+    """`offset` is in bytes of the events; `runs` are MLflow's run ids by the names of the job's runs.
+
+    `open_runs` are those that have begun and not ended, as far as was sent.
+    """
+
+    offset: int = 0
+    uri: str = ""
+    experiment_id: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    open_runs: tuple[str, ...] = ()
+
+
+def read_sent(job_folder: Path) -> Sent:
+    """What was sent so far; nothing of a job of which nothing was sent.
+
+    Raises UserError for a file that is damaged.
+    """
+    path = job_folder / FOLDER / SENT_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Sent(**{**values, "open_runs": tuple(values["open_runs"])})
+    except FileNotFoundError:
+        return Sent()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); it is damaged, or of another version "
+            "of encsearch"
+        ) from None
+
+
+def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
+    """Note where a new record goes. Raises UserError for one that was begun elsewhere."""
+    sent = read_sent(job_folder)
+    if not sent.uri:
+        _write_sent(job_folder, Sent(uri=shown_uri, experiment_id=experiment_id))
+    elif sent.uri != shown_uri:
+        raise UserError(
+            f"{job_folder}: its record is in {sent.uri}, not in {shown_uri}; set MLFLOW_TRACKING_URI to "
+            f"that (of a store that was moved, change the uri in {FOLDER}/{SENT_FILE})"
+        )
+    elif sent.experiment_id != experiment_id:
+        raise UserError(
+            f"{job_folder}: its record is in experiment {sent.experiment_id} of {shown_uri}, not in "
+            f"{experiment_id}; set MLFLOW_EXPERIMENT_NAME to that one's name"
+        )
+
+
+def unsent_events(job_folder: Path) -> int:
+    return sum(1 for _ in read_events(job_folder / FOLDER / EVENTS_FILE, read_sent(job_folder).offset))
+
+
+def refused_parts(job_folder: Path) -> int:
+    """How much the store has refused so far."""
+    return len(read_lines(job_folder / FOLDER / REFUSED_FILE))
+
+
+@contextmanager
+def sending_alone(job_folder: Path) -> Iterator[bool]:
+    """Whether this process alone sends the record, until the block ends."""
+    with open(job_folder / FOLDER / SENDER_LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def send_chunk(job_folder: Path, store: Store) -> int:
+    """Send what comes next, at most EVENTS_A_CHUNK events; how many there were.
+
+    The caller holds the lock. Raises UnavailableError; UserError for a record that was begun elsewhere.
+    """
+    begin_sending(job_folder, store.shown_uri, store.experiment_id)
+    sent = read_sent(job_folder)
+    chunk = _next_chunk(job_folder, sent.offset)
+    if not chunk:
+        return 0
+    runs = dict(sent.runs)
+    for events in _steps([event for event, _ in chunk]):
+        _send(events, runs, store, job_folder)
+    is_open = dict.fromkeys(sent.open_runs, True)
+    for event, _ in chunk:
+        if isinstance(event, Started | Ended):
+            is_open[event.run] = isinstance(event, Started)
+    still_open = tuple(run for run, still in is_open.items() if still)
+    _write_sent(job_folder, replace(sent, offset=chunk[-1][1], runs=runs, open_runs=still_open))
+    return len(chunk)
+
+
+def is_settled(job_folder: Path) -> bool:
+    """Whether all was sent and no run is open, told without reading the events."""
+    path = job_folder / FOLDER / EVENTS_FILE
+    sent = read_sent(job_folder)
+    return not path.exists() or (sent.offset == path.stat().st_size and not sent.open_runs)
+
+
+def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
+    """An upload is a chunk of its own, which is not done again for a failure of what is beside it."""
+    chunk: list[tuple[Event, int]] = []
+    for event, end in islice(read_events(job_folder / FOLDER / EVENTS_FILE, offset), EVENTS_A_CHUNK):
+        if isinstance(event, Filed):
+            return chunk or [(event, end)]
+        chunk.append((event, end))
+    return chunk
+
+
+def _steps(events: Sequence[Event]) -> Iterator[Event]:
+    """The same events, each run's figures of one stretch together; the order within a run stays."""
+    waiting: dict[str, list[Point]] = {}
+    for event in events:
+        if isinstance(event, Logged):
+            waiting.setdefault(event.run, []).extend(event.points)
+            continue
+        if event.run in waiting:
+            yield Logged(event.run, tuple(waiting.pop(event.run)))
+        yield event
+    for run, points in waiting.items():
+        yield Logged(run, tuple(points))
+
+
+def _send(event: Event, runs: dict[str, str], store: Store, job_folder: Path) -> None:
+    try:
+        if isinstance(event, Started):
+            parent_id = runs.get(event.parent) if event.parent else None
+            runs[event.run] = store.begin(event, parent_id, runs.get(event.run))
+            store.describe(runs[event.run], event)
+        elif event.run not in runs:
+            raise RefusedError("its run was refused or deleted")
+        elif isinstance(event, Logged):
+            _send_points(event, runs[event.run], store, job_folder)
+        elif isinstance(event, Tagged):
+            store.tag(runs[event.run], event.tags)
+        elif isinstance(event, Filed):
+            store.store_files(runs[event.run], _inside(job_folder, event.path), event.target)
+        else:
+            store.end(runs[event.run], event)
+    except RefusedError as error:
+        if isinstance(error, GoneError):
+            runs.pop(event.run, None)
+        _keep_refused(event, error, job_folder)
+
+
+def _inside(job_folder: Path, path: str) -> Path:
+    """Whoever may write a record must not make others, who send or reap it, upload their own files."""
+    found = job_folder / path
+    for file in (found, *found.rglob("*")):
+        if not file.resolve().is_relative_to(job_folder.resolve()):
+            raise RefusedError(f"{file} leads out of the job's folder")
+    return found
+
+
+def _send_points(event: Logged, run_id: str, store: Store, job_folder: Path) -> None:
+    for batch in _batches(event.points):
+        try:
+            store.log(run_id, batch)
+        except GoneError:
+            raise
+        except RefusedError:
+            # One figure that is refused must not take the others with it.
+            for point in batch:
+                for name, value in point.values.items():
+                    single = replace(point, values={name: value})
+                    try:
+                        store.log(run_id, [single])
+                    except RefusedError as error:
+                        _keep_refused(Logged(event.run, (single,)), error, job_folder)
+
+
+def _batches(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """Stretches of at most METRICS_A_REQUEST figures; a point with more is cut."""
+    batch: list[Point] = []
+    room = METRICS_A_REQUEST
+    for point in points:
+        values = list(point.values.items())
+        while values:
+            part, values = values[:room], values[room:]
+            batch.append(replace(point, values=dict(part)))
+            room -= len(part)
+            if not room:
+                yield batch
+                batch, room = [], METRICS_A_REQUEST
+    if batch:
+        yield batch
+
+
+def _keep_refused(event: Event, error: RefusedError, job_folder: Path) -> None:
+    path = job_folder / FOLDER / REFUSED_FILE
+    reason = without_secrets(" ".join(str(error).split()))[:300]
+    if not path.exists():
+        warn(f"MLflow refuses a part of {job_folder} ({reason}); it is kept in {path}")
+    append_line(path, {"reason": reason, "event": to_values(event)})
+
+
+def _write_sent(job_folder: Path, sent: Sent) -> None:
+    """On disk, whole or as it was, when it returns."""
+    path = job_folder / FOLDER / SENT_FILE
+    scratch = path.with_name(f".{path.name}.tmp")
+    with open(scratch, "w", encoding="utf-8") as file:
+        json.dump(asdict(sent), file)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def warn(text: str) -> None:
+    """A line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
+    with suppress(OSError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)

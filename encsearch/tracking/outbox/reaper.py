@@ -1,0 +1,70 @@
+"""Jobs whose process is dead: their runs are closed KILLED, and a tag says by whom."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from encsearch.errors import TrainingError, UserError
+from encsearch.tracking.outbox.events import Ended, Tagged
+from encsearch.tracking.outbox.forward import Store, is_settled, read_sent, send_chunk, sending_alone, warn
+from encsearch.tracking.outbox.record import (
+    EVENTS_FILE,
+    FOLDER,
+    OWNER_FILE,
+    OWNER_LOCK,
+    REAPED_TAG,
+    Record,
+    now_ms,
+)
+
+
+def reap(job_folder: Path) -> list[str] | None:
+    """Close the runs that a dead job has left open, and name them; None while the job lives.
+
+    The kernel lets go of a dead process's lock, so whoever can take it knows.
+    """
+    with open(job_folder / FOLDER / OWNER_LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        record = Record(job_folder)
+        left = record.open_runs()
+        for run in left:
+            text = f"its process was killed; closed by process {os.getpid()} of {socket.gethostname()}"
+            record.append(Tagged(run, {REAPED_TAG: text}))
+            record.append(Ended(run, now_ms(), "KILLED"))
+        return left
+
+
+def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
+    """Close and send what dead jobs beside this one have left, a part each time that the next is asked for.
+
+    Only records of the same store, begun on this machine: a lock may not cross machines, and that of a job
+    elsewhere would look free. Raises UnavailableError; what is in the way of one record is said, and no more.
+    """
+    for folder in sorted(path.parents[1] for path in job_folder.parent.glob(f"*/{FOLDER}/{EVENTS_FILE}")):
+        try:
+            if folder != job_folder and _is_left(folder, store) and reap(folder) is not None:
+                yield from _send_in_parts(folder, store)
+        except (OSError, ValueError, KeyError, TypeError, UserError, TrainingError) as error:
+            warn(f"the record of {folder} cannot be sent ({' '.join(str(error).split())})")
+
+
+def _is_left(job_folder: Path, store: Store) -> bool:
+    sent = read_sent(job_folder)
+    if (sent.uri, sent.experiment_id) != (store.shown_uri, store.experiment_id) or is_settled(job_folder):
+        return False
+    owner = json.loads((job_folder / FOLDER / OWNER_FILE).read_text(encoding="utf-8"))
+    return bool(owner["host"] == socket.gethostname())
+
+
+def _send_in_parts(job_folder: Path, store: Store) -> Iterator[None]:
+    is_done = False
+    while not is_done:
+        with sending_alone(job_folder) as is_alone:
+            is_done = not is_alone or not send_chunk(job_folder, store)
+        yield

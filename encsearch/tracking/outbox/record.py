@@ -1,0 +1,269 @@
+"""The record of a job: what its MLflow runs are to hold, written beside the job before anything is sent.
+
+record/events.jsonl   every event, once, in order, on disk (fsync) when the call that made it returns
+record/owner.lock     held by the process that runs the job; the kernel lets go of it when the process dies
+record/owner.json     which process that is, and on which machine
+record/sent.json      how far the sender has come, and the MLflow run id of each run; see `sending`
+
+Nothing here waits for a server or imports mlflow: a training that is recorded costs one append an epoch.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from encsearch.errors import TrainingError, UserError
+from encsearch.redaction import without_secrets
+from encsearch.reports import Point, Report, Status, append_line
+from encsearch.tracking.outbox.events import (
+    Dataset,
+    Ended,
+    Event,
+    Filed,
+    Logged,
+    Started,
+    Tagged,
+    read_events,
+    to_values,
+)
+
+FOLDER, EVENTS_FILE, OWNER_LOCK, OWNER_FILE = "record", "events.jsonl", "owner.lock", "owner.json"
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 5000
+# On a run that whoever found its process dead has closed; it says so, and since when it goes on if it does.
+REAPED_TAG = "encsearch.reaped"
+# Whoever closes the runs of a dead job holds the lock for a moment; a live job holds it to its end.
+OWNER_WAIT_S = 5
+
+
+@contextmanager
+def owned(job_folder: Path) -> Iterator["Record"]:
+    """The record in a job's folder, new or to go on with; this process alone writes it.
+
+    Runs that are open when the block ends are closed KILLED. Raises UserError when another process writes.
+    """
+    folder = job_folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    with open(folder / OWNER_LOCK, "w") as lock:
+        if not _locked(lock.fileno()):
+            raise UserError(f"{job_folder}: another process is recording this job; wait for it or end it")
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
+        (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n", encoding="utf-8")
+        record = Record(job_folder)
+        try:
+            yield record
+        finally:
+            for run in record.open_runs():
+                record.append(Ended(run, now_ms(), "KILLED"))
+            # Closing the file is not enough while a forked process, as of a data loader, has it open too.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _locked(descriptor: int) -> bool:
+    deadline_s = time.monotonic() + OWNER_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.1)
+
+
+@dataclass
+class RunState:
+    """What the events say of a run so far: `status` is None while it is open; `reaped` is the tag's text
+    since it was last begun.
+
+    `newest` are the last values of its metrics.
+    """
+
+    started: Started
+    status: Status | None = None
+    reaped: str | None = None
+    last_epoch: int = -1
+    num_reports: int = 0
+    newest: dict[str, float] = field(default_factory=dict)
+
+
+class Record:
+    """All runs of one job. Its methods may be called from several threads."""
+
+    def __init__(self, job_folder: Path) -> None:
+        """Raises UserError for a damaged record."""
+        self.job_folder = job_folder
+        self._path = job_folder / FOLDER / EVENTS_FILE
+        self._lock = threading.Lock()
+        self._runs: dict[str, RunState] = {}
+        for event, offset in read_events(self._path):
+            if event.run not in self._runs and not isinstance(event, Started):
+                raise UserError(
+                    f"{self._path}: run {event.run} goes on before byte {offset}, but was not begun"
+                )
+            self._take(event)
+
+    @property
+    def main(self) -> str | None:
+        """The job's own run: the one that was begun first."""
+        return next(iter(self._runs), None)
+
+    def open_runs(self) -> list[str]:
+        """The runs that have not ended, in the order in which they were begun."""
+        return [run for run, state in self._runs.items() if state.status is None]
+
+    def find(self, run: str) -> RunState | None:
+        return self._runs.get(run)
+
+    def start(
+        self,
+        run: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        dataset: Dataset | None = None,
+        artifacts: Path | None = None,
+    ) -> "RunRecord":
+        """Begin a run, or go on with the one of that name; `params` are a flattened configuration.
+
+        What lies in `artifacts`, a folder below the job's, is stored when the run is closed.
+        """
+        known = self._runs.get(run)
+        texts = {path: _param_text(value) for path, value in params.items()}
+        key = known.started.key if known else uuid.uuid4().hex
+        if known and known.reaped:
+            self.append(Tagged(run, {REAPED_TAG: f"{known.reaped}; it went on at {_clock()}"}))
+        self.append(Started(run, now_ms(), key, texts, _clean(tags), parent, dataset))
+        return RunRecord(self, run, artifacts)
+
+    def append(self, event: Event) -> None:
+        """On disk when it returns. Raises TrainingError when it cannot be, as on a full disk."""
+        with self._lock:
+            try:
+                append_line(self._path, to_values(event))
+            except OSError as error:
+                raise TrainingError(f"{self._path}: cannot be written ({error.strerror})") from None
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Started):
+            state = self._runs.setdefault(event.run, RunState(event))
+            state.status = state.reaped = None
+            return
+        state = self._runs[event.run]
+        if isinstance(event, Ended):
+            state.status = event.status
+        elif isinstance(event, Tagged):
+            state.reaped = event.tags.get(REAPED_TAG, state.reaped)
+        elif isinstance(event, Logged):
+            for point in event.points:
+                state.newest |= point.values
+                if "epoch" in point.values:
+                    state.last_epoch = int(point.values["epoch"])
+                    state.num_reports += 1
+
+
+class RunRecord:
+    """A `Recorder` of one run. The first report of an epoch stands; one that comes again is ignored."""
+
+    def __init__(self, record: Record, run: str, artifacts: Path | None) -> None:
+        self.run = run
+        self._record, self._artifacts = record, artifacts
+        state = record.find(run)
+        assert state, f"run {run} was not started"
+        self._state = state
+        self._is_closed = False
+
+    @property
+    def last_epoch(self) -> int:
+        """The last one that was logged, -1 before the first."""
+        return self._state.last_epoch
+
+    def log(self, report: Report) -> None:
+        if report.epoch > self._state.last_epoch:
+            self._append(report)
+
+    def summarize(self, report: Report) -> None:
+        """Log what stands for a whole sweep, unless it was logged before.
+
+        MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's
+        winner may have fewer epochs than the one before.
+        """
+        newest = self._state.newest
+        if any(newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
+            self._append(replace(report, step=self._state.num_reports, points=()))
+
+    def note(self, tags: Mapping[str, str]) -> None:
+        """Add tags to the run."""
+        self._record.append(Tagged(self.run, _clean(tags)))
+
+    def file(self, path: Path, target: str = "") -> None:
+        """Store a file, or all in a folder, which lies below the job's folder, as an artifact."""
+        self._record.append(Filed(self.run, str(path.relative_to(self._record.job_folder)), target))
+
+    def close(self, status: Status) -> None:
+        """A second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._artifacts and self._artifacts.is_dir():
+            self.file(self._artifacts)
+        self._record.append(Ended(self.run, now_ms(), status))
+
+    def _append(self, report: Report) -> None:
+        values = dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
+        # Logged every time, since the UI ranks by a metric's last value.
+        values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
+        # First of the event, since MLflow's comparison opens with the metric that a run has had the longest.
+        points = (Point(report.step, now_ms(), values), *report.points)
+        self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
+
+    def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The highest value so far of each score; none while it is NaN, as of a diverged epoch."""
+        best: dict[str, float] = {}
+        for name in metrics:
+            if name.startswith(("mIoU", "pixAcc")):
+                known = self._state.newest.get(metric_name(f"best/{name}"), math.nan)
+                seen = [value for value in (known, metrics[name]) if not math.isnan(value)]
+                best |= {f"best/{name}": max(seen)} if seen else {}
+        return best
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _clock() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def metric_name(name: str) -> str:
+    """MLflow takes letters, digits and _-. :/ in a metric's name."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _named(point: Point) -> Point:
+    return replace(point, values={metric_name(name): value for name, value in point.values.items()})
+
+
+def _param_text(value: Any) -> str:
+    """As the recipe would write it: null, true, 0.01; text as it is."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return without_secrets(text)[:MAX_PARAM_LENGTH]
+
+
+def _clean(tags: Mapping[str, str]) -> dict[str, str]:
+    return {tag: without_secrets(text)[:MAX_TAG_LENGTH] for tag, text in tags.items()}

@@ -1,0 +1,306 @@
+"""The process that forwards a job's record to MLflow, and the job's handle to it.
+
+The job and this process share nothing but the record: the job appends, this process reads. A server that
+is dead, slow or hung holds up this process alone; and it outlives a job that is killed, and tells MLflow.
+"""
+
+import json
+import math
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from encsearch.errors import PreflightError, UserError
+from encsearch.redaction import without_secrets
+from encsearch.tracking.outbox.forward import (
+    Store,
+    UnavailableError,
+    begin_sending,
+    read_sent,
+    send_chunk,
+    sending_alone,
+    unsent_events,
+    warn,
+)
+from encsearch.tracking.outbox.reaper import reap, settle_siblings
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, OWNER_WAIT_S
+from encsearch.tracking.uris import resolve_uri
+
+CRASH_FILE = "sender-crash.txt"
+# A new SQLite file takes 20 s, a server that does not answer 10 s a request.
+CONNECT_TIMEOUT_S = 180.0
+POLL_S = 1.0
+MAX_BACKOFF_S = 30.0
+# How long the sender goes on without success when its job has ended, and when its job was killed.
+DRAIN_S, DRAIN_KILLED_S = 30.0, 120.0
+MAX_DRAIN_BACKOFF_S = 5.0
+# A call to a database, unlike one to a server, may hang without end; an upload may take its time.
+STUCK_S = 600.0
+# Whoever ends all processes of a machine gives them some time, which belongs to the job first.
+TERMINATED_S = 20
+FLUSH_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class TrackingStore:
+    """Where the job's runs go. `uri` may hold a password: it is for this process alone."""
+
+    uri: str
+    experiment_id: str
+
+
+@contextmanager
+def sending() -> Iterator["Sender"]:
+    """Run a sender beside the block; at its end all is sent, or the sender has said what is not."""
+    sender = Sender(resolve_uri(None))
+    try:
+        yield sender
+    finally:
+        sender.close()
+
+
+class Sender:
+    """The job's handle. Nothing here imports mlflow, and only `store`, `run_ids` and `close` wait."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._store: TrackingStore | None = None
+        self._job_folder: Path | None = None
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "encsearch.tracking.outbox.sender"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Not in the terminal's group: a Ctrl-C ends the job, and the record of that is still to be sent.
+            start_new_session=True,
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+        )
+
+    def store(self) -> TrackingStore:
+        """Wait until the store has answered. Raises PreflightError when it cannot be used."""
+        if self._store is None:
+            assert self._process.stdout
+            if not select.select([self._process.stdout], [], [], CONNECT_TIMEOUT_S)[0]:
+                raise PreflightError(
+                    f"MLflow at {without_secrets(self._uri)} did not answer in {CONNECT_TIMEOUT_S:.0f} s;"
+                    " check MLFLOW_TRACKING_URI and that the server runs"
+                )
+            answer = json.loads(
+                self._process.stdout.readline() or '{"refused": "the sender to MLflow was ended"}'
+            )
+            if "refused" in answer:
+                raise PreflightError(answer["refused"])
+            self._store = TrackingStore(self._uri, answer["experiment_id"])
+        return self._store
+
+    def follow(self, job_folder: Path) -> None:
+        """Forward the record that this process writes in the folder from now on.
+
+        Raises UserError when it was begun in another store.
+        """
+        store = self.store()
+        begin_sending(job_folder, without_secrets(store.uri), store.experiment_id)
+        self._job_folder = job_folder.absolute()
+        self._tell(str(self._job_folder))
+
+    def run_ids(self, timeout_s: float = 30) -> dict[str, str]:
+        """MLflow's run ids by name: of all runs so far, or of those that were sent when the time is over."""
+        assert self._job_folder
+        path = self._job_folder / FOLDER / EVENTS_FILE
+        size = path.stat().st_size
+        deadline_s = time.monotonic() + timeout_s
+        self._tell(str(self._job_folder))  # wakes it
+        while self._process.poll() is None and time.monotonic() < deadline_s:
+            if read_sent(self._job_folder).offset >= size:
+                break
+            time.sleep(FLUSH_POLL_S)
+        return dict(read_sent(self._job_folder).runs)
+
+    def close(self) -> None:
+        if self._store is None:
+            self._process.terminate()
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._process.wait() and self._job_folder:
+            warn(
+                f"the sender to MLflow ended with code {self._process.returncode}; "
+                f"`encsearch sync {self._job_folder}` sends what it did not"
+            )
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin
+        # A sender that died has no reader: what it did not send, `encsearch sync` does.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+
+def main() -> None:
+    """The sender itself: lines on stdin name the job's folder, the end of stdin is the end of the job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, _time_is_over)
+    signal.signal(signal.SIGTERM, _time_is_over)
+    answers = sys.stdout
+    # Whatever MLflow prints is no answer.
+    with suppress(_TimeOverError), redirect_stdout(sys.stderr):
+        _forward(answers)
+        # Nothing is left to cut short, and an interpreter that ends would print what a handler raises.
+        for signum in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+
+
+def _forward(answers: TextIO) -> None:
+    # Imported here: the job's process imports this module too, and mlflow costs it 5 s.
+    from encsearch.tracking.mlflow import connect
+    from encsearch.tracking.outbox.mlflow_store import MlflowStore
+
+    try:
+        store = MlflowStore(connect())
+    except UserError as error:
+        print(json.dumps({"refused": str(error)}), file=answers, flush=True)
+        return
+    print(json.dumps({"experiment_id": store.experiment_id}), file=answers, flush=True)
+    lines = sys.stdin.fileno()
+    if told := os.read(lines, 65536).decode():
+        _Forwarder(Path(told.splitlines()[0]), store).run(lines)
+
+
+class _TimeOverError(BaseException):
+    """No error of the store: nothing on the way may take it for one."""
+
+
+def _time_is_over(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _TimeOverError
+
+
+class _BusyError(UnavailableError):
+    """Another process is sending the record."""
+
+
+class _Forwarder:
+    """Sends a job's record while the job lives, and what is left when it has ended."""
+
+    def __init__(self, job_folder: Path, store: Store) -> None:
+        self._job_folder, self._store = job_folder, store
+        self._failure = ""
+        self._ends_s = math.inf
+
+    def run(self, lines: int) -> None:
+        """Until all is sent or the time is over. `lines` is the descriptor whose end is the job's."""
+        signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            self._serve(lines)
+            self._drain()
+        except _TimeOverError:
+            if self._ends_s < math.inf:
+                sys.exit(128 + signal.SIGTERM)  # the job says at its end what that means
+            warn(
+                f"{unsent_events(self._job_folder)} events of {self._job_folder} were not sent to MLflow at "
+                f"{self._store.shown_uri} ({self._failure}); "
+                f"`encsearch sync {self._job_folder}` sends them"
+            )
+        except UserError as error:
+            warn(str(error))
+            sys.exit(1)
+        except Exception as error:
+            path = self._job_folder / FOLDER / CRASH_FILE
+            with suppress(OSError):  # a full disk may be what it failed by
+                path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
+            warn(f"the sender to MLflow failed ({type(error).__name__}; more in {path})")
+            sys.exit(1)
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        """The job is told to end at the same time, and what it still has to say is sent too."""
+        self._ends_s = time.monotonic() + TERMINATED_S
+        signal.alarm(TERMINATED_S)
+
+    def _serve(self, lines: int) -> None:
+        siblings = settle_siblings(self._job_folder, self._store)
+        wait_s, backoff_s = 0.0, 0.0
+        while not _ended(lines, wait_s):
+            try:
+                wait_s = 0.0 if self._send_chunk() else POLL_S
+                backoff_s = 0.0
+                if wait_s:
+                    with self._limited():
+                        next(siblings, None)
+            except _BusyError:
+                wait_s = POLL_S
+            except UnavailableError as error:
+                self._tell(error)
+                backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s or POLL_S)
+                wait_s = backoff_s * random.uniform(0.5, 1.0)
+
+    def _drain(self) -> None:
+        """Close what a killed job left open, and send the rest."""
+        patience_s = DRAIN_KILLED_S if self._reap() else DRAIN_S
+        gives_up_s = time.monotonic() + patience_s
+        backoff_s = FLUSH_POLL_S
+        while True:
+            try:
+                if not self._send_chunk():
+                    return
+                gives_up_s, backoff_s = time.monotonic() + patience_s, FLUSH_POLL_S
+            except UnavailableError as error:
+                self._failure = str(error)
+                if time.monotonic() > gives_up_s:
+                    raise _TimeOverError from None
+                time.sleep(backoff_s)
+                backoff_s = min(MAX_DRAIN_BACKOFF_S, 2 * backoff_s)
+
+    def _reap(self) -> list[str] | None:
+        """The kernel closes the pipe to a killed job just before it lets go of its lock."""
+        deadline_s = time.monotonic() + OWNER_WAIT_S
+        while (left := reap(self._job_folder)) is None and time.monotonic() < deadline_s:
+            time.sleep(FLUSH_POLL_S)
+        return left
+
+    def _send_chunk(self) -> int:
+        with sending_alone(self._job_folder) as is_alone, self._limited():
+            if not is_alone:
+                raise _BusyError("another process is sending it")
+            return send_chunk(self._job_folder, self._store)
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """A call in the block that hangs fails at last, as one to a store that does not answer."""
+        limit_s = min(STUCK_S, self._ends_s - time.monotonic())
+        if limit_s <= 0:
+            raise _TimeOverError
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            yield
+        except _TimeOverError:
+            raise UnavailableError(f"no answer in {limit_s:.0f} s") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _tell(self, error: UnavailableError) -> None:
+        """Once: an outage is one line."""
+        if not self._failure:
+            warn(
+                f"MLflow at {self._store.shown_uri} fails ({error}); the job goes on, "
+                "and its record is sent later"
+            )
+        self._failure = str(error)
+
+
+def _ended(lines: int, wait_s: float) -> bool:
+    """Whether the job has ended; waits until it says something, at most `wait_s`."""
+    return bool(select.select([lines], [], [], wait_s)[0]) and not os.read(lines, 65536)
+
+
+if __name__ == "__main__":
+    main()

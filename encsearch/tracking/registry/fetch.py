@@ -1,0 +1,43 @@
+"""Models fetched from where they are kept: a bundle's folder, the registry, or a run."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from encsearch.inference.bundle import Bundle, read_bundle
+from encsearch.inference.predictor import Predictor
+from encsearch.tracking.uris import existing_store
+
+
+def load(source: str | Path, device: str = "cpu") -> Predictor:
+    """Load a model, ready to predict, from a source that `fetch_bundle` takes."""
+    return Predictor(fetch_bundle(source), device)
+
+
+def fetch_bundle(source: str | Path) -> Bundle:
+    """Read a model from a bundle's folder or from MLflow.
+
+    MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
+    that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
+    store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
+    """
+    with bundle_folder(source) as folder:
+        return read_bundle(folder)
+
+
+@contextmanager
+def bundle_folder(source: str | Path) -> Iterator[Path]:
+    """The folder of a model's bundle for the duration of the block; raises what `fetch_bundle` raises."""
+    if not str(source).startswith(("models:/", "runs:/")):
+        yield Path(source)
+        return
+    uri = existing_store()
+    # Importing mlflow costs seconds, which a folder need not pay.
+    from encsearch.tracking.mlflow import connect
+    from encsearch.tracking.registry.versions import download_bundle
+
+    # Every store has "Default": loading must not create an experiment.
+    tracking = connect(uri, experiment="Default")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield download_bundle(tracking, str(source), Path(scratch))

@@ -1,0 +1,136 @@
+"""A bundle as an MLflow model: stored with this package's code, and registered as a version."""
+
+import base64
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Map
+from numpy.typing import NDArray
+
+from encsearch.config import TIMM_PREFIX, load_config
+from encsearch.data.codec import encode_png
+from encsearch.inference.bundle import CARD_FILE, weights_digest
+from encsearch.tracking.mlflow import Tracking, answering, persistently
+from encsearch.tracking.registry.versions import CONFIG_FILE, all_pages
+
+WEIGHTS_TAG = "weights.sha256"
+SERVING_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+SIGNATURE = ModelSignature(
+    # The one input type of MLflow 3.17 that takes arrays of any shape from Python and text over HTTP.
+    inputs=Schema([TensorSpec(np.dtype("O"), (-1,), "image")]),
+    outputs=Schema([ColSpec(AnyType(), "labels"), ColSpec(Map("double"), "presence")]),
+    params=ParamSchema([ParamSpec("labels", "string", "array")]),
+)
+MAX_DESCRIPTION_LENGTH = 5000  # of a version, in MLflow's database
+
+
+def register(
+    tracking: Tracking, run_id: str, bundle_dir: Path, model_name: str, tags: Mapping[str, str]
+) -> str:
+    """Store a bundle as a pyfunc model of the run and make a new version of `model_name` of it.
+
+    The model carries this package's code and pinned requirements, so it loads and serves without an
+    installed encsearch. Its card is the version's description. Returns the version. Raises PreflightError.
+    """
+    client = tracking.client
+    with answering(tracking.uri):
+        _ensure_registered_model(tracking, model_name)
+        logged = client.create_logged_model(tracking.experiment_id, name=model_name, source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        # MLflow keeps the folder's own name, `download_bundle` looks for this one, and links are refused.
+        bundle = Path(shutil.copytree(bundle_dir, Path(scratch) / "bundle"))
+        _save_pyfunc(folder, bundle, Model(run_id=run_id, model_id=logged.model_id))
+        with answering(tracking.uri):
+            client.log_model_artifacts(logged.model_id, str(folder))
+    tags = {
+        WEIGHTS_TAG: weights_digest(bundle_dir),
+        "version.encsearch": installed_version("encsearch"),
+        **tags,
+    }
+    description = _description((bundle_dir / CARD_FILE).read_text(encoding="utf-8"))
+
+    def create() -> str:
+        """What failed may have been stored all the same, so it is looked for before another try."""
+        for found in all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
+            if found.model_id == logged.model_id:
+                return str(found.version)
+        created = client.create_model_version(
+            model_name,
+            # Not "models:/ID": MLflow 3.17 looks that up in its global store instead of the client's.
+            logged.artifact_location,
+            run_id=run_id,
+            tags=tags,
+            description=description,
+            model_id=logged.model_id,
+        )
+        return str(created.version)
+
+    with answering(tracking.uri):
+        client.finalize_logged_model(logged.model_id, "READY")
+    return persistently(tracking.uri, create)
+
+
+def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
+    package = Path(__file__).parents[2]  # encsearch/
+    mlflow.pyfunc.save_model(
+        folder,
+        mlflow_model=metadata,
+        # Named as a file, not imported: MLflow runs it, and it stands above this layer.
+        python_model=str(package / "serving" / "pyfunc.py"),
+        artifacts={"bundle": str(bundle_dir)},
+        code_paths=[str(package)],
+        signature=SIGNATURE,
+        input_example=_example(),
+        # Left to itself MLflow infers the requirements in a subprocess, which takes 100 s.
+        pip_requirements=[_pin(name) for name in _requirements(bundle_dir)],
+    )
+
+
+def _example() -> dict[str, NDArray[np.object_]]:
+    """One grey image as the scoring server takes it: MLflow shows the request that it makes of it."""
+    image = encode_png(np.full((32, 32, 3), 128, np.uint8))
+    return {"image": np.array([base64.b64encode(image).decode()], dtype=object)}
+
+
+def _description(card: str) -> str:
+    """The card, cut after a whole line where it is too long for MLflow."""
+    if len(card) <= MAX_DESCRIPTION_LENGTH:
+        return card
+    note = f"\n\n(The whole card is {CARD_FILE} among the version's files.)"
+    return card[: MAX_DESCRIPTION_LENGTH - len(note)].rpartition("\n")[0] + note
+
+
+def _requirements(bundle_dir: Path) -> tuple[str, ...]:
+    backbone = load_config(bundle_dir / CONFIG_FILE).model.backbone
+    return (*SERVING_REQUIREMENTS, "timm") if backbone.startswith(TIMM_PREFIX) else SERVING_REQUIREMENTS
+
+
+def _pin(package: str) -> str:
+    """Without the local part (+cpu), which no package index has."""
+    return f"{package}=={installed_version(package).partition('+')[0]}"
+
+
+def _ensure_registered_model(tracking: Tracking, name: str) -> None:
+    try:
+        tracking.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

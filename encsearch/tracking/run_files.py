@@ -1,0 +1,143 @@
+"""The files of a run that people open in the MLflow UI.
+
+MLflow 3.17 reads key, step and time of a picture from its file name, and shows a small .webp until it is
+opened; `write_predictions` names its sheets so, and the UI shows them with a slider of steps.
+
+
+config.yaml              the recipe, every default written out
+tables/class_iou.json    per-class IoU as MLflow's table view reads it; class_iou.csv for everything else
+tables/confusion.csv     validation pixels, a row a truth
+pictures/confusion.png   the same as shares of each row
+NAME                     what a report brings in its `texts`, as profile.txt and lineage/machine_epoch_1.txt
+"""
+
+import base64
+import csv
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.data.codec import decode_mask
+from encsearch.data.datasets import DatasetInfo, Sample
+from encsearch.data.pictures import comparison
+from encsearch.reports import Report
+
+TABLES, PICTURES = "tables", "pictures"
+# MLflow shows a JSON file as a table only if this tag of the run names it.
+TABLE_TAG = {
+    "mlflow.loggedArtifacts": json.dumps([{"path": f"{TABLES}/class_iou.json", "type": "table"}]),
+}
+
+
+def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config_yaml: str) -> None:
+    """Write the configuration and the tables of a report; the confusion matrix only if the report holds it.
+
+    `classes` are the names in label order. A class without IoU (absent from truth and prediction) has an
+    empty cell. The run should have TABLE_TAG.
+    """
+    for name in (TABLES, PICTURES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    ious = [(name, report.class_iou.get(name)) for name in classes]
+    _write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
+    _write_table(folder / TABLES / "class_iou.json", ("class", "iou"), ious)
+    if report.confusion:
+        assert len(report.confusion) == len(classes), (len(report.confusion), len(classes))
+        rows = [(name, *row) for name, row in zip(classes, report.confusion, strict=True)]
+        _write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
+        _draw_confusion(folder / PICTURES / "confusion.png", np.array(report.confusion), classes)
+
+
+def write_texts(folder: Path, report: Report) -> None:
+    """Write the files that a report brings, each below `folder` under its name."""
+    for name, text in report.texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """As MLflow's `log_table` writes it (3.17): a data frame as JSON, split into columns and rows."""
+    path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
+
+
+def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side_inch = 3 + 0.25 * len(classes)
+    figure = Figure(figsize=(side_inch, side_inch), layout="constrained")  # needs no display, unlike pyplot
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
+    figure.savefig(path, dpi=110)
+
+
+KEY = "predictions"
+IMAGES = "images"
+# MLflow looks for pictures only in a run that has this tag.
+IMAGES_TAG = {"mlflow.loggedImages": "True"}
+SMALL_PX = 512  # longest side of the small picture; MLflow's own have 256, too few for a sheet
+
+
+def write_predictions(
+    folder: Path, report: Report, samples: Sequence[Sample], info: DatasetInfo
+) -> tuple[Path, ...]:
+    """Write the sheet of a report's label maps below `folder`, in images/; no file if it has none.
+
+    `samples` are the validation images that the maps may be of, by id; the rows keep their order. The run
+    should have IMAGES_TAG.
+    """
+    shown = [sample for sample in samples if sample.id in report.label_maps]
+    if not shown:
+        return ()
+    maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
+    rows = [_thinned(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
+    sheet = comparison(rows, info, {f"epoch {report.epoch}": maps})
+    small = sheet.copy()
+    small.thumbnail((SMALL_PX, SMALL_PX))
+    target = folder / IMAGES
+    target.mkdir(parents=True, exist_ok=True)
+    files = target / f"{_name(report)}.png", target / f"{_name(report)}+compressed.webp"
+    sheet.save(files[0])
+    small.save(files[1])
+    return files
+
+
+def _name(report: Report) -> str:
+    """The time is that of the report's last step."""
+    time_ms = max((point.time_ms for point in report.points if point.step == report.step), default=0)
+    number = uuid.uuid5(uuid.NAMESPACE_OID, f"{KEY} {report.step} {time_ms}")
+    return f"{KEY}+step+{report.step}+timestamp+{time_ms}+{number}"
+
+
+def _thinned(sample: Sample, size: tuple[int, ...]) -> Sample:
+    """The sample at the (H, W) of its label map, which the loop thins out for large images."""
+    if sample.mask.shape == size:
+        return sample
+    return replace(
+        sample,
+        image=_resized(sample.image, size, Image.Resampling.BOX),
+        mask=_resized(sample.mask, size, Image.Resampling.NEAREST),
+    )
+
+
+def _resized(
+    picture: NDArray[np.uint8], size: tuple[int, ...], resampling: Image.Resampling
+) -> NDArray[np.uint8]:
+    height, width = size
+    return np.asarray(Image.fromarray(picture).resize((width, height), resampling))

@@ -1,0 +1,254 @@
+"""From a configuration to what the loop needs, and the checks that cost no training time."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from encsearch.config import Config, DataConfig, LossConfig, ModelConfig, with_values
+from encsearch.data.datasets import DatasetInfo, SegmentationDataset, evenly_spaced
+from encsearch.data.loading import Batch, TrainStream, validation_batches
+from encsearch.data.statistics import median_frequency_weights, split_stats
+from encsearch.data.store import open_split, read_manifest
+from encsearch.data.transforms import eval_transform
+from encsearch.errors import PreflightError, UserError
+from encsearch.model.backbones import find_weights, sync_batch_norms
+from encsearch.model.backbones.timm import TimmBackbone
+from encsearch.model.encnet import EncNet
+from encsearch.train.loop import Loaders, Plan
+from encsearch.train.state import TrainState, new_optimizer
+
+# Weights, and as much again for the momentum; two checkpoints are kept while a third is written.
+BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+SHOWN_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that `fit` takes, and what the data set says of itself."""
+
+    state: TrainState
+    loaders: Loaders
+    loss: LossConfig
+    plan: Plan
+    info: DatasetInfo
+    fingerprint: str
+
+
+def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
+    """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
+
+    Initial weights depend on `train.seed` alone, so they are the same on every rank.
+    """
+    assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
+    train = open_split(config.data.store, config.data.train_split)
+    val = open_split(config.data.store, config.data.val_split)
+    torch.manual_seed(config.train.seed)
+    model = EncNet.from_config(config.model, len(train.info.classes))
+    state = new_state(model, config, world_size=world_size, device=device)
+    batch_size = config.train.global_batch_size
+    loaders = Loaders(
+        train=TrainStream(
+            train,
+            config.augment,
+            global_batch_size=batch_size,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
+            threads=config.data.threads,
+        ),
+        validation=partial(
+            validation_batches,
+            val,
+            batch_size=config.train.val_batch_size,
+            rank=rank,
+            world_size=world_size,
+            threads=config.data.threads,
+        ),
+        # What is only told, rank 0 tells.
+        shown=partial(_shown_batches, val) if rank == 0 else tuple,
+    )
+    class_weights = resolve_class_weights(config.loss, config.data)
+    plan = Plan(
+        epochs=config.train.epochs,
+        steps_per_epoch=config.train.steps_per_epoch or -(-len(train) // batch_size),
+        global_batch_size=batch_size,
+        seed=config.train.seed,
+        poly_power=config.optim.poly_power,
+        clip_norm=config.optim.clip_norm,
+        bf16=config.train.precision == "bf16",
+        classes=train.info.classes,
+        groups=train.info.groups,
+        device=torch.device(device),
+        class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
+        profile_steps=config.train.profile_steps if rank == 0 else 0,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Experiment(state, loaders, config.loss, plan, train.info, train.fingerprint)
+
+
+def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
+    """The validation images whose predictions are shown as training goes on, each a batch of its own."""
+    for sample in evenly_spaced(dataset, SHOWN_IMAGES):
+        image, label = eval_transform(sample)
+        yield Batch(image[None], label[None], (sample.id,))
+
+
+def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:
+    """A fresh optimizer for the model, and DistributedDataParallel around it with several ranks.
+
+    Batch norm: SyncBatchNorm with several GPU ranks. On the CPU, which has none, and with `sync_bn: off`
+    each rank normalises by its own part of the batch, and the loop averages the running statistics.
+    """
+    model = model.to(device)
+    network: nn.Module = model
+    if world_size > 1:
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu and config.train.sync_bn == "auto":
+            sync_batch_norms(model)
+        network = nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[device] if on_gpu else None,
+            broadcast_buffers=False,
+            # Some of timm's, as HRNet, have weights that only finer stages use, which a head may ignore.
+            find_unused_parameters=isinstance(model.backbone, TimmBackbone),
+        )
+    return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
+
+
+def resolve_class_weights(loss: LossConfig, data: DataConfig) -> tuple[float, ...] | None:
+    """The weights of the cross-entropy in the order of the classes, or None where all are alike.
+
+    Raises UserError for names that are not exactly the classes of the store, and for a training split without
+    a labelled pixel to balance by.
+    """
+    if loss.class_weights == "none":
+        return None
+    if loss.class_weights == "median_frequency":
+        return median_frequency_weights(data.store, data.train_split)
+    info = read_manifest(data.store).info
+    for name in loss.class_weights:
+        if name not in info.classes:
+            raise UserError(
+                f"loss.class_weights names {name!r}, which is none of the {len(info.classes)} classes of "
+                f"{info.name}; `encsearch data stats` lists them"
+            )
+    missing = [name for name in info.classes if name not in loss.class_weights]
+    if missing:
+        raise UserError(
+            f"loss.class_weights has no weight for {missing[0]!r} ({len(missing)} of the {len(info.classes)} "
+            f"classes of {info.name} lack one); 1 is neutral"
+        )
+    return tuple(loss.class_weights[name] for name in info.classes)
+
+
+def count_parameters(model: ModelConfig, num_classes: int) -> int:
+    """All parameters of the network, each of which is trained; it is built without storage."""
+    with torch.device("meta"):
+        network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found before any training time is spent."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    num_parameters: int
+    steps_per_epoch: int
+    fingerprint: str
+
+
+def preflight(config: Config, out: Path) -> Preflight:
+    """Check that the recipe can run here: store, splits, class weights, metric, model, free disk under `out`.
+
+    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    """
+    try:
+        manifest = read_manifest(config.data.store)
+        sizes = {}
+        for key in ("train_split", "val_split"):
+            split = getattr(config.data, key)
+            sizes[key] = len(open_split(config.data.store, split))
+        resolve_class_weights(config.loss, config.data)
+    except UserError as error:
+        raise PreflightError(str(error)) from None
+    _check_metric(config.metric, manifest.info)
+    _check_sizes(config)
+    num_parameters = _check_models(config, len(manifest.info.classes))
+    _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
+    return Preflight(
+        num_train=sizes["train_split"],
+        num_val=sizes["val_split"],
+        num_classes=len(manifest.info.classes),
+        num_parameters=num_parameters,
+        steps_per_epoch=config.train.steps_per_epoch
+        or -(-sizes["train_split"] // config.train.global_batch_size),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _check_metric(metric: str, info: DatasetInfo) -> None:
+    known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
+    if metric not in known:
+        raise PreflightError(f"metric={metric} is not measured on {info.name}; there are {', '.join(known)}")
+
+
+def _check_sizes(config: Config) -> None:
+    """Without a crop a batch needs images of one size."""
+    if config.augment.crop:
+        return
+    sizes = split_stats(config.data.store, config.data.train_split).sizes
+    if len(sizes) == 1:
+        return
+    if config.train.global_batch_size > config.scaling.num_workers:
+        (height, width), _ = sizes[0]
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
+            "set augment.crop, which makes them equal"
+        )
+    if config.model.rescale_encoding and config.model.context == "encoding":
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, so there is none to rescale the "
+            "encoding to; set augment.crop, or model.rescale_encoding=false"
+        )
+
+
+def _check_models(config: Config, num_classes: int) -> int:
+    """Build every backbone that the recipe leads to and find its weights; the parameters of the first model.
+
+    The weights are not read. Published ones are fetched here, once, and not by every worker.
+    """
+    searched = config.search.space if config.search else {}
+    paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
+    points = product(*(searched[path].examples for path in paths)) if paths else ()
+    models = [config.model]
+    models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
+    counts = []
+    for model in models:
+        counts.append(count_parameters(model, num_classes))
+        find_weights(model.backbone, model.weights)
+    return counts[0]
+
+
+def existing_folder(out: Path) -> Path:
+    """`out`, or where it will be made: the nearest folder above it that exists."""
+    return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    existing = existing_folder(out)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise PreflightError(
+            f"{existing}: {free / 2**20:.0f} MiB are free, but the checkpoints of one training need "
+            f"{needed / 2**20:.0f} MiB; free some space or choose another folder with --out"
+        )

@@ -1,0 +1,1 @@
+"""`encsearch ablate`: the paper's ablation."""

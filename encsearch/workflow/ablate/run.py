@@ -1,0 +1,328 @@
+"""`encsearch ablate`: the paper's ablation; one parent run in MLflow, one child a training.
+
+The folder, beside what every job has:
+
+    trainings.jsonl      a line a finished training; what --resume does not train again
+    models/              EncNet's weights of every seed and budget, and FCN's of the picture sheet
+    record/              what MLflow is to hold of it
+    trials/              the reports of each training, and the last checkpoint of a running one
+    training-artifacts/  the tables of each training
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from encsearch.config import Config, flatten, load_config, to_yaml
+from encsearch.data.store import read_manifest
+from encsearch.errors import TrainingError, UserError
+from encsearch.inference.bundle import read_bundle
+from encsearch.redaction import without_secrets
+from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
+from encsearch.reports import Recorder, Report, append_line, distinct_reports, read_lines, recording
+from encsearch.runner.ray_session import ray_session
+from encsearch.search.ablation.plan import (
+    ENCNET,
+    FCN,
+    MULTI_SCALE,
+    Ablation,
+    Result,
+    Training,
+    budgets,
+    figures_of,
+    plan_ablation,
+)
+from encsearch.search.ablation.rescore import rescore
+from encsearch.search.ablation.side_by_side import run_side_by_side
+from encsearch.search.trials import TrialEvent
+from encsearch.search.tune.jobs import REPORTS_FILE
+from encsearch.tracking.outbox.record import Record, owned
+from encsearch.tracking.outbox.sender import TrackingStore, sending
+from encsearch.train.checkpoint import drop_checkpoints
+from encsearch.train.experiment import preflight
+from encsearch.workflow.ablate.gains import write_gains
+from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, start_run
+
+CONFIG_FILE = "config.yaml"
+RESULTS_FILE = "trainings.jsonl"
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """A finished ablation; `report` is the Markdown page."""
+
+    folder: Path
+    summary: RunSummary
+    story: AblationStory
+    report: Path
+
+
+def planned(config: Config, out: Path) -> Ablation:
+    """The trainings of the recipe's ablation, each of which could run here now.
+
+    Raises UserError for a row that is no valid configuration, PreflightError for one that cannot run; both
+    name the row.
+    """
+    ablation = plan_ablation(config)
+    preflight(config, out)
+    # Only the model differs between rows, in what preflight sees.
+    for row, training in {training.row: training for training in ablation.trainings}.items():
+        try:
+            preflight(training.config, out)
+        except UserError as error:
+            raise type(error)(f"ablation row {row!r}: {error}") from None
+    return ablation
+
+
+def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None = None) -> Ablated:
+    """Train every row and curve of `config.ablate` side by side, compare their last epochs, write the report.
+
+    In a new folder below `out`, or in `resume`, where an ablation of the same recipe was broken off: what it
+    finished is not trained again. Raises UserError or PreflightError before anything is started, and
+    TrainingError when no EncNet could be trained; the report of the others is written then.
+    """
+    ablation = planned(config, out)
+    if resume:
+        _check_same(config, resume)
+    with sending() as sender, ray_session(needs=config.scaling):
+        store = sender.store()
+        folder = resume or new_folder(out, config.name)
+        if not resume:
+            (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            (folder / RESULTS_FILE).touch()
+        with owned(folder) as record:
+            sender.follow(folder)
+            observer = _Observer(config, ablation, record, folder, progress)
+            story, report = _train_and_compare(config, ablation, record, observer, folder)
+        summary = _summary(config, ablation, observer, store, sender.run_ids())
+    write_summary(folder, summary)
+    return Ablated(folder, summary, story, report)
+
+
+def _train_and_compare(
+    config: Config, ablation: Ablation, record: Record, observer: "_Observer", folder: Path
+) -> tuple[AblationStory, Path]:
+    started = time.monotonic()
+    fingerprint = read_manifest(config.data.store).fingerprint
+    parent = start_run(config, record, run=observer.parent, kind="ablation", artifacts=folder / "artifacts")
+    done = {result.name for result in observer.results}
+    missing = [training for training in ablation.trainings if training.name not in done]
+    observer.say(
+        f"ablation of {config.name}: {len(missing)} of {len(ablation.trainings)} trainings to run; "
+        f"files in {folder}"
+    )
+    with recording(parent):
+        observer.settle(ablation)
+        if missing:
+            run_side_by_side(missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint)
+        _add_multi_scale(config, ablation, folder, observer)
+        artifacts = folder / "artifacts"
+        story = AblationStory(
+            name=config.name,
+            metric=config.metric,
+            store=Path(config.data.store).name,
+            split=config.data.val_split,
+            seeds=config.ablate.seeds,
+            figures=figures_of(ablation, observer.results, config.metric),
+            results=tuple(observer.results),
+            failures=observer.failures,
+            pictures=_compare_pictures(config, ablation, folder, artifacts / PICTURE_FILE),
+            wall_seconds=time.monotonic() - started,
+        )
+        report = write_report(story, artifacts)
+        parent.summarize(_means(story))
+        _trained_encnets(config, ablation, observer)
+    return story, report
+
+
+class _Observer:
+    """Records trainings as children of the ablation's run, and keeps the results and the weights needed."""
+
+    def __init__(
+        self, config: Config, ablation: Ablation, record: Record, folder: Path, progress: Progress
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self.results = [Result(**line) for line in read_lines(folder / RESULTS_FILE)]
+        # The folder may have been moved since.
+        self.parent = record.main or folder.name
+        encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
+        self._kept = {name for point in encnets for name in point.trainings.values()}
+        self._kept |= {*_pictured(config, ablation).values()}
+        self._record, self._folder, self._progress = record, folder, progress
+
+    def open_recorder(self, training: Training) -> Recorder:
+        config = training.config
+        return recorder_of(
+            config,
+            self._record,
+            run=training.name,
+            kind="ablation-training",
+            artifacts=self._folder / "training-artifacts" / training.name,
+            parent=self.parent,
+            tags={
+                "encsearch.row": training.row,
+                "encsearch.seed": str(config.train.seed),
+                "encsearch.budget": str(config.train.epochs),
+            },
+        )
+
+    def settle(self, ablation: Ablation) -> None:
+        """End truly the runs of trainings that are done, where a kill came before they were closed."""
+        done = {result.name for result in self.results}
+        for training in ablation.trainings:
+            state = self._record.find(training.name)
+            if training.name in done and state and state.status != "FINISHED":
+                place = self._folder / "trials" / training.name
+                recorder = self.open_recorder(training)
+                for report in distinct_reports(place / REPORTS_FILE):
+                    recorder.log(report)
+                recorder.close("FINISHED")
+                drop_checkpoints(place)
+
+    def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
+        config = training.config
+        if training.name in self._kept:
+            save_model(
+                checkpoint_model(config, checkpoint, last.metrics, last.class_iou),
+                _model_folder(self._folder, training.name),
+            )
+        # Last, since a training with a line here is not trained again.
+        self.add(
+            Result(
+                name=training.name,
+                row=training.row,
+                seed=config.train.seed,
+                epochs=config.train.epochs,
+                metrics=last.metrics,
+                seconds=seconds,
+            )
+        )
+
+    def add(self, result: Result) -> None:
+        append_line(self._folder / RESULTS_FILE, asdict(result))
+        self.results.append(result)
+
+    def failed(self, training: Training, reason: str) -> None:
+        self.failures[training.name] = reason
+
+    def follow(self, training: Training, event: TrialEvent) -> None:
+        self._progress.trial(event, training.config)
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+
+def _check_same(config: Config, folder: Path) -> None:
+    """Results of another recipe cannot be continued."""
+    for name in (CONFIG_FILE, RESULTS_FILE):  # every job has the first, an ablation alone the second
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not the folder of an ablation ({name} is missing)")
+    before, now = flatten(load_config(folder / CONFIG_FILE)), flatten(config)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{folder}: was begun with {name}={before.get(name)}, but the recipe has {now.get(name)}; "
+                "give the same value, or start anew without --resume"
+            )
+
+
+def _add_multi_scale(config: Config, ablation: Ablation, folder: Path, observer: _Observer) -> None:
+    """Score EncNet's weights of the last epoch at several scales and mirrored, as rows of their own."""
+    found = {result.name: result for result in observer.results}
+    models = {
+        name: _model_folder(folder, training)
+        for name, training in ablation.rescored.items()
+        if training in found and name not in found
+    }
+    changed = {"scales": config.ablate.scales, "flip": True, "background": None}
+    settings = config.eval.model_copy(update=changed)
+    for scored in rescore(models, Path(config.data.store), settings, config.scaling):
+        if scored.failure:
+            observer.failures[scored.name] = scored.failure
+            continue
+        trained = found[ablation.rescored[scored.name]]
+        observer.add(
+            replace(
+                trained,
+                name=scored.name,
+                row=MULTI_SCALE,
+                metrics=scored.metrics,
+                seconds=scored.seconds,
+            )
+        )
+
+
+def _pictured(config: Config, ablation: Ablation) -> dict[str, str]:
+    """The trainings of the picture sheet, by row: the first seed's at the longest budget."""
+    seed, epochs = config.ablate.seeds[0], budgets(config)[-1]
+    return {row: ablation.point(row, epochs).trainings[seed] for row in (FCN, ENCNET)}
+
+
+def _compare_pictures(config: Config, ablation: Ablation, folder: Path, target: Path) -> str:
+    """Draw the sheet if both models were trained; its caption, or why there is none."""
+    names = _pictured(config, ablation)
+    models = {row: _model_folder(folder, name) for row, name in names.items()}
+    missing = [names[row] for row, model in models.items() if not model.exists()]
+    if missing:
+        return f"No pictures: {' and '.join(missing)} came to nothing."
+    write_gains(("EncNet", read_bundle(models[ENCNET])), (FCN, read_bundle(models[FCN])), target)
+    seed, epochs = config.ablate.seeds[0], budgets(config)[-1]
+    return (
+        f'FCN and EncNet ("{ENCNET}") after {epochs} epochs, seed {seed}. The validation images are chosen '
+        "by rule: those with the largest, the median and the worst gain of EncNet over FCN in the mIoU of "
+        "the single image; the gain is printed beside each row, in percent."
+    )
+
+
+def _means(story: AblationStory) -> Report:
+    """The means over seeds as the metrics of the ablation's own run."""
+    means = {
+        f"{f.point.label}, {f.point.epochs} epochs": f.estimates[story.metric].mean for f in story.figures
+    }
+    return Report(epoch=0, step=0, seconds=story.wall_seconds, metrics=means)
+
+
+def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) -> list[Result]:
+    """EncNet at the longest budget, of each seed that was trained. Raises TrainingError when none was."""
+    encnet = ablation.point(ENCNET, budgets(config)[-1])
+    found = {result.name: result for result in observer.results}
+    trained = [found[name] for name in encnet.trainings.values() if name in found]
+    if not trained:
+        reasons = {observer.failures[name] for name in encnet.trainings.values()}
+        raise TrainingError(
+            f'all of {len(encnet.trainings)} trainings of "{ENCNET}" failed: {"; ".join(sorted(reasons))}'
+        )
+    return trained
+
+
+def _summary(
+    config: Config,
+    ablation: Ablation,
+    observer: _Observer,
+    store: TrackingStore,
+    run_ids: Mapping[str, str],
+) -> RunSummary:
+    trained = _trained_encnets(config, ablation, observer)
+    return RunSummary(
+        kind="ablation",
+        name=config.name,
+        metric=config.metric,
+        value=fmean(result.metrics[config.metric] for result in trained),
+        fingerprint=read_manifest(config.data.store).fingerprint,
+        store=config.data.store,
+        split=config.data.val_split,
+        tracking_uri=without_secrets(store.uri),
+        experiment_id=store.experiment_id,
+        run=trained[0].name,
+        run_id=run_ids.get(trained[0].name),
+        bundle=str(_model_folder(Path(), trained[0].name)),
+        parent_run=observer.parent,
+        parent_run_id=run_ids.get(observer.parent),
+    )
+
+
+def _model_folder(folder: Path, training: str) -> Path:
+    return folder / "models" / training

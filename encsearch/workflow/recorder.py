@@ -1,0 +1,203 @@
+"""A training on its way into MLflow: its reports, and the artifacts that explain its best epoch."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from encsearch.config import Config, DataConfig, flatten, to_yaml
+from encsearch.data.datasets import evenly_spaced
+from encsearch.data.store import open_split, read_manifest
+from encsearch.inference.bundle import NONE_KNOWN, Bundle, write_bundle
+from encsearch.inference.predictor import Predictor, comparison_sheet
+from encsearch.model.encnet import EncNet
+from encsearch.reports import Report, Status, best_report
+from encsearch.tracking.lineage import dataset_of, described, lineage, machine_tags, write_diff
+from encsearch.tracking.outbox.events import Dataset
+from encsearch.tracking.outbox.record import Record, RunRecord
+from encsearch.tracking.run_files import (
+    IMAGES_TAG,
+    PICTURES,
+    TABLE_TAG,
+    write_artifacts,
+    write_predictions,
+    write_texts,
+)
+from encsearch.train.checkpoint import load_weights
+from encsearch.train.experiment import SHOWN_IMAGES
+
+CONTEXT_FOLDER = "context"
+# The context module is diagnosed on so many validation images, fewer if they are large: 4 Mpx in all, and so
+# a second or two with a small network; never under the least number.
+MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
+
+# Trials and the trainings of an ablation are too many.
+PICTURED = ("training", "finalist", "baseline")
+
+Follow = Callable[[Report], None]
+"""Called with each report after it was recorded, to show progress."""
+
+
+def follow_nothing(report: Report) -> None:
+    """For trainings that are followed elsewhere."""
+
+
+class TrainingRecorder:
+    """A `Recorder` that stores what a report brings as it comes, and the best epoch's tables at the end."""
+
+    def __init__(
+        self, inner: RunRecord, config: Config, artifacts: Path, follow: Follow, *, pictured: bool
+    ) -> None:
+        """With `pictured`, the predictions that reports bring are drawn, which takes 0.1 s a sheet."""
+        self.run = inner.run
+        self.artifacts = artifacts
+        self._inner, self._config, self._follow, self._pictured = inner, config, follow, pictured
+        self._info = read_manifest(config.data.store).info
+        self._reports: list[Report] = []
+
+    def log(self, report: Report) -> None:
+        if report.epoch > self._inner.last_epoch:
+            self._store_files(report)
+        self._reports.append(report)
+        self._inner.log(report)
+        self._follow(report)
+
+    def note(self, tag: str, text: str) -> None:
+        """Add a tag to the run."""
+        self._inner.note({tag: text})
+
+    def close(self, status: Status) -> None:
+        try:
+            if self._reports:
+                best = best_report(tuple(self._reports), self._config.metric)
+                write_artifacts(self.artifacts, best, self._info.classes, to_yaml(self._config))
+        finally:
+            self._inner.close(status)
+
+    def _store_files(self, report: Report) -> None:
+        """All of `artifacts` is stored at the end; the predictions also at once, to be watched."""
+        write_texts(self.artifacts, report)
+        tags = machine_tags(report)
+        if tags:
+            self._inner.note(tags)
+        if self._pictured and report.label_maps:
+            dataset = open_split(self._config.data.store, self._config.data.val_split)
+            samples = evenly_spaced(dataset, SHOWN_IMAGES)
+            for picture in write_predictions(self.artifacts, report, samples, self._info):
+                self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
+
+
+def recorder_of(
+    config: Config,
+    record: Record,
+    *,
+    run: str,
+    kind: str,
+    artifacts: Path,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    follow: Follow = follow_nothing,
+) -> TrainingRecorder:
+    """Begin the MLflow run of one training, or go on with it: its resolved config as params, its lineage.
+
+    `run` and `parent` are names of runs in the job's record, `artifacts` a folder below the job's.
+    """
+    inner = start_run(
+        config,
+        record,
+        run=run,
+        kind=kind,
+        artifacts=artifacts,
+        parent=parent,
+        tags={**TABLE_TAG, **IMAGES_TAG, **(tags or {})},
+    )
+    return TrainingRecorder(inner, config, artifacts, follow, pictured=kind in PICTURED)
+
+
+def start_run(
+    config: Config,
+    record: Record,
+    *,
+    run: str,
+    kind: str,
+    artifacts: Path,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RunRecord:
+    """Begin or continue a run of any kind: what every run of encsearch says of itself."""
+    manifest = read_manifest(config.data.store)
+    if parent is None:
+        # Of a job once: its trainings run the same code.
+        write_diff(Path.cwd(), artifacts)
+    return record.start(
+        run,
+        params=flatten(config),
+        tags={
+            **_lineage(manifest.fingerprint, Path.cwd()),
+            **described(config, manifest, kind),
+            "encsearch.kind": kind,
+            **(tags or {}),
+        },
+        parent=parent,
+        dataset=_dataset(config.data, manifest.fingerprint),
+        artifacts=artifacts,
+    )
+
+
+@cache
+def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
+    """Of a job once: git takes longer than a short trial's epoch."""
+    return lineage(fingerprint, root)
+
+
+@cache
+def _dataset(data: DataConfig, fingerprint: str) -> Dataset:
+    """Of a store once, as long as it holds the same data."""
+    return dataset_of(data)
+
+
+def checkpoint_model(
+    config: Config,
+    checkpoint: Path,
+    metrics: Mapping[str, float],
+    class_iou: Mapping[str, float] = NONE_KNOWN,
+) -> Bundle:
+    """The model of a checkpoint that was trained with `config`, and the figures of the checkpoint's epoch."""
+    manifest = read_manifest(config.data.store)
+    shape = config.model.model_copy(update={"weights": None})
+    model = EncNet.from_config(shape, len(manifest.info.classes))
+    load_weights(model, checkpoint)
+    num_images = {name: split.num_samples for name, split in manifest.splits.items()}
+    return Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics, class_iou, num_images)
+
+
+def save_model(bundle: Bundle, folder: Path) -> Path:
+    write_bundle(
+        folder,
+        bundle.model,
+        bundle.config,
+        bundle.info,
+        fingerprint=bundle.fingerprint,
+        metrics=bundle.metrics,
+        class_iou=bundle.class_iou,
+        num_images=bundle.num_images,
+    )
+    return folder
+
+
+def write_panels(bundle: Bundle, artifacts: Path) -> None:
+    """`pictures/panels.png`: the same validation images in every run, their truth, the best model's masks."""
+    dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
+    samples = evenly_spaced(dataset, SHOWN_IMAGES)
+    target = artifacts / PICTURES / "panels.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(target)
+
+
+def write_context(bundle: Bundle, artifacts: Path) -> None:
+    """`context/`: what the context module does on validation images; nothing for a model without one."""
+    from encsearch.diagnostics.artifacts import write_diagnostics
+
+    dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
+    affordable = DIAGNOSED_PIXELS // dataset[0].mask.size
+    samples = evenly_spaced(dataset, min(max(affordable, MIN_DIAGNOSED), MAX_DIAGNOSED))
+    write_diagnostics(bundle, samples, artifacts / CONTEXT_FOLDER)

@@ -1,0 +1,1 @@
+"""`encsearch sweep` and `resume`: search, confirm, report."""

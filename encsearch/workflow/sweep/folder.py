@@ -1,0 +1,132 @@
+"""The folder of a sweep: what it was begun with, and who may write in it.
+
+config.yaml        the recipe, every default written out; a resume may change its budget
+study.json         where the study is, and of which data
+study.journal      the study, unless ENCSEARCH_STORAGE names a database
+trials/            the reports of each trial, and the last checkpoint of a running one
+finalists/         the trainings from scratch; finalists.jsonl has a line for each that is finished
+progress.jsonl     how long the sweep has run, and when it was expected to end
+sweep.json         all that the report shows
+run.json           written last: a finished job
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from encsearch.config import Config, load_config, to_yaml
+from encsearch.errors import PreflightError, UserError
+from encsearch.redaction import without_secrets
+from encsearch.search.study.storage import open_storage, repair_journal
+from encsearch.search.study.study import Study
+from encsearch.workflow.job import new_folder, write_whole
+
+STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
+CONFIG_FILE, STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "config.yaml", "study.json", "lock", "study.journal"
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """`storage` is shown without secrets, None for the journal file in the folder.
+
+    `warm_start` is the folder of the sweep whose trials this one learns from.
+    """
+
+    name: str
+    fingerprint: str
+    storage: str | None
+    warm_start: str | None = None
+
+
+def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) -> Path:
+    """A new folder below `out`; before `study.json`, which is written last, nothing can be resumed."""
+    folder = new_folder(out, config.name)
+    write_whole(folder / CONFIG_FILE, to_yaml(config))
+    database = named_database()
+    place = StudyPlace(
+        name=folder.name,
+        fingerprint=fingerprint,
+        storage=without_secrets(database) if database else None,
+        warm_start=str(warm_start.absolute()) if warm_start else None,
+    )
+    write_whole(folder / STUDY_FILE, json.dumps(asdict(place), indent=2) + "\n")
+    return folder
+
+
+def reopen(folder: Path) -> tuple[Config, StudyPlace]:
+    """What a sweep was begun with. Raises UserError when `folder` is not a sweep's."""
+    try:
+        place = StudyPlace(**json.loads((folder / STUDY_FILE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: not the folder of a sweep ({STUDY_FILE} is missing)") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({' '.join(str(error).split())})") from None
+    config = load_config(folder / CONFIG_FILE)
+    if config.search is None:
+        raise UserError(f"{folder / CONFIG_FILE}: its search: block is gone; restore the file")
+    return config, place
+
+
+def named_database() -> str | None:
+    """What ENCSEARCH_STORAGE names, if it is set. Raises PreflightError for what is no URL."""
+    url = os.environ.get(STORAGE_VARIABLE)
+    if url and "://" not in url:
+        raise PreflightError(f"{STORAGE_VARIABLE}={url} is not a database URL; try sqlite:///study.db")
+    return url or None
+
+
+def check_database() -> None:
+    """Raises PreflightError when the database that is named cannot be used; before Ray is started."""
+    database = named_database()
+    if database:
+        open_storage(database)
+
+
+def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
+    """Of a sweep whose lock this process holds.
+
+    Raises PreflightError when the storage is not the one that the sweep was begun in, or fails.
+    """
+    assert config.search
+    database = named_database()
+    shown = without_secrets(database) if database else None
+    if shown != place.storage:
+        raise PreflightError(
+            f"{folder}: its study is in {place.storage or JOURNAL_FILE}, but {STORAGE_VARIABLE} is "
+            f"{shown or 'not set'}; set it to the same"
+        )
+    if not database:
+        _check_journal(folder)
+        repair_journal(folder / JOURNAL_FILE)
+    study = Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+    if (folder / "trials").exists() and not study.records():
+        where = place.storage or folder / JOURNAL_FILE
+        raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
+    return study
+
+
+def _check_journal(folder: Path) -> None:
+    """A study that is gone would be begun again, beside the trials of the one before."""
+    journal = folder / JOURNAL_FILE
+    if (folder / "trials").exists() and not (journal.exists() and journal.stat().st_size):
+        raise PreflightError(f"{journal}: the study's journal is gone, but its trials were begun; restore it")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """This process alone writes in the folder; the kernel lets go of it when the process dies.
+
+    Raises UserError when another holds it.
+    """
+    with open(folder / LOCK_FILE, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is running this sweep; wait for it or end it"
+            ) from None
+        yield

@@ -1,0 +1,151 @@
+"""What a sweep leaves in MLflow: one parent run, one child a trial and a finalist, also over kills."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from encsearch.config import Config, with_values
+from encsearch.reports import Recorder, Report, distinct_reports
+from encsearch.search.confirm.finalists import Finalist
+from encsearch.search.ledger import trial_folder
+from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
+from encsearch.search.tune.jobs import REPORTS_FILE
+from encsearch.tracking.outbox.record import Record, RunRecord
+from encsearch.train.checkpoint import drop_checkpoints, newest
+from encsearch.workflow.job import Progress
+from encsearch.workflow.recorder import (
+    TrainingRecorder,
+    checkpoint_model,
+    recorder_of,
+    save_model,
+    start_run,
+    write_context,
+    write_panels,
+)
+from encsearch.workflow.sweep.folder import StudyPlace
+
+SWEEP_TAG = "encsearch.sweep"
+
+
+def parent_run(config: Config, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
+    """The sweep's own run: a new one, or the one that a process before this one has started.
+
+    It goes by the study's name, since the folder may have been moved.
+    """
+    return start_run(
+        config,
+        record,
+        run=place.name,
+        kind="sweep",
+        artifacts=folder / "artifacts",
+        tags={SWEEP_TAG: place.name},
+    )
+
+
+class SweepRecords:
+    """Records trials and finalists as children of the sweep's run, and passes events on to the person.
+
+    A child that exists by its name goes on. It implements `SweepObserver` and `ConfirmObserver`.
+    """
+
+    def __init__(self, config: Config, record: Record, parent: str, folder: Path, progress: Progress) -> None:
+        self._config, self._record, self._parent = config, record, parent
+        self._folder, self._progress = folder, progress
+        self._trials: dict[int, TrainingRecorder] = {}
+
+    def settle(self, records: Sequence[TrialRecord]) -> None:
+        """End truly the records of trials that have ended, where a kill came before.
+
+        Of some the end was noted just before the kill or a Ctrl-C; others wait to go on when a spent budget
+        ends them.
+        """
+        for record in records:
+            state = self._record.find(f"trial{record.number}")
+            if state is None or record.state == "RUNNING":
+                continue
+            is_untrue = state.status != STATUS_OF[record.state] or state.reaped
+            if is_untrue or newest(trial_folder(self._folder, record.number)):
+                self._settle(record)
+
+    def open_recorder(self, number: int, config: Config) -> Recorder:
+        self._trials[number] = self._open_trial(number, config)
+        return self._trials[number]
+
+    def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
+        _conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
+
+    def follow(self, event: TrialEvent) -> None:
+        self._progress.trial(event, self._config)
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+    def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
+        kind = "baseline" if trial is None else "finalist"
+        tags = {"encsearch.trial": str(trial)} if trial is not None else {}
+        workers, epochs = config.scaling.num_workers, config.train.epochs
+        self._progress.say(f"{kind} {name}: {workers} Ray Train workers, {epochs} epochs")
+        return self._open(name, kind, config, self._artifacts(name), tags)
+
+    def finalist_trained(self, finalist: Finalist) -> None:
+        artifacts = self._artifacts(finalist.name)
+        best = finalist.result.best
+        checkpoint = finalist.result.best_checkpoint
+        bundle = checkpoint_model(finalist.config, checkpoint, best.metrics, best.class_iou)
+        save_model(bundle, artifacts / "bundle")
+        write_panels(bundle, artifacts)
+        write_context(bundle, artifacts)
+        self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
+
+    def finalist_failed(self, name: str, reason: str) -> None:
+        self._progress.say(f"{name} failed: {reason}")
+
+    def _settle(self, record: TrialRecord) -> None:
+        folder = trial_folder(self._folder, record.number)
+        config = with_values(self._config.model_copy(update={"search": None}), record.values)
+        recorder = self._open_trial(record.number, config)
+        for report in distinct_reports(folder / REPORTS_FILE):
+            # The trial may have written an epoch that its sweep had not taken when it was ended.
+            if report.epoch <= record.epochs:
+                recorder.log(report)
+        _conclude(recorder, record.state, record.reason, config, folder)
+        recorder.close(STATUS_OF[record.state])
+
+    def _open_trial(self, number: int, config: Config) -> TrainingRecorder:
+        name = f"trial{number}"
+        artifacts = self._folder / "trial-artifacts" / name
+        return self._open(name, "trial", config, artifacts, {"encsearch.trial": str(number)})
+
+    def _artifacts(self, finalist: str) -> Path:
+        return self._folder / "finalists" / finalist / "artifacts"
+
+    def _open(
+        self, name: str, kind: str, config: Config, artifacts: Path, tags: dict[str, str]
+    ) -> TrainingRecorder:
+        def follow(report: Report) -> None:
+            # Trials are followed through the ledger's events.
+            if kind != "trial":
+                self._progress.epoch(name, report, config)
+
+        return recorder_of(
+            config,
+            self._record,
+            run=name,
+            kind=kind,
+            artifacts=artifacts,
+            parent=self._parent,
+            tags={SWEEP_TAG: self._parent, **tags},
+            follow=follow,
+        )
+
+
+def _conclude(
+    recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
+) -> None:
+    """Note a trial's end and picture its last model; after that its checkpoint is needed no more."""
+    recorder.note("encsearch.state", state)
+    if reason:
+        recorder.note("encsearch.reason", reason)
+    checkpoint = newest(folder)
+    if checkpoint and state != "FAIL":
+        write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
+    drop_checkpoints(folder)

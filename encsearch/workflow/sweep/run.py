@@ -1,0 +1,229 @@
+"""`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
+from encsearch.errors import PreflightError, UserError
+from encsearch.redaction import without_secrets
+from encsearch.reports import recording
+from encsearch.runner.nodes import check_nodes
+from encsearch.runner.ray_session import ray_session
+from encsearch.search.budget.keeper import Keeper
+from encsearch.search.budget.rules import spent_by
+from encsearch.search.confirm.trainings import Confirmation, confirm
+from encsearch.search.study.study import Study
+from encsearch.search.sweep import run_sweep, trials_at_once
+from encsearch.search.trials import TrialRecord, flags, values_text
+from encsearch.tracking.outbox.record import owned
+from encsearch.tracking.outbox.sender import Sender, sending
+from encsearch.train.experiment import preflight
+from encsearch.workflow.check import Checked, check
+from encsearch.workflow.job import Progress, RunSummary, write_summary, write_whole
+from encsearch.workflow.sweep.folder import (
+    CONFIG_FILE,
+    StudyPlace,
+    begin,
+    check_database,
+    locked,
+    open_study,
+    reopen,
+)
+from encsearch.workflow.sweep.records import SweepRecords, parent_run
+from encsearch.workflow.sweep.story import NEXT_TRIALS, Pages, write_story
+from encsearch.workflow.sweep.warm_start import learn_from, previous_trials
+
+# What a resume may change: what the sweep costs and where it runs, not what it compares.
+CHANGEABLE = (
+    "scaling.",
+    "search.budget.",
+    "search.max_concurrent",
+    "search.flagged",
+    "search.confirm.finalists",
+    "search.confirm.seeds",
+    "search.confirm.baselines",
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep; `report` is the HTML page.
+
+    `ended_by` says which budget ended the search before its last trial; None if none did. `excluded` is trial
+    -> why it is not comparable with the others and was not confirmed.
+    """
+
+    folder: Path
+    summary: RunSummary
+    records: tuple[TrialRecord, ...]
+    confirmation: Confirmation
+    report: Path
+    ended_by: str | None
+    excluded: Mapping[int, str]
+
+
+def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | None = None) -> Swept:
+    """Run the recipe's search in a new folder below `out`, confirm the finalists, write the report.
+
+    The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
+    `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
+    """
+    if config.search is None:
+        raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
+    fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
+    if warm_start:
+        previous_trials(warm_start, config, fingerprint)
+    check_database()
+    with sending() as sender, ray_session(needs=_largest(config)):
+        check_nodes(config.data.store, out)
+        sender.store()
+        folder = begin(config, out, fingerprint, warm_start)
+        with locked(folder):
+            _, place = reopen(folder)
+            return _run(config, place, folder, sender, progress)
+
+
+def dry_run(config: Config, out: Path) -> Checked:
+    """All that `sweep` checks, and a forecast by steps timed here; nothing is started, nothing written.
+
+    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        return check(config, out, measure=True, trials_at_once=None)
+    with ray_session(needs=_largest(config)):
+        check_nodes(config.data.store, out)
+        return check(config, out, measure=True, trials_at_once=trials_at_once(config))
+
+
+def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
+    """Go on with a sweep that was killed or interrupted, or give a finished one `extend` more trials.
+
+    What had ended is not run again; what was running goes on from its checkpoint. Raises UserError for a
+    folder that is not a sweep's, for a change that would make its trials incomparable, and while another
+    process runs it; PreflightError when the data is not what it was.
+    """
+    config, place = reopen(folder)
+    for item in overrides:
+        if not item.startswith(CHANGEABLE):
+            raise UserError(
+                f"{item}: the sweep has begun, and its trials must stay comparable; only "
+                f"{', '.join(CHANGEABLE)} can be changed now"
+            )
+    config = with_overrides(config, overrides)
+    assert config.search
+    if extend:
+        config = with_overrides(config, [f"search.budget.trials={config.search.budget.trials + extend}"])
+    found = preflight(config, folder)
+    if found.fingerprint != place.fingerprint:
+        raise PreflightError(
+            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, "
+            f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
+        )
+    check_database()
+    with locked(folder), sending() as sender, ray_session(needs=_largest(config)):
+        check_nodes(config.data.store, folder)
+        sender.store()
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        return _run(config, place, folder, sender, progress)
+
+
+def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progress: Progress) -> Swept:
+    assert config.search
+    study = open_study(config, folder, place)
+    if place.warm_start:
+        progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
+    with owned(folder) as record:
+        sender.follow(folder)
+        parent = parent_run(config, record, folder, place)
+        with recording(parent), _telling_how_to_go_on(folder, progress):
+            observer = SweepRecords(config, record, parent.run, folder, progress)
+            observer.settle(study.records())
+            progress.say(_opening(config, study, folder))
+            keeper = Keeper(config, study, folder, trials_at_once(config))
+            records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+            observer.settle(records)
+            if keeper.ended_by:
+                progress.say(keeper.ended_by)
+                for values in study.would_ask(NEXT_TRIALS):
+                    progress.say(f"would have tried next: {values_text(values)}")
+            excluded = flags(records) if config.search.flagged != "keep" else {}
+            confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
+            parent.summarize(confirmation.winner.result.best)
+            pages = Pages(sender.store(), sender.run_ids(), parent.run)
+            report = write_story(config, place, study, confirmation, keeper, pages, folder)
+    winner = confirmation.winner
+    run_ids = sender.run_ids()
+    summary = RunSummary(
+        kind="sweep",
+        name=config.name,
+        metric=config.metric,
+        value=winner.value,
+        fingerprint=place.fingerprint,
+        store=config.data.store,
+        split=config.data.val_split,
+        tracking_uri=without_secrets(pages.store.uri),
+        experiment_id=pages.store.experiment_id,
+        run=winner.name,
+        run_id=run_ids.get(winner.name),
+        bundle=str(Path("finalists") / winner.name / "artifacts" / "bundle"),
+        parent_run=parent.run,
+        parent_run_id=run_ids.get(parent.run),
+    )
+    write_summary(folder, summary)
+    return Swept(folder, summary, records, confirmation, report, keeper.ended_by, excluded)
+
+
+def _confirm(
+    config: Config,
+    records: Sequence[TrialRecord],
+    excluded: Mapping[int, str],
+    folder: Path,
+    observer: SweepRecords,
+    keeper: Keeper,
+    progress: Progress,
+) -> Confirmation:
+    plan, reduced = keeper.confirmation()
+    if reduced:
+        progress.say(reduced)
+    keeper.write_progress()
+    for number, reason in excluded.items():
+        progress.say(f"trial {number} is left out: {reason}")
+    return confirm(
+        config,
+        records,
+        folder / "finalists",
+        observer,
+        plan=plan,
+        excluded=excluded,
+        progress=keeper.write_progress,
+    )
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"`encsearch resume {folder}` goes on from here")
+        raise
+
+
+def _opening(config: Config, study: Study, folder: Path) -> str:
+    assert config.search
+    planned, records = config.search.budget.trials, study.records()
+    if not records:
+        return f"sweep {config.name}: {planned} trials; files in {folder}"
+    running = sum(record.state == "RUNNING" for record in records)
+    ended = spent_by([record for record in records if record.state != "RUNNING"], 0).trials
+    told = f"{ended} of {planned} trials have ended, {running} go on"
+    return f"sweep {config.name} goes on: {told}; files in {folder}"
+
+
+def _largest(config: Config) -> ScalingConfig:
+    """The workers of a trial or of a finalist, whichever is more."""
+    assert config.search is not None
+    workers = max(config.scaling.num_workers, config.search.confirm.num_workers or 1)
+    return config.scaling.model_copy(update={"num_workers": workers})

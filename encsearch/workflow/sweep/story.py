@@ -1,0 +1,142 @@
+"""What a finished sweep tells: `sweep.json`, and the report that is written from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from encsearch.config import Config, to_yaml
+from encsearch.data.datasets import evenly_spaced
+from encsearch.data.store import open_split
+from encsearch.errors import UserError
+from encsearch.inference.bundle import Bundle
+from encsearch.inference.predictor import Predictor, comparison_sheet
+from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
+from encsearch.search.budget.keeper import Keeper
+from encsearch.search.confirm.finalists import BASELINE_LABELS, Finalist
+from encsearch.search.confirm.trainings import Confirmation
+from encsearch.search.study.study import Study
+from encsearch.search.trials import flags
+from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
+from encsearch.tracking.outbox.sender import TrackingStore
+from encsearch.workflow.job import write_whole
+from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
+from encsearch.workflow.sweep.folder import StudyPlace
+
+REPORT_FILE, SWEEP_FILE, PICTURE_FILE = "report.html", "sweep.json", "comparison.png"
+SHEET_IMAGES = 6
+# So many of the trials that a spent budget left out are told.
+NEXT_TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the sweep's runs are in MLflow: `run_ids` by their names, those that the store has so far."""
+
+    store: TrackingStore
+    run_ids: Mapping[str, str]
+    parent: str
+
+
+def write_story(
+    config: Config,
+    place: StudyPlace,
+    study: Study,
+    confirmation: Confirmation,
+    keeper: Keeper,
+    pages: Pages,
+    folder: Path,
+) -> Path:
+    """Write `sweep.json`, the picture sheet and the report; returns the report."""
+    assert config.search
+    artifacts = folder / "artifacts"
+    _compare_models(confirmation, artifacts / PICTURE_FILE)
+    trials = study.records()
+    story = SweepSummary(
+        name=config.name,
+        metric=config.metric,
+        space={path: dimension.kind for path, dimension in config.search.space.items()},
+        epochs=config.train.epochs,
+        trials=trials,
+        finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
+        winner=confirmation.winner.trial,
+        config_yaml=to_yaml(config),
+        mlflow=ui_command(pages.store.uri) or "",
+        links=_links(config, confirmation, pages, [f"trial{trial.number}" for trial in trials]),
+        picture=Path(PICTURE_FILE),  # it lies beside the report
+        wall_seconds=keeper.elapsed_s,
+        context=_context_folder(confirmation.winner.name, artifacts),
+        flags=flags(trials),
+        forecasts=keeper.points(),
+        ended_by=keeper.ended_by,
+        next_values=study.would_ask(NEXT_TRIALS) if keeper.ended_by else (),
+        warm_started=Path(place.warm_start).name if place.warm_start else None,
+        cost_unit="GPU" if config.scaling.gpus_per_worker else "CPU",
+    )
+    write_whole(folder / SWEEP_FILE, to_json(story))
+    return render(story, artifacts / REPORT_FILE)
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Write the report of a finished sweep anew from its `sweep.json`."""
+    try:
+        story = from_json((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
+    except ValueError as error:
+        reason = ", ".join(str(error).splitlines()[:3])
+        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
+    return render(story, folder / "artifacts" / REPORT_FILE)
+
+
+def _compare_models(confirmation: Confirmation, target: Path) -> None:
+    """A sheet of the baselines' and the winner's predictions on the same validation images."""
+    winner = confirmation.winner
+    first_of_each = {_title(f): f for f in reversed((*confirmation.baselines, winner))}
+    models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
+    dataset = open_split(winner.config.data.store, winner.config.data.val_split)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    comparison_sheet(evenly_spaced(dataset, SHEET_IMAGES), dataset.info, models).save(target)
+
+
+def _bundle(finalist: Finalist) -> Bundle:
+    return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
+
+
+def _title(finalist: Finalist) -> str:
+    return {**BASELINE_LABELS, "encoding": "EncNet"}[finalist.config.model.context]
+
+
+def _links(
+    config: Config, confirmation: Confirmation, pages: Pages, trials: list[str]
+) -> tuple[tuple[str, str], ...]:
+    """The pages of MLflow, by name; a trial that was refused has no run, nor has what was not sent yet."""
+    experiment, run_ids, winner = pages.store.experiment_id, pages.run_ids, confirmation.winner.name
+    if not {pages.parent, winner} <= run_ids.keys():
+        return ()
+    base = ui_base(pages.store.uri)
+    children = [run_ids[name] for name in trials if name in run_ids]
+    return (
+        ("trials and finalists", children_link(base, experiment, run_ids[pages.parent], config.metric)),
+        ("comparison", compare_link(base, experiment, children)),
+        ("winner", run_link(base, experiment, run_ids[winner])),
+    )
+
+
+def _context_folder(winner: str, artifacts: Path) -> Path | None:
+    """The winner's diagnostics, relative to the report's folder; None for a model without context module."""
+    folder = Path("..", "finalists", winner, "artifacts", CONTEXT_FOLDER)
+    return folder if (artifacts / folder).is_dir() else None
+
+
+def _row(finalist: Finalist) -> FinalistRow:
+    return FinalistRow(
+        trial=finalist.trial,
+        seed=finalist.seed,
+        num_workers=finalist.config.scaling.num_workers,
+        value=finalist.value,
+        epochs=finalist.result.reports[-1].epoch,
+        seconds=finalist.result.seconds,
+        class_iou=dict(finalist.result.best.class_iou),
+        label="" if finalist.trial is not None else _title(finalist),
+        parameters=finalist.parameters,
+    )

@@ -1,0 +1,72 @@
+"""`--warm-start-from`: a sweep's trials as knowledge of another."""
+
+import os
+from pathlib import Path
+
+from encsearch.config import Config, active, flatten
+from encsearch.errors import UserError
+from encsearch.redaction import without_secrets
+from encsearch.search.study.study import Study, records_at
+from encsearch.search.trials import TrialRecord
+from encsearch.workflow.sweep.folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
+
+# Sections that decide a trial's figure.
+COMPARED = ("augment.", "model.", "loss.", "optim.", "train.")
+
+
+def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> str:
+    """Take over the trials of the sweep in `source` that lie in this one's space; says how many.
+
+    A resume takes over nothing: that sweep may have gone on since, or be gone.
+    """
+    if study.num_learnt is None:
+        study.learn(source.name, previous_trials(source, config, fingerprint))
+    return f"the sampler knows {study.num_learnt} trials of {source.name}"
+
+
+def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[TrialRecord, ...]:
+    """The ended trials of the sweep in `source` that lie in the space of `config`.
+
+    Raises UserError when there are none, or when anything else than the searched values was different.
+    """
+    assert config.search
+    before, place = reopen(source)
+    assert before.search
+    if place.fingerprint != fingerprint:
+        raise UserError(
+            f"--warm-start-from {source}: its trials do not compare, the data there was another "
+            f"({place.fingerprint[:12]}, not {fingerprint[:12]})"
+        )
+    searched = before.search.space.keys() | config.search.space.keys()
+    theirs, ours = flatten(before), flatten(config)
+    for path in sorted(theirs.keys() | ours.keys()):
+        is_compared = path in ("metric", "search.minimize") or path.startswith(COMPARED)
+        if is_compared and path not in searched and theirs.get(path) != ours.get(path):
+            raise UserError(
+                f"--warm-start-from {source}: its trials do not compare, {path} is {theirs.get(path)} there "
+                f"and {ours.get(path)} here"
+            )
+    database = os.environ.get(STORAGE_VARIABLE, "")
+    if place.storage and place.storage != without_secrets(database):
+        raise UserError(
+            f"--warm-start-from {source}: its study is in {place.storage}; set {STORAGE_VARIABLE} to that"
+        )
+    journal = source / JOURNAL_FILE
+    if not place.storage and not journal.exists():
+        raise UserError(f"--warm-start-from {source}: {journal.name} is missing")
+    records = records_at(database if place.storage else str(journal), place.name, before.search)
+    space = config.search.space
+    fitting = [
+        record
+        for record in records
+        if record.state in ("COMPLETE", "PRUNED")
+        and not record.refused
+        and record.curve
+        and record.values.keys() == set(active(space, record.values))
+        and all(space[path].holds(value) for path, value in record.values.items())
+    ]
+    if not fitting:
+        raise UserError(
+            f"--warm-start-from {source}: none of its {len(records)} trials lies in the space here"
+        )
+    return tuple(fitting)
