@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from encsearch.data.datasets import IGNORE, DatasetInfo
 from encsearch.data.manifest import VERSION, Shard, StoreError
 from encsearch.data.rows import Row, encoded_sha256
+from encsearch.text import format_bytes, format_count, format_list
 
 ROW_GROUP_BYTES = 8 * 2**20
 
@@ -144,7 +145,7 @@ class RowCache:
         offset = index - self._starts[number]
         sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
         if encoded_sha256(sample_id, image, mask) != sha256:
-            folders = " or ".join(str(folder) for folder in _cache_folders(self._store))
+            folders = format_list([str(folder) for folder in _cache_folders(self._store)], "or")
             raise StoreError(f"row {index} is damaged in the cache; delete {folders}, they are rebuilt")
         return CachedRow(sample_id, image, mask)
 
@@ -213,8 +214,8 @@ def _check_size(store: Path, shard: Shard) -> None:
         raise StoreError(f"{store / shard.file}: cannot be read ({error.strerror}); restore it") from None
     if size != shard.bytes:
         raise StoreError(
-            f"{store / shard.file}: damaged, {size} bytes but the manifest says {shard.bytes}; "
-            "restore the file or import the data again"
+            f"{store / shard.file}: damaged, {format_count(size, 'byte')} but the manifest says "
+            f"{format_count(shard.bytes)}; restore the file or import the data again"
         )
 
 
@@ -252,7 +253,8 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
         os.replace(temporary, file)
     except OSError as error:
         raise StoreError(
-            f"{file.parent}: cannot write a cache of {shard.bytes} bytes ({_one_line(error)}); make room"
+            f"{file.parent}: cannot write a cache of {format_bytes(shard.bytes)} ({_one_line(error)}); make "
+            "room"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

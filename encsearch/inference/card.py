@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 from encsearch.config import Config, ModelConfig
 from encsearch.data.datasets import DatasetInfo
+from encsearch.text import format_count, format_param, format_percent, format_score, is_score
 
 WEAK_IOU = 0.5
 """Below it a prediction of the class shares less with the truth than it misses or adds."""
 
 FEW_IMAGES = 100
 """Of so few validation images one scene can move a class by several points."""
-
-SCORES = ("mIoU", "pixAcc", "mAcc", "fwIoU", "foreground/", "boundary/", "size/", "presence/")
-"""How the figures of a report begin that tell of the model and not of the training."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,9 @@ def limits(facts: ModelFacts) -> list[str]:
     ]
     weak = {name: iou for name, iou in facts.class_iou.items() if iou < WEAK_IOU}
     if weak:
-        listed = ", ".join(f"{name} ({_percent(iou)})" for name, iou in sorted(weak.items(), key=_value))
-        found.append(f"Not to be relied on for classes with an IoU below {_percent(WEAK_IOU)} %: {listed}.")
+        named = [f"{name} ({format_score(iou)})" for name, iou in sorted(weak.items(), key=_value)]
+        least = format_score(WEAK_IOU)
+        found.append(f"Not to be relied on for classes with an IoU below {least}: {', '.join(named)}.")
     unseen = [name for name in info.classes if name not in facts.class_iou]
     if facts.class_iou and unseen:
         found.append(f"Nothing is known of {', '.join(unseen)}: not in the {split} split.")
@@ -80,7 +79,8 @@ def limits(facts: ModelFacts) -> list[str]:
         found.append("Nothing is known of single classes: no IoU by class was recorded.")
     num_images = facts.num_images.get(split)
     if num_images is not None and num_images < FEW_IMAGES:
-        found.append(f"The figures are of {num_images} images: differences of a few points mean little.")
+        images = format_count(num_images, "image")
+        found.append(f"The figures are of {images}: differences of a few points mean little.")
     crop = facts.config.augment.crop
     if facts.metrics and crop is not None:
         found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
@@ -95,7 +95,8 @@ def limits(facts: ModelFacts) -> list[str]:
 def _what_it_is(facts: ModelFacts) -> str:
     return (
         f"Semantic segmentation of RGB images of any size: a class for every pixel, of {facts.info.name}'s "
-        f"{len(facts.info.classes)}. {_network(facts.config.model)}; {facts.num_parameters:,} parameters."
+        f"{len(facts.info.classes)}. {_network(facts.config.model)}; "
+        f"{format_count(facts.num_parameters, 'parameter')}."
     )
 
 
@@ -106,22 +107,19 @@ def _network(model: ModelConfig) -> str:
     if model.context == "gate":
         return f"A network with a pooled gate in the place of the encoding: {body}"
     return (
-        f"EncNet (Zhang et al., CVPR 2018) with {model.num_codewords} codewords of {model.channels} "
-        f"channels: {body}. It also tells which classes are somewhere in the image"
+        f"EncNet (Zhang et al., CVPR 2018) with {format_count(model.num_codewords, 'codeword')} of "
+        f"{model.channels} channels: {body}. It also tells which classes are somewhere in the image"
     )
 
 
 def _scores(facts: ModelFacts) -> str:
-    scores = {name: value for name, value in facts.metrics.items() if name.startswith(SCORES)}
+    scores = {name: value for name, value in facts.metrics.items() if is_score(name)}
     if not scores:
         return "None were recorded."
-    rows = [("score", "%"), *((name, _percent(value)) for name, value in scores.items())]
+    rows = [("score", "%"), *((name, format_percent(value)) for name, value in scores.items())]
     parts = [f"On the {_split(facts, facts.config.data.val_split)}.", _table(rows)]
     if facts.class_iou:
-        by_class = (
-            (name, _percent(facts.class_iou[name]) if name in facts.class_iou else "-")
-            for name in facts.info.classes
-        )
+        by_class = ((name, format_percent(facts.class_iou.get(name))) for name in facts.info.classes)
         parts.append(_table([("class", "IoU %"), *by_class]))
     return "\n\n".join(parts)
 
@@ -134,20 +132,22 @@ def _data(facts: ModelFacts) -> list[str]:
 
 def _split(facts: ModelFacts, name: str) -> str:
     number = facts.num_images.get(name)
-    return f"{name} split ({'an unknown number of' if number is None else number} images)"
+    images = "an unknown number of images" if number is None else format_count(number, "image")
+    return f"{name} split ({images})"
 
 
 def _training(config: Config) -> list[str]:
-    train, augment, loss = config.train, config.augment, config.loss
-    steps = f", {train.steps_per_epoch} steps each" if train.steps_per_epoch else ""
+    train, augment, loss, optim = config.train, config.augment, config.loss, config.optim
+    steps = f", {format_count(train.steps_per_epoch, 'step')} each" if train.steps_per_epoch else ""
+    low, high = map(format_param, augment.scale)
     return [
-        f"{train.epochs} epochs{steps}, {train.global_batch_size} images a step, seed {train.seed}, "
-        f"{train.precision}",
-        f"SGD, learning rate {config.optim.lr:g} ({config.optim.head_lr_factor:g} times that for the heads), "
-        f"weight decay {config.optim.weight_decay:g}",
-        f"pixel cross-entropy and SE-loss of weight {loss.se_weight:g}",
-        f"crop {augment.crop or 'none'}, zoom {augment.scale[0]:g} to {augment.scale[1]:g}, "
-        f"mirrored with probability {augment.flip:g}",
+        f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
+        f"step, seed {train.seed}, {train.precision}",
+        f"SGD, learning rate {format_param(optim.lr)} ({format_param(optim.head_lr_factor)} times that for "
+        f"the heads), weight decay {format_param(optim.weight_decay)}",
+        f"pixel cross-entropy and SE-loss of weight {format_param(loss.se_weight)}",
+        f"crop {augment.crop or 'none'}, zoom {low} to {high}, "
+        f"mirrored with probability {format_param(augment.flip)}",
         # Of a file only the name: the path is of one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
@@ -165,10 +165,6 @@ def _cell(text: str) -> str:
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _value(item: tuple[str, float]) -> float:

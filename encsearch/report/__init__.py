@@ -6,14 +6,10 @@ says them, the figures draw them, page.py writes the page.
 
 from encsearch.report.page import render
 from encsearch.report.summary import FinalistRow, SweepSummary, from_json, to_json
-from encsearch.text import format_duration, format_param, format_value
 
 __all__ = [
     "FinalistRow",
     "SweepSummary",
-    "format_duration",
-    "format_param",
-    "format_value",
     "from_json",
     "render",
     "to_json",

@@ -30,7 +30,14 @@ from encsearch.report.facts import KIND_LABELS, class_table, kind_of, stragglers
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
 from encsearch.report.words import paragraphs, straggler_words
-from encsearch.text import format_cost, format_duration, format_param, format_value
+from encsearch.text import (
+    format_count,
+    format_duration,
+    format_param,
+    format_params,
+    format_percent,
+    format_share,
+)
 
 Figures = dict[str, list[Chart | Omitted]]
 
@@ -160,10 +167,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "value": format_value,
-        "duration": format_duration,
-        "param": format_param,
-        "cost": format_cost,
-    }
+    formats = (format_count, format_duration, format_param, format_params, format_percent, format_share)
+    environment.filters |= {each.__name__: each for each in formats}
     return environment

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from encsearch.report.charts.axes import Axis, axes_of, numeric_pairs
-from encsearch.report.charts.style import Chart, Omitted, Palette
+from encsearch.report.charts.style import Chart, Omitted, Palette, show_percent
 from encsearch.report.facts import at_epoch, common_epoch
 from encsearch.report.summary import SweepSummary
 
@@ -98,7 +98,8 @@ def _draw_contours(surfaces: Sequence[Surface], metric: str, figure: Figure, pal
     plots = list(figure.subplots(1, len(surfaces), squeeze=False).flat)
     for plot, each in zip(plots, surfaces, strict=True):
         _draw_surface(plot, each, shared, palette)
-    bar = figure.colorbar(ScalarMappable(shared, palette.shades), ax=plots, pad=0.01, aspect=25, label=metric)
+    bar = figure.colorbar(ScalarMappable(shared, palette.shades), ax=plots, pad=0.01, aspect=25)
+    show_percent(bar.ax.yaxis, metric)
     bar.outline.set_visible(False)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from encsearch.report.charts.style import Chart, Omitted, Palette
 from encsearch.report.summary import SweepSummary
 from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
-from encsearch.text import listed
+from encsearch.text import format_list, format_share
 
 MIN_FORECASTS = 2
 
@@ -25,12 +25,13 @@ def eta_chart(summary: SweepSummary) -> Chart | Omitted:
 
 def told(tested: Backtest) -> str:
     errors = [
-        f"{100 * error:+.0f} % {'at the start' if not share else f'at {share:.0%}'}"
+        f"{format_share(error, signed=True)} {f'at {format_share(share)}' if share else 'at the start'}"
         for share, error in tested.errors
     ]
     return (
-        f"The median was off by {listed(errors)} of the way (positive: the sweep ended sooner). The true end "
-        f"was within {tested.held:.0%} of the intervals, each of which was to hold it with 80 %."
+        f"The median was off by {format_list(errors)} of the way (positive: the sweep ended sooner). The "
+        f"true end was within {format_share(tested.held)} of the intervals, each of which was to hold it "
+        "with 80 %."
     )
 
 

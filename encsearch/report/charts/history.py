@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
+from encsearch.report.charts.style import (
+    Chart,
+    Omitted,
+    Palette,
+    kind_handles,
+    legend_below,
+    plot_trials,
+    show_percent,
+)
 from encsearch.report.facts import (
     Kind,
     best_of_search,
@@ -23,7 +31,7 @@ from encsearch.report.facts import (
 )
 from encsearch.report.summary import SweepSummary
 from encsearch.search.trials import TrialRecord
-from encsearch.text import counted
+from encsearch.text import format_count
 
 MAX_COUNTS = 10
 """Labels of the upper axis, which counts trials."""
@@ -50,10 +58,11 @@ def history_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial has a value")
     data = history(summary)
     unit = f"{summary.cost_unit}-seconds"
+    values = format_count(len(comparable(summary)), "noisy value")
     caption = (
         f"Each mark is a trial, at the {unit} that all trials until its end had taken, in the order of their "
         "numbers. A trial that was stopped early shows its best until then. The ringed one is the search's "
-        f"maximum: the largest of {counted(len(comparable(summary)), 'noisy value')}, so too high on average."
+        f"maximum: the largest of {values}, so too high on average."
     )
     return Chart("history.png", title, caption, 4.4, partial(_draw_history, data, summary.metric, unit))
 
@@ -118,7 +127,7 @@ def _draw_history(data: History, metric: str, unit: str, figure: Figure, palette
     if data.maximum:
         handles.append(_ring(axes, data.maximum, palette))
     axes.set_xlabel(f"{unit} spent in trials")
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     axes.set_xlim(left=0)
     _count_trials(axes, data.ends)
     legend_below(figure, [*kind_handles((kind for _, _, kind in data.points), palette), *handles])
@@ -141,7 +150,7 @@ def _count_trials(axes: Axes, ends: tuple[tuple[float, int], ...]) -> None:
     """The number of trials along the top, which tells less than the cost below."""
     shown = spaced(ends)
     top = axes.secondary_xaxis("top")
-    top.set_xticks([end for end, _ in shown], [str(count) for _, count in shown])
+    top.set_xticks([end for end, _ in shown], [format_count(count) for _, count in shown])
     top.set_xlabel("trials ended", fontsize=9)
     top.tick_params(length=3, labelsize=8.5)
     top.spines["top"].set_visible(False)
@@ -166,6 +175,6 @@ def _draw_curves(
         if kind != "complete":
             plot_trials(axes, [(*trial.curve[-1], kind)], palette, scale=0.85)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, kind_handles((kind for _, kind in curves), palette))

@@ -6,7 +6,15 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
+from encsearch.report.charts.style import (
+    Chart,
+    Omitted,
+    Palette,
+    kind_handles,
+    legend_below,
+    plot_trials,
+    show_percent,
+)
 from encsearch.report.facts import Kind, comparable, kind_of
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.finalists import pareto_front
@@ -63,7 +71,7 @@ def _draw_front(
     )
     plot_trials(axes, points, palette)
     axes.set_xlabel(label)
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     line = Line2D(
         [], [], color=palette.accent, linewidth=2, marker="o", markerfacecolor="none", label="Pareto front"
     )

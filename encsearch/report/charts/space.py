@@ -17,6 +17,7 @@ from encsearch.report.charts.style import (
     kind_handles,
     legend_below,
     plot_trials,
+    show_percent,
 )
 from encsearch.report.facts import Kind, kind_of, valued
 from encsearch.report.summary import SweepSummary
@@ -98,7 +99,7 @@ def _draw_parallel(
     last = len(axes)
     plot.set_xlim(-0.25, last + 0.1)
     plot.set_ylim(-0.06, 1.06)
-    plot.set_xticks(range(last + 1), [*(axis.label.replace(" (", "\n(") for axis in axes), metric])
+    plot.set_xticks(range(last + 1), [*(axis.label.replace(" (", "\n(") for axis in axes), f"{metric} %"])
     plot.tick_params(axis="x", length=0, labelsize=10, labelcolor=palette.ink, pad=8)
     plot.set_yticks([])
     plot.grid(False)
@@ -108,6 +109,7 @@ def _draw_parallel(
         for place, label in axis.ticks():
             _label(plot, x, place, label, palette)
     bar = figure.colorbar(ScalarMappable(norm, palette.shades), ax=plot, pad=0.01, aspect=28)
+    show_percent(bar.ax.yaxis, metric)
     bar.outline.set_visible(False)
 
 
@@ -156,7 +158,7 @@ def _draw_slices(
         plot.set_xlim(-0.03, 1.03)
         plot.set_xlabel(axis.label)
         if number % columns == 0:
-            plot.set_ylabel(metric)
+            show_percent(plot.yaxis, metric)
     for plot in grid[len(panels) :]:
         plot.set_visible(False)
     legend_below(figure, kind_handles({kind for _, points in panels for _, _, kind in points}, palette))

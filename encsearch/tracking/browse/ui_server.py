@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from encsearch.errors import PreflightError
+from encsearch.text import format_duration
 from encsearch.tracking.browse.links import LOOPBACK, is_loopback, server_command, ui_base
 
 START_S = 180.0  # on a loaded machine MLflow takes half a minute to import
@@ -43,7 +44,9 @@ class UiServer:
             if self.process and self.process.poll() is not None:
                 raise PreflightError(f"the MLflow server ended at its start: {_last_line(self.log)}")
             if time.monotonic() > deadline_s:
-                raise PreflightError(f"MLflow at {self.base} does not answer after {START_S:.0f} s")
+                raise PreflightError(
+                    f"MLflow at {self.base} does not answer after {format_duration(START_S)}"
+                )
             time.sleep(POLL_S)
 
     def wait_until_over(self) -> None:
