@@ -149,7 +149,7 @@ def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> 
     assert card.startswith("# encnet\n")
     assert "| mIoU | 50.00 |" in card
     assert "train/loss" not in card
-    assert "| sky | 75.0 |" in card
+    assert "| sky | 75.00 |" in card
     assert "| car | - |" in card
     assert "On the val split (12 images)" in card
     assert "IoU below 50.00 %: road (25.00 %)." in card
