@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, LimitsConfig, with_values
+from encsearch.config import Config, LimitsConfig, Minimized, with_values
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
@@ -53,6 +53,15 @@ def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
     return _beyond("latency_ms", latency_ms, limits.latency_ms, "{:.3g} ms an image")
+
+
+def _is_latency(minimize: Minimized | None) -> bool:
+    """Whether a trial must measure its second objective; the parameters are noted of every trial."""
+    match minimize:
+        case "latency_ms":
+            return True
+        case "parameters" | None:
+            return False
 
 
 def _beyond(name: str, figure: float, limit: float, text: str) -> Excess:
@@ -251,7 +260,7 @@ class Ledger:
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
-        measures = bool(self._search.limits.latency_ms or self._search.minimize == "latency_ms")
+        measures = bool(self._search.limits.latency_ms) or _is_latency(self._search.minimize)
         job = Job(config, trial_folder(self._folder, proposal.number), self._fingerprint, measures)
         self._waiting.append(_Entry(proposal.number, proposal.values, job))
         return True

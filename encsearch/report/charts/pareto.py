@@ -6,6 +6,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from encsearch.config import Minimized
 from encsearch.report.charts.style import Chart, Omitted, Palette, kind_handles, legend_below, plot_trials
 from encsearch.report.facts import Kind, comparable, kind_of
 from encsearch.report.summary import SweepSummary
@@ -14,9 +15,6 @@ from encsearch.search.trials import TrialRecord
 
 Point = tuple[float, float, Kind]
 
-MINIMIZED_LABELS = {"parameters": "trainable parameters, millions", "latency_ms": "latency, ms an image"}
-PARAMETERS_A_MILLION = 1e6
-
 
 def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
     title = "What the metric costs: the Pareto front"
@@ -24,7 +22,7 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
     if not minimized:
         return Omitted(title, "the sweep has one objective (search.minimize is not set)")
     trials = [trial for _, trial in comparable(summary)]
-    unit = PARAMETERS_A_MILLION if minimized == "parameters" else 1.0
+    label, unit = _axis(minimized)
     points, front = _points(summary, trials, unit), _points(summary, pareto_front(trials), unit)
     if not points:
         return Omitted(title, "no trial has both figures")
@@ -38,8 +36,17 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
         title,
         caption,
         4.2,
-        partial(_draw_front, points, sorted(front), summary.metric, MINIMIZED_LABELS[minimized]),
+        partial(_draw_front, points, sorted(front), summary.metric, label),
     )
+
+
+def _axis(minimized: Minimized) -> tuple[str, float]:
+    """The label, and the unit as a number of what the trials hold."""
+    match minimized:
+        case "parameters":
+            return "trainable parameters, millions", 1e6
+        case "latency_ms":
+            return "latency, ms an image", 1.0
 
 
 def _points(summary: SweepSummary, trials: Sequence[TrialRecord], unit: float) -> list[Point]:
