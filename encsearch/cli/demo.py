@@ -57,12 +57,12 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     from encsearch.data.datasets import evenly_spaced
     from encsearch.data.store import open_split
     from encsearch.inference.predictor import Predictor, comparison_sheet
-    from encsearch.search.confirm.finalists import BASELINE_LABELS
+    from encsearch.search.confirm.finalists import name_context
     from encsearch.tracking.registry.fetch import load
     from encsearch.workflow.recorder import checkpoint_model
 
     models = {
-        BASELINE_LABELS[baseline.config.model.context]: Predictor(
+        name_context(baseline.config.model.context): Predictor(
             checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
         )
         for baseline in done.confirmation.baselines

@@ -76,12 +76,15 @@ class Config(Section):
                 f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
                 f"single value; try a crop over {stride} or a larger global_batch_size"
             )
-        if head in ("pspnet", "deeplabv3", "deeplabv3plus"):
-            raise ValueError(
-                f"model.head={head} pools an image to one value, and batch norm needs two: with one image a "
-                f"worker it cannot train; try global_batch_size={2 * self.train.global_batch_size}"
-            )
-        return self
+        match head:
+            case "pspnet" | "deeplabv3" | "deeplabv3plus":
+                raise ValueError(
+                    f"model.head={head} pools an image to one value, and batch norm needs two: with one "
+                    "image a worker it cannot train; try "
+                    f"global_batch_size={2 * self.train.global_batch_size}"
+                )
+            case "fcn" | "unet" | "refinenet":
+                return self
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Config":

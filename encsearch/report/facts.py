@@ -66,13 +66,15 @@ def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
         return "refused"
     if trial.number in summary.flags:
         return "flagged"
-    kinds: dict[str, Kind] = {
-        "COMPLETE": "complete",
-        "PRUNED": "pruned",
-        "FAIL": "fail",
-        "RUNNING": "running",
-    }
-    return kinds[trial.state]
+    match trial.state:
+        case "COMPLETE":
+            return "complete"
+        case "PRUNED":
+            return "pruned"
+        case "FAIL":
+            return "fail"
+        case "RUNNING":
+            return "running"
 
 
 def spent_until(summary: SweepSummary) -> dict[int, float]:

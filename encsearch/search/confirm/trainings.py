@@ -15,11 +15,11 @@ from encsearch.errors import TrainingError
 from encsearch.reports import Recorder, RunResult, append_line, read_lines, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
-    BASELINE_LABELS,
     Finalist,
     configurations,
     finalist_config,
     from_line,
+    name_context,
     pick_finalists,
     representative,
     to_line,
@@ -114,7 +114,7 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
     """Their names hold the winner, at whose values they train: of an extended sweep it may be another."""
     return [
         Wanted(
-            f"trial{winner.trial}-{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
+            f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}",
             None,
             with_values(winner.config, {"model.context": context, "train.seed": seed}),
         )

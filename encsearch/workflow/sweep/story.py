@@ -12,7 +12,7 @@ from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
 from encsearch.search.budget.keeper import Keeper
-from encsearch.search.confirm.finalists import BASELINE_LABELS, Finalist
+from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
 from encsearch.search.trials import flags
@@ -91,7 +91,9 @@ def rewrite_report(folder: Path) -> Path:
 def _compare_models(confirmation: Confirmation, target: Path) -> None:
     """A sheet of the baselines' and the winner's predictions on the same validation images."""
     winner = confirmation.winner
-    first_of_each = {_title(f): f for f in reversed((*confirmation.baselines, winner))}
+    first_of_each = {
+        name_context(f.config.model.context): f for f in reversed((*confirmation.baselines, winner))
+    }
     models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
     dataset = open_split(winner.config.data.store, winner.config.data.val_split)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,10 +102,6 @@ def _compare_models(confirmation: Confirmation, target: Path) -> None:
 
 def _bundle(finalist: Finalist) -> Bundle:
     return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
-
-
-def _title(finalist: Finalist) -> str:
-    return {**BASELINE_LABELS, "encoding": "EncNet"}[finalist.config.model.context]
 
 
 def _links(
@@ -137,6 +135,6 @@ def _row(finalist: Finalist) -> FinalistRow:
         epochs=finalist.result.reports[-1].epoch,
         seconds=finalist.result.seconds,
         class_iou=dict(finalist.result.best.class_iou),
-        label="" if finalist.trial is not None else _title(finalist),
+        label="" if finalist.trial is not None else name_context(finalist.config.model.context),
         parameters=finalist.parameters,
     )
