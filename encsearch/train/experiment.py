@@ -81,7 +81,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.precision == "bf16",
+        bf16=config.train.bf16,
         classes=train.info.classes,
         groups=train.info.groups,
         device=torch.device(device),

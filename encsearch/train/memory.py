@@ -118,7 +118,7 @@ def _plan(config: Config, num_classes: int) -> Plan:
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.precision == "bf16",
+        bf16=config.train.bf16,
         classes=(),
         groups={},
         device=torch.device("cpu"),

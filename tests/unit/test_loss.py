@@ -11,7 +11,7 @@ from torch import Tensor
 
 from encsearch.config import LossConfig
 from encsearch.model.encnet import EncNet, EncNetOutput
-from encsearch.train.loss import Term, class_presence, hard_labels, loss_sums, weighted_loss
+from encsearch.train.loss import Term, TermName, class_presence, hard_labels, loss_sums, weighted_loss
 
 NUM_CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 2.0, 0.25, 1.5])
@@ -52,11 +52,11 @@ def part(output: EncNetOutput, rows: slice) -> EncNetOutput:
     return EncNetOutput(*(value[rows] if value is not None else None for value in output))
 
 
-def divisors(terms: dict[str, Term]) -> Tensor:
+def divisors(terms: dict[TermName, Term]) -> Tensor:
     return torch.stack([term.divisor for term in terms.values()]).double()
 
 
-def total(terms: dict[str, Term], loss: LossConfig) -> Tensor:
+def total(terms: dict[TermName, Term], loss: LossConfig) -> Tensor:
     return weighted_loss(terms, divisors(terms), loss)
 
 
