@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, Context, ModelConfig, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.inference.card import ModelFacts, model_card, name_term
 from encsearch.model.encnet import EncNet
@@ -118,7 +118,8 @@ def test_a_field_is_named_where_it_is_set_and_only_there(path: str, value: Any, 
 
 
 @pytest.mark.parametrize(
-    ("context", "auxiliary"), list(product(("encoding", "gate", "none"), ("fcn", "se", "none")))
+    ("context", "auxiliary"),
+    list(product(get_args(Context), get_args(ModelConfig.model_fields["auxiliary"].annotation))),
 )
 def test_the_terms_that_are_named_are_those_that_train(context: str, auxiliary: str) -> None:
     values = {"model.backbone": "tiny", "model.output_stride": 4, "model.channels": 8}

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encsearch.config import LossConfig
+from encsearch.config import Context, LossConfig
 from encsearch.model.encnet import EncNet, EncNetOutput
 from encsearch.train.loss import Term, TermName, class_presence, hard_labels, loss_sums, weighted_loss
 
@@ -276,7 +277,7 @@ def test_pixels_of_a_class_without_weight_have_no_loss(smoothing: float) -> None
 
 
 @pytest.mark.parametrize("preset", ["paper", "mmseg"])
-@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("context", get_args(Context))
 @pytest.mark.parametrize(
     ("se_weight", "aux_weight", "label"),
     [(0.2, 0.4, 255), (0.0, 0.0, 1)],
