@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.report import format_duration
 from encsearch.report.charts.ablation import draw_curve, draw_rows
 from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.statistics import Estimate
+from encsearch.text import format_duration
 
 REPORT_FILE = "ablation.md"
 PICTURE_FILE = "pictures.png"
