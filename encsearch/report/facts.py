@@ -28,7 +28,6 @@ COMMON_SHARE = 2 / 3
 STRAGGLER_RATIO = 2.0
 """A trial whose seconds an epoch are over this multiple of the median is a straggler."""
 
-
 Valued = tuple[float, TrialRecord]
 """A trial behind its value."""
 

@@ -32,13 +32,13 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
         )
     found = importances(space, trials, summary.search.seed)
     caption = (
-        f"{basis(len(trials), epoch, summary.metric)} {finding(found)} {unrated(set(space) - set(rated))}"
+        f"{_basis(len(trials), epoch, summary.metric)} {_finding(found)} {_unrated(set(space) - set(rated))}"
     )
     height = 1.7 + 0.42 * len(rated)
     return Chart("importances.png", title, caption.strip(), height, partial(_draw, found, short_names(space)))
 
 
-def basis(num_trials: int, epoch: int | None, metric: str) -> str:
+def _basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
         f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. "
         "Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, the broken "
@@ -47,7 +47,7 @@ def basis(num_trials: int, epoch: int | None, metric: str) -> str:
     )
 
 
-def finding(found: Sequence[Importances]) -> str:
+def _finding(found: Sequence[Importances]) -> str:
     """What is beyond chance, which may be nothing."""
     both = [path for path in found[0].beyond_chance if all(path in each.beyond_chance for each in found)]
     one = [f"{path} ({each.evaluator})" for each in found for path in each.beyond_chance if path not in both]
@@ -57,7 +57,7 @@ def finding(found: Sequence[Importances]) -> str:
     return f"Beyond chance {'; '.join(parts)}."
 
 
-def unrated(paths: set[str]) -> str:
+def _unrated(paths: set[str]) -> str:
     if not paths:
         return ""
     return f"Not rated, since not every trial has it with a value of its own: {listed(sorted(paths))}."
