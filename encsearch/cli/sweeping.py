@@ -93,6 +93,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, how sure the winner is, and where the report is."""
+    from encsearch.report.facts import comparable
     from encsearch.report.verdict import verdict
 
     metric, records = done.summary.metric, done.records
@@ -117,8 +118,8 @@ def swept_text(done: "Swept") -> str:
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
     finalists = table(["confirmed", "workers", f"best {metric}", "epochs"], confirmed)
-    comparable = [record for record in records if record.number not in done.excluded]
-    told = "\n".join(verdict(done.confirmation.ranking, metric, comparable))
+    candidates = comparable(records, done.excluded)
+    told = "\n".join(verdict(done.confirmation.ranking, metric, candidates))
     return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.report import format_duration
 from encsearch.report.charts.ablation import draw_curve, draw_rows
 from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.statistics import Estimate
+from encsearch.text import format_duration
 
 REPORT_FILE = "ablation.md"
 PICTURE_FILE = "pictures.png"
@@ -39,7 +39,7 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "ablation.csv", _summary_lines(story))
     _write_csv(folder / "trainings.csv", _training_lines(story))
-    rows, codewords, se_weights = (of_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    rows, codewords, se_weights = (_of_series(story, s) for s in ("rows", "codewords", "se_weights"))
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
     if codewords:
@@ -54,14 +54,14 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def of_series(story: AblationStory, series: str) -> list[Figures]:
+def _of_series(story: AblationStory, series: str) -> list[Figures]:
     return [figures for figures in story.figures if figures.point.series == series]
 
 
 def verdicts(story: AblationStory) -> list[str]:
     """What the rows tell about EncNet against FCN and against the pooled gate, a sentence each and budget."""
     sentences = []
-    for figures in of_series(story, "rows"):
+    for figures in _of_series(story, "rows"):
         if figures.point.label == ENCNET and figures.over_fcn:
             sentences.append(_verdict(ENCNET, FCN, figures, figures.over_fcn))
         if figures.point.label == GATE and figures.over_encnet:
@@ -104,7 +104,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         + (" One seed gives none." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
-    rows = of_series(story, "rows")
+    rows = _of_series(story, "rows")
     for epochs in sorted({figures.point.epochs for figures in rows}):
         of_it = [figures for figures in rows if figures.point.epochs == epochs]
         parts += [f"## Rows, {epochs} epochs", _table(of_it, story.metric)]
@@ -117,7 +117,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
     ):
-        curve = of_series(story, series)
+        curve = _of_series(story, series)
         if chart in charts:
             parts += [
                 f"## {title}, {curve[0].point.epochs} epochs",

@@ -75,6 +75,11 @@ class SweepSummary:
         assert search, "a sweep's recipe has a search block"
         return search
 
+    @property
+    def excluded(self) -> Mapping[int, str]:
+        """The flagged trials, which may not win unless the recipe keeps them."""
+        return {} if self.search.flagged == "keep" else self.flags
+
 
 def to_json(summary: SweepSummary) -> str:
     """The summary as JSON text; `from_json` is its inverse."""

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.report.charts.finalists import ranking_of
-from encsearch.report.facts import best_of_search, best_trial, comparable, finalists_cost, scored, search_cost
+from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, ranking_of, search_cost
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
-from encsearch.search.trials import TrialRecord
 from encsearch.text import (
     capital,
     counted,
@@ -26,10 +24,11 @@ def headline(summary: SweepSummary) -> str:
     """The answer in one sentence."""
     ranking = ranking_of(summary)
     if ranking is None:
-        best = best_of_search(summary)
+        best = best_of(comparable(summary.trials, summary.excluded))
         if best is None:
             return "No trial has a value: there is no winner."
-        return f"Nothing was confirmed; trial {best.number} was the best of the search, which proves little."
+        _, trial = best
+        return f"Nothing was confirmed; trial {trial.number} was the best of the search, which proves little."
     reached = capital(f"{ranking.winner.name} wins with {summary.metric} {ranking.winner.mean.mean:.4f}")
     if len(ranking.standings) == 1:
         return f"{reached}; no other configuration was confirmed beside it."
@@ -55,9 +54,29 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     ]
 
 
-def won(summary: SweepSummary) -> tuple[str, ...]:
-    trials = [trial for _, trial in comparable(summary)]
-    return verdict(ranking_of(summary), summary.metric, trials)
+def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
+    """What won, how sure that is, what is as good, and how it stands against the baselines.
+
+    `ranking` is None where nothing was confirmed; `trials` are those that may win. Their maximum is the
+    largest of many noisy values and so too high on average: it is never given as what to expect.
+    """
+    best = best_of(trials)
+    if best is None:
+        return ("No trial has a value: there is no winner.",)
+    if ranking is None:
+        return (
+            _bias(best, len(trials)),
+            "Nothing was trained again from scratch, so expect less from a new training.",
+        )
+    return (
+        _result(ranking.winner, metric),
+        *_why(ranking, metric),
+        *_as_good(ranking),
+        *_optimism(ranking),
+        *(_against(standing) for standing in ranking.baselines),
+        *_assumption(ranking),
+        f"{_bias(best, len(trials))} {_excess(best, ranking)}",
+    )
 
 
 def as_good(summary: SweepSummary) -> tuple[str, ...]:
@@ -100,34 +119,9 @@ def _others(num_finalists: int) -> str:
     return counted(num_finalists - 1, "other finalist")
 
 
-def verdict(ranking: Ranking | None, metric: str, trials: Sequence[TrialRecord]) -> tuple[str, ...]:
-    """What won, how sure that is, what is as good, and how it stands against the baselines.
-
-    `ranking` is None where nothing was confirmed; `trials` are those of the search. Their maximum is the
-    largest of many noisy values and so too high on average: it is never given as what to expect.
-    """
-    best = best_trial(trials)
-    if best is None:
-        return ("No trial has a value: there is no winner.",)
-    if ranking is None:
-        return (
-            _bias(best, trials),
-            "Nothing was trained again from scratch, so expect less from a new training.",
-        )
-    return (
-        _result(ranking.winner, metric),
-        *_why(ranking, metric),
-        *_as_good(ranking),
-        *_optimism(ranking),
-        *(_against(standing) for standing in ranking.baselines),
-        *_assumption(ranking),
-        f"{_bias(best, trials)} {_excess(best, ranking)}",
-    )
-
-
 def _result(winner: Standing, metric: str) -> str:
     seeds = len(winner.configuration.values)
-    trained = f"Trained again from scratch with {_count(seeds, 'seed')}, {winner.name} reaches {metric}"
+    trained = f"Trained again from scratch with {counted(seeds, 'seed')}, {winner.name} reaches {metric}"
     if winner.mean.interval is None:
         return f"{trained} {winner.mean.mean:.4f}."
     return f"{trained} {winner.mean.mean:.4f} on average ({_interval(winner.mean)})."
@@ -166,7 +160,7 @@ def _smaller(ranking: Ranking, error: float) -> str:
 def _as_good(ranking: Ranking) -> Iterator[str]:
     """Which finalists cannot be told apart from the winner, and by how much it leads the others."""
     if ranking.freedom and ranking.indistinguishable:
-        yield f"With 95 % confidence it cannot be told apart from {_list(ranking.indistinguishable)}."
+        yield f"With 95 % confidence it cannot be told apart from {listed(ranking.indistinguishable)}."
     for standing in ranking.standings[1:]:
         if standing.lead and standing.lead.tells_apart:
             yield f"It is {_distance(standing.lead, standing.name)}."
@@ -193,25 +187,25 @@ def _assumption(ranking: Ranking) -> Iterator[str]:
     if ranking.freedom:
         yield (
             "Intervals are Student's t and assume that all configurations vary alike between seeds "
-            f"({_count(ranking.freedom, 'degree')} of freedom among the finalists); differences are paired "
+            f"({counted(ranking.freedom, 'degree')} of freedom among the finalists); differences are paired "
             "by seed, and their intervals hold together with 95 %, those over finalists and those over "
             "baselines each."
         )
 
 
-def _bias(best: TrialRecord, trials: Sequence[TrialRecord]) -> str:
-    count = len(scored(trials))
+def _bias(best: Valued, count: int) -> str:
+    value, trial = best
     return (
-        f"The best value inside the search, {best.value:.4f} of trial {best.number}, is the largest of "
-        f"{_count(count, 'noisy value')} and so too high on average."
+        f"The best value inside the search, {value:.4f} of trial {trial.number}, is the largest of "
+        f"{counted(count, 'noisy value')} and so too high on average."
     )
 
 
-def _excess(best: TrialRecord, ranking: Ranking) -> str:
+def _excess(best: Valued, ranking: Ranking) -> str:
     """By how much the search's maximum was above the mean of that configuration, else of the winner."""
-    standing = next((s for s in ranking.standings if s.configuration.trial == best.number), ranking.winner)
-    assert best.value is not None
-    above = best.value - standing.mean.mean
+    value, trial = best
+    standing = next((s for s in ranking.standings if s.configuration.trial == trial.number), ranking.winner)
+    above = value - standing.mean.mean
     confirmed = f"the confirmed mean of {standing.name}, {standing.mean.mean:.4f}"
     return f"Here it is {abs(above):.4f} {'above' if above >= 0 else 'below'} {confirmed}."
 
@@ -224,11 +218,3 @@ def _distance(lead: Estimate, name: str) -> str:
 def _interval(of: Estimate) -> str:
     assert of.interval
     return f"95 % interval {of.interval[0]:.4f} to {of.interval[1]:.4f}"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from encsearch.config import Dimension, Minimized, Sampler, Scheduler
-from encsearch.report.facts import Straggler, finalists_cost, search_cost
+from encsearch.report.facts import Straggler, comparable, finalists_cost, ranking_of, search_cost
 from encsearch.report.summary import SweepSummary
-from encsearch.report.verdict import as_good, won
+from encsearch.report.verdict import as_good, verdict
 from encsearch.search.budget.rules import spent_by
 from encsearch.text import (
     counted,
@@ -19,9 +19,10 @@ from encsearch.text import (
 
 def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
     """(question, sentences) in the order of the page."""
+    candidates = comparable(summary.trials, summary.excluded)
     return [
         ("What was searched", searched(summary)),
-        ("What won, and how sure", won(summary)),
+        ("What won, and how sure", verdict(ranking_of(summary), summary.metric, candidates)),
         ("Who else is as good", as_good(summary)),
         ("What it cost", cost(summary)),
         ("What was left out", left_out(summary)),

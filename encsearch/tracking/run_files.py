@@ -28,6 +28,7 @@ from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
 from encsearch.data.pictures import comparison
 from encsearch.reports import Report
+from encsearch.style import LIGHT, look
 
 TABLES, PICTURES = "tables", "pictures"
 # MLflow shows a JSON file as a table only if this tag of the run names it.
@@ -73,18 +74,20 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[obj
     path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
 
 
+@look(LIGHT)
 def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side_inch = 3 + 0.25 * len(classes)
-    figure = Figure(figsize=(side_inch, side_inch), layout="constrained")  # needs no display, unlike pyplot
+    figure = Figure(figsize=(side_inch, side_inch))  # needs no display, unlike pyplot
     axes = figure.add_subplot()
+    axes.grid(False)
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
     axes.set_yticks(range(len(classes)), classes, fontsize=7)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 KEY = "predictions"

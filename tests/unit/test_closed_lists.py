@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from encsearch.report.charts.style import DARK, LIGHT, MARKS, SIZES
 
 from encsearch.config import ModelConfig
 from encsearch.config.sections import PRESETS
-from encsearch.report.charts.style import DARK, LIGHT, MARKS, SIZES
 from encsearch.report.facts import KIND_LABELS, Kind
 from encsearch.search.trials import STATUS_OF, TrialState
 

@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below
+from encsearch.report.charts.chart import Chart, Omitted, colour_of, legend_below
 from encsearch.report.facts import valued
 from encsearch.report.summary import SweepSummary
 from encsearch.search.stopping import bracket_of, checked_epochs
 from encsearch.search.trials import TrialRecord
+from encsearch.style import Palette
 
 SPREAD, MAX_STEP = 0.4, 0.02
 """What all marks at a rung take at most of the way to the next, and each: equal values lie side by side."""
@@ -120,7 +121,7 @@ def _fates(bracket: Bracket, epoch: int) -> str:
 
 
 def _mark(went_on: bool, palette: Palette) -> dict[str, Any]:
-    colour = palette.marks["complete" if went_on else "pruned"]
+    colour = colour_of("complete" if went_on else "pruned", palette)
     return {
         "linestyle": "none",
         "marker": "o" if went_on else "v",

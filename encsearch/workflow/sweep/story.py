@@ -10,7 +10,8 @@ from encsearch.data.store import open_split
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
-from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
+from encsearch.report.page import render
+from encsearch.report.summary import FinalistRow, SweepSummary, from_json, to_json
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
