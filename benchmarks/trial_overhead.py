@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 
-from encsearch.config import Config, from_json, to_json, with_values
+from encsearch.config import Config, from_json, to_json, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.reports import append_line, read_lines
 
@@ -308,7 +308,7 @@ def _sweep_by_pattern(config: Config, folder: Path) -> None:
         _launch_trainer,
         param_space={
             "lr": tune.loguniform(*LEARNING_RATES),
-            "config": to_json(config.model_copy(update={"search": None})),
+            "config": to_json(trial_config(config, {})),
             "storage": str(storage),
         },
         tune_config=tune.TuneConfig(

@@ -42,6 +42,7 @@ from encsearch.config.tree import (
     paths,
     to_json,
     to_yaml,
+    trial_config,
     with_overrides,
     with_values,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "paths",
     "to_json",
     "to_yaml",
+    "trial_config",
     "with_overrides",
     "with_values",
 ]

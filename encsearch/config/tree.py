@@ -175,6 +175,11 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return _validate(tree, where="override")
 
 
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """One training of a recipe: without its search, and with `values` (path -> value) in place of its own."""
+    return with_values(config.model_copy(update={"search": None}), values)
+
+
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """The same configuration with `path=value` overrides applied, the later one winning."""
     return with_values(config, dict(map(_parse_override, overrides)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, LimitsConfig, with_values
+from encsearch.config import Config, LimitsConfig, trial_config
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
@@ -244,7 +244,7 @@ class Ledger:
 
     def _take_up(self, proposal: Proposal) -> bool:
         """Make a waiting entry of a proposal, unless it is refused."""
-        config = with_values(self._config.model_copy(update={"search": None}), proposal.values)
+        config = trial_config(self._config, proposal.values)
         network = self._network(config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
         beyond = excess(self._search.limits, network)

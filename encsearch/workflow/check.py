@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from encsearch.config import Config, active, with_values
+from encsearch.config import Config, active, trial_config
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
@@ -176,15 +176,11 @@ def _networks(config: Config, num_classes: int) -> tuple[CheckedNetwork, ...]:
 
 def _network(config: Config, values: Mapping[str, Any], num_classes: int) -> CheckedNetwork:
     assert config.search
-    trial = _trial(config, values)
+    trial = trial_config(config, values)
     network = Network(count_parameters(trial.model, num_classes), training_gib(trial, num_classes))
     beyond = excess(config.search.limits, network)
     assert network.memory_gib is not None
     return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)
-
-
-def _trial(config: Config, values: Mapping[str, Any]) -> Config:
-    return with_values(config.model_copy(update={"search": None}), values)
 
 
 def _size(network: CheckedNetwork) -> tuple[float, int]:
@@ -196,10 +192,8 @@ def _calibrations(
 ) -> tuple[Calibration, ...]:
     """Of the smallest network and of the largest."""
     least, most = min(networks, key=_size), max(networks, key=_size)
-    return tuple(
-        calibrate(_trial(config, network.values), device, num_train=found.num_train, num_val=found.num_val)
-        for network in ([least, most] if least != most else [most])
-    )
+    trials = [trial_config(config, n.values) for n in ([least, most] if least != most else [most])]
+    return tuple(calibrate(t, device, num_train=found.num_train, num_val=found.num_val) for t in trials)
 
 
 def _first_points(config: Config) -> tuple[Mapping[str, Any], ...]:

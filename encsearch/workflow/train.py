@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encsearch.config import Config, to_yaml
+from encsearch.config import Config, to_yaml, trial_config
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.local import run_local
@@ -31,7 +31,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
 
     Raises PreflightError before anything is started, TrainingError when the training fails.
     """
-    config = config.model_copy(update={"search": None})
+    config = trial_config(config, {})
     found = preflight(config, out)
     with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         store = sender.store()

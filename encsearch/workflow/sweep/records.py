@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, trial_config
 from encsearch.reports import Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
@@ -101,7 +101,7 @@ class SweepRecords:
 
     def _settle(self, record: TrialRecord) -> None:
         folder = trial_folder(self._folder, record.number)
-        config = with_values(self._config.model_copy(update={"search": None}), record.values)
+        config = trial_config(self._config, record.values)
         recorder = self._open_trial(record.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
             # The trial may have written an epoch that its sweep had not taken when it was ended.
