@@ -132,9 +132,7 @@ class Ledger:
         room: int,
         network: Callable[[Config], Network],
     ) -> None:
-        assert config.search
-        self._config, self._search = config, config.search
-        self._study, self._observer, self._limiter = study, observer, limiter
+        self._config, self._study, self._observer, self._limiter = config, study, observer, limiter
         self._folder, self._fingerprint, self._room, self._network = folder, fingerprint, room, network
         self._open: dict[str, _Entry] = {}
         self._waiting: deque[_Entry] = deque()
@@ -155,7 +153,7 @@ class Ledger:
     def is_done(self) -> bool:
         if self._open or self._waiting:
             return False
-        if self._search.flagged == "rerun":
+        if self._study.search.flagged == "rerun":
             self._repeat_flagged()
         return not self._may_ask()
 
@@ -240,18 +238,18 @@ class Ledger:
             return False
         spent = spent_by(self._study.records(), wall_s=0)
         most = max(spent.refused, spent.trials)
-        return most < self._search.budget.trials and not self._study.is_exhausted()
+        return most < self._study.search.budget.trials and not self._study.is_exhausted()
 
     def _take_up(self, proposal: Proposal) -> bool:
         """Make a waiting entry of a proposal, unless it is refused."""
         config = trial_config(self._config, proposal.values)
         network = self._network(config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
-        beyond = excess(self._search.limits, network)
+        beyond = excess(self._study.search.limits, network)
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
-        measures = bool(self._search.limits.latency_ms or self._search.minimize == "latency_ms")
+        measures = bool(self._study.search.limits.latency_ms or self._study.search.minimize == "latency_ms")
         job = Job(config, trial_folder(self._folder, proposal.number), self._fingerprint, measures)
         self._waiting.append(_Entry(proposal.number, proposal.values, job))
         return True
@@ -283,7 +281,7 @@ class Ledger:
         if self._study.curve(entry.number):
             return False
         self._study.note(entry.number, **{LATENCY: latency_ms})
-        entry.excess = slow(self._search.limits, latency_ms)
+        entry.excess = slow(self._study.search.limits, latency_ms)
         return entry.excess is not None
 
     def _repeat_flagged(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from encsearch.config import Config, LimitsConfig
+from encsearch.config import Config, LimitsConfig, ScalingConfig, SearchConfig
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
@@ -27,15 +27,15 @@ def run_sweep(
     *,
     fingerprint: str,
 ) -> tuple[TrialRecord, ...]:
-    """Run `config.search` on the connected Ray and return all trials, each in a terminal state.
+    """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
     `folder` gets `trials/` with the reports of each. What a process before this one left open goes on. When
     this one is interrupted the trials stay open, from where the next takes them up. Raises TrainingError
     when every trial failed.
     """
-    assert config.search
+    search = study.search
     # As many as may be asked for: a point that waits for ever would be asked for before a repeated trial.
-    study.queue(known_points(config)[: config.search.budget.trials])
+    study.queue(known_points(config, search)[: search.budget.trials])
     ledger = Ledger(
         config,
         study,
@@ -43,8 +43,8 @@ def run_sweep(
         limiter,
         folder=folder,
         fingerprint=fingerprint,
-        room=trials_at_once(config),
-        network=partial(_network, limits=config.search.limits),
+        room=trials_at_once(search, config.scaling),
+        network=partial(_network, limits=search.limits),
     )
     try:
         run_jobs(ledger, config.scaling, folder / "tune")
@@ -57,11 +57,10 @@ def run_sweep(
     return records
 
 
-def trials_at_once(config: Config) -> int:
+def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
     """What the connected cluster holds, at most `search.max_concurrent`."""
-    assert config.search
-    room = trainings_at_once(config.scaling, ray.cluster_resources())
-    return min(room, config.search.max_concurrent or room)
+    room = trainings_at_once(scaling, ray.cluster_resources())
+    return min(room, search.max_concurrent or room)
 
 
 def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, search_of, with_values
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
 from encsearch.reports import MemoryRecorder, Recorder
@@ -61,8 +61,7 @@ def swept(config: Config, folder: Path, observer: Observer) -> tuple[TrialRecord
 
 
 def study_of(config: Config, folder: Path) -> Study:
-    assert config.search
-    return Study(str(folder / "study.journal"), "toy", config.search, config.train.epochs)
+    return Study(str(folder / "study.journal"), "toy", search_of(config), config.train.epochs)
 
 
 # Two that learn, one that learns nothing and is stopped, one whose decay makes the weights explode.
@@ -129,7 +128,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     observer = FinalistObserver()
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):
-        confirm(config, [record], tmp_path, observer)
+        confirm(config, search_of(config).confirm, [record], tmp_path, observer)
 
     assert observer.recorder.status == "FAILED"
     assert "non-finite gradient" in observer.failed["trial0-seed1"]

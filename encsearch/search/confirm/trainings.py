@@ -60,24 +60,23 @@ class Confirmation:
 
 def confirm(
     config: Config,
+    plan: ConfirmConfig,
     records: Sequence[TrialRecord],
     folder: Path,
     observer: ConfirmObserver,
     *,
-    plan: ConfirmConfig | None = None,
+    minimize: str | None = None,
     excluded: Collection[int] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    `plan` is the recipe's unless a budget allows less; trials in `excluded` are not picked. By Ray Train, one
+    `minimize` is the search's second objective; trials in `excluded` are not picked. By Ray Train, one
     training after the other, each in its own folder below `folder`. A second call with the same folder trains
     only what has no line there, those that failed included; a training that was killed goes on from its last
     checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
     told and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
-    assert config.search is not None
-    plan = plan or config.search.confirm
     picked = pick_finalists(records, plan.finalists, excluded)
     if not picked:
         raise TrainingError(
@@ -92,12 +91,12 @@ def confirm(
     trained = _train_missing(wanted, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
-    won = rank(configurations(trained), minimize=config.search.minimize).winner.configuration.trial
+    won = rank(configurations(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
     baselines = _train_missing(
         _baselines(winner, plan), folder, observer, lambda count: progress(len(wanted) + count)
     )
-    ranking = rank(configurations(trained), configurations(baselines), config.search.minimize)
+    ranking = rank(configurations(trained), configurations(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
+from encsearch.config import Config, ConfirmConfig, ScalingConfig, search_of, to_yaml, with_overrides
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.reports import recording
@@ -71,13 +71,12 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
     `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
     """
-    if config.search is None:
-        raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
+    search = search_of(config)
     fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
     if warm_start:
         previous_trials(warm_start, config, fingerprint)
     check_database()
-    with sending() as sender, ray_session(needs=_largest(config)):
+    with sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(config.data.store, out)
         sender.store()
         folder = begin(config, out, fingerprint, warm_start)
@@ -91,11 +90,12 @@ def dry_run(config: Config, out: Path) -> Checked:
 
     With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on.
     """
+    search = search_of(config)
     if "RAY_ADDRESS" not in os.environ:
         return check(config, out, measure=True, trials_at_once=None)
-    with ray_session(needs=_largest(config)):
+    with ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(config.data.store, out)
-        return check(config, out, measure=True, trials_at_once=trials_at_once(config))
+        return check(config, out, measure=True, trials_at_once=trials_at_once(search, config.scaling))
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
@@ -113,9 +113,10 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
                 f"{', '.join(CHANGEABLE)} can be changed now"
             )
     config = with_overrides(config, overrides)
-    assert config.search
     if extend:
-        config = with_overrides(config, [f"search.budget.trials={config.search.budget.trials + extend}"])
+        planned = search_of(config).budget.trials
+        config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
+    search = search_of(config)
     found = preflight(config, folder)
     if found.fingerprint != place.fingerprint:
         raise PreflightError(
@@ -123,7 +124,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), sending() as sender, ray_session(needs=_largest(config)):
+    with locked(folder), sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(config.data.store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -131,7 +132,6 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
 
 
 def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progress: Progress) -> Swept:
-    assert config.search
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
@@ -142,15 +142,15 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
             observer = SweepRecords(config, record, parent.run, folder, progress)
             observer.settle(study.records())
             progress.say(_opening(config, study, folder))
-            keeper = Keeper(config, study, folder, trials_at_once(config))
+            keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
             records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
             observer.settle(records)
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {values_text(values)}")
-            excluded = flags(records) if config.search.flagged != "keep" else {}
-            confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
+            excluded = flags(records) if study.search.flagged != "keep" else {}
+            confirmation = _confirm(config, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
             report = write_story(config, place, study, confirmation, keeper, pages, folder)
@@ -178,7 +178,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
 
 def _confirm(
     config: Config,
-    records: Sequence[TrialRecord],
+    study: Study,
     excluded: Mapping[int, str],
     folder: Path,
     observer: SweepRecords,
@@ -193,10 +193,11 @@ def _confirm(
         progress.say(f"trial {number} is left out: {reason}")
     return confirm(
         config,
-        records,
+        plan,
+        study.records(),
         folder / "finalists",
         observer,
-        plan=plan,
+        minimize=study.search.minimize,
         excluded=excluded,
         progress=keeper.write_progress,
     )
@@ -212,8 +213,7 @@ def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
 
 
 def _opening(config: Config, study: Study, folder: Path) -> str:
-    assert config.search
-    planned, records = config.search.budget.trials, study.records()
+    planned, records = study.search.budget.trials, study.records()
     if not records:
         return f"sweep {config.name}: {planned} trials; files in {folder}"
     running = sum(record.state == "RUNNING" for record in records)
@@ -222,8 +222,7 @@ def _opening(config: Config, study: Study, folder: Path) -> str:
     return f"sweep {config.name} goes on: {told}; files in {folder}"
 
 
-def _largest(config: Config) -> ScalingConfig:
+def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
     """The workers of a trial or of a finalist, whichever is more."""
-    assert config.search is not None
-    workers = max(config.scaling.num_workers, config.search.confirm.num_workers or 1)
-    return config.scaling.model_copy(update={"num_workers": workers})
+    workers = max(scaling.num_workers, plan.num_workers or 1)
+    return scaling.model_copy(update={"num_workers": workers})

@@ -47,14 +47,13 @@ def write_story(
     folder: Path,
 ) -> Path:
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
-    assert config.search
     artifacts = folder / "artifacts"
     _compare_models(confirmation, artifacts / PICTURE_FILE)
     trials = study.records()
     story = SweepSummary(
         name=config.name,
         metric=config.metric,
-        space={path: dimension.kind for path, dimension in config.search.space.items()},
+        space={path: dimension.kind for path, dimension in study.search.space.items()},
         epochs=config.train.epochs,
         trials=trials,
         finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
