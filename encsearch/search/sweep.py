@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from encsearch.config import Config, LimitsConfig, ScalingConfig, SearchConfig
-from encsearch.data.store import read_manifest
+from encsearch.data.store import Store
 from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ledger import Ledger, Limiter, Network, SweepObserver
@@ -20,12 +20,11 @@ from encsearch.train.memory import training_gib
 
 def run_sweep(
     config: Config,
+    store: Store,
     study: Study,
     folder: Path,
     observer: SweepObserver,
     limiter: Limiter,
-    *,
-    fingerprint: str,
 ) -> tuple[TrialRecord, ...]:
     """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
@@ -42,9 +41,9 @@ def run_sweep(
         observer,
         limiter,
         folder=folder,
-        fingerprint=fingerprint,
+        fingerprint=store.fingerprint,
         room=trials_at_once(search, config.scaling),
-        network=partial(_network, limits=search.limits),
+        network=partial(_network, store=store, limits=search.limits),
     )
     try:
         run_jobs(ledger, config.scaling, folder / "tune")
@@ -75,8 +74,7 @@ def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:
     raise TrainingError(f"all of {len(records)} trials failed: {reasons}")
 
 
-def _network(trial: Config, limits: LimitsConfig) -> Network:
+def _network(trial: Config, store: Store, limits: LimitsConfig) -> Network:
     """What the network of a trial takes; its memory only if that is limited, since it takes a second."""
-    num_classes = len(read_manifest(trial.data.store).info.classes)
-    gib = training_gib(trial, num_classes) if limits.memory_gib else None
-    return Network(count_parameters(trial.model, num_classes), gib)
+    gib = training_gib(trial, store) if limits.memory_gib else None
+    return Network(count_parameters(trial.model, len(store.info.classes)), gib)

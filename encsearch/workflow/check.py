@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from encsearch.config import Config, LimitsConfig, SearchConfig, active, trial_config
+from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
@@ -18,7 +19,7 @@ from encsearch.search.ledger import Network, excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import values_text
-from encsearch.train.experiment import Preflight, count_parameters, existing_folder, preflight
+from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
 
@@ -62,8 +63,9 @@ class CheckedSearch:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found; `search` is None for a recipe without a search block."""
+    """The store, opened, and what was found; `search` is None for a recipe without a search block."""
 
+    store: Store
     preflight: Preflight
     search: CheckedSearch | None
 
@@ -74,11 +76,12 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     `trials_at_once` is what the cluster will hold; None: search.max_concurrent, else what this machine holds.
     Raises PreflightError (exit code 3) with the first thing that is wrong.
     """
-    found = preflight(config, out)
+    store = open_store(config)
+    found = preflight(config, store, out)
     search = config.search
     if search is None:
-        return Checked(found, None)
-    networks = _networks(config, search, found.num_classes)
+        return Checked(store, found, None)
+    networks = _networks(config, search, store)
     at_once = trials_at_once or search.max_concurrent or _held_here(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
@@ -99,7 +102,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         wall_s=left.wall_s if calibrations else None,
         device_s=left.device_s if calibrations else None,
     )
-    return Checked(found, searched)
+    return Checked(store, found, searched)
 
 
 def lines(config: Config, checked: Checked) -> list[str]:
@@ -150,7 +153,7 @@ def _time_lines(checked: CheckedSearch) -> list[str]:
     ]
 
 
-def _networks(config: Config, search: SearchConfig, num_classes: int) -> tuple[CheckedNetwork, ...]:
+def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[CheckedNetwork, ...]:
     """Of every searched value that sizes a network, or both ends of its range, the others as in the recipe.
 
     The last two have of each path the value that needs the least memory, and the most.
@@ -164,22 +167,21 @@ def _networks(config: Config, search: SearchConfig, num_classes: int) -> tuple[C
             continue
         conditions = {other: allowed[0] for other, allowed in dimension.when.items()}
         points = [{**conditions, path: value} for value in dimension.values]
-        of_path = [_network(config, search.limits, point, num_classes) for point in points]
+        of_path = [_network(config, search.limits, point, store) for point in points]
         of_path.sort(key=_size)
         least[path], most[path] = of_path[0].values[path], of_path[-1].values[path]
         networks += of_path
     for values in (least, most):
         values = {path: values[path] for path in active(space, values) if path in values}
         if all(values != network.values for network in networks):
-            networks.append(_network(config, search.limits, values, num_classes))
+            networks.append(_network(config, search.limits, values, store))
     return tuple(networks)
 
 
-def _network(
-    config: Config, limits: LimitsConfig, values: Mapping[str, Any], num_classes: int
-) -> CheckedNetwork:
+def _network(config: Config, limits: LimitsConfig, values: Mapping[str, Any], store: Store) -> CheckedNetwork:
     trial = trial_config(config, values)
-    network = Network(count_parameters(trial.model, num_classes), training_gib(trial, num_classes))
+    num_parameters = count_parameters(trial.model, len(store.info.classes))
+    network = Network(num_parameters, training_gib(trial, store))
     beyond = excess(limits, network)
     assert network.memory_gib is not None
     return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)

@@ -40,11 +40,11 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):
-        confirm(config, plan, RECORDS, tmp_path, killed)
+        confirm(config, plan, RECORDS, tmp_path, killed, num_classes=3)
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []
-    found = confirm(config, plan, RECORDS, tmp_path, resumed, progress=over.append)
+    found = confirm(config, plan, RECORDS, tmp_path, resumed, num_classes=3, progress=over.append)
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
     assert list(resumed.recorders) == ["trial0-seed2"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.config import Config, ConfirmConfig, ScalingConfig, search_of, to_yaml, with_overrides
+from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.reports import recording
@@ -20,7 +21,7 @@ from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import TrialRecord, flags, values_text
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
-from encsearch.train.experiment import preflight
+from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.job import Progress, RunSummary, write_summary, write_whole
 from encsearch.workflow.sweep.folder import (
@@ -72,17 +73,17 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
     """
     search = search_of(config)
-    fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
+    store = check(config, out, measure=False, trials_at_once=None).store
     if warm_start:
-        previous_trials(warm_start, config, fingerprint)
+        previous_trials(warm_start, config, store.fingerprint)
     check_database()
     with sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
-        check_nodes(config.data.store, out)
+        check_nodes(store, out)
         sender.store()
-        folder = begin(config, out, fingerprint, warm_start)
+        folder = begin(config, out, store.fingerprint, warm_start)
         with locked(folder):
             _, place = reopen(folder)
-            return _run(config, place, folder, sender, progress)
+            return _run(config, store, place, folder, sender, progress)
 
 
 def dry_run(config: Config, out: Path) -> Checked:
@@ -94,7 +95,7 @@ def dry_run(config: Config, out: Path) -> Checked:
     if "RAY_ADDRESS" not in os.environ:
         return check(config, out, measure=True, trials_at_once=None)
     with ray_session(needs=_largest(config.scaling, search.confirm)):
-        check_nodes(config.data.store, out)
+        check_nodes(open_store(config), out)
         return check(config, out, measure=True, trials_at_once=trials_at_once(search, config.scaling))
 
 
@@ -117,43 +118,46 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         planned = search_of(config).budget.trials
         config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
     search = search_of(config)
-    found = preflight(config, folder)
-    if found.fingerprint != place.fingerprint:
+    store = open_store(config)
+    preflight(config, store, folder)
+    if store.fingerprint != place.fingerprint:
         raise PreflightError(
-            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, "
+            f"{config.data.store} holds other data than the sweep was begun with ({store.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
     with locked(folder), sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
-        check_nodes(config.data.store, folder)
+        check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        return _run(config, place, folder, sender, progress)
+        return _run(config, store, place, folder, sender, progress)
 
 
-def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progress: Progress) -> Swept:
+def _run(
+    config: Config, store: Store, place: StudyPlace, folder: Path, sender: Sender, progress: Progress
+) -> Swept:
     study = open_study(config, folder, place)
     if place.warm_start:
-        progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
+        progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
     with owned(folder) as record:
         sender.follow(folder)
-        parent = parent_run(config, record, folder, place)
+        parent = parent_run(config, store, record, folder, place)
         with recording(parent), _telling_how_to_go_on(folder, progress):
-            observer = SweepRecords(config, record, parent.run, folder, progress)
+            observer = SweepRecords(config, store, record, parent.run, folder, progress)
             observer.settle(study.records())
             progress.say(_opening(config, study, folder))
             keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
-            records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+            records = run_sweep(config, store, study, folder, observer, keeper)
             observer.settle(records)
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {values_text(values)}")
             excluded = flags(records) if study.search.flagged != "keep" else {}
-            confirmation = _confirm(config, study, excluded, folder, observer, keeper, progress)
+            confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
-            report = write_story(config, place, study, confirmation, keeper, pages, folder)
+            report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner
     run_ids = sender.run_ids()
     summary = RunSummary(
@@ -161,7 +165,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
         name=config.name,
         metric=config.metric,
         value=winner.value,
-        fingerprint=place.fingerprint,
+        fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
         tracking_uri=without_secrets(pages.store.uri),
@@ -178,6 +182,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
 
 def _confirm(
     config: Config,
+    store: Store,
     study: Study,
     excluded: Mapping[int, str],
     folder: Path,
@@ -197,6 +202,7 @@ def _confirm(
         study.records(),
         folder / "finalists",
         observer,
+        num_classes=len(store.info.classes),
         minimize=study.search.minimize,
         excluded=excluded,
         progress=keeper.write_progress,
