@@ -21,7 +21,15 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.inference.bundle import read_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import Recorder, Report, append_line, distinct_reports, read_lines, recording
+from encsearch.reports import (
+    REPORTS_FILE,
+    Recorder,
+    Report,
+    append_line,
+    distinct_reports,
+    read_lines,
+    recording,
+)
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -37,7 +45,6 @@ from encsearch.search.ablation.plan import (
 from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.tracking.outbox.record import Record, owned
 from encsearch.tracking.outbox.sender import TrackingStore, sending
 from encsearch.train.checkpoint import drop_checkpoints
