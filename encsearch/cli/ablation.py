@@ -43,7 +43,7 @@ def ablate(
     from encsearch.workflow.ablate.run import planned
 
     if dry_run:
-        plan = planned(config, out)
+        plan, _ = planned(config, out)
         emit(_plan_json(plan), as_json, _plan_text(config, plan))
         return
     with progress() as shown:

@@ -55,19 +55,21 @@ def demo(recipe: str, out: Path) -> None:
 def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     """A sheet of test images: truth, the label maps of a baseline of each context, and the champion's."""
     from encsearch.data.datasets import evenly_spaced
-    from encsearch.data.store import open_split
+    from encsearch.data.store import Store
     from encsearch.inference.predictor import Predictor, comparison_sheet
     from encsearch.search.confirm.finalists import name_context
     from encsearch.tracking.registry.fetch import load
     from encsearch.workflow.recorder import checkpoint_model
 
+    store = Store(done.summary.store)
     models = {
         name_context(baseline.config.model.context): Predictor(
-            checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+            checkpoint_model(
+                baseline.config, store, baseline.result.best_checkpoint, baseline.result.best.metrics
+            )
         )
         for baseline in done.confirmation.baselines
     }
-    test = open_split(done.summary.store, "test")
     models["EncNet"] = load(champion)
-    comparison_sheet(evenly_spaced(test, NUM_PICTURES), test.info, models).save(target)
+    comparison_sheet(evenly_spaced(store.split("test"), NUM_PICTURES), store.info, models).save(target)
     return target

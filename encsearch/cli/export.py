@@ -122,9 +122,9 @@ def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Pat
     from encsearch.data.datasets import DatasetInfo, default_palette
 
     if store:
-        from encsearch.data.store import read_manifest
+        from encsearch.data.store import Store
 
-        info = read_manifest(store).info
+        info = Store(store).info
     else:
         names = _read_names(classes) if classes else tuple(f"class{i}" for i in range(num_classes))
         info = DatasetInfo("imported", names, default_palette(len(names)))

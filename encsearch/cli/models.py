@@ -43,11 +43,12 @@ def eval_(
 
     PATH=VALUE changes the eval section of its recipe, as in eval.scales=[0.75,1,1.25] eval.flip=true.
     """
+    from encsearch.data.store import Store
     from encsearch.inference.evaluation import score_bundle
 
     bundle = bundle_with(model, overrides)
     store = store or bundle.config.data.store
-    result = score_bundle(bundle, store, split, device=device, batch_size=batch_size)
+    result = score_bundle(bundle, Store(store), split, device=device, batch_size=batch_size)
     settings = bundle.config.eval.model_dump(mode="json")
     text = _report(result, bundle.info.classes, f"{store} {split}")
     place = {"store": store, "split": split, "eval": settings}

@@ -43,8 +43,10 @@ from encsearch.config.tree import (
     load_config,
     model_config,
     paths,
+    search_of,
     to_json,
     to_yaml,
+    trial_config,
     with_overrides,
     with_values,
 )
@@ -85,8 +87,10 @@ __all__ = [
     "load_config",
     "model_config",
     "paths",
+    "search_of",
     "to_json",
     "to_yaml",
+    "trial_config",
     "with_overrides",
     "with_values",
 ]

@@ -178,6 +178,18 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return _validate(tree, where="override")
 
 
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """One training of a recipe: without its search, and with `values` (path -> value) in place of its own."""
+    return with_values(config.model_copy(update={"search": None}), values)
+
+
+def search_of(config: Config) -> SearchConfig:
+    """Raises UserError for a recipe without a search block."""
+    if config.search is None:
+        raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
+    return config.search
+
+
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """The same configuration with `path=value` overrides applied, the later one winning."""
     return with_values(config, dict(map(_parse_override, overrides)))

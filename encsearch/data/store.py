@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from encsearch.data.audit import StoreCheck, check_store
 from encsearch.data.codec import decode_image, decode_mask
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample
 from encsearch.data.manifest import (
@@ -25,25 +24,14 @@ from encsearch.data.manifest import (
     Manifest,
     Shard,
     SplitManifest,
-    StoreError,
     content_fingerprint,
     manifest_json,
     read_manifest,
 )
 from encsearch.data.rows import content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
+from encsearch.data.statistics import SplitStats, median_frequency_weights, split_stats
 from encsearch.errors import UserError
-
-__all__ = [
-    "Manifest",
-    "StoreCheck",
-    "StoreError",
-    "StoreSplit",
-    "check_store",
-    "open_split",
-    "read_manifest",
-    "write_store",
-]
 
 
 def write_store(
@@ -81,13 +69,47 @@ def write_store(
     return manifest
 
 
-def open_split(path: str | Path, split: str) -> "StoreSplit":
-    """One split for random access. The first to open it verifies its shards and copies them to the cache.
+class Store:
+    """A store, opened once a job and handed on; what was read of a split is kept.
 
-    Raises StoreError for a store or a split that is missing, of another version, or damaged.
+    It stays as it was opened: who must notice that the data is another one now opens the store anew, and
+    compares the fingerprints.
     """
-    manifest = read_manifest(path)
-    return StoreSplit(manifest, RowCache(Path(path), manifest.split(split).shards))
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the manifest alone. Raises StoreError if it is missing, damaged or of another version."""
+        self.path = Path(path)
+        self.manifest = read_manifest(path)
+        self._splits: dict[str, StoreSplit] = {}
+        self._stats: dict[str, SplitStats] = {}
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.manifest.info
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def split(self, name: str) -> "StoreSplit":
+        """One split for random access. The first to open it verifies its shards and copies them to the cache.
+
+        Raises StoreError for a split that is missing or damaged.
+        """
+        if name not in self._splits:
+            shards = self.manifest.split(name).shards
+            self._splits[name] = StoreSplit(self.manifest, RowCache(self.path, shards))
+        return self._splits[name]
+
+    def stats(self, split: str) -> SplitStats:
+        """The classes and sizes of a split. Raises StoreError."""
+        if split not in self._stats:
+            self._stats[split] = split_stats(self.path, self.manifest, split)
+        return self._stats[split]
+
+    def median_frequency_weights(self, split: str) -> tuple[float, ...]:
+        """Weights that balance the classes of a split; see `statistics`. Raises StoreError and UserError."""
+        return median_frequency_weights(self.path, self.manifest, split)
 
 
 class StoreSplit:

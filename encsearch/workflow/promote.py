@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
@@ -87,7 +87,7 @@ def promote(
         settled = settle(registry, gate.alias)
         with settled.told():
             champion = _champion(registry, settled.state, Path(scratch) / "champion")
-            judged = _judge(model, champion, store or unchanged_store(bundle), gate, device)
+            judged = _judge(model, champion, Store(store) if store else unchanged_store(bundle), gate, device)
             draft = _draft(judged, settled.state, registry, run_id)
             if not judged.decision.promote:
                 registry.append(draft)
@@ -167,10 +167,10 @@ def _champion(registry: MlflowRegistry, state: AliasState, scratch: Path) -> _Mo
     return _Model(read_bundle(folder), found.run_id, weights_digest(folder), state.version)
 
 
-def _judge(model: _Model, champion: _Model | None, store: str, gate: PromoteConfig, device: str) -> _Judged:
-    """Score both on the validation split of the candidate's recipe, opened once, and decide."""
+def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteConfig, device: str) -> _Judged:
+    """Score both on the validation split of the candidate's recipe, and decide."""
     split = model.bundle.config.data.val_split
-    dataset = open_split(store, split)
+    dataset = store.split(split)
     models = [model, champion] if champion else [model]
     latencies_ms: list[float | None] = [None] * len(models)
     place = ""
@@ -184,19 +184,19 @@ def _judge(model: _Model, champion: _Model | None, store: str, gate: PromoteConf
         Candidate(
             each.run_id,
             each.weights,
-            count_images(each.bundle, dataset, store, device=device, batch_size=batch_size).pixels,
+            count_images(each.bundle, store, split, device=device, batch_size=batch_size).pixels,
             each.version,
             latency_ms,
         )
         for each, latency_ms in zip(models, latencies_ms, strict=True)
     ]
-    classes = dataset.info.classes
+    classes = store.info.classes
     decision = decide(seen[0], seen[1] if champion else None, classes, gate, place)
     figures = {"mIoU": decision.mean_iou}
     if decision.gain:
         figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}
     figures |= {f"IoU/{classes[index]}": iou for index, iou in class_ious(seen[0].pixels.sum(axis=0)).items()}
-    return _Judged(decision, dataset.fingerprint, split, gate.alias, figures)
+    return _Judged(decision, store.fingerprint, split, gate.alias, figures)
 
 
 def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id: str) -> Draft:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from encsearch.cli.main import main
 from encsearch.config import Config
 from encsearch.data.datasets import IGNORE
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
@@ -57,7 +58,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Jobs:
 def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -> Path:
     """The folder that a training leaves, of a model that saw all images `num_steps` times."""
     manifest = read_manifest(config.data.store)
-    split = open_split(config.data.store, "train")
+    split = Store(config.data.store).split("train")
     samples = [split[index] for index in range(len(split))]
     images = torch.stack([to_image_tensor(sample.image) for sample in samples])
     labels = torch.stack([torch.tensor(sample.mask) for sample in samples]).long()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from encsearch.config import Config, EvalConfig, ScalingConfig
+from encsearch.data.store import Store
 from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.inference.evaluation import score_bundle
 from encsearch.model.encnet import EncNet
@@ -30,5 +31,5 @@ def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     assert found["whole"].failure is None
     alone = read_bundle(Path("whole"))
     same = replace(alone, config=toy_config.model_copy(update={"eval": settings}))
-    assert found["whole"].metrics == pytest.approx(score_bundle(same, toy_store, "val").to_metrics())
+    assert found["whole"].metrics == pytest.approx(score_bundle(same, Store(toy_store), "val").to_metrics())
     assert "absent: not a model bundle" in str(found["absent"].failure)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo
-from encsearch.data.store import read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
@@ -227,7 +228,7 @@ def test_a_device_that_is_not_here_is_refused(
 ) -> None:
     for use in (
         lambda: load(folder, device=device),
-        lambda: score_bundle(read_bundle(folder), toy_store, "val", device=device),
+        lambda: score_bundle(read_bundle(folder), Store(toy_store), "val", device=device),
     ):
         with pytest.raises(UserError, match=f"device={device}") as caught:
             use()
@@ -238,6 +239,6 @@ def test_a_store_that_was_changed_since_the_training_is_refused(
     model: EncNet, toy_config: Config, toy_store: Path
 ) -> None:
     same = Bundle(model, toy_config, INFO, read_manifest(toy_store).fingerprint, {})
-    assert unchanged_store(same) == str(toy_store)
+    assert unchanged_store(same).path == toy_store
     with pytest.raises(UserError, match="but the model was trained on abc"):
         unchanged_store(dataclasses.replace(same, fingerprint="abc"))

@@ -109,7 +109,7 @@ def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
 ) -> None:
     from PIL import Image
 
-    from encsearch.data.store import read_manifest
+    from encsearch.data.manifest import read_manifest
     from encsearch.inference.bundle import write_bundle
     from encsearch.model.encnet import EncNet
 

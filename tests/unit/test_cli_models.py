@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from encsearch.cli.main import main
 from encsearch.config import Config
-from encsearch.data.store import read_manifest
+from encsearch.data.manifest import read_manifest
 from encsearch.inference.bundle import write_bundle
 from encsearch.model.encnet import EncNet
 

@@ -12,7 +12,7 @@ import pytest
 
 from encsearch.config import Config, load_config
 from encsearch.data.importers.folder import import_folder
-from encsearch.data.store import read_manifest
+from encsearch.data.manifest import read_manifest
 from encsearch.errors import UserError
 from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.model.backbones.weights import read_tensors

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from encsearch.config import AblateConfig, Config, Head, flatten, with_values
+from encsearch.config import Config, Head, flatten, trial_config, with_values
 from encsearch.errors import UserError
 from encsearch.search.statistics import Estimate, estimate
 
@@ -81,7 +81,7 @@ def plan_ablation(config: Config) -> Ablation:
     row, for values that make no valid configuration.
     """
     _check_encnet(config)
-    base = config.model_copy(update={"search": None, "ablate": AblateConfig()})
+    base = trial_config(config, {"ablate": {}})
     trainings: dict[str, Training] = {}
     points: list[Point] = []
     for series, label, x, epochs, values in _wanted(config):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from encsearch.config import Config, ConfirmConfig, Context, with_values
+from encsearch.config import Config, ConfirmConfig, Context, trial_config
 from encsearch.reports import REPORTS_FILE, Report, RunResult, distinct_reports
 from encsearch.search.confirm.ranking import Configuration
 from encsearch.search.trials import TrialRecord
@@ -81,7 +81,7 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: 
         "scaling.num_workers": plan.num_workers or config.scaling.num_workers,
         "train.epochs": plan.epochs or config.train.epochs,
     }
-    return with_values(config.model_copy(update={"search": None}), changed)
+    return trial_config(config, changed)
 
 
 def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:

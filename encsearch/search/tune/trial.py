@@ -20,9 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import Report, append, distinct_reports
+from encsearch.reports import REPORTS_FILE, Report, append, distinct_reports
 from encsearch.runner.hardware import describe_hardware, latency_ms
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit

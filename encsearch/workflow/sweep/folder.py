@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encsearch.config import Config, load_config, to_yaml
+from encsearch.config import Config, load_config, search_of, to_yaml
 from encsearch.errors import PreflightError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
@@ -91,7 +91,6 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
 
     Raises PreflightError when the storage is not the one that the sweep was begun in, or fails.
     """
-    assert config.search
     database = named_database()
     shown = without_secrets(database) if database else None
     if shown != place.storage:
@@ -102,9 +101,10 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     if not database:
         _check_journal(folder)
         repair_journal(folder / JOURNAL_FILE)
-    study = Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+    journal = folder / JOURNAL_FILE
+    study = Study(database or str(journal), place.name, search_of(config), config.train.epochs)
     if (folder / "trials").exists() and not study.records():
-        where = place.storage or folder / JOURNAL_FILE
+        where = place.storage or journal
         raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
     return study
 

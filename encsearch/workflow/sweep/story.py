@@ -6,7 +6,7 @@ from pathlib import Path
 
 from encsearch.config import Config, to_yaml
 from encsearch.data.datasets import evenly_spaced
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
@@ -40,6 +40,7 @@ class Pages:
 
 def write_story(
     config: Config,
+    store: Store,
     place: StudyPlace,
     study: Study,
     confirmation: Confirmation,
@@ -48,14 +49,13 @@ def write_story(
     folder: Path,
 ) -> Path:
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
-    assert config.search
     artifacts = folder / "artifacts"
-    _compare_models(confirmation, artifacts / PICTURE_FILE)
+    _compare_models(confirmation, store, artifacts / PICTURE_FILE)
     trials = study.records()
     story = SweepSummary(
         name=config.name,
         metric=config.metric,
-        space={path: dimension.kind for path, dimension in config.search.space.items()},
+        space={path: dimension.kind for path, dimension in study.search.space.items()},
         epochs=config.train.epochs,
         trials=trials,
         finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
@@ -89,20 +89,21 @@ def rewrite_report(folder: Path) -> Path:
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
-def _compare_models(confirmation: Confirmation, target: Path) -> None:
+def _compare_models(confirmation: Confirmation, store: Store, target: Path) -> None:
     """A sheet of the baselines' and the winner's predictions on the same validation images."""
     winner = confirmation.winner
     first_of_each = {
         name_context(f.config.model.context): f for f in reversed((*confirmation.baselines, winner))
     }
-    models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
-    dataset = open_split(winner.config.data.store, winner.config.data.val_split)
+    models = {title: Predictor(_bundle(f, store)) for title, f in reversed(first_of_each.items())}
+    samples = evenly_spaced(store.split(winner.config.data.val_split), SHEET_IMAGES)
     target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(evenly_spaced(dataset, SHEET_IMAGES), dataset.info, models).save(target)
+    comparison_sheet(samples, store.info, models).save(target)
 
 
-def _bundle(finalist: Finalist) -> Bundle:
-    return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
+def _bundle(finalist: Finalist, store: Store) -> Bundle:
+    result = finalist.result
+    return checkpoint_model(finalist.config, store, result.best_checkpoint, result.best.metrics)
 
 
 def _links(
