@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from encsearch.data.datasets import IGNORE, DatasetInfo
 from encsearch.data.manifest import VERSION, Shard, StoreError
 from encsearch.data.rows import Row, encoded_sha256
+from encsearch.errors import one_line
 
 ROW_GROUP_BYTES = 8 * 2**20
 
@@ -187,7 +188,7 @@ def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any
             for number in range(parquet.num_row_groups):
                 yield from parquet.read_row_group(number, columns=columns, use_threads=False).to_batches()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{store / shard.file}: damaged ({_one_line(error)}); import it again") from None
+        raise StoreError(f"{store / shard.file}: damaged ({one_line(error)}); import it again") from None
 
 
 def _file_sha256(file: Path) -> str:
@@ -232,7 +233,7 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
         for batch in batches:
             batch.validate(full=True)  # a flipped offset would read outside the file
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{file}: damaged ({_one_line(error)}); delete it, it is rebuilt") from None
+        raise StoreError(f"{file}: damaged ({one_line(error)}); delete it, it is rebuilt") from None
     if reader.schema != _CACHE_SCHEMA or sum(batch.num_rows for batch in batches) != shard.num_samples:
         raise StoreError(f"{file}: damaged, not the rows of {shard.file}; delete it, it is rebuilt")
     return batches
@@ -252,7 +253,7 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
         os.replace(temporary, file)
     except OSError as error:
         raise StoreError(
-            f"{file.parent}: cannot write a cache of {shard.bytes} bytes ({_one_line(error)}); make room"
+            f"{file.parent}: cannot write a cache of {shard.bytes} bytes ({one_line(error)}); make room"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -273,7 +274,3 @@ def _first_writable(folders: tuple[Path, Path]) -> Path:
     raise StoreError(
         f"cannot write {folders[0]} or {folders[1]}; set XDG_CACHE_HOME to a folder you can write"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -27,7 +27,7 @@ from torch import nn
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import MEAN, STD
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.model.encnet import EncNet
 
@@ -161,8 +161,9 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / WEIGHTS_FILE}: not the weights of this model ({reason})") from None
+        raise UserError(
+            f"{folder / WEIGHTS_FILE}: not the weights of this model ({one_line(error)})"
+        ) from None
     found = _sha256(folder / WEIGHTS_FILE)
     if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
         raise UserError(

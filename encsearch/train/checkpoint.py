@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.train.state import TrainState
 
 MODEL_FILE = "model.safetensors"
@@ -42,7 +42,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved["optimizer"])
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder}: the optimizer state cannot be read ({_line(error)})") from None
+        raise UserError(f"{folder}: the optimizer state cannot be read ({one_line(error)})") from None
     state.step = saved["step"]
     state.samples_seen = saved["samples_seen"]
 
@@ -100,8 +100,4 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_file(folder / MODEL_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: the model weights cannot be read ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: the model weights cannot be read ({one_line(error)})") from None

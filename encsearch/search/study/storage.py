@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, one_line
 from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
@@ -36,9 +36,7 @@ def open_storage(place: str) -> BaseStorage:
     except OSError as error:
         raise PreflightError(f"{path}: the study's journal cannot be used ({error.strerror})") from None
     except ValueError as error:
-        raise PreflightError(
-            f"{path}: not a journal of Optuna, or damaged ({' '.join(str(error).split())[:120]})"
-        ) from None
+        raise PreflightError(f"{path}: not a journal of Optuna, or damaged ({one_line(error)})") from None
 
 
 def repair_journal(path: Path) -> None:
@@ -83,9 +81,9 @@ def _open_database(url: str) -> BaseStorage:
             f"{without_secrets(url)}: its database driver is not installed ({cause})"
         ) from None
     except (SQLAlchemyError, RuntimeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise PreflightError(
-            f"the study's database {without_secrets(url)} cannot be used: {reason}"
+            f"the study's database {without_secrets(url)} cannot be used: "
+            f"{one_line(error.__cause__ or error)}"
         ) from None
 
 

@@ -20,8 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.errors import UserError
-from encsearch.redaction import without_secrets
+from encsearch.errors import UserError, one_line
 from encsearch.reports import Point, append_line, read_lines
 from encsearch.tracking.outbox.events import (
     Ended,
@@ -272,7 +271,7 @@ def _batches(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 def _keep_refused(event: Event, error: RefusedError, job_folder: Path) -> None:
     path = job_folder / FOLDER / REFUSED_FILE
-    reason = without_secrets(" ".join(str(error).split()))[:300]
+    reason = one_line(error)
     if not path.exists():
         warn(f"MLflow refuses a part of {job_folder} ({reason}); it is kept in {path}")
     append_line(path, {"reason": reason, "event": to_values(event)})

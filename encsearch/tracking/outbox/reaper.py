@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.tracking.outbox.events import Ended, Tagged
 from encsearch.tracking.outbox.forward import Store, is_settled, read_sent, send_chunk, sending_alone, warn
 from encsearch.tracking.outbox.record import (
@@ -51,7 +51,7 @@ def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
             if folder != job_folder and _is_left(folder, store) and reap(folder) is not None:
                 yield from _send_in_parts(folder, store)
         except (OSError, ValueError, KeyError, TypeError, UserError, TrainingError) as error:
-            warn(f"the record of {folder} cannot be sent ({' '.join(str(error).split())})")
+            warn(f"the record of {folder} cannot be sent ({one_line(error, None)})")
 
 
 def _is_left(job_folder: Path, store: Store) -> bool:

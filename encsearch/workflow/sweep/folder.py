@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from encsearch.config import Config, load_config, to_yaml
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
@@ -64,7 +64,7 @@ def reopen(folder: Path) -> tuple[Config, StudyPlace]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not the folder of a sweep ({STUDY_FILE} is missing)") from None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({one_line(error)})") from None
     config = load_config(folder / CONFIG_FILE)
     if config.search is None:
         raise UserError(f"{folder / CONFIG_FILE}: its search: block is gone; restore the file")

@@ -7,7 +7,7 @@ from pathlib import Path
 from encsearch.config import Config, to_yaml
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import open_split
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
@@ -83,8 +83,7 @@ def rewrite_report(folder: Path) -> Path:
     except FileNotFoundError:
         raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
     except ValueError as error:
-        reason = ", ".join(str(error).splitlines()[:3])
-        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
+        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
