@@ -10,6 +10,7 @@ import click
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import model_argument
 from encsearch.errors import UserError
+from encsearch.files import check_free
 
 if TYPE_CHECKING:
     from encsearch.data.datasets import DatasetInfo
@@ -81,7 +82,7 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     from encsearch.inference.bundle import write_bundle
     from encsearch.model.published import read_published
 
-    _check_free(out)
+    check_free(out)  # a bundle replaces what is at its place, and the path may be a slip
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
@@ -109,12 +110,6 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
         f"auxiliary {model.auxiliary}"
     )
     emit(result, as_json, text)
-
-
-def _check_free(out: Path) -> None:
-    """A bundle replaces what is at its place, which must be nothing: the path may be a slip."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; give another folder or delete it")
 
 
 def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":

@@ -9,9 +9,7 @@ metrics.json        the scores that the model had on that data's validation spli
 README.md           the model card, for people: what the model is, how good, and what it is not for
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from encsearch.config import Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
+from encsearch.files import beside, sha256, sync
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.model.encnet import EncNet
 
@@ -84,24 +83,25 @@ def write_bundle(
     num_images: Mapping[str, int] = NONE_KNOWN,
 ) -> None:
     """Write a bundle that is either whole or absent; an existing one at `folder` is replaced."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, scratch / WEIGHTS_FILE)
-    digest = _sha256(scratch / WEIGHTS_FILE)
-    (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
-    (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
-    _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
-    _write_json(
-        scratch / DATASET_FILE, info.to_dict() | {"fingerprint": fingerprint, "num_images": dict(num_images)}
-    )
-    _write_json(scratch / METRICS_FILE, {"overall": dict(metrics), "class_iou": dict(class_iou)})
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts = ModelFacts(config, info, fingerprint, digest, num_parameters, metrics, class_iou, num_images)
-    (scratch / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with beside(folder) as scratch:
+        scratch.mkdir(parents=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, scratch / WEIGHTS_FILE)
+        digest = sha256(scratch / WEIGHTS_FILE)
+        (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
+        (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
+        _write_json(
+            scratch / DATASET_FILE,
+            info.to_dict() | {"fingerprint": fingerprint, "num_images": dict(num_images)},
+        )
+        _write_json(scratch / METRICS_FILE, {"overall": dict(metrics), "class_iou": dict(class_iou)})
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        facts = ModelFacts(config, info, fingerprint, digest, num_parameters, metrics, class_iou, num_images)
+        (scratch / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
+        sync(*scratch.iterdir(), scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+    sync(folder.absolute().parent)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -164,7 +164,7 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
         raise UserError(
             f"{folder / WEIGHTS_FILE}: not the weights of this model ({one_line(error)})"
         ) from None
-    found = _sha256(folder / WEIGHTS_FILE)
+    found = sha256(folder / WEIGHTS_FILE)
     if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
         raise UserError(
             f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not that of "
@@ -181,11 +181,6 @@ def _check_preprocessing(path: Path) -> None:
                 f"{path}: the model was trained with {name}={trained.get(name)}, but this encsearch prepares "
                 f"images with {name}={PREPROCESSING.get(name)}; use the version that trained it"
             )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

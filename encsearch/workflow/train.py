@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from encsearch.config import Config, to_yaml
+from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.local import run_local
@@ -36,7 +37,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         store = sender.store()
         folder = new_folder(out, config.name)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_whole(folder / "config.yaml", to_yaml(config))
         with owned(folder) as record:
             sender.follow(folder)
             recorder = recorder_of(

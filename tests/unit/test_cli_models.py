@@ -176,7 +176,7 @@ def test_no_link_in_the_results_folder_leads_to_another_file(
     out, other = tmp_path / "linked", tmp_path / "other"
     out.mkdir()
     other.write_text("kept")
-    (out / f".{image.stem}.png.tmp").symlink_to(other)
+    (out / image.name).symlink_to(other)
     code, _, err = run(capsys, "predict", model, str(image), "--out", str(out))
     assert code == 0, err
     assert other.read_text() == "kept"

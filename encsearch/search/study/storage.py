@@ -1,6 +1,5 @@
 """Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
 from encsearch.errors import PreflightError, one_line
+from encsearch.files import read_lines, remove_torn_line
 from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
@@ -49,25 +49,8 @@ def repair_journal(path: Path) -> None:
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
         return
-    data = path.read_bytes()
-    complete = data.rfind(b"\n") + 1
-    for number, line in enumerate(data[:complete].splitlines(), start=1):
-        if not _is_json(line):
-            raise PreflightError(
-                f"{path}: line {number} of the study's journal is damaged; restore the file, or cut it off "
-                "before that line to go on from there"
-            )
-    if complete < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(complete)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    read_lines(path)
+    remove_torn_line(path)
 
 
 def _open_database(url: str) -> BaseStorage:

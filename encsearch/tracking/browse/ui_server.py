@@ -1,7 +1,6 @@
 """The MLflow server that `encsearch ui` runs over a store: one a store, and gone with its process."""
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from encsearch.errors import PreflightError
+from encsearch.files import hold_lock, user_cache
 from encsearch.tracking.browse.links import LOOPBACK, is_loopback, server_command, ui_base
 
 START_S = 180.0  # on a loaded machine MLflow takes half a minute to import
@@ -59,17 +59,15 @@ def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
 
     A new one ends with the block, and with this process also if that is killed.
     """
-    with open(_claim_file(uri), "a+", encoding="utf-8") as claim:
-        try:
-            # The kernel lets go of it when this process dies.
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    claim = _claim_file(uri)
+    with hold_lock(claim) as is_held:
+        if not is_held:
             yield UiServer(_read_claim(claim))
             return
-        claim.truncate(0)  # the address of one that was killed
+        claim.write_text("", encoding="utf-8")  # no longer the address of one that was killed
         port = free_port(host, port)
         base = ui_base(uri, port, _name_of(host))
-        print(base, file=claim, flush=True)
+        claim.write_text(base, encoding="utf-8")
         with tempfile.NamedTemporaryFile(prefix="encsearch-ui-", suffix=".log") as log:
             process = _start(uri, host, port, log)
             try:
@@ -134,7 +132,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _claim_file(uri: str) -> Path:
     """One file a store, in the user's cache; its name tells nothing of the URI, which may hold a password."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encsearch" / "ui"
+    cache = user_cache() / "ui"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,12 +142,11 @@ def _claim_file(uri: str) -> Path:
     return cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
-def _read_claim(claim: IO[str]) -> str:
+def _read_claim(claim: Path) -> str:
     """The address that the claim's owner writes right after it has taken it."""
     deadline_s = time.monotonic() + STOP_S
     while time.monotonic() < deadline_s:
-        claim.seek(0)
-        if base := claim.read().strip():
+        if base := claim.read_text(encoding="utf-8"):
             return base
         time.sleep(POLL_S)
     raise PreflightError("another `encsearch ui` of this store is starting but names no address; try again")

@@ -18,10 +18,11 @@ from statistics import fmean
 from encsearch.config import Config, flatten, load_config, to_yaml
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError, UserError
+from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import read_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import Recorder, Report, append_line, distinct_reports, read_lines, recording
+from encsearch.reports import Recorder, Report, distinct_reports, recording
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -91,7 +92,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
         store = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
-            (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
         with owned(folder) as record:
             sender.follow(folder)

@@ -10,7 +10,6 @@ sweep.json         all that the report shows
 run.json           written last: a finished job
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ from pathlib import Path
 
 from encsearch.config import Config, load_config, to_yaml
 from encsearch.errors import PreflightError, UserError, one_line
+from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
-from encsearch.workflow.job import new_folder, write_whole
+from encsearch.workflow.job import new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
 CONFIG_FILE, STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "config.yaml", "study.json", "lock", "study.journal"
@@ -122,11 +122,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError when another holds it.
     """
-    with open(folder / LOCK_FILE, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is running this sweep; wait for it or end it"
-            ) from None
+    with hold_lock(folder / LOCK_FILE) as is_held:
+        if not is_held:
+            raise UserError(f"{folder}: another process is running this sweep; wait for it or end it")
         yield

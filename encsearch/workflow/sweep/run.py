@@ -8,6 +8,7 @@ from pathlib import Path
 
 from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
 from encsearch.errors import PreflightError, UserError
+from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import recording
 from encsearch.runner.nodes import check_nodes
@@ -22,7 +23,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
 from encsearch.train.experiment import preflight
 from encsearch.workflow.check import Checked, check
-from encsearch.workflow.job import Progress, RunSummary, write_summary, write_whole
+from encsearch.workflow.job import Progress, RunSummary, write_summary
 from encsearch.workflow.sweep.folder import (
     CONFIG_FILE,
     StudyPlace,

@@ -8,6 +8,7 @@ from encsearch.config import Config, to_yaml
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import open_split
 from encsearch.errors import UserError, one_line
+from encsearch.files import write_whole
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
@@ -18,7 +19,6 @@ from encsearch.search.study.study import Study
 from encsearch.search.trials import flags
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
-from encsearch.workflow.job import write_whole
 from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
 from encsearch.workflow.sweep.folder import StudyPlace
 
