@@ -16,6 +16,9 @@ from encsearch.files import append_line, lines_after
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+# In a training's folder: what it has reported.
+REPORTS_FILE = "reports.jsonl"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -151,10 +154,6 @@ def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[
         finally:
             stop.set()
             forwarder.result()
-
-
-# In a training's folder: what it has reported.
-REPORTS_FILE = "reports.jsonl"
 
 
 @dataclass(frozen=True)

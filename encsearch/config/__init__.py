@@ -32,6 +32,7 @@ from encsearch.config.sections import (
     ScalingConfig,
 )
 from encsearch.config.tree import (
+    CONFIG_FILE,
     Config,
     check_alias,
     flatten,
@@ -48,6 +49,7 @@ from encsearch.config.tree import (
 
 __all__ = [
     "BACKBONES",
+    "CONFIG_FILE",
     "DECISIONS_SUFFIX",
     "DEEP_STEM_BACKBONES",
     "IMAGENET",

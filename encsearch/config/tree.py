@@ -31,6 +31,8 @@ from encsearch.config.sections import (
 )
 from encsearch.errors import UserError, one_line
 
+# In the folder of a job and of a model: the recipe, every default written out.
+CONFIG_FILE = "config.yaml"
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
 

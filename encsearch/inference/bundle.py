@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from encsearch.config import Config, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
@@ -32,7 +32,6 @@ from encsearch.model.encnet import EncNet
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST_FILE = "weights.sha256"
-CONFIG_FILE = "config.yaml"
 PREPROCESSING_FILE = "preprocessing.json"
 DATASET_FILE = "dataset.json"
 METRICS_FILE = "metrics.json"

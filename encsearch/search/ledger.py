@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from encsearch.config import Config, LimitsConfig, with_values
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
-from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState, flags
+from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
+from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
 from encsearch.search.tune.jobs import RESTARTS, Job
 
 
@@ -176,8 +176,8 @@ class Ledger:
         entry.heard_s, entry.is_late = time.monotonic(), False
         self._note_hardware(entry, result["hardware"])
         entry.failure = result.get("failure")
-        if "latency_ms" in result:
-            return self._is_slow(entry, result["latency_ms"])
+        if LATENCY in result:
+            return self._is_slow(entry, result[LATENCY])
         if "report" not in result:
             return False
         report = Report.from_dict(result["report"])

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
 from encsearch.data.pictures import comparison
@@ -44,7 +45,7 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
     """
     for name in (TABLES, PICTURES):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     ious = [(name, report.class_iou.get(name)) for name in classes]
     write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
     _write_table(folder / TABLES / "class_iou.json", ("class", "iou"), ious)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encsearch.config import Config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, to_yaml
 from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, recording
@@ -37,7 +37,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         store = sender.store()
         folder = new_folder(out, config.name)
-        write_whole(folder / "config.yaml", to_yaml(config))
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
         with owned(folder) as record:
             sender.follow(folder)
             recorder = recorder_of(

@@ -10,9 +10,6 @@ from encsearch.config import Config
 # A training whose process is lost is started again from its last checkpoint this often.
 RESTARTS = 2
 
-# In a job's folder: what it has reported.
-REPORTS_FILE = "reports.jsonl"
-
 
 @dataclass(frozen=True)
 class Job:

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from encsearch.config import Config, flatten, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import read_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import Recorder, Report, distinct_reports, recording
+from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports, recording
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -38,7 +38,6 @@ from encsearch.search.ablation.plan import (
 from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.tracking.outbox.record import Record, owned
 from encsearch.tracking.outbox.sender import TrackingStore, sending
 from encsearch.train.checkpoint import drop_checkpoints
@@ -47,7 +46,6 @@ from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
 from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, start_run
 
-CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "trainings.jsonl"
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encsearch.config import Config, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
@@ -26,7 +26,7 @@ from encsearch.search.study.study import Study
 from encsearch.workflow.job import new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
-CONFIG_FILE, STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "config.yaml", "study.json", "lock", "study.journal"
+STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "study.json", "lock", "study.journal"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from encsearch.config import Config, with_values
-from encsearch.reports import Recorder, Report, distinct_reports
+from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, newest
 from encsearch.workflow.job import Progress

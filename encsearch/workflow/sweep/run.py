@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
+from encsearch.config import CONFIG_FILE, Config, ScalingConfig, to_yaml, with_overrides
 from encsearch.errors import PreflightError, UserError
 from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
@@ -25,7 +25,6 @@ from encsearch.train.experiment import preflight
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.job import Progress, RunSummary, write_summary
 from encsearch.workflow.sweep.folder import (
-    CONFIG_FILE,
     StudyPlace,
     begin,
     check_database,
