@@ -63,7 +63,7 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
 
     models = {
         BASELINE_LABELS[baseline.config.model.context]: Predictor(
-            checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+            checkpoint_model(baseline.config, baseline.result.best_checkpoint)
         )
         for baseline in done.confirmation.baselines
     }

@@ -79,22 +79,16 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     if store and classes:
         raise click.UsageError("--store and --classes both name the classes; give one of them")
     from encsearch.config import Config, DataConfig
-    from encsearch.inference.bundle import write_bundle
+    from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.published import read_published
 
     check_free(out)  # a bundle replaces what is at its place, and the path may be a slip
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
+    config = Config(data=data, model=published.config)
     try:
-        write_bundle(
-            out,
-            published.model,
-            Config(data=data, model=published.config),
-            info,
-            fingerprint=UNKNOWN_FINGERPRINT,
-            metrics={},
-        )
+        write_bundle(Bundle(published.model, config, info, UNKNOWN_FINGERPRINT, metrics={}), out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
     model = published.config

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
@@ -50,8 +49,6 @@ PREPROCESSING: Mapping[str, Any] = MappingProxyType(
 )
 """What `data.transforms.to_image_tensor` and `data.codec.decode_image` do: (pixel / 255 - mean) / std."""
 
-NONE_KNOWN: Mapping[str, Any] = MappingProxyType({})
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -70,34 +67,21 @@ class Bundle:
     num_images: Mapping[str, int] = field(default_factory=dict)
 
 
-def write_bundle(
-    folder: Path,
-    model: nn.Module,
-    config: Config,
-    info: DatasetInfo,
-    *,
-    fingerprint: str,
-    metrics: Mapping[str, float],
-    class_iou: Mapping[str, float] = NONE_KNOWN,
-    num_images: Mapping[str, int] = NONE_KNOWN,
-) -> None:
+def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle that is either whole or absent; an existing one at `folder` is replaced."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
+    source = {"fingerprint": bundle.fingerprint, "num_images": dict(bundle.num_images)}
     with beside(folder) as scratch:
         scratch.mkdir(parents=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, scratch / WEIGHTS_FILE)
         digest = sha256(scratch / WEIGHTS_FILE)
         (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
-        (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        (scratch / CONFIG_FILE).write_text(to_yaml(bundle.config), encoding="utf-8")
         _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
-        _write_json(
-            scratch / DATASET_FILE,
-            info.to_dict() | {"fingerprint": fingerprint, "num_images": dict(num_images)},
-        )
-        _write_json(scratch / METRICS_FILE, {"overall": dict(metrics), "class_iou": dict(class_iou)})
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        facts = ModelFacts(config, info, fingerprint, digest, num_parameters, metrics, class_iou, num_images)
-        (scratch / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
+        _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
+        _write_json(scratch / METRICS_FILE, scores)
+        (scratch / CARD_FILE).write_text(model_card(_facts(bundle, digest)), encoding="utf-8")
         sync(*scratch.iterdir(), scratch)
         shutil.rmtree(folder, ignore_errors=True)
     sync(folder.absolute().parent)
@@ -126,6 +110,19 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
     model = _read_model(folder, config, len(info.classes))
     return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
+
+
+def _facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
+    return ModelFacts(
+        bundle.config,
+        bundle.info,
+        bundle.fingerprint,
+        weights_sha256,
+        num_parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        metrics=bundle.metrics,
+        class_iou=bundle.class_iou,
+        num_images=bundle.num_images,
+    )
 
 
 def weights_digest(folder: Path) -> str:

@@ -122,16 +122,7 @@ def _write(
     bundle: Bundle, folder: Path, formats: Collection[Format], size: tuple[int, int] | None, least_side: int
 ) -> Export:
     if "safetensors" in formats:
-        write_bundle(
-            folder,
-            bundle.model,
-            bundle.config,
-            bundle.info,
-            fingerprint=bundle.fingerprint,
-            metrics=bundle.metrics,
-            class_iou=bundle.class_iou,
-            num_images=bundle.num_images,
-        )
+        write_bundle(bundle, folder)
     graph = InferenceGraph(bundle.model)
     interface = _interface(bundle, graph, size, least_side)
     shapes = [(1, *size), (3, *size)] if size else _SHAPES

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from encsearch.config import CONFIG_FILE, Config, to_yaml
 from encsearch.files import write_whole
+from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.local import run_local
@@ -15,7 +16,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import preflight
 from encsearch.workflow.job import BUNDLE, Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, write_context, write_panels
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             with recording(recorder):
                 run = run_local if in_process else _ray_runner()
                 result = run(config, folder / "checkpoints", recorder)
-                best = result.best
-                bundle = checkpoint_model(config, result.best_checkpoint, best.metrics, best.class_iou)
-                save_model(bundle, folder / BUNDLE)
+                bundle = checkpoint_model(config, result.best_checkpoint, result.best)
+                write_bundle(bundle, folder / BUNDLE)
                 write_panels(bundle, recorder.artifacts)
                 write_context(bundle, recorder.artifacts)
         summary = RunSummary(

@@ -19,7 +19,7 @@ from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
 from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, write_whole
-from encsearch.inference.bundle import read_bundle
+from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports, recording
@@ -44,7 +44,7 @@ from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, start_run
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
 
 RESULTS_FILE = "trainings.jsonl"
 
@@ -184,10 +184,8 @@ class _Observer:
     def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config
         if training.name in self._kept:
-            save_model(
-                checkpoint_model(config, checkpoint, last.metrics, last.class_iou),
-                _model_folder(self._folder, training.name),
-            )
+            bundle = checkpoint_model(config, checkpoint, last)
+            write_bundle(bundle, _model_folder(self._folder, training.name))
         # Last, since a training with a line here is not trained again.
         self.add(
             Result(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from encsearch.config import Config, with_values
+from encsearch.inference.bundle import write_bundle
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
@@ -15,7 +16,6 @@ from encsearch.workflow.recorder import (
     TrainingRecorder,
     checkpoint_model,
     recorder_of,
-    save_model,
     start_run,
     write_context,
     write_panels,
@@ -87,10 +87,9 @@ class SweepRecords:
 
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
-        best = finalist.result.best
-        checkpoint = finalist.result.best_checkpoint
-        bundle = checkpoint_model(finalist.config, checkpoint, best.metrics, best.class_iou)
-        save_model(bundle, artifacts / "bundle")
+        result = finalist.result
+        bundle = checkpoint_model(finalist.config, result.best_checkpoint, result.best)
+        write_bundle(bundle, artifacts / "bundle")
         write_panels(bundle, artifacts)
         write_context(bundle, artifacts)
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
@@ -146,5 +145,5 @@ def _conclude(
         recorder.note("encsearch.reason", reason)
     checkpoint = newest(folder)
     if checkpoint and state != "FAIL":
-        write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
+        write_panels(checkpoint_model(config, checkpoint), recorder.artifacts)
     drop_checkpoints(folder)

@@ -98,7 +98,7 @@ def _compare_models(confirmation: Confirmation, target: Path) -> None:
 
 
 def _bundle(finalist: Finalist) -> Bundle:
-    return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
+    return checkpoint_model(finalist.config, finalist.result.best_checkpoint)
 
 
 def _title(finalist: Finalist) -> str:
