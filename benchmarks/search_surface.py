@@ -27,7 +27,7 @@ import torch
 from encsearch.config import Config, load_config, to_json, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 

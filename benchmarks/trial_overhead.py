@@ -34,7 +34,7 @@ import psutil
 
 from encsearch.config import Config, from_json, to_json, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 
 OUT = Path("benchmarks/results/trial_overhead.json")
 NUM_CPUS = 4

@@ -64,9 +64,7 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     store = Store(done.summary.store)
     models = {
         name_context(baseline.config.model.context): Predictor(
-            checkpoint_model(
-                baseline.config, store, baseline.result.best_checkpoint, baseline.result.best.metrics
-            )
+            checkpoint_model(baseline.config, store, baseline.result.best_checkpoint)
         )
         for baseline in done.confirmation.baselines
     }

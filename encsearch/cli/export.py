@@ -10,6 +10,7 @@ import click
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import model_argument
 from encsearch.errors import UserError
+from encsearch.files import check_free
 
 if TYPE_CHECKING:
     from encsearch.data.datasets import DatasetInfo
@@ -78,22 +79,16 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     if store and classes:
         raise click.UsageError("--store and --classes both name the classes; give one of them")
     from encsearch.config import Config, DataConfig
-    from encsearch.inference.bundle import write_bundle
+    from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.published import read_published
 
-    _check_free(out)
+    check_free(out)  # a bundle replaces what is at its place, and the path may be a slip
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
+    config = Config(data=data, model=published.config)
     try:
-        write_bundle(
-            out,
-            published.model,
-            Config(data=data, model=published.config),
-            info,
-            fingerprint=UNKNOWN_FINGERPRINT,
-            metrics={},
-        )
+        write_bundle(Bundle(published.model, config, info, UNKNOWN_FINGERPRINT, metrics={}), out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
     model = published.config
@@ -109,12 +104,6 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
         f"auxiliary {model.auxiliary}"
     )
     emit(result, as_json, text)
-
-
-def _check_free(out: Path) -> None:
-    """A bundle replaces what is at its place, which must be nothing: the path may be a slip."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; give another folder or delete it")
 
 
 def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":

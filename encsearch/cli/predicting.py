@@ -13,6 +13,7 @@ import click
 from encsearch.cli.console import emit, json_option, say
 from encsearch.cli.models import OVERRIDE, bundle_with, device_option, model_argument
 from encsearch.errors import UserError
+from encsearch.files import beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,12 +217,8 @@ def _make_folder(folder: Path) -> None:
 
 def _save(picture: "Image", target: Path) -> None:
     """Whole or not at all, and through no link that somebody left in the folder."""
-    scratch = target.with_name(f".{target.name}.tmp")
     try:
-        scratch.unlink(missing_ok=True)
-        with open(scratch, "xb") as file:
-            picture.save(file, "PNG")
-        scratch.replace(target)
+        with beside(target) as scratch:
+            picture.save(scratch, "PNG")
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None

@@ -35,6 +35,7 @@ from encsearch.config.sections import (
     ScalingConfig,
 )
 from encsearch.config.tree import (
+    CONFIG_FILE,
     Config,
     check_alias,
     flatten,
@@ -53,6 +54,7 @@ from encsearch.config.tree import (
 
 __all__ = [
     "BACKBONES",
+    "CONFIG_FILE",
     "DECISIONS_SUFFIX",
     "DEEP_STEM_BACKBONES",
     "IMAGENET",

@@ -29,8 +29,10 @@ from encsearch.config.sections import (
     TrainConfig,
     as_number,
 )
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 
+# In the folder of a job and of a model: the recipe, every default written out.
+CONFIG_FILE = "config.yaml"
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
@@ -143,7 +145,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
     # YAML raises a plain ValueError for a date that is none, such as 2026-13-01.
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error, None)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
     for item in overrides:

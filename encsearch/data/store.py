@@ -8,10 +8,7 @@ store/
 """
 
 import hashlib
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +29,7 @@ from encsearch.data.rows import content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
 from encsearch.data.statistics import SplitStats, median_frequency_weights, split_stats
 from encsearch.errors import UserError
+from encsearch.files import beside, check_free, sync
 
 
 def write_store(
@@ -49,23 +47,22 @@ def write_store(
     errors of the iterables pass through.
     """
     store = Path(path)
-    building = store.absolute().with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _check_free(store)
-        building.mkdir(parents=True)
-        written = {
-            name: _write_split(building, name, info, samples, shard_bytes) for name, samples in splits.items()
-        }
-        digests = {name: split.digest for name, split in written.items()}
-        manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
-        _write_durably(building / MANIFEST_FILE, manifest_json(manifest))
-        _check_free(store)
-        os.replace(building, store)
-        _sync_folder(store.parent)
+        check_free(store)
+        with beside(store) as building:
+            building.mkdir(parents=True)
+            written = {
+                name: _write_split(building, name, info, samples, shard_bytes)
+                for name, samples in splits.items()
+            }
+            digests = {name: split.digest for name, split in written.items()}
+            manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
+            (building / MANIFEST_FILE).write_text(manifest_json(manifest), encoding="utf-8")
+            sync(building / MANIFEST_FILE, building)
+            check_free(store)
+        sync(store.absolute().parent)
     except OSError as error:
         raise UserError(f"{store}: cannot write the store ({error}); nothing was left behind") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return manifest
 
 
@@ -160,24 +157,3 @@ def _write_split(
     if not shards:
         raise UserError(f"split {name} has no samples; leave it out or give it some")
     return SplitManifest(len(ids), digest.hexdigest(), tuple(shards))
-
-
-def _check_free(store: Path) -> None:
-    if store.exists() and (not store.is_dir() or any(store.iterdir())):
-        raise UserError(f"{store}: exists and is not empty; give another folder or delete it")
-
-
-def _write_durably(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, not only the bytes in its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

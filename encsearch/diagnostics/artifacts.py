@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from encsearch.data.datasets import Sample
+from encsearch.data.datasets import Sample, evenly_spaced
 from encsearch.diagnostics.measure import assignment_map, diagnose
 from encsearch.diagnostics.records import (
     ASSIGNMENT_FILE,
@@ -26,8 +26,8 @@ from encsearch.diagnostics.records import (
 )
 from encsearch.inference.bundle import Bundle
 from encsearch.style import LIGHT, look
+from encsearch.train.experiment import SHOWN_IMAGES
 
-SHOWN_IMAGES = 4
 HEAT_MAPS = 3
 MAX_TICKS = 64
 MAX_ROWS = 40
@@ -53,8 +53,7 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
     if diagnostics.codewords:
         draw_codewords(diagnostics.codewords, folder / CODEWORDS_FILE)
     if diagnostics.codewords and len(diagnostics.codewords.usage) > 1:
-        chosen = np.linspace(0, len(samples) - 1, min(SHOWN_IMAGES, len(samples))).round().astype(int)
-        shown = [samples[index] for index in chosen]
+        shown = evenly_spaced(samples, SHOWN_IMAGES)
         maps = [assignment_map(bundle, sample) for sample in shown]
         draw_assignment(shown, maps, diagnostics.codewords, folder / ASSIGNMENT_FILE)
     if diagnostics.scaling.classes:

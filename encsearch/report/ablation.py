@@ -1,10 +1,10 @@
 """The files of a finished ablation: `ablation.md` with its charts, and two CSV files for other programs."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from encsearch.files import write_csv
 from encsearch.report.charts.ablation import draw_curve, draw_rows
 from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.statistics import Estimate
@@ -37,8 +37,8 @@ class AblationStory:
 def write_report(story: AblationStory, folder: Path) -> Path:
     """Write `ablation.md`, `ablation.csv`, `trainings.csv` and the charts into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "ablation.csv", _summary_lines(story))
-    _write_csv(folder / "trainings.csv", _training_lines(story))
+    write_csv(folder / "ablation.csv", _summary_lines(story))
+    write_csv(folder / "trainings.csv", _training_lines(story))
     rows, codewords, se_weights = (_of_series(story, s) for s in ("rows", "codewords", "se_weights"))
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
@@ -187,8 +187,3 @@ def _training_lines(story: AblationStory) -> Iterator[Sequence[object]]:
     for r in story.results:
         figures = (r.metrics.get(name, "") for name in metrics)
         yield [r.name, r.row, r.epochs, r.seed, r.seconds, *figures]
-
-
-def _write_csv(path: Path, lines: Iterator[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(lines)

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from encsearch.data.store import Store
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, last_line
 
 ANSWER_TIMEOUT_S = 60
 
@@ -46,7 +46,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
         try:
             problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line(error)
             raise PreflightError(
                 f"node {name} cannot be asked ({reason}); install the driver's encsearch on it, or remove it"
             ) from None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from encsearch.config import ScalingConfig
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, first_line
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
 CHEAPER_TRAIN = {
@@ -109,8 +109,7 @@ def _connect(needs: ScalingConfig) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:  # Ray 2.60 raises nothing narrower when a node does not start in time
         what = f"Ray at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
-        reason = str(error).strip().splitlines()[0]
-        raise PreflightError(f"{what}: {reason}") from None
+        raise PreflightError(f"{what}: {first_line(error)}") from None
     # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)

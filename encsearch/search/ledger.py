@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from encsearch.config import Config, LimitsConfig, Minimized, trial_config
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
-from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState, flags
+from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
+from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
 from encsearch.search.tune.board import Board, Entry, Job
 
 
@@ -160,8 +160,8 @@ class Ledger(Board[_Entry]):
         entry = self._out[key]
         entry.heard_s, entry.is_late = time.monotonic(), False
         self._note_hardware(entry, result["hardware"])
-        if "latency_ms" in result:
-            return self._is_slow(entry, result["latency_ms"])
+        if LATENCY in result:
+            return self._is_slow(entry, result[LATENCY])
         report = self._hear(entry, result)
         is_newest = report is not None and report.epoch == max(self._study.curve(entry.number))
         return is_newest and self._study.should_stop(entry.number)

@@ -12,7 +12,6 @@ NAME                     what a report brings in its `texts`, as profile.txt and
 """
 
 import base64
-import csv
 import json
 import uuid
 from collections.abc import Sequence
@@ -24,9 +23,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
 from encsearch.data.pictures import comparison
+from encsearch.files import write_csv
 from encsearch.reports import Report
 from encsearch.style import LIGHT, look
 
@@ -45,14 +46,14 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
     """
     for name in (TABLES, PICTURES):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     ious = [(name, report.class_iou.get(name)) for name in classes]
-    _write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
+    write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
     _write_table(folder / TABLES / "class_iou.json", ("class", "iou"), ious)
     if report.confusion:
         assert len(report.confusion) == len(classes), (len(report.confusion), len(classes))
         rows = [(name, *row) for name, row in zip(classes, report.confusion, strict=True)]
-        _write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
+        write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
         _draw_confusion(folder / PICTURES / "confusion.png", np.array(report.confusion), classes)
 
 
@@ -62,11 +63,6 @@ def write_texts(folder: Path, report: Report) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

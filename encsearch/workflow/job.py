@@ -9,6 +9,7 @@ from typing import Protocol
 
 from encsearch.config import Config
 from encsearch.errors import UserError
+from encsearch.files import write_whole
 from encsearch.reports import Report
 from encsearch.search.trials import TrialEvent
 
@@ -62,13 +63,6 @@ def bundle_source(model: str) -> str:
 def write_summary(folder: Path, summary: RunSummary) -> None:
     """The last thing that a job writes: a folder with a summary is a finished job."""
     write_whole(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
 
 
 def read_summary(folder: Path) -> RunSummary:

@@ -7,7 +7,7 @@ from pathlib import Path
 from encsearch.config import Config, flatten, to_yaml
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import Store
-from encsearch.inference.bundle import NONE_KNOWN, Bundle, write_bundle
+from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.model.encnet import EncNet
 from encsearch.reports import Report, Status, best_report
@@ -156,33 +156,21 @@ def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
     return lineage(fingerprint, root)
 
 
-def checkpoint_model(
-    config: Config,
-    store: Store,
-    checkpoint: Path,
-    metrics: Mapping[str, float],
-    class_iou: Mapping[str, float] = NONE_KNOWN,
-) -> Bundle:
-    """The model of a checkpoint that was trained with `config`, and the figures of the checkpoint's epoch."""
+def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
+    """The model of a checkpoint that was trained with `config`, with the figures that `scored` has of it."""
     shape = config.model.model_copy(update={"weights": None})
     model = EncNet.from_config(shape, len(store.info.classes))
     load_weights(model, checkpoint)
     num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
-    return Bundle(model.eval(), config, store.info, store.fingerprint, metrics, class_iou, num_images)
-
-
-def save_model(bundle: Bundle, folder: Path) -> Path:
-    write_bundle(
-        folder,
-        bundle.model,
-        bundle.config,
-        bundle.info,
-        fingerprint=bundle.fingerprint,
-        metrics=bundle.metrics,
-        class_iou=bundle.class_iou,
-        num_images=bundle.num_images,
+    return Bundle(
+        model.eval(),
+        config,
+        store.info,
+        store.fingerprint,
+        metrics=scored.metrics if scored else {},
+        class_iou=scored.class_iou if scored else {},
+        num_images=num_images,
     )
-    return folder
 
 
 def write_panels(bundle: Bundle, store: Store, artifacts: Path) -> None:

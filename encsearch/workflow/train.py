@@ -5,7 +5,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encsearch.config import Config, to_yaml, trial_config
+from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
+from encsearch.files import write_whole
+from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.local import run_local
@@ -14,7 +16,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.job import BUNDLE, Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, write_context, write_panels
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         tracking = sender.store()
         folder = new_folder(out, config.name)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
         with owned(folder) as record:
             sender.follow(folder)
             recorder = recorder_of(
@@ -53,9 +55,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             with recording(recorder):
                 run = run_local if in_process else _ray_runner()
                 result = run(config, folder / "checkpoints", recorder)
-                best = result.best
-                bundle = checkpoint_model(config, store, result.best_checkpoint, best.metrics, best.class_iou)
-                save_model(bundle, folder / BUNDLE)
+                bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
+                write_bundle(bundle, folder / BUNDLE)
                 write_panels(bundle, store, recorder.artifacts)
                 write_context(bundle, store, recorder.artifacts)
         summary = RunSummary(

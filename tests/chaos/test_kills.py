@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.reports import REPORTS_FILE, read_lines
+from encsearch.files import read_lines
+from encsearch.reports import REPORTS_FILE
 from encsearch.search.ledger import trial_folder
 from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (

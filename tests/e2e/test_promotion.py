@@ -17,7 +17,7 @@ from encsearch.data.datasets import IGNORE
 from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
-from encsearch.inference.bundle import write_bundle
+from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.aliases import move, settle, sign
@@ -70,10 +70,8 @@ def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    fingerprint = manifest.fingerprint
-    write_bundle(
-        folder / BUNDLE, model.eval(), config, manifest.info, fingerprint=fingerprint, metrics={"mIoU": 0.5}
-    )
+    bundle = Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics={"mIoU": 0.5})
+    write_bundle(bundle, folder / BUNDLE)
     run_id = tracking.client.create_run(tracking.experiment_id, run_name=folder.name).info.run_id
     write_summary(
         folder,
@@ -82,7 +80,7 @@ def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -
             name=folder.name,
             metric="mIoU",
             value=0.5,
-            fingerprint=fingerprint,
+            fingerprint=manifest.fingerprint,
             store=config.data.store,
             split="val",
             tracking_uri=tracking.uri,

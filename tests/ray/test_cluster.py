@@ -22,7 +22,7 @@ from encsearch.config import Config, ScalingConfig, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError
-from encsearch.reports import read_lines
+from encsearch.files import read_lines
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, trainings_at_once
 from encsearch.search.trials import TrialEvent, TrialRecord

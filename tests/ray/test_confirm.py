@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, search_of, with_values
-from encsearch.reports import MemoryRecorder, Recorder, read_lines
+from encsearch.files import read_lines
+from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
 from encsearch.search.trials import TrialRecord

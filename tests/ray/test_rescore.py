@@ -8,7 +8,7 @@ import torch
 
 from encsearch.config import Config, EvalConfig, ScalingConfig
 from encsearch.data.store import Store
-from encsearch.inference.bundle import read_bundle, write_bundle
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.evaluation import score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.search.ablation.rescore import rescore
@@ -22,7 +22,7 @@ def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     Path("store").symlink_to(toy_store)
     torch.manual_seed(0)
     model = EncNet.from_config(toy_config.model, len(TOY_INFO.classes))
-    write_bundle(Path("whole"), model, toy_config, TOY_INFO, fingerprint="x", metrics={})
+    write_bundle(Bundle(model, toy_config, TOY_INFO, "x", metrics={}), Path("whole"))
     models = {"whole": Path("whole"), "absent": Path("absent")}
     settings = EvalConfig(scales=(0.5, 1.0), flip=True)
 

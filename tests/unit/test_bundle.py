@@ -45,8 +45,7 @@ def model() -> EncNet:
 @pytest.fixture
 def folder(tmp_path: Path, model: EncNet) -> Path:
     path = tmp_path / "bundle"
-    write_bundle(
-        path,
+    bundle = Bundle(
         model,
         CONFIG,
         INFO,
@@ -55,6 +54,7 @@ def folder(tmp_path: Path, model: EncNet) -> Path:
         class_iou={"sky": 0.75, "road": 0.25},
         num_images={"train": 900, "val": 12},
     )
+    write_bundle(bundle, path)
     return path
 
 
@@ -79,7 +79,7 @@ def test_reading_draws_no_random_numbers(folder: Path) -> None:
 
 
 def test_writing_replaces_an_older_bundle_and_leaves_nothing_else(folder: Path, model: EncNet) -> None:
-    write_bundle(folder, model, CONFIG, INFO, fingerprint="new", metrics={})
+    write_bundle(Bundle(model, CONFIG, INFO, "new", metrics={}), folder)
     assert read_bundle(folder).fingerprint == "new"
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
@@ -160,7 +160,7 @@ def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> 
 
 
 def test_the_card_of_an_imported_model_invents_nothing(tmp_path: Path, model: EncNet) -> None:
-    write_bundle(tmp_path / "bundle", model, CONFIG, INFO, fingerprint="unknown", metrics={})
+    write_bundle(Bundle(model, CONFIG, INFO, "unknown", metrics={}), tmp_path / "bundle")
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "## Scores\n\nNone were recorded." in card
     assert "no IoU by class was recorded" in card

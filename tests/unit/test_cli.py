@@ -110,12 +110,12 @@ def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
     from PIL import Image
 
     from encsearch.data.manifest import read_manifest
-    from encsearch.inference.bundle import write_bundle
+    from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.encnet import EncNet
 
     info = read_manifest(toy_config.data.store).info
     model = EncNet.from_config(toy_config.model, len(info.classes))
-    write_bundle(tmp_path / "bundle", model, toy_config, info, fingerprint="abc", metrics={})
+    write_bundle(Bundle(model, toy_config, info, "abc", metrics={}), tmp_path / "bundle")
     for name in ("a.png", "b.jpg"):
         Image.new("RGB", (20, 16)).save(tmp_path / name)
     (tmp_path / "file").touch()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from encsearch.report.charts.style import DARK, LIGHT, MARKS, SIZES
 
 from encsearch.config import ModelConfig
 from encsearch.config.sections import PRESETS
+from encsearch.report.charts.chart import MARKS
 from encsearch.report.facts import KIND_LABELS, Kind
 from encsearch.search.trials import STATUS_OF, TrialState
 
@@ -70,7 +70,7 @@ def test_mypy_leads_to_every_place_that_a_new_member_concerns(complaints: list[s
 @pytest.mark.parametrize(
     ("table", "members"),
     [
-        *((table, Kind) for table in (KIND_LABELS, MARKS, SIZES, LIGHT.marks, DARK.marks)),
+        *((table, Kind) for table in (KIND_LABELS, MARKS)),
         (PRESETS, ModelConfig.model_fields["preset"].annotation),
         ({**STATUS_OF, "RUNNING": None}, TrialState),
     ],

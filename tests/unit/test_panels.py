@@ -20,7 +20,7 @@ def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:
 
 def test_the_sheet_grows_by_a_column_a_model(toy_config: Config, toy_store: Path, tmp_path: Path) -> None:
     save_checkpoint(build(toy_config).state, tmp_path)
-    model = Predictor(checkpoint_model(toy_config, Store(toy_store), tmp_path, {}))
+    model = Predictor(checkpoint_model(toy_config, Store(toy_store), tmp_path))
     samples = evenly_spaced(Store(toy_store).split("val"), 2)
 
     one = comparison_sheet(samples, model.info, {"A": model})

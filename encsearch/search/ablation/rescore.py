@@ -9,6 +9,7 @@ import ray
 
 from encsearch.config import EvalConfig, ScalingConfig
 from encsearch.data.store import Store
+from encsearch.errors import last_line
 from encsearch.inference.bundle import read_bundle
 from encsearch.inference.evaluation import score_bundle
 
@@ -43,7 +44,7 @@ def rescore(
         try:
             metrics, seconds = ray.get(done)
         except ray.exceptions.RayError as error:  # also what the task raised
-            yield Rescored(names[done], {}, 0.0, str(error).strip().splitlines()[-1])
+            yield Rescored(names[done], {}, 0.0, last_line(error))
         else:
             yield Rescored(names[done], metrics, seconds)
 

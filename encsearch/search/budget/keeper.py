@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
 from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, pace_of, spent_by
 from encsearch.search.study.study import Study

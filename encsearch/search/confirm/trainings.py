@@ -11,7 +11,8 @@ from typing import Protocol
 
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.errors import TrainingError
-from encsearch.reports import Recorder, RunResult, append_line, read_lines, recording
+from encsearch.files import append_line, read_lines
+from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
     Finalist,

@@ -24,11 +24,10 @@ from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
 from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
-from encsearch.search.trials import TrialRecord, TrialState
+from encsearch.search.trials import PARAMETERS, TrialRecord, TrialState
 
 # User attributes of a trial, as people see them in optuna-dashboard.
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
-PARAMETERS, LATENCY = "parameters", "latency_ms"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
 STOPPED = "stopped"
 

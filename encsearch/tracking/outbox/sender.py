@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, TrainingError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.outbox.forward import (
     Store,
@@ -211,7 +211,7 @@ class _Forwarder:
                 f"{self._store.shown_uri} ({self._failure}); "
                 f"`encsearch sync {self._job_folder}` sends them"
             )
-        except UserError as error:
+        except (UserError, TrainingError) as error:
             warn(str(error))
             sys.exit(1)
         except Exception as error:

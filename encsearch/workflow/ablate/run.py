@@ -15,21 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from encsearch.config import Config, flatten, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
-from encsearch.inference.bundle import read_bundle
+from encsearch.files import append_line, read_lines, write_whole
+from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import (
-    REPORTS_FILE,
-    Recorder,
-    Report,
-    append_line,
-    distinct_reports,
-    read_lines,
-    recording,
-)
+from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports, recording
 from encsearch.runner.ray_session import ray_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -51,9 +44,8 @@ from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, start_run
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
 
-CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "trainings.jsonl"
 
 
@@ -99,7 +91,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
         tracking = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
-            (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
         with owned(folder) as record:
             sender.follow(folder)
@@ -200,10 +192,8 @@ class _Observer:
     def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config
         if training.name in self._kept:
-            save_model(
-                checkpoint_model(config, self._store, checkpoint, last.metrics, last.class_iou),
-                _model_folder(self._folder, training.name),
-            )
+            bundle = checkpoint_model(config, self._store, checkpoint, last)
+            write_bundle(bundle, _model_folder(self._folder, training.name))
         # Last, since a training with a line here is not trained again.
         self.add(
             Result(

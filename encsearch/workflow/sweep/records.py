@@ -5,6 +5,7 @@ from pathlib import Path
 
 from encsearch.config import Config, trial_config
 from encsearch.data.store import Store
+from encsearch.inference.bundle import write_bundle
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
@@ -16,7 +17,6 @@ from encsearch.workflow.recorder import (
     TrainingRecorder,
     checkpoint_model,
     recorder_of,
-    save_model,
     start_run,
     write_context,
     write_panels,
@@ -91,10 +91,9 @@ class SweepRecords:
 
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
-        best = finalist.result.best
-        checkpoint = finalist.result.best_checkpoint
-        bundle = checkpoint_model(finalist.config, self._store, checkpoint, best.metrics, best.class_iou)
-        save_model(bundle, artifacts / "bundle")
+        result = finalist.result
+        bundle = checkpoint_model(finalist.config, self._store, result.best_checkpoint, result.best)
+        write_bundle(bundle, artifacts / "bundle")
         write_panels(bundle, self._store, artifacts)
         write_context(bundle, self._store, artifacts)
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
@@ -150,6 +149,6 @@ class SweepRecords:
             recorder.note("encsearch.reason", reason)
         checkpoint = newest(folder)
         if checkpoint and state != "FAIL":
-            bundle = checkpoint_model(config, self._store, checkpoint, {})
+            bundle = checkpoint_model(config, self._store, checkpoint)
             write_panels(bundle, self._store, recorder.artifacts)
         drop_checkpoints(folder)

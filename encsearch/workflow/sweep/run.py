@@ -6,9 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.config import Config, ConfirmConfig, ScalingConfig, search_of, to_yaml, with_overrides
+from encsearch.config import (
+    CONFIG_FILE,
+    Config,
+    ConfirmConfig,
+    ScalingConfig,
+    search_of,
+    to_yaml,
+    with_overrides,
+)
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
+from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import recording
 from encsearch.runner.nodes import check_nodes
@@ -23,9 +32,8 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
-from encsearch.workflow.job import Progress, RunSummary, write_summary, write_whole
+from encsearch.workflow.job import Progress, RunSummary, write_summary
 from encsearch.workflow.sweep.folder import (
-    CONFIG_FILE,
     StudyPlace,
     begin,
     check_database,

@@ -7,7 +7,8 @@ from pathlib import Path
 from encsearch.config import Config, to_yaml
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import Store
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
+from encsearch.files import write_whole
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report.page import render
@@ -19,7 +20,6 @@ from encsearch.search.study.study import Study
 from encsearch.search.trials import flags
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
-from encsearch.workflow.job import write_whole
 from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
 from encsearch.workflow.sweep.folder import StudyPlace
 
@@ -84,8 +84,7 @@ def rewrite_report(folder: Path) -> Path:
     except FileNotFoundError:
         raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
     except ValueError as error:
-        reason = ", ".join(str(error).splitlines()[:3])
-        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
+        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
@@ -102,8 +101,7 @@ def _compare_models(confirmation: Confirmation, store: Store, target: Path) -> N
 
 
 def _bundle(finalist: Finalist, store: Store) -> Bundle:
-    result = finalist.result
-    return checkpoint_model(finalist.config, store, result.best_checkpoint, result.best.metrics)
+    return checkpoint_model(finalist.config, store, finalist.result.best_checkpoint)
 
 
 def _links(
