@@ -4,6 +4,7 @@ The process near the training appends to the lines (the spool); the driver tails
 `Recorder`, so that a training never waits for a tracking server.
 """
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from encsearch.errors import UserError
 from encsearch.files import append_line, lines_after
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # In a training's folder: what it has reported.
 REPORTS_FILE = "reports.jsonl"
+# In the folder of a finished job: what it says of itself.
+SUMMARY_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -169,3 +173,41 @@ class RunResult:
 def best_report(reports: tuple[Report, ...], metric: str) -> Report:
     """The report with the highest `metric`, the earliest of equals."""
     return max(reports, key=lambda report: (report.metrics[metric], -report.step))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished job says of itself; `run_id` is the MLflow run that holds the model `bundle`.
+
+    `parent_run_id` is a sweep's own run. Both are None while the store has not answered: `record/sent.json`
+    has them by the names `run` and `parent_run` once `encsearch sync` has sent the record. `bundle` is
+    relative to the job's folder.
+    """
+
+    kind: str
+    name: str
+    metric: str
+    value: float
+    fingerprint: str
+    store: str
+    split: str
+    tracking_uri: str
+    experiment_id: str
+    run: str
+    run_id: str | None
+    bundle: str
+    parent_run: str | None = None
+    parent_run_id: str | None = None
+
+
+def read_summary(folder: Path) -> RunSummary:
+    """Raises UserError when `folder` is not that of a finished job."""
+    path = folder / SUMMARY_FILE
+    try:
+        return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import say
+from encsearch.cli.console import absolute, say
 
 if TYPE_CHECKING:
     from encsearch.workflow.sweep.run import Swept
@@ -16,13 +16,15 @@ NUM_PICTURES = 6
 
 @click.command()
 @click.option("--recipe", default="jobs/recipes/demo.yaml", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, callback=absolute
+)
 def demo(recipe: str, out: Path) -> None:
     """Generate `scenes`, sweep EncNet on it, confirm, promote, predict unseen images, report."""
     from encsearch.config import load_config
 
-    store = (out / "scenes").absolute()
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
+    store = out / "scenes"
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
     config = load_config(recipe, [f"data.store={store}"])
 
     from encsearch.cli.progress import progress

@@ -36,11 +36,10 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
     """
     from encsearch.inference.export import FORMATS, export_bundle
     from encsearch.tracking.registry.fetch import fetch_bundle
-    from encsearch.workflow.job import bundle_source
 
     fixed = _size(size) if size else None
     formats = [name for name in FORMATS if format_ in (name, "all")]
-    done = export_bundle(fetch_bundle(bundle_source(model)), out, formats, fixed)
+    done = export_bundle(fetch_bundle(model), out, formats, fixed)
     for file, reason in done.unchecked.items():
         say(f"warning: {file} was not compared with the model: {reason}")
     rows = [(check.file, "x".join(map(str, check.shape)), f"{check.difference:.1e}") for check in done.checks]

@@ -59,12 +59,11 @@ def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
     """The model with its eval section changed. Raises UserError for any other path: the model is trained."""
     from encsearch.config import with_overrides
     from encsearch.tracking.registry.fetch import fetch_bundle
-    from encsearch.workflow.job import bundle_source
 
     for item in overrides:
         if not item.startswith("eval."):
             raise UserError(f"{item}: the model is trained; only paths below eval. can be changed now")
-    bundle = fetch_bundle(bundle_source(model))
+    bundle = fetch_bundle(model)
     return replace(bundle, config=with_overrides(bundle.config, overrides))
 
 

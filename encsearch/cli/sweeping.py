@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, say, short, table
+from encsearch.cli.console import absolute, emit, json_option, say, short, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ BUDGET_SPENT = 5
 @click.option(
     "--warm-start-from",
     type=click.Path(path_type=Path),
+    callback=absolute,
     help="Folder of a sweep whose trials the sampler learns.",
 )
 @json_option
@@ -47,7 +48,7 @@ def sweep(
         from encsearch.cli.training import show
         from encsearch.workflow.sweep.run import dry_run as rehearse
 
-        show(config, rehearse(config, out), as_json)
+        show(config, rehearse(config, out, warm_start=warm_start_from), as_json)
         return
     from encsearch.workflow.sweep.run import sweep as run
 
@@ -57,7 +58,7 @@ def sweep(
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=absolute)
 @overrides_argument
 @click.option("--extend", type=click.IntRange(min=1), help="So many trials more than were planned.")
 @json_option

@@ -51,12 +51,29 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
     if is_own:
         _connect(needs)
     try:
-        if lacking := lacks(needs, ray.cluster_resources()):
-            raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
+        _check_fits(needs, ray.cluster_resources())
         yield
     finally:
         if is_own:
             ray.shutdown()
+
+
+@contextmanager
+def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
+    """What `ray_session` refuses is refused, but no local Ray is started."""
+    if "RAY_ADDRESS" in os.environ:
+        with ray_session(needs=needs):
+            yield
+        return
+    import torch
+
+    _check_fits(needs, {"CPU": _local_cpus(needs), "GPU": torch.cuda.device_count()})
+    yield
+
+
+def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
+    if lacking := lacks(needs, resources):
+        raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
 
 
 def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
@@ -96,12 +113,11 @@ def _connect(needs: ScalingConfig) -> None:
         # folder; this one is of this session alone.
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
         # Trials need the dashboard's state service to free the resources of one that was stopped.
         # Without "local" Ray 2.60 attaches to any cluster that was started on this machine.
         arguments = {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, workers),
+            "num_cpus": _local_cpus(needs),
             "include_dashboard": True,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -113,6 +129,11 @@ def _connect(needs: ScalingConfig) -> None:
     # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _local_cpus(needs: ScalingConfig) -> int:
+    """What a local Ray is told to have: one training always fits, as threads that take turns."""
+    return max(os.cpu_count() or 1, math.ceil(needs.num_workers * needs.cpus_per_worker))
 
 
 def _check_listening(address: str) -> None:

@@ -364,7 +364,7 @@ def _lost() -> ConnectionLostError:
 def _refused(missing: bool) -> PreflightError:
     if missing:
         return PreflightError(
-            "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token file"
+            "the cluster asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token file"
         )
     return PreflightError(
         "the cluster refused the token; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is another cluster's"

@@ -1,5 +1,6 @@
 """From a configuration to what the loop needs, and the checks that cost no training time."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,8 +180,10 @@ def open_store(config: Config) -> Store:
 def preflight(config: Config, store: Store, out: Path) -> Preflight:
     """Check that the recipe can run here: splits, class weights, metric, model, free disk under `out`.
 
-    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    Raises PreflightError (exit code 3) with the first thing that is wrong, UserError for an `out` that cannot
+    be written.
     """
+    _check_writable(out)
     try:
         num_train, num_val = (len(store.split(s)) for s in (config.data.train_split, config.data.val_split))
         resolve_class_weights(config.loss, store, config.data.train_split)
@@ -246,6 +249,14 @@ def _check_models(config: Config, num_classes: int) -> int:
 def existing_folder(out: Path) -> Path:
     """`out`, or where it will be made: the nearest folder above it that exists."""
     return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
+def _check_writable(out: Path) -> None:
+    existing = existing_folder(out)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{out}: cannot make a run folder ({existing} is no folder, or read-only); choose another --out"
+        )
 
 
 def _check_disk(out: Path, needed: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import UserError
+from encsearch.reports import SUMMARY_FILE, read_summary
 from encsearch.tracking.browse.links import (
     CHARTS,
     LOOPBACK,
@@ -45,7 +46,6 @@ from encsearch.tracking.browse.views import View
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.uris import existing_store, resolve_uri
-from encsearch.workflow.job import SUMMARY_FILE, read_summary
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from encsearch.search.ledger import Network, excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import values_text
+from encsearch.tracking.uris import resolve_uri
 from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
+from encsearch.workflow.sweep.folder import named_database
 
 # Beside those below `model.`, the paths that change what a training step takes.
 SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
@@ -74,13 +76,16 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     """Check a recipe without training it, but for a calibration of some seconds with `measure`.
 
     `trials_at_once` is what the cluster will hold; None: search.max_concurrent, else what this machine holds.
-    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    Raises PreflightError (exit code 3) with the first thing that is wrong, of the stores that the environment
+    names too; they are not opened, which would create them. UserError for an `out` that cannot be written.
     """
     store = open_store(config)
     found = preflight(config, store, out)
+    resolve_uri(None)
     search = config.search
     if search is None:
         return Checked(store, found, None)
+    named_database()
     networks = _networks(config, search, store)
     at_once = trials_at_once or search.max_concurrent or _held_here(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)

@@ -18,6 +18,7 @@ from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
+from encsearch.reports import read_summary
 from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.outbox.forward import read_sent
@@ -33,7 +34,6 @@ from encsearch.tracking.registry.versions import (
     model_versions,
 )
 from encsearch.tracking.uris import existing_store
-from encsearch.workflow.job import read_summary
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 OVERTAKEN_TAG = "encsearch.overtaken"
@@ -148,7 +148,7 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
         raise UserError(f"{source}: its record is not in MLflow yet; send it with `encsearch sync {source}`")
     # The recorded URI holds no password; the environment's may.
     tracking = connect(existing_store(os.environ.get("MLFLOW_TRACKING_URI") or summary.tracking_uri))
-    return tracking, run_id, Path(source) / summary.bundle
+    return tracking, run_id, Path(source).absolute() / summary.bundle
 
 
 def _gate(config: Config, alias: str | None, overrides: tuple[str, ...]) -> PromoteConfig:

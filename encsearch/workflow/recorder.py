@@ -105,7 +105,7 @@ def recorder_of(
 ) -> TrainingRecorder:
     """Begin the MLflow run of one training, or go on with it: its resolved config as params, its lineage.
 
-    `run` and `parent` are names of runs in the job's record, `artifacts` a folder below the job's.
+    `run` and `parent` are names of runs in the job's record, `artifacts` is a folder below the job's.
     """
     inner = start_run(
         config,
@@ -134,12 +134,12 @@ def start_run(
     """Begin or continue a run of any kind: what every run of encsearch says of itself."""
     if parent is None:
         # Of a job once: its trainings run the same code.
-        write_diff(Path.cwd(), artifacts)
+        write_diff(record.root, artifacts)
     return record.start(
         run,
         params=flatten(config),
         tags={
-            **_lineage(store.fingerprint, Path.cwd()),
+            **_lineage(store.fingerprint, record.root),
             **described(config, store.manifest, kind),
             "encsearch.kind": kind,
             **(tags or {}),

@@ -9,13 +9,13 @@ from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
 from encsearch.files import write_whole
 from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import Recorder, RunResult, recording
+from encsearch.reports import Recorder, RunResult, RunSummary, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import open_store, preflight
-from encsearch.workflow.job import BUNDLE, Progress, RunSummary, new_folder, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
 
 
@@ -40,7 +40,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         tracking = sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        with owned(folder) as record:
+        with owned(folder, sender.root) as record:
             sender.follow(folder)
             recorder = recorder_of(
                 config,

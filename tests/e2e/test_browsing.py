@@ -16,9 +16,10 @@ import pytest
 from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
+from encsearch.reports import RunSummary
 from encsearch.tracking.browse.views import TAG
 from encsearch.tracking.mlflow import connect
-from encsearch.workflow.job import RunSummary, write_summary
+from encsearch.workflow.job import write_summary
 from tests.e2e.shell import Shell, read_until
 from tests.views import unpacked
 

@@ -19,11 +19,12 @@ from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
+from encsearch.reports import RunSummary
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.aliases import move, settle, sign
 from encsearch.tracking.registry.decisions import Draft, resolve
 from encsearch.tracking.registry.mlflow_log import MlflowRegistry
-from encsearch.workflow.job import BUNDLE, RunSummary, write_summary
+from encsearch.workflow.job import BUNDLE, write_summary
 
 STEPS = {"poor": 1, "good": 12, "better": 60}
 NUM_RACERS = 4

@@ -22,7 +22,9 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.evaluation import score_bundle, unchanged_store
 from encsearch.model.encnet import EncNet
+from encsearch.reports import RunSummary
 from encsearch.tracking.registry.fetch import load
+from encsearch.workflow.job import write_summary
 
 INFO = DatasetInfo(
     name="toy",
@@ -76,6 +78,35 @@ def test_reading_draws_no_random_numbers(folder: Path) -> None:
     before = torch.get_rng_state()
     read_bundle(folder)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("place", ["artifacts/bundle", "finalists/winner/artifacts/bundle"])
+def test_the_folder_of_a_job_is_loaded_as_its_best_model(folder: Path, tmp_path: Path, place: str) -> None:
+    job = tmp_path / "runs" / "toy-1"
+    (job / place).parent.mkdir(parents=True)
+    folder.rename(job / place)
+    write_summary(
+        job,
+        RunSummary(
+            kind="training",
+            name="toy",
+            metric="mIoU",
+            value=0.5,
+            fingerprint="abc",
+            store="store",
+            split="val",
+            tracking_uri="sqlite:///mlflow.db",
+            experiment_id="1",
+            run="toy-1",
+            run_id=None,
+            bundle=place,
+        ),
+    )
+    image = picture(16, 24)
+
+    expected = load(job / place).predict(image)
+
+    assert all(np.array_equal(load(source).predict(image), expected) for source in (job, str(job)))
 
 
 def test_writing_replaces_an_older_bundle_and_leaves_nothing_else(folder: Path, model: EncNet) -> None:

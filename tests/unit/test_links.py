@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from encsearch.errors import PreflightError, UserError
+from encsearch.reports import RunSummary
 from encsearch.tracking.browse.links import (
     allowed_hosts,
     children_link,
@@ -25,7 +26,7 @@ from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, changes, packe
 from encsearch.tracking.outbox.forward import SENT_FILE, Sent
 from encsearch.tracking.outbox.record import FOLDER
 from encsearch.workflow.browse import job_of, links_of
-from encsearch.workflow.job import RunSummary, write_summary
+from encsearch.workflow.job import write_summary
 from tests.views import unpacked
 
 PASSWORDS = ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"]

@@ -49,8 +49,10 @@ OWNER_WAIT_S = 5
 
 
 @contextmanager
-def owned(job_folder: Path) -> Iterator["Record"]:
+def owned(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
     """The record in a job's folder, new or to go on with; this process alone writes it.
+
+    `root` is the folder whose code the job runs: an absolute path, since that folder may be deleted.
 
     Runs that are open when the block ends are closed KILLED. Raises UserError when another process writes.
     """
@@ -61,7 +63,7 @@ def owned(job_folder: Path) -> Iterator["Record"]:
             raise UserError(f"{job_folder}: another process is recording this job; wait for it or end it")
         owner = {"host": socket.gethostname(), "pid": os.getpid()}
         write_whole(folder / OWNER_FILE, json.dumps(owner) + "\n")
-        record = Record(job_folder)
+        record = Record(job_folder, root)
         try:
             yield record
         finally:
@@ -88,9 +90,9 @@ class RunState:
 class Record:
     """All runs of one job. Its methods may be called from several threads."""
 
-    def __init__(self, job_folder: Path) -> None:
+    def __init__(self, job_folder: Path, root: Path = Path()) -> None:
         """Raises UserError for a damaged record."""
-        self.job_folder = job_folder
+        self.job_folder, self.root = job_folder, root
         self._path = job_folder / FOLDER / EVENTS_FILE
         self._lock = threading.Lock()
         self._runs: dict[str, RunState] = {}

@@ -22,8 +22,8 @@ from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports, recording
-from encsearch.runner.ray_session import ray_session
+from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
+from encsearch.runner.ray_session import ray_session, rehearsed_session
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
@@ -40,10 +40,11 @@ from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.tracking.outbox.record import Record, owned
 from encsearch.tracking.outbox.sender import TrackingStore, sending
+from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
+from encsearch.workflow.job import Progress, new_folder, write_summary
 from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
 
 RESULTS_FILE = "trainings.jsonl"
@@ -59,14 +60,25 @@ class Ablated:
     report: Path
 
 
-def planned(config: Config, out: Path) -> tuple[Ablation, Store]:
-    """The trainings of the recipe's ablation, each of which could run here now, and the store opened.
+def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablation:
+    """The trainings of the recipe's ablation, each of which could run here now; nothing is started.
+
+    MLflow is not asked whether it answers. Raises what `ablate` does.
+    """
+    ablation, _ = _planned(config, out, resume)
+    with rehearsed_session(needs=config.scaling):
+        return ablation
+
+
+def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
+    """The trainings, and the store opened.
 
     Raises UserError for a row that is no valid configuration, PreflightError for one that cannot run; both
     name the row.
     """
     ablation = plan_ablation(config)
     store = open_store(config)
+    resolve_uri(None)
     preflight(config, store, out)
     # Only the model differs between rows, in what preflight sees.
     for row, training in {training.row: training for training in ablation.trainings}.items():
@@ -74,6 +86,8 @@ def planned(config: Config, out: Path) -> tuple[Ablation, Store]:
             preflight(training.config, store, out)
         except UserError as error:
             raise type(error)(f"ablation row {row!r}: {error}") from None
+    if resume:
+        _check_same(config, resume)
     return ablation, store
 
 
@@ -84,16 +98,14 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     finished is not trained again. Raises UserError or PreflightError before anything is started, and
     TrainingError when no EncNet could be trained; the report of the others is written then.
     """
-    ablation, store = planned(config, out)
-    if resume:
-        _check_same(config, resume)
+    ablation, store = _planned(config, out, resume)
     with sending() as sender, ray_session(needs=config.scaling):
         tracking = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
-        with owned(folder) as record:
+        with owned(folder, sender.root) as record:
             sender.follow(folder)
             observer = _Observer(config, store, ablation, record, folder, progress)
             story, report = _train_and_compare(config, store, ablation, record, observer, folder)

@@ -19,9 +19,9 @@ from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
-from encsearch.reports import recording
+from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import ray_session
+from encsearch.runner.ray_session import ray_session, rehearsed_session
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
@@ -32,7 +32,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
-from encsearch.workflow.job import Progress, RunSummary, write_summary
+from encsearch.workflow.job import Progress, write_summary
 from encsearch.workflow.sweep.folder import (
     StudyPlace,
     begin,
@@ -94,17 +94,23 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
             return _run(config, store, place, folder, sender, progress)
 
 
-def dry_run(config: Config, out: Path) -> Checked:
+def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Checked:
     """All that `sweep` checks, and a forecast by steps timed here; nothing is started, nothing written.
 
-    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on.
+    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on. Whether
+    MLflow and a database of studies answer is not asked. Raises what `sweep` does.
     """
     search = search_of(config)
-    if "RAY_ADDRESS" not in os.environ:
-        return check(config, out, measure=True, trials_at_once=None)
-    with ray_session(needs=_largest(config.scaling, search.confirm)):
-        check_nodes(open_store(config), out)
-        return check(config, out, measure=True, trials_at_once=trials_at_once(search, config.scaling))
+    store = open_store(config)
+    preflight(config, store, out)
+    if warm_start:
+        previous_trials(warm_start, config, store.fingerprint)
+    with rehearsed_session(needs=_largest(config.scaling, search.confirm)):
+        at_once = None
+        if "RAY_ADDRESS" in os.environ:
+            check_nodes(store, out)
+            at_once = trials_at_once(search, config.scaling)
+        return check(config, out, measure=True, trials_at_once=at_once)
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
@@ -147,7 +153,7 @@ def _run(
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
-    with owned(folder) as record:
+    with owned(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
         with recording(parent), _telling_how_to_go_on(folder, progress):
