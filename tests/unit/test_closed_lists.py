@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LISTS = {
     "Sampler =": ("config/search.py", {"config/search.py", "search/study/samplers.py", "report/words.py"}),
     "Scheduler =": ("config/search.py", {"search/stopping.py", "report/words.py", "report/charts/rungs.py"}),
-    "Minimized =": ("config/search.py", {"search/ledger.py", "report/words.py", "report/charts/pareto.py"}),
+    "Minimized =": ("config/search.py", {"search/ledger.py", "report/words.py", "report/charts/search.py"}),
     "Head =": ("config/sections.py", {"model/heads.py", "config/tree.py", "search/ablation/plan.py"}),
     "Context =": (
         "config/sections.py",
