@@ -60,7 +60,7 @@ class Ablated:
 
 
 def planned(config: Config, out: Path) -> tuple[Ablation, Store]:
-    """The trainings of the recipe's ablation, each of which could run here now, and the store opened.
+    """The trainings of the recipe's ablation, each of which could run here now, and the opened store.
 
     Raises UserError for a row that is no valid configuration, PreflightError for one that cannot run; both
     name the row.
