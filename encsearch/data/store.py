@@ -77,16 +77,9 @@ class Store:
         """Read the manifest alone. Raises StoreError if it is missing, damaged or of another version."""
         self.path = Path(path)
         self.manifest = read_manifest(path)
+        self.info, self.fingerprint = self.manifest.info, self.manifest.fingerprint
         self._splits: dict[str, StoreSplit] = {}
         self._stats: dict[str, SplitStats] = {}
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.manifest.info
-
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.fingerprint
 
     def split(self, name: str) -> "StoreSplit":
         """One split for random access. The first to open it verifies its shards and copies them to the cache.
