@@ -159,6 +159,10 @@ class ConfirmConfig(Section):
         (), description="values of model.context to train beside the winner, everything else as it has it"
     )
 
+    @property
+    def num_trainings(self) -> int:
+        return (self.finalists + len(self.baselines)) * len(self.seeds)
+
     @model_validator(mode="after")
     def _no_training_twice(self) -> "ConfirmConfig":
         for name in ("seeds", "baselines"):

@@ -60,8 +60,7 @@ def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) 
     Checkpoints of the trials that run, artifacts of all, and of each finalist and baseline a bundle and the
     checkpoints that Ray Train keeps.
     """
-    confirm = search.confirm
-    trainings = (confirm.finalists + len(confirm.baselines)) * len(confirm.seeds)
+    trainings = search.confirm.num_trainings
     trial = CHECKPOINTS_A_TRIAL * CHECKPOINT * num_parameters
     finalist = (BYTES_PER_PARAMETER + CHECKPOINTS_A_FINALIST * CHECKPOINT) * num_parameters
     artifacts = ARTIFACTS_A_TRAINING * (search.budget.trials + trainings)

@@ -22,7 +22,7 @@ from encsearch.reports import read_summary
 from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.outbox.forward import read_sent
-from encsearch.tracking.registry.aliases import Moved, move, settle, sign
+from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, looks, resolve
 from encsearch.tracking.registry.gate import Candidate, Decision, check_floors, class_ious, decide
 from encsearch.tracking.registry.mlflow_log import MlflowRegistry
@@ -40,11 +40,11 @@ OVERTAKEN_TAG = "encsearch.overtaken"
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """The version that the alias now points at, its page, and the figures that the decision was made on.
+class NewHolder:
+    """The version that an alias now points at, its page, and why; a rollback is decided on no figures.
 
-    `decision` is its number in the log, `notes` say what had to be finished or adopted
-    first, and what came right after.
+    `decision` is the decision's number in the log, `notes` say what had to be finished or adopted first, and
+    what came right after.
     """
 
     model: str
@@ -66,7 +66,7 @@ def promote(
     store: str | None = None,
     device: str = "cpu",
     overrides: tuple[str, ...] = (),
-) -> Promoted:
+) -> NewHolder:
     """Promote the best model of a finished job if the gate of its recipe lets it pass.
 
     `source` is the job's folder or the MLflow run id of a training or finalist. Candidate and champion are
@@ -102,19 +102,7 @@ def promote(
                     f"{source} is not promoted to {gate.alias}: {moved.holder} came meanwhile"
                     f" (decision {moved.state.head}); promote it again to be compared with that"
                 )
-    assert draft.target, "an effective promotion has a version"
-    return Promoted(
-        model=gate.model_name,
-        version=draft.target,
-        alias=gate.alias,
-        uri=f"models:/{gate.model_name}@{gate.alias}",
-        link=model_link(ui_base(tracking.uri), gate.model_name, draft.target),
-        replaced=draft.source,
-        decision=moved.number,
-        figures=dict(draft.figures),
-        reasons=draft.reasons,
-        notes=(*settled.done, *moved.since),
-    )
+    return _new_holder(registry, draft, moved, settled)
 
 
 @dataclass(frozen=True)
@@ -240,24 +228,7 @@ def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> Non
             )
 
 
-@dataclass(frozen=True)
-class RolledBack:
-    """The version that the alias now points at, the one before, and the number of the decision.
-
-    `notes` are those of `Promoted`.
-    """
-
-    model: str
-    version: str
-    alias: str
-    uri: str
-    link: str
-    replaced: str | None
-    decision: int
-    notes: tuple[str, ...]
-
-
-def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> RolledBack:
+def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> NewHolder:
     """Point the alias at `version`, by default at the one that held it before the present one.
 
     No gate is asked: a rollback is what people do when they know better. Raises UserError for a model or a
@@ -273,19 +244,30 @@ def rollback(model: str, *, alias: str = "champion", version: str | None = None)
         target = _target(tracking, registry, settled.state, version)
         reason = f"back to version {target}, {'as named' if version else 'the one before'}"
         state = settled.state
-        moved = move(
-            registry,
-            Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,)),
-        )
+        draft = Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,))
+        moved = move(registry, draft)
         if not moved.won:
             raise GateRefusedError(
                 f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
                 f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
             )
-    link = model_link(ui_base(tracking.uri), model, target)
-    uri = f"models:/{model}@{alias}"
-    notes = (*settled.done, *moved.since)
-    return RolledBack(model, target, alias, uri, link, state.version, moved.number, notes)
+    return _new_holder(registry, draft, moved, settled)
+
+
+def _new_holder(registry: MlflowRegistry, draft: Draft, moved: Moved, settled: Settled) -> NewHolder:
+    assert draft.target, "an effective decision has a version"
+    return NewHolder(
+        model=registry.model,
+        version=draft.target,
+        alias=draft.alias,
+        uri=f"models:/{registry.model}@{draft.alias}",
+        link=model_link(ui_base(registry.tracking.uri), registry.model, draft.target),
+        replaced=draft.source,
+        decision=moved.number,
+        figures=dict(draft.figures),
+        reasons=draft.reasons,
+        notes=(*settled.done, *moved.since),
+    )
 
 
 def _target(tracking: Tracking, registry: MlflowRegistry, state: AliasState, version: str | None) -> str:

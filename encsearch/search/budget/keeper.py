@@ -13,7 +13,7 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, pace_of, spent_by
+from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, pace_of, spent_by
 from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
 
@@ -106,7 +106,7 @@ class Keeper:
         records = self._study.records()
         pace = pace_of(records, STARTUP_S)
         plan, _ = self.confirmation()
-        if not pace or num_confirmed >= num_trainings(plan):
+        if not pace or num_confirmed >= plan.num_trainings:
             return {}
         elapsed_s = self.elapsed_s
         left = forecast(
