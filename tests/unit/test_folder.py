@@ -63,8 +63,5 @@ def test_the_working_directory_is_asked_for_at_the_start_of_a_command_alone() ->
     }
     assert {path for path, text in texts.items() if "Path.cwd()" in text or "getcwd()" in text} == {
         "cli/jobs.py",
-        "tracking/sender.py",
-        "workflow/ablate.py",
-        "workflow/sweep.py",
-        "workflow/train.py",
+        "tracking/outbox/sender.py",
     }
