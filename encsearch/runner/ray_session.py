@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ QUIET = {
     # Ray warns of a change of a future version at each import of ray otherwise.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Ray starts Python with -c, which alone imports what lies in the working directory, as a random.py.
+SAFE = {"PYTHONSAFEPATH": "1"}
 
 
 CONNECT_TIMEOUT_S = 5
@@ -47,14 +50,17 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
     """
     import ray
 
-    is_own = not ray.is_initialized()
-    if is_own:
-        _connect(needs)
-    try:
+    if ray.is_initialized():
         _check_fits(needs, ray.cluster_resources())
         yield
-    finally:
-        if is_own:
+        return
+    with tempfile.TemporaryDirectory(prefix="encsearch-") as empty:
+        with _working_in(empty):
+            _connect(needs)
+        try:
+            _check_fits(needs, ray.cluster_resources())
+            yield
+        finally:
             ray.shutdown()
 
 
@@ -99,10 +105,25 @@ def _each_worker(needs: ScalingConfig) -> dict[str, float]:
     return {"CPU": needs.cpus_per_worker} | ({"GPU": needs.gpus_per_worker} if needs.gpus_per_worker else {})
 
 
+@contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    """Ray 2.60 asks for the working directory and puts it first on its workers' import path.
+
+    It may be gone, or hold a random.py. So it is left meanwhile, and not asked for by name.
+    """
+    here = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
 def _connect(needs: ScalingConfig) -> None:
     import ray
 
-    for name, value in (CHEAPER_TRAIN | QUIET).items():
+    for name, value in (CHEAPER_TRAIN | QUIET | SAFE).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {}

@@ -28,7 +28,7 @@ def visitor(shell: Shell, tmp_path: Path) -> Shell:
 @pytest.fixture
 def training(shell: Shell, tmp_path: Path) -> list[str]:
     recipe = [str(shell.folder / "toy.yaml"), f"data.store={shell.folder / 'scenes'}", "train.epochs=1"]
-    return ["train", *recipe, "--in-process", "--json", "--out", str(tmp_path / "runs")]
+    return ["train", *recipe, "--json", "--out", str(tmp_path / "runs")]
 
 
 def test_files_named_like_modules_are_not_run(visitor: Shell, training: list[str], tmp_path: Path) -> None:
