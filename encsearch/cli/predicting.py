@@ -14,6 +14,7 @@ from encsearch.cli.console import emit, json_option, say
 from encsearch.cli.models import OVERRIDE, bundle_with, device_option, model_argument
 from encsearch.errors import UserError
 from encsearch.files import beside
+from encsearch.text import format_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,7 +202,7 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         nonlocal done
         done += 1
         if done % IMAGES_A_LINE == 0:
-            say(f"{done} of {total} images")
+            say(f"{format_count(done)} of {format_count(total, 'image')}")
 
     yield advance
 
