@@ -1,49 +1,145 @@
-"""Numbers, times and lists as people read them."""
+"""How numbers, shares, times and lists become text for people; nothing else in encsearch formats them.
+
+Programs get raw numbers: JSON, CSV, MLflow's metrics and params. NOTHING stands for what there is not.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+NOTHING = "-"
 
-def format_value(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"  # noqa: RUF001
+# How the metrics begin that are shares in [0, 1]; the rows of an ablation end as its budget.
+_SCORES = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU/", "foreground/", "boundary/", "size/", "presence/")
+_BUDGET = " epochs"
+
+
+def format_number(value: float) -> str:
+    """As in 0.01235, 12.34, 1,234,567: four significant digits, from a thousand on whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def format_count(number: float | None, noun: str = "") -> str:
+    """As in 1 trial, 2 trials, 3 classes, 1,234."""
+    if number is None:
+        return NOTHING
+    plural = "" if number == 1 or not noun else "es" if noun.endswith("s") else "s"
+    return f"{format_number(number)} {noun}{plural}".rstrip()
 
 
 def format_param(value: Any) -> str:
+    """As in 0.01235, 16, poly: what a recipe could say, four significant digits at most."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def format_params(values: Mapping[str, Any]) -> str:
+    """As in model.num_codewords=8, optim.lr=0.05: how the command line takes them."""
+    return ", ".join(f"{path}={format_param(value)}" for path, value in values.items())
+
+
+def is_score(metric: str) -> bool:
+    """Whether a metric is a share of pixels, objects or images, by its name."""
+    return metric.removeprefix("best/").startswith(_SCORES) or metric.endswith(_BUDGET)
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """As in 81.42 % for a score, 0.6931 for anything else."""
+    if value is None:
+        return NOTHING
+    return format_score(value) if is_score(name) else format_number(value)
+
+
+def format_score(share: float | None) -> str:
+    """As in 81.42 %, for sentences and where units differ."""
+    return NOTHING if share is None else f"{format_percent(share)} %"
+
+
+def format_percent(share: float | None, *, signed: bool = False) -> str:
+    """As in 81.42 or, signed, +0.52: under a heading that says %."""
+    return NOTHING if share is None else f"{100 * share:{'+' if signed else ''}.2f}"
+
+
+def format_points(difference: float, *, signed: bool = False) -> str:
+    """As in 0.52 points or, signed, +0.52 points: what lies between two scores."""
+    return f"{format_percent(difference, signed=signed)} points"
+
+
+def format_interval(interval: tuple[float, float], *, signed: bool = False) -> str:
+    """As in [80.90, 81.94], in percent or points: beside a figure that has the unit."""
+    low, high = interval
+    return f"[{format_percent(low, signed=signed)}, {format_percent(high, signed=signed)}]"
+
+
+def format_estimate(mean: float, interval: tuple[float, float] | None, *, signed: bool = False) -> str:
+    """As in 81.42 [80.90, 81.94], or 81.42 without an interval: under a heading that says %."""
+    shown = format_percent(mean, signed=signed)
+    return f"{shown} {format_interval(interval, signed=signed)}" if interval else shown
+
+
+def format_share(share: float, *, signed: bool = False) -> str:
+    """As in 12 %, 0.31 % or, signed, +12 %: any share but a score."""
+    percent, sign = 100 * share, "+" if signed else ""
+    return f"{percent:{sign}.0f} %" if abs(percent) >= 10 else f"{percent:{sign}.2g} %"
+
+
 def format_duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
+    """As in 0.31 s, 45 s, 12 min, 1 h 32 min, 2 d 3 h."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return _format_two(minutes, 60, "h", "min")
+    return _format_two(hours, 24, "d", "h")
+
+
+def _format_two(number: int, base: int, large: str, small: str) -> str:
+    whole, rest = divmod(number, base)
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
+
+
+def format_clock(seconds: float) -> str:
+    """As in 03:07: the minutes and seconds since a start, before the lines of a log."""
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def format_time(seconds: float | None) -> str:
+    """As in 2026-11-22 23:17:12: local time, of seconds since 1970."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else NOTHING
 
 
 def format_cost(seconds: float, unit: str) -> str:
-    """Device time: seconds of all GPUs, or CPUs, together."""
+    """As in 1.25 GPU-hours, 90 GPU-seconds: of all devices together."""
     hours = seconds / 3600
-    return f"{hours:.3g} {unit}-hours" if hours >= 0.1 else f"{seconds:.0f} {unit}-seconds"
+    return format_count(hours, f"{unit}-hour") if hours >= 0.1 else f"{seconds:.0f} {unit}-seconds"
 
 
-def format_values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{path} = {format_param(value)}" for path, value in values.items())
+def format_bytes(size: float) -> str:
+    """As in 512 bytes, 24.3 MiB, 1.25 GiB."""
+    if size < 1000:
+        return format_count(size, "byte")
+    for unit in ("KiB", "MiB"):
+        size /= 1024
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+    size /= 1024
+    return f"{size:.3g} GiB" if size < 999.5 else f"{size:,.0f} GiB"
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 trial", "2 trials"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def listed(items: Sequence[str], last: str = "and") -> str:
-    """ "a, b and c"."""
+def format_list(items: Sequence[str], last: str = "and") -> str:
+    """As in a, b and c."""
     return f" {last} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
+def capitalize(text: str) -> str:
+    """As in Trial 3 wins, of trial 3 wins; the rest of the text stays."""
+    return text[:1].upper() + text[1:]
+
+
 def short_names(paths: Collection[str]) -> dict[str, str]:
-    """Each path's last part, or the whole path where two share it."""
+    """As in lr for optim.lr: each path's last part, or the whole path where two share it."""
     last = [path.rpartition(".")[2] for path in paths]
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}

@@ -8,6 +8,7 @@ import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
+from encsearch.text import format_count
 
 if TYPE_CHECKING:
     from encsearch.config import Config
@@ -59,8 +60,9 @@ def _plan_text(config: "Config", plan: "Ablation") -> str:
     total = sum(training.config.train.epochs for training in plan.trainings)
     return (
         f"{table(['row', 'epochs', 'seed', 'name'], rows)}\n\n"
-        f"{len(plan.trainings)} trainings, {total} epochs in all, {len(config.ablate.seeds)} seeds; "
-        f"{len(plan.rescored)} multi-scale scorings"
+        f"{format_count(len(plan.trainings), 'training')}, {format_count(total, 'epoch')} in all, "
+        f"{format_count(len(config.ablate.seeds), 'seed')}; "
+        f"{format_count(len(plan.rescored), 'multi-scale scoring')}"
     )
 
 
@@ -80,7 +82,7 @@ def _plan_json(plan: "Ablation") -> dict[str, Any]:
 
 
 def _ablated_text(done: "Ablated") -> str:
-    from encsearch.report.ablation import difference_text, percent_text, verdicts
+    from encsearch.report.ablation import figure_cells, verdicts
     from encsearch.search.ablation.plan import ENCNET, FCN, shown_metrics
 
     names = shown_metrics(done.story.metric)
@@ -89,9 +91,7 @@ def _ablated_text(done: "Ablated") -> str:
             f.point.label,
             f.point.epochs,
             len(f.estimates[names[0]].values),
-            *(percent_text(f.estimates[name]) for name in names),
-            difference_text(f.over_fcn),
-            difference_text(f.over_encnet),
+            *figure_cells(f, done.story.metric),
         ]
         for f in done.story.figures
     ]

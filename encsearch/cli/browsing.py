@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
+from encsearch.text import (
+    NOTHING,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_metric,
+    format_param,
+    format_time,
+)
 
 if TYPE_CHECKING:
     from encsearch.tracking.browse.rows import Row
@@ -91,7 +99,7 @@ def list_(
     query = Query(filter_, kind, parent.run_id if parent else None, status, sort, limit + 1)
     rows = search(tracking, query)
     if len(rows) > limit:
-        say(f"the first {limit} runs; --limit shows more")
+        say(f"the first {format_count(limit, 'run')}; --limit shows more")
     shown = rows[:limit]
     own = [f"best/{main_metric([parent] if parent else shown)}", "epoch"]
     names = columns.split(",") if columns else [*LISTED, *own, *(searched(parent.params) if parent else ())]
@@ -140,10 +148,11 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
         "best": {name: [rows[i].run_id for i in best_columns(rows, name)] for name in metrics},
     }
     lines = [("run", *(row.run_id[:SHORT_ID] for row in rows))]
-    lines += [(name, *(row.params.get(name, "-") for row in rows)) for name in params]
+    lines += [(name, *(row.params.get(name, NOTHING) for row in rows)) for name in params]
     for name in metrics:
         best = best_columns(rows, name)
-        lines.append((name, *(_figure(row.metrics.get(name), i in best) for i, row in enumerate(rows))))
+        figures = (format_metric(name, row.metrics.get(name)) for row in rows)
+        lines.append((name, *(f"{figure}*" if i in best else figure for i, figure in enumerate(figures))))
     emit(
         values,
         as_json,
@@ -193,17 +202,18 @@ def _shown(found: "Detail", chosen: dict[str, str]) -> str:
 
     row = found.row
     head: dict[str, Any] = {"name": row.name, "run": row.run_id, "kind": row.kind, "status": row.status}
-    head |= {"started": _time(row.start_ms), "seconds": row.seconds, "part of": row.parent_run_id}
+    took = None if row.seconds is None else format_duration(row.seconds)
+    head |= {"started": format_time(row.start_ms / 1000), "took": took, "part of": row.parent_run_id}
     lineage = lineage_tags(row.tags)
     rest = {name: shorten(value, MAX_TEXT) for name, value in row.tags.items() if name not in lineage}
     best = f"best/{main_metric([row])}"
     parts = [
         table(["run", ""], head.items()),
         table(["param that is not the default", ""], [(k, shorten(v, MAX_TEXT)) for k, v in chosen.items()]),
-        table(["metric", ""], [(name, row.metrics[name]) for name in metric_names([row])]),
+        table(["metric", ""], [(n, format_metric(n, row.metrics[n])) for n in metric_names([row])]),
         table(["lineage", ""], [*found.datasets.items(), *lineage.items()]),
         table(["tag", ""], rest.items()),
-        table(["artifact", "bytes"], found.artifacts.items()),
+        table(["artifact", "size"], [(path, format_bytes(size)) for path, size in found.artifacts.items()]),
     ]
     if found.children:
         parts.append(_table(found.children, ["run", "name", "kind", "status", best]))
@@ -213,21 +223,15 @@ def _shown(found: "Detail", chosen: dict[str, str]) -> str:
 def _cell(name: str, value: Any) -> Any:
     """Long decimals rounded; ids, names, counts and versions stay, whatever digits they have."""
     if name in ("start_time", "end_time") and value is not None:
-        return _time(value)
+        return format_time(value / 1000)
+    if isinstance(value, float):
+        return format_metric(name.removeprefix("metrics."), value)
     is_decimal = isinstance(value, str) and re.fullmatch(r"-?\d+\.\d{4,}(e[-+]\d+)?", value)
-    return f"{float(value):.4g}" if is_decimal or isinstance(value, float) else value
-
-
-def _figure(value: float | None, is_best: bool) -> str:
-    return "-" if value is None else f"{value:.4g}{'*' if is_best else ' '}"
+    return format_param(float(value)) if is_decimal else value
 
 
 def _lines(links: dict[str, str]) -> str:
     return "\n".join(f"{name}: {link}" for name, link in links.items())
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
 
 
 WAIT_S = 60.0

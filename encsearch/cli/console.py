@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from encsearch.text import NOTHING, format_number
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 
 
@@ -52,22 +54,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def short(value: Any) -> str:
-    """A parameter as a person would write it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _cell(value: Any) -> str:
-    return "-" if value is None else short(value)
+    if value is None:
+        return NOTHING
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text.removesuffix(" %").replace(",", ""))
     except ValueError:
-        return text == "-"
+        return text == NOTHING
     return True

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, percent, say, table
+from encsearch.cli.console import emit, json_option, say, table
+from encsearch.text import format_count, format_percent
 
 if TYPE_CHECKING:
     from encsearch.data.manifest import Manifest
@@ -74,10 +75,12 @@ def check(store: Path, as_json: bool) -> None:
 
     result = check_store(store)
     lines = [*(f"problem: {p}" for p in result.problems), *(f"warning: {w}" for w in result.warnings)]
-    counted = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-    emit(asdict(result), as_json, "\n".join([*lines, f"{store}: {counted}"]))
+    counts = ", ".join(f"{name} {format_count(count)}" for name, count in result.counts.items())
+    emit(asdict(result), as_json, "\n".join([*lines, f"{store}: {counts}"]))
     if result.problems:
-        raise StoreError(f"{store}: {len(result.problems)} problems; import the data set again")
+        raise StoreError(
+            f"{store}: {format_count(len(result.problems), 'problem')}; import the data set again"
+        )
 
 
 @data.command()
@@ -89,11 +92,15 @@ def stats(store: Path, split: str, as_json: bool) -> None:
     from encsearch.data.store import Store
 
     result = Store(store).stats(split)
-    rows = [(c.name, c.pixels, percent(c.pixel_share), percent(c.image_share)) for c in result.classes]
+    rows = [
+        (c.name, format_count(c.pixels), format_percent(c.pixel_share), format_percent(c.image_share))
+        for c in result.classes
+    ]
     text = table(["class", "pixels", "% of pixels", "% of images"], rows)
     emit(asdict(result), as_json, text)
 
 
 def _say_written(manifest: "Manifest", store: Path) -> None:
-    counts = ", ".join(f"{name} {split.num_samples}" for name, split in manifest.splits.items())
-    say(f"wrote {store}: {counts}; {len(manifest.info.classes)} classes; {manifest.fingerprint[:12]}")
+    counts = ", ".join(f"{name} {format_count(split.num_samples)}" for name, split in manifest.splits.items())
+    classes = format_count(len(manifest.info.classes), "class")
+    say(f"wrote {store}: {counts}; {classes}; {manifest.fingerprint[:12]}")

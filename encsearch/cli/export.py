@@ -11,6 +11,7 @@ from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import model_argument
 from encsearch.errors import UserError
 from encsearch.files import check_free
+from encsearch.text import format_count
 
 if TYPE_CHECKING:
     from encsearch.data.datasets import DatasetInfo
@@ -42,7 +43,7 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
     done = export_bundle(fetch_bundle(model), out, formats, fixed)
     for file, reason in done.unchecked.items():
         say(f"warning: {file} was not compared with the model: {reason}")
-    rows = [(check.file, "x".join(map(str, check.shape)), f"{check.difference:.1e}") for check in done.checks]
+    rows = [(check.file, "x".join(map(str, check.shape)), check.difference) for check in done.checks]
     compared = f"{table(['file', 'images', 'difference'], rows)}\n" if rows else ""
     emit({"out": str(out), **asdict(done)}, as_json, f"{compared}{out}: {', '.join(done.files)}")
 
@@ -99,7 +100,7 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     }
     text = (
         f"wrote {out}: EncNet ({published.origin}), {model.backbone}, K={model.num_codewords}, "
-        f"C={model.channels}, {published.num_classes} classes, lateral {model.lateral}, "
+        f"C={model.channels}, {format_count(published.num_classes, 'class')}, lateral {model.lateral}, "
         f"auxiliary {model.auxiliary}"
     )
     emit(result, as_json, text)
@@ -117,7 +118,9 @@ def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Pat
         names = _read_names(classes) if classes else tuple(f"class{i}" for i in range(num_classes))
         info = DatasetInfo("imported", names, default_palette(len(names)))
     if len(info.classes) != num_classes:
-        raise UserError(f"{store or classes}: {len(info.classes)} classes, but {file} has {num_classes}")
+        raise UserError(
+            f"{store or classes}: {format_count(len(info.classes), 'class')}, but {file} has {num_classes}"
+        )
     return info
 
 

@@ -3,12 +3,12 @@
 import os
 import sys
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
+from encsearch.text import format_time
 
 address_option = click.option(
     "--address", help="Job server, as http://HOST:8265; default: RAY_ADDRESS, else a cluster on this machine."
@@ -67,7 +67,7 @@ def list_(address: str | None, as_json: bool) -> None:
     from encsearch.submit.client import list_jobs
 
     found = list_jobs(address=address)
-    rows = [(job.id, job.status, _time(job.started), job.entrypoint) for job in found]
+    rows = [(job.id, job.status, format_time(job.started), job.entrypoint) for job in found]
     emit([asdict(job) for job in found], as_json, table(["job", "status", "started", "command"], rows))
 
 
@@ -111,7 +111,3 @@ def _variable(item: str) -> tuple[str, str]:
     if not equals or not name:
         raise click.BadParameter(f"{item!r} is not of the form NAME=VALUE", param_hint="--env")
     return name, value
-
-
-def _time(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, percent, table
+from encsearch.cli.console import emit, json_option, table
 from encsearch.cli.training import overrides_argument
 from encsearch.errors import UserError
+from encsearch.text import format_percent, format_score
 
 if TYPE_CHECKING:
     from encsearch.inference.bundle import Bundle
@@ -75,12 +76,13 @@ def _report(result: "Evaluation", classes: Sequence[str], place: str) -> str:
         "boundary IoU %": result.class_boundary_iou,
         "presence AP %": result.presence.class_ap if result.presence else {},
     }
-    rows = [(name, *(percent(values.get(name)) for values in by_class.values())) for name in classes]
+    rows = [(name, *(format_percent(values.get(name)) for values in by_class.values())) for name in classes]
     sizes = [
-        (size, percent(found.mean_iou), percent(found.mean_recall)) for size, found in result.sizes.items()
+        (size, format_percent(found.mean_iou), format_percent(found.mean_recall))
+        for size, found in result.sizes.items()
     ]
     figures = ", ".join(
-        f"{name} {100 * value:.2f}"
+        f"{name} {format_score(value)}"
         for name, value in result.to_metrics().items()
         if not name.startswith("size/")
     )

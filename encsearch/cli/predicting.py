@@ -11,6 +11,7 @@ import click
 from encsearch.cli.console import emit, json_option, say
 from encsearch.cli.models import OVERRIDE, bundle_with, device_option, model_argument
 from encsearch.errors import UserError
+from encsearch.text import format_count
 
 if TYPE_CHECKING:
     from encsearch.inference.label_files import Labels
@@ -98,6 +99,6 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         nonlocal done
         done += 1
         if done % IMAGES_A_LINE == 0:
-            say(f"{done} of {total} images")
+            say(f"{format_count(done)} of {format_count(total, 'image')}")
 
     yield advance

@@ -8,7 +8,16 @@ from contextlib import contextmanager
 from encsearch.cli.console import say
 from encsearch.config import Config
 from encsearch.reports import Report
-from encsearch.search.trials import TrialEvent, values_text
+from encsearch.search.trials import TrialEvent
+from encsearch.text import (
+    format_clock,
+    format_count,
+    format_duration,
+    format_number,
+    format_params,
+    format_percent,
+    format_score,
+)
 from encsearch.workflow.job import Progress
 
 
@@ -32,20 +41,20 @@ class LineProgress:
         self._started = time.monotonic()
 
     def say(self, line: str) -> None:
-        say(f"[{_clock(time.monotonic() - self._started)}] {line}")
+        say(f"[{format_clock(time.monotonic() - self._started)}] {line}")
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
         self.say(epoch_line(name, report, config))
 
     def trial(self, event: TrialEvent, config: Config) -> None:
-        values = values_text(event.values)
+        values = format_params(event.values)
         if event.state == "RUNNING" and event.epoch == 0:
             self.say(f"trial {event.number} starts: {values}")
         elif event.state != "RUNNING":
-            value = "-" if event.value is None else f"{event.value:.4f}"
+            score = f"{config.metric} {format_score(event.value)}"
             reason = f" ({event.reason})" if event.reason else ""
-            epochs = f"{event.epoch}/{config.train.epochs} epochs"
-            self.say(f"trial {event.number} {event.state}: {config.metric} {value}, {epochs}{reason}")
+            epochs = f"{event.epoch}/{format_count(config.train.epochs, 'epoch')}"
+            self.say(f"trial {event.number} {event.state}: {score}, {epochs}{reason}")
 
 
 class LiveProgress:
@@ -74,25 +83,22 @@ class LiveProgress:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{config.name}: {len(self._events)} trials", title_justify="left")
-        for heading in ("trial", "values", "epoch", config.metric, "state"):
+        trials = format_count(len(self._events), "trial")
+        table = Table(title=f"{config.name}: {trials}", title_justify="left")
+        for heading in ("trial", "values", "epoch", f"{config.metric} %", "state"):
             table.add_column(heading)
         newest = sorted(self._events.values(), key=lambda e: (e[0].state == "RUNNING", e[0].number))
         for event, epochs in newest[-self.ROWS :]:
-            value = "" if event.value is None else f"{event.value:.4f}"
+            value = "" if event.value is None else format_percent(event.value)
             epoch = f"{event.epoch}/{epochs}"
-            table.add_row(str(event.number), values_text(event.values), epoch, value, event.state)
+            table.add_row(str(event.number), format_params(event.values), epoch, value, event.state)
         parts = ([table] if self._events else []) + ([Text(self._status)] if self._status else [])
         self._live.update(Group(*parts), refresh=True)
 
 
 def epoch_line(name: str, report: Report, config: Config) -> str:
-    value, loss = report.metrics[config.metric], report.metrics["train/loss"]
+    score, loss = format_score(report.metrics[config.metric]), format_number(report.metrics["train/loss"])
     return (
-        f"{name} epoch {report.epoch}/{config.train.epochs}: {config.metric} {value:.4f}, "
-        f"loss {loss:.4f}, {report.seconds:.1f} s"
+        f"{name} epoch {report.epoch}/{config.train.epochs}: {config.metric} {score}, loss {loss}, "
+        f"{format_duration(report.seconds)}"
     )
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, percent, say, table
+from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import device_option
 from encsearch.cli.training import overrides_argument
+from encsearch.text import format_percent
 
 if TYPE_CHECKING:
     from encsearch.workflow.models import Models
@@ -83,7 +84,7 @@ def _shown(found: "Models") -> str:
                 row.version,
                 " ".join(row.aliases),
                 " ".join(sorted(set(row.since.values()))),
-                percent(row.mean_iou),
+                format_percent(row.mean_iou),
                 row.run_id[:8],
             )
             for row in found.versions
@@ -92,7 +93,7 @@ def _shown(found: "Models") -> str:
     if not found.decisions:
         return versions
     decisions = table(
-        ["decision", "when", "who", "alias", "verdict", "from", "to", "mIoU %", "gain %", "at least"],
+        ["decision", "when", "who", "alias", "verdict", "from", "to", "mIoU %", "gain, points", "at least"],
         [
             (
                 row.number,
@@ -100,11 +101,11 @@ def _shown(found: "Models") -> str:
                 f"{row.who}@{row.host}",
                 row.alias,
                 row.verdict,
-                row.source or "-",
-                row.target or "-",
-                percent(row.mean_iou),
-                percent(row.gain),
-                percent(row.gain_lower),
+                row.source,
+                row.target,
+                format_percent(row.mean_iou),
+                format_percent(row.gain, signed=True),
+                format_percent(row.gain_lower, signed=True),
             )
             for row in found.decisions
         ],

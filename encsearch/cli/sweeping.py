@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import absolute, emit, json_option, say, short, table
+from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
+from encsearch.text import NOTHING, format_param, format_percent
 
 if TYPE_CHECKING:
     from encsearch.workflow.sweep.run import Swept
@@ -105,20 +106,20 @@ def swept_text(done: "Swept") -> str:
     rows = [
         [
             r.number,
-            *(short(r.values.get(path, "-")) for path in paths),
-            _value(r.value),
-            *("-" if r.minimized is None else short(r.minimized) for _ in second),
+            *(format_param(r.values.get(path, NOTHING)) for path in paths),
+            format_percent(r.value),
+            *(r.minimized for _ in second),
             r.epochs,
             r.state,
         ]
         for r in records
     ]
-    trials = table(["trial", *paths, f"best {metric}", *second, "epochs", "state"], rows)
+    trials = table(["trial", *paths, f"best {metric} %", *second, "epochs", "state"], rows)
     confirmed = [
-        [f.name, f.config.scaling.num_workers, _value(f.value), f.result.reports[-1].epoch]
+        [f.name, f.config.scaling.num_workers, format_percent(f.value), f.result.reports[-1].epoch]
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
-    finalists = table(["confirmed", "workers", f"best {metric}", "epochs"], confirmed)
+    finalists = table(["confirmed", "workers", f"best {metric} %", "epochs"], confirmed)
     candidates = comparable(records, done.excluded)
     told = "\n".join(verdict(done.confirmation.ranking, metric, candidates))
     return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
@@ -137,7 +138,3 @@ def swept_json(done: "Swept") -> dict[str, object]:
             for f in (*done.confirmation.finalists, *done.confirmation.baselines)
         ],
     }
-
-
-def _value(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import absolute, emit, json_option, percent, say, table
+from encsearch.cli.console import absolute, emit, json_option, say, table
+from encsearch.text import format_percent, format_score
 
 if TYPE_CHECKING:
     from encsearch.config import Config
@@ -81,9 +82,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
     with progress() as shown:
         done = run(config, out, shown, in_process=in_process)
     best = done.result.best
-    rows = [(name, percent(iou)) for name, iou in best.class_iou.items()]
+    rows = [(name, format_percent(iou)) for name, iou in best.class_iou.items()]
     scores = ", ".join(
-        f"{name} {100 * value:.2f}"
+        f"{name} {format_score(value)}"
         for name, value in best.metrics.items()
         if name.startswith(("mIoU", "pixAcc"))
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from encsearch.config.sections import Head, Positive, Section, Seed, as_number
+from encsearch.text import format_param
 
 # Of an integer range in a search space, so many values are tried when a recipe is loaded.
 MAX_EXAMPLES = 16
@@ -53,9 +54,10 @@ class Dimension(Section):
         if self.kind != "choice":
             low, high = self.values
             if not low < high:
-                raise ValueError(f"`low < high` must hold, but got (low={low:g}, high={high:g})")
+                ends = f"(low={format_param(low)}, high={format_param(high)})"
+                raise ValueError(f"`low < high` must hold, but got {ends}")
             if self.kind.startswith("log") and low <= 0:
-                raise ValueError(f"{self.kind} needs low > 0, but got {low:g}")
+                raise ValueError(f"{self.kind} needs low > 0, but got {format_param(low)}")
         return self
 
     @property

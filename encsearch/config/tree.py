@@ -30,6 +30,7 @@ from encsearch.config.sections import (
     as_number,
 )
 from encsearch.errors import UserError, one_line
+from encsearch.text import format_list, format_param
 
 # In the folder of a job and of a model: the recipe, every default written out.
 CONFIG_FILE = "config.yaml"
@@ -60,7 +61,7 @@ class Config(Section):
             size = self.train.global_batch_size
             if size % workers:
                 below, above = size // workers * workers, (size // workers + 1) * workers
-                fits = " or ".join(str(n) for n in (below, above) if n)
+                fits = format_list([str(n) for n in (below, above) if n], "or")
                 raise ValueError(
                     f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}"
                 )
@@ -117,8 +118,8 @@ class Config(Section):
         budget = self.search.budget if self.search else None
         if budget and budget.gpu_hours and not self.scaling.gpus_per_worker:
             raise ValueError(
-                f"search.budget.gpu_hours={budget.gpu_hours:g} limits nothing: scaling.gpus_per_worker is 0; "
-                "give search.budget.wall"
+                f"search.budget.gpu_hours={format_param(budget.gpu_hours)} limits nothing: "
+                "scaling.gpus_per_worker is 0; give search.budget.wall"
             )
         return self
 
@@ -127,8 +128,8 @@ class Config(Section):
         each, workers = self.scaling.gpus_per_worker, max(_worker_counts(self))
         if each % 1 and (each > 1 or workers > 1):
             raise ValueError(
-                f"gpus_per_worker={each:g} with num_workers={workers}: a part of a GPU is for trainings of "
-                "one worker, since NCCL takes each GPU once; try whole GPUs"
+                f"gpus_per_worker={format_param(each)} with num_workers={workers}: a part of a GPU is for "
+                "trainings of one worker, since NCCL takes each GPU once; try whole GPUs"
             )
         return self
 

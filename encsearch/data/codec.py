@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from encsearch.errors import UserError
+from encsearch.text import format_bytes, format_count
 
 MAX_PIXELS = 2**26
 """Largest image, 8192 x 8192: a file of 0.4 MB can claim 60000 x 60000 and take 10 GB of memory."""
@@ -87,12 +88,16 @@ def _opened(data: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError:
-        raise UserError(f"{where}: over {MAX_PIXELS} pixels; cut it into tiles") from None
+        raise UserError(f"{where}: over {format_count(MAX_PIXELS, 'pixel')}; cut it into tiles") from None
     except _DAMAGE:
-        raise UserError(f"{where}: not a readable image ({len(data)} bytes); formats: PNG, JPEG") from None
+        raise UserError(
+            f"{where}: not a readable image ({format_bytes(len(data))}); formats: PNG, JPEG"
+        ) from None
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise UserError(f"{where}: {width}x{height} is over {MAX_PIXELS} pixels; cut it into tiles")
+        raise UserError(
+            f"{where}: {width}x{height} is over {format_count(MAX_PIXELS, 'pixel')}; cut it into tiles"
+        )
     return image
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encsearch.errors import UserError
+from encsearch.text import format_count
 
 IGNORE = 255
 """Mask value of a pixel that counts neither in the loss nor in a metric."""
@@ -30,12 +31,15 @@ class DatasetInfo:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= IGNORE:
-            raise UserError(f"{self.name}: {len(self.classes)} classes, but a mask holds 1 to {IGNORE}")
+            raise UserError(
+                f"{self.name}: {format_count(len(self.classes), 'class')}, but a mask holds 1 to {IGNORE}"
+            )
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise UserError(f"{self.name}: class {repeated[0]!r} is named twice; class names must differ")
         if len(self.palette) != len(self.classes):
-            raise UserError(f"{self.name}: {len(self.palette)} colours for {len(self.classes)} classes")
+            colours = format_count(len(self.palette), "colour")
+            raise UserError(f"{self.name}: {colours} for {format_count(len(self.classes), 'class')}")
         for group, members in self.groups.items():
             strangers = [name for name in members if name not in self.classes]
             if strangers:

@@ -23,6 +23,7 @@ from encsearch.data.manifest import VERSION, Shard, StoreError
 from encsearch.data.rows import Row, encoded_sha256
 from encsearch.errors import one_line
 from encsearch.files import beside, sha256, sync, user_cache
+from encsearch.text import format_bytes, format_count, format_list
 
 ROW_GROUP_BYTES = 8 * 2**20
 
@@ -143,7 +144,7 @@ class RowCache:
         offset = index - self._starts[number]
         sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
         if encoded_sha256(sample_id, image, mask) != sha256:
-            folders = " or ".join(str(folder) for folder in _cache_folders(self._store))
+            folders = format_list([str(folder) for folder in _cache_folders(self._store)], "or")
             raise StoreError(f"row {index} is damaged in the cache; delete {folders}, they are rebuilt")
         return CachedRow(sample_id, image, mask)
 
@@ -207,8 +208,8 @@ def _check_size(store: Path, shard: Shard) -> None:
         raise StoreError(f"{store / shard.file}: cannot be read ({error.strerror}); restore it") from None
     if size != shard.bytes:
         raise StoreError(
-            f"{store / shard.file}: damaged, {size} bytes but the manifest says {shard.bytes}; "
-            "restore the file or import the data again"
+            f"{store / shard.file}: damaged, {format_count(size, 'byte')} but the manifest says "
+            f"{format_count(shard.bytes)}; restore the file or import the data again"
         )
 
 
@@ -243,7 +244,8 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
             sync(scratch)
     except OSError as error:
         raise StoreError(
-            f"{file.parent}: cannot write a cache of {shard.bytes} bytes ({one_line(error)}); make room"
+            f"{file.parent}: cannot write a cache of {format_bytes(shard.bytes)} ({one_line(error)}); make "
+            "room"
         ) from None
 
 

@@ -26,6 +26,7 @@ from encsearch.diagnostics.records import (
 )
 from encsearch.inference.bundle import Bundle
 from encsearch.style import LIGHT, look
+from encsearch.text import format_count, format_number, format_share
 from encsearch.train.experiment import SHOWN_IMAGES
 
 HEAT_MAPS = 3
@@ -77,7 +78,8 @@ def draw_codewords(figures: CodewordFigures, target: Path) -> None:
     usage.axhline(DEAD_SHARE / len(order), color=LIGHT.ink, linewidth=0.9, linestyle=":", label="dead below")
     usage.set_ylabel("usage\n(mean assignment)")
     usage.set_title(
-        f"{len(order)} codewords: effective number {figures.effective_number:.1f}, {len(figures.dead)} dead",
+        f"{format_count(len(order), 'codeword')}: effective number "
+        f"{format_number(figures.effective_number)}, {len(figures.dead)} dead",
         fontsize=10,
     )
     usage.legend(fontsize=8, frameon=False)
@@ -183,11 +185,16 @@ def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: Codewo
     order = [index for index in _by_usage(figures) if index in strongest]
     named = [index for index in order if colours[index] != OTHERS]
     handles = [
-        Patch(color=colours[index], label=f"codeword {index}: {figures.usage[index]:.1%}") for index in named
+        Patch(color=colours[index], label=f"codeword {index}: {format_share(figures.usage[index])}")
+        for index in named
     ]
     if len(named) < len(order):
         rest = sum(figures.usage[index] for index in order if colours[index] == OTHERS)
-        handles.append(Patch(color=OTHERS, label=f"{len(order) - len(named)} others: {rest:.1%}"))
+        handles.append(
+            Patch(
+                color=OTHERS, label=f"{format_count(len(order) - len(named), 'other')}: {format_share(rest)}"
+            )
+        )
     figure.legend(
         handles=handles,
         title="usage (mean assignment) over all diagnosed images",

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from encsearch.text import format_number, format_score, format_share
+
 JSON_FILE = "context.json"
 CODEWORDS_FILE = "codewords.png"
 ASSIGNMENT_FILE = "assignment.png"
@@ -140,27 +142,29 @@ def _codeword_findings(figures: CodewordFigures) -> list[str]:
         return ["One codeword takes every pixel, so there is no assignment to describe."]
     found = [
         f"The mean assignment over the {num_codewords} codewords is as concentrated as an even one over "
-        f"{figures.effective_number:.1f} (exp of its entropy). {len(figures.dead)} codewords are dead, with "
-        f"less than {DEAD_SHARE:g} of an even share, and {len(figures.duplicates)} repeat another one.",
-        f"A pixel tells {figures.mutual_information:.2f} nats of its codeword; 0 would be the same "
-        f"assignment for every pixel, {log(num_codewords):.2f} one codeword a pixel and all in even use.",
-        f"The codewords lie {min(figures.offsets):.2g} to {max(figures.offsets):.2g} feature spreads from "
-        f"the mean feature, {median(figures.offsets):.2g} in the median.",
+        f"{format_number(figures.effective_number)} (exp of its entropy). {len(figures.dead)} codewords are "
+        f"dead, with less than {format_number(DEAD_SHARE)} of an even share, and {len(figures.duplicates)} "
+        "repeat another one.",
+        f"A pixel tells {format_number(figures.mutual_information)} nats of its codeword; 0 would be the "
+        f"same assignment for every pixel, {format_number(log(num_codewords))} one codeword a pixel and all "
+        "in even use.",
+        f"The codewords lie {format_number(min(figures.offsets))} to {format_number(max(figures.offsets))} "
+        f"feature spreads from the mean feature, {format_number(median(figures.offsets))} in the median.",
     ]
     negative = [index for index, factor in enumerate(figures.smoothing_factors) if factor < 0]
     if negative:
         share = sum(figures.usage[index] for index in negative)
         found.append(
             f"{len(negative)} of {num_codewords} smoothing factors are negative: these codewords are drawn "
-            f"to pixels far from them. They take {share:.0%} of the assignment."
+            f"to pixels far from them. They take {format_share(share)} of the assignment."
         )
     return found
 
 
 def _scaling_findings(scaling: ScalingFigures) -> list[str]:
     found = [
-        f"The scaling factors are {scaling.mean:.2f} on average; one channel's deviates by "
-        f"{scaling.deviation:.2g} between images."
+        f"The scaling factors are {format_number(scaling.mean)} on average; one channel's deviates by "
+        f"{format_number(scaling.deviation)} between images."
     ]
     if scaling.classes:
         clear = [row for row in scaling.classes if row.rms > 2 * row.rms_by_chance]
@@ -168,7 +172,8 @@ def _scaling_findings(scaling: ScalingFigures) -> list[str]:
         found.append(
             f"For {len(clear)} of {len(scaling.classes)} classes, the scaling factors of images with the "
             f"class differ from the others' more than twice as much as chance makes them; most for "
-            f"{top.name} ({top.rms:.2g} root mean square, {top.rms_by_chance:.2g} by chance)."
+            f"{top.name} ({format_number(top.rms)} root mean square, {format_number(top.rms_by_chance)} by "
+            "chance)."
         )
     return found
 
@@ -180,6 +185,7 @@ def _presence_findings(presence: Sequence[PresenceFigures]) -> list[str]:
         return []
     precisions, shares = zip(*known, strict=True)
     return [
-        f"Class presence has a mean average precision of {fmean(precisions):.2f} over the {len(known)} "
-        f"classes that some images have and others have not; chance has about {fmean(shares):.2f}."
+        f"Class presence has a mean average precision of {format_score(fmean(precisions))} over the "
+        f"{len(known)} classes that some images have and others have not; chance has about "
+        f"{format_score(fmean(shares))}."
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from encsearch.config import AugmentConfig, Config, Context, ModelConfig
 from encsearch.data.datasets import DatasetInfo
+from encsearch.text import format_count, format_param, format_percent, format_score, is_score
 from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
@@ -15,9 +16,6 @@ WEAK_IOU = 0.5
 
 FEW_IMAGES = 100
 """Of so few validation images one scene can move a class by several points."""
-
-SCORES = ("mIoU", "pixAcc", "mAcc", "fwIoU", "foreground/", "boundary/", "size/", "presence/")
-"""How the figures of a report begin that tell of the model and not of the training."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ def limits(facts: ModelFacts) -> list[str]:
     ]
     weak = {name: iou for name, iou in facts.class_iou.items() if iou < WEAK_IOU}
     if weak:
-        listed = ", ".join(f"{name} ({_percent(iou)})" for name, iou in sorted(weak.items(), key=_value))
-        found.append(f"Not to be relied on for classes with an IoU below {_percent(WEAK_IOU)} %: {listed}.")
+        named = [f"{name} ({format_score(iou)})" for name, iou in sorted(weak.items(), key=_value)]
+        least = format_score(WEAK_IOU)
+        found.append(f"Not to be relied on for classes with an IoU below {least}: {', '.join(named)}.")
     unseen = [name for name in info.classes if name not in facts.class_iou]
     if facts.class_iou and unseen:
         found.append(f"Nothing is known of {', '.join(unseen)}: not in the {split} split.")
@@ -83,7 +82,8 @@ def limits(facts: ModelFacts) -> list[str]:
         found.append("Nothing is known of single classes: no IoU by class was recorded.")
     num_images = facts.num_images.get(split)
     if num_images is not None and num_images < FEW_IMAGES:
-        found.append(f"The figures are of {num_images} images: differences of a few points mean little.")
+        images = format_count(num_images, "image")
+        found.append(f"The figures are of {images}: differences of a few points mean little.")
     crop = facts.config.augment.crop
     if facts.metrics and crop is not None:
         found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
@@ -119,7 +119,7 @@ def _what_it_is(facts: ModelFacts) -> str:
         f"Semantic segmentation of RGB images of any size: a class for every pixel, of {info.name}'s "
         f"{len(info.classes)}.",
         f"{_kind(model.context)}: backbone {model.backbone} at output stride {model.output_stride}, head "
-        f"{model.head}; {facts.num_parameters:,} parameters.",
+        f"{model.head}; {format_count(facts.num_parameters, 'parameter')}.",
     ]
     if _has_presence(facts.config):
         sentences.append("It also says which classes are somewhere in the image.")
@@ -146,7 +146,7 @@ def _network(model: ModelConfig) -> list[str]:
     head = f"head of {model.channels} channels"
     if model.lateral and model.head == "fcn":
         head += ", which the features of stages 2 and 3 join"
-    lines = [f"{head}, dropout {model.dropout:g} before the classifier"]
+    lines = [f"{head}, dropout {format_param(model.dropout)} before the classifier"]
     match model.scaling:
         case "multiply":
             factors = "its scaling factors multiply the features"
@@ -172,7 +172,7 @@ def _network(model: ModelConfig) -> list[str]:
 
 
 def _encoding(model: ModelConfig) -> Iterator[str]:
-    yield f"encoding with {model.num_codewords} codewords"
+    yield f"encoding with {format_count(model.num_codewords, 'codeword')}"
     if model.encoding_conv:
         yield "after a 1x1 convolution"
     match model.codeword_init:
@@ -190,16 +190,13 @@ def _encoding(model: ModelConfig) -> Iterator[str]:
 
 
 def _scores(facts: ModelFacts) -> str:
-    scores = {name: value for name, value in facts.metrics.items() if name.startswith(SCORES)}
+    scores = {name: value for name, value in facts.metrics.items() if is_score(name)}
     if not scores:
         return "None were recorded."
-    rows = [("score", "%"), *((name, _percent(value)) for name, value in scores.items())]
+    rows = [("score", "%"), *((name, format_percent(value)) for name, value in scores.items())]
     parts = [f"On the {_split(facts, facts.config.data.val_split)}.", _table(rows)]
     if facts.class_iou:
-        by_class = (
-            (name, _percent(facts.class_iou[name]) if name in facts.class_iou else "-")
-            for name in facts.info.classes
-        )
+        by_class = ((name, format_percent(facts.class_iou.get(name))) for name in facts.info.classes)
         parts.append(_table([("class", "IoU %"), *by_class]))
     return "\n\n".join(parts)
 
@@ -212,19 +209,20 @@ def _data(facts: ModelFacts) -> list[str]:
 
 def _split(facts: ModelFacts, name: str) -> str:
     number = facts.num_images.get(name)
-    return f"{name} split ({'an unknown number of' if number is None else number} images)"
+    images = "an unknown number of images" if number is None else format_count(number, "image")
+    return f"{name} split ({images})"
 
 
 def _training(config: Config) -> list[str]:
     train, optim = config.train, config.optim
-    steps = f" of {train.steps_per_epoch} steps" if train.steps_per_epoch else ""
-    clipping = f", gradients clipped to norm {optim.clip_norm:g}" if optim.clip_norm else ""
+    steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
+    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
-        f"{train.epochs} epochs{steps}, {train.global_batch_size} images a step{_workers(config)}, "
-        f"seed {train.seed}, {train.precision}",
-        f"SGD: learning rate `{optim.lr:g} * (1 - progress) ** {optim.poly_power:g}`, "
-        f"{optim.head_lr_factor:g} times that for the heads, momentum {optim.momentum:g}, "
-        f"weight decay {optim.weight_decay:g}{clipping}",
+        f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
+        f"step{_workers(config)}, seed {train.seed}, {train.precision}",
+        f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
+        f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
+        f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
         *_loss(config),
         f"augmentation: {', '.join(_augmentation(config.augment)) or 'none'}",
         # Of a file only the name: the path is of one machine.
@@ -238,14 +236,14 @@ def _workers(config: Config) -> str:
         return ""
     synchronised = scaling.gpus_per_worker > 0 and config.train.sync_bn == "auto"
     norm = "of all together" if synchronised else "of each alone"
-    return f" on {scaling.num_workers} workers, batch norm {norm}"
+    return f" on {format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
 
 
 def _loss(config: Config) -> Iterator[str]:
     """The terms that the network has and whose weight is not 0, and what changes the cross-entropy."""
     loss = config.loss
     terms = [
-        name if weight == 1 else f"{weight:g} times {name}"
+        name if weight == 1 else f"{format_param(weight)} times {name}"
         for term, weight in term_weights(loss).items()
         if weight and (name := name_term(term, config.model))
     ]
@@ -255,15 +253,16 @@ def _loss(config: Config) -> Iterator[str]:
     if loss.ohem_threshold is not None:
         yield (
             "hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
-            f"{loss.ohem_threshold:g}, and at least the hardest {100 * loss.ohem_min_share:.3g} % of an image"
+            f"{format_param(loss.ohem_threshold)}, and at least the hardest "
+            f"{format_param(100 * loss.ohem_min_share)} % of an image"
         )
     if loss.class_weights == "median_frequency":
         yield f"classes weighted by median frequency in {cross_entropy}"
     elif loss.class_weights != "none":
-        weighted = ", ".join(f"{name} {weight:g}" for name, weight in loss.class_weights.items())
+        weighted = ", ".join(f"{name} {format_param(weight)}" for name, weight in loss.class_weights.items())
         yield f"class weights in {cross_entropy}: {weighted}"
     if loss.label_smoothing:
-        yield f"label smoothing {loss.label_smoothing:g} in {cross_entropy}"
+        yield f"label smoothing {format_param(loss.label_smoothing)} in {cross_entropy}"
 
 
 def _augmentation(augment: AugmentConfig) -> Iterator[str]:
@@ -271,13 +270,14 @@ def _augmentation(augment: AugmentConfig) -> Iterator[str]:
     if augment.crop:
         yield f"crops of {augment.crop}x{augment.crop} px"
     if augment.flip:
-        yield f"mirrored with probability {augment.flip:g}"
+        yield f"mirrored with probability {format_param(augment.flip)}"
     if augment.scale != (1, 1):
-        yield f"zoomed by {augment.scale[0]:g} to {augment.scale[1]:g}"
+        low, high = map(format_param, augment.scale)
+        yield f"zoomed by {low} to {high}"
     if augment.rotate_deg:
-        yield f"rotated by up to {augment.rotate_deg:g} degrees either way"
+        yield f"rotated by up to {format_param(augment.rotate_deg)} degrees either way"
     if augment.jitter:
-        yield f"brightness, contrast and saturation changed by up to {100 * augment.jitter:.3g} %"
+        yield f"brightness, contrast and saturation changed by up to {format_param(100 * augment.jitter)} %"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -292,10 +292,6 @@ def _cell(text: str) -> str:
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _value(item: tuple[str, float]) -> float:

@@ -24,6 +24,7 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.files import beside
 from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.inference.graph import EXAMPLE_SIZE, INPUT, OPSET, InferenceGraph, save_onnx, trace
+from encsearch.text import format_number
 
 Format = Literal["torch", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("torch", "onnx", "safetensors")
@@ -111,8 +112,9 @@ def compare(
         difference = max(_difference(found[name], wanted[name]) for name in wanted)
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{file} differs from the model by {difference:.1e} on {batch}x3x{height}x{width}, more than "
-                f"{TOLERANCE:g}; try a fixed --size, or --format safetensors"
+                f"{file} differs from the model by {format_number(difference)} on "
+                f"{batch}x3x{height}x{width}, more than {format_number(TOLERANCE)}; try a fixed --size, or "
+                "--format safetensors"
             )
         checks.append(Check(file, tuple(images.shape), difference))
     return checks

@@ -8,7 +8,14 @@ from encsearch.files import write_csv
 from encsearch.report.charts.ablation import draw_curve, draw_rows
 from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.statistics import Estimate
-from encsearch.text import format_duration
+from encsearch.text import (
+    NOTHING,
+    format_count,
+    format_duration,
+    format_estimate,
+    format_interval,
+    format_points,
+)
 
 REPORT_FILE = "ablation.md"
 PICTURE_FILE = "pictures.png"
@@ -69,45 +76,45 @@ def verdicts(story: AblationStory) -> list[str]:
     return sentences
 
 
-def percent_text(estimate: Estimate, *, signed: bool = False) -> str:
-    """Mean and interval in percent: `49.2 [47.0, 51.4]`; the mean alone where there is no interval."""
-    sign = "+" if signed else ""
-    mean = f"{100 * estimate.mean:{sign}.1f}"
-    if estimate.interval is None:
-        return mean
-    low, high = estimate.interval
-    return f"{mean} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+def figure_cells(figures: Figures, metric: str) -> list[str]:
+    """Of a row in a table, in percent: the shown metrics, then the differences from FCN and from EncNet.
 
-
-def difference_text(difference: Estimate | None) -> str:
-    """The difference, with a star where its interval leaves out 0; a dash where there is none."""
-    if difference is None:
-        return "-"
-    return percent_text(difference, signed=True) + (" *" if difference.tells_apart else "")
+    A star marks a difference whose interval leaves out 0.
+    """
+    estimates = [figures.estimates[name] for name in shown_metrics(metric)]
+    cells = [format_estimate(estimate.mean, estimate.interval) for estimate in estimates]
+    for difference in (figures.over_fcn, figures.over_encnet):
+        if difference is None:
+            cells.append(NOTHING)
+            continue
+        star = " *" if difference.tells_apart else ""
+        cells.append(format_estimate(difference.mean, difference.interval, signed=True) + star)
+    return cells
 
 
 def _verdict(row: str, other: str, figures: Figures, difference: Estimate) -> str:
-    n, epochs = len(difference.values), figures.point.epochs
-    said = percent_text(difference, signed=True)
+    points = format_points(difference.mean, signed=True)
+    said = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
     if difference.interval is None:
-        return f'{epochs} epochs: "{row}" minus "{other}" is {said}; one seed gives no interval.'
+        return f"{said}; one seed gives no interval."
+    interval = format_interval(difference.interval, signed=True)
     told = "told apart" if difference.tells_apart else "not told apart"
-    return f'{epochs} epochs: "{row}" minus "{other}" is {said} over {n} seeds: {told}.'
+    return f"{said} {interval} over {format_count(len(difference.values), 'seed')}: {told}."
 
 
 def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -> str:
     parts = [
         f"# Ablation of {story.name}",
-        f"Validation split `{story.split}` of `{story.store}`, {len(story.seeds)} seeds. Every figure is of "
-        "the last epoch, in percent: the best epoch would be chosen on the split that it is scored on. In "
-        "brackets: the 95 % interval of the mean over seeds (Student's t)."
+        f"Validation split `{story.split}` of `{story.store}`, {format_count(len(story.seeds), 'seed')}. "
+        "Every figure is of the last epoch, in percent: the best epoch would be chosen on the split that it "
+        "is scored on. In brackets: the 95 % interval of the mean over seeds (Student's t)."
         + (" One seed gives none." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
     rows = _of_series(story, "rows")
     for epochs in sorted({figures.point.epochs for figures in rows}):
         of_it = [figures for figures in rows if figures.point.epochs == epochs]
-        parts += [f"## Rows, {epochs} epochs", _table(of_it, story.metric)]
+        parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_it, story.metric)]
     parts += [
         f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval leaves "
         "out 0. Each interval stands for itself: nothing corrects for the number of comparisons.",
@@ -120,7 +127,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         curve = _of_series(story, series)
         if chart in charts:
             parts += [
-                f"## {title}, {curve[0].point.epochs} epochs",
+                f"## {title}, {format_count(curve[0].point.epochs, 'epoch')}",
                 _table(curve, story.metric),
                 f"![{title}]({chart})",
             ]
@@ -133,23 +140,21 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
     total_s = sum(result.seconds for result in story.results)
     parts += [
         "## Cost",
-        f"{len(story.results)} trainings and scorings of {format_duration(total_s)} in all; the last run of "
-        f"the command took {format_duration(story.wall_seconds)}.",
+        f"{format_count(len(story.results))} trainings and scorings of {format_duration(total_s)} in all; "
+        f"the last run of the command took {format_duration(story.wall_seconds)}.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(figures: Sequence[Figures], metric: str) -> str:
-    names = shown_metrics(metric)
-    header = ["row", "n", *names, f"minus {FCN}", f'minus "{ENCNET}"', "s a training"]
+    names = [f"{name} %" for name in shown_metrics(metric)]
+    header = ["row", "n", *names, f"minus {FCN}", f'minus "{ENCNET}"', "a training"]
     lines = [
         [
             f.point.label,
             str(len(f.estimates[metric].values)),
-            *(percent_text(f.estimates[name]) for name in names),
-            difference_text(f.over_fcn),
-            difference_text(f.over_encnet),
-            f"{f.seconds:.0f}",
+            *figure_cells(f, metric),
+            format_duration(f.seconds),
         ]
         for f in figures
     ]

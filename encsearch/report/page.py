@@ -28,7 +28,14 @@ from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
 from encsearch.report.words import paragraphs, straggler_words
 from encsearch.style import DARK, LIGHT
-from encsearch.text import format_cost, format_duration, format_param, format_value
+from encsearch.text import (
+    format_count,
+    format_duration,
+    format_param,
+    format_params,
+    format_percent,
+    format_share,
+)
 
 TEMPLATE = "report.html"
 TITLES = {
@@ -153,10 +160,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "value": format_value,
-        "duration": format_duration,
-        "param": format_param,
-        "cost": format_cost,
-    }
+    formats = (format_count, format_duration, format_param, format_params, format_percent, format_share)
+    environment.filters |= {each.__name__: each for each in formats}
     return environment

@@ -7,13 +7,16 @@ from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
 from encsearch.text import (
-    capital,
-    counted,
+    NOTHING,
+    capitalize,
     format_cost,
+    format_count,
     format_duration,
-    format_value,
-    format_values,
-    listed,
+    format_interval,
+    format_list,
+    format_params,
+    format_points,
+    format_score,
 )
 
 Tile = tuple[str, str, str]
@@ -29,13 +32,14 @@ def headline(summary: SweepSummary) -> str:
             return "No trial has a value: there is no winner."
         _, trial = best
         return f"Nothing was confirmed; trial {trial.number} was the best of the search, which proves little."
-    reached = capital(f"{ranking.winner.name} wins with {summary.metric} {ranking.winner.mean.mean:.4f}")
+    winner = ranking.winner
+    reached = capitalize(f"{winner.name} wins with {summary.metric} {format_score(winner.mean.mean)}")
     if len(ranking.standings) == 1:
         return f"{reached}; no other configuration was confirmed beside it."
     if not ranking.freedom:
         return f"{reached}; with one seed each nobody can tell whether it is the best."
     if ranking.indistinguishable:
-        return f"{reached}, but is indistinguishable from {listed(ranking.indistinguishable)}."
+        return f"{reached}, but is indistinguishable from {format_list(ranking.indistinguishable)}."
     return f"{reached}, and is told apart from {_others(len(ranking.standings))}."
 
 
@@ -49,7 +53,7 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     return [
         _confirmed(summary),
         _certainty(summary),
-        ("Trials", str(len(summary.trials)), f"{to_the_end} ran to the end"),
+        ("Trials", format_count(len(summary.trials)), f"{format_count(to_the_end)} ran to the end"),
         ("Cost", format_cost(spent, summary.cost_unit), wall),
     ]
 
@@ -88,21 +92,22 @@ def as_good(summary: SweepSummary) -> tuple[str, ...]:
         return ("No other finalist.",)
     values = {trial.number: trial.values for trial in summary.trials}
     told = [
-        f"{s.name} ({summary.metric} {s.mean.mean:.4f}; {format_values(values[s.configuration.trial])})"
+        f"{s.name} ({summary.metric} {format_score(s.mean.mean)}; "
+        f"{format_params(values[s.configuration.trial])})"
         for s in ranking.standings
         if s.name in ranking.indistinguishable and s.configuration.trial is not None
     ]
-    return (f"{capital(listed(told))}.",)
+    return (f"{capitalize(format_list(told))}.",)
 
 
 def _confirmed(summary: SweepSummary) -> Tile:
     label, ranking = f"{summary.metric} to expect", ranking_of(summary)
     if ranking is None:
-        return (label, format_value(None), "nothing was confirmed")
+        return (label, NOTHING, "nothing was confirmed")
     mean = ranking.winner.mean
-    seeds = f"mean of {len(mean.values)} seeds" if len(mean.values) > 1 else "one seed"
-    interval = f", 95 % {mean.interval[0]:.4f} to {mean.interval[1]:.4f}" if mean.interval else ""
-    return (label, format_value(mean.mean), seeds + interval)
+    seeds = f"mean of {format_count(len(mean.values), 'seed')}" if len(mean.values) > 1 else "one seed"
+    interval = f", 95 % interval {format_interval(mean.interval)}" if mean.interval else ""
+    return (label, format_score(mean.mean), seeds + interval)
 
 
 def _certainty(summary: SweepSummary) -> Tile:
@@ -116,15 +121,16 @@ def _certainty(summary: SweepSummary) -> Tile:
 
 
 def _others(num_finalists: int) -> str:
-    return counted(num_finalists - 1, "other finalist")
+    return format_count(num_finalists - 1, "other finalist")
 
 
 def _result(winner: Standing, metric: str) -> str:
     seeds = len(winner.configuration.values)
-    trained = f"Trained again from scratch with {counted(seeds, 'seed')}, {winner.name} reaches {metric}"
+    trained = f"Trained again from scratch with {format_count(seeds, 'seed')}, {winner.name} reaches {metric}"
     if winner.mean.interval is None:
-        return f"{trained} {winner.mean.mean:.4f}."
-    return f"{trained} {winner.mean.mean:.4f} on average ({_interval(winner.mean)})."
+        return f"{trained} {format_score(winner.mean.mean)}."
+    interval = format_interval(winner.mean.interval)
+    return f"{trained} {format_score(winner.mean.mean)} on average (95 % interval {interval})."
 
 
 def _why(ranking: Ranking, metric: str) -> Iterator[str]:
@@ -137,8 +143,9 @@ def _why(ranking: Ranking, metric: str) -> Iterator[str]:
     elif ranking.best != winner.name:
         yield _smaller(ranking, ranking.standard_error)
     elif count > 1:
-        bound = f"It has the best lower 95 % bound of {count} finalists, {winner.lower_bound:.4f}"
-        smaller = f"no smaller one is as good within one standard error ({ranking.standard_error:.4f})"
+        bound = f"It has the best lower 95 % bound of {count} finalists, {format_score(winner.lower_bound)}"
+        error = format_points(ranking.standard_error)
+        smaller = f"no smaller one is as good within one standard error ({error})"
         yield f"{bound}." if ranking.minimize else f"{bound}, and {smaller}."
     if ranking.minimize:
         yield (
@@ -151,16 +158,18 @@ def _smaller(ranking: Ranking, error: float) -> str:
     winner = ranking.winner
     best = next(standing for standing in ranking.standings if standing.name == ranking.best)
     return (
-        f"The best lower 95 % bound is that of {best.name}, {best.lower_bound:.4f}; {winner.name} with "
-        f"{winner.lower_bound:.4f} is as good within one standard error ({error:.4f}), and wins by fewer "
-        f"parameters: {winner.configuration.parameters:,} instead of {best.configuration.parameters:,}."
+        f"The best lower 95 % bound is that of {best.name}, {format_score(best.lower_bound)}; {winner.name} "
+        f"with {format_score(winner.lower_bound)} is as good within one standard error "
+        f"({format_points(error)}), and wins by fewer parameters: "
+        f"{format_count(winner.configuration.parameters)} instead of "
+        f"{format_count(best.configuration.parameters)}."
     )
 
 
 def _as_good(ranking: Ranking) -> Iterator[str]:
     """Which finalists cannot be told apart from the winner, and by how much it leads the others."""
     if ranking.freedom and ranking.indistinguishable:
-        yield f"With 95 % confidence it cannot be told apart from {listed(ranking.indistinguishable)}."
+        yield f"With 95 % confidence it cannot be told apart from {format_list(ranking.indistinguishable)}."
     for standing in ranking.standings[1:]:
         if standing.lead and standing.lead.tells_apart:
             yield f"It is {_distance(standing.lead, standing.name)}."
@@ -171,7 +180,7 @@ def _optimism(ranking: Ranking) -> Iterator[str]:
     if ranking.optimism and len(ranking.standings) > 1:
         yield (
             f"As the best of {len(ranking.standings)} means its own may be too high, by at most "
-            f"{ranking.optimism:.4f} on average."
+            f"{format_points(ranking.optimism)} on average."
         )
 
 
@@ -187,17 +196,17 @@ def _assumption(ranking: Ranking) -> Iterator[str]:
     if ranking.freedom:
         yield (
             "Intervals are Student's t and assume that all configurations vary alike between seeds "
-            f"({counted(ranking.freedom, 'degree')} of freedom among the finalists); differences are paired "
-            "by seed, and their intervals hold together with 95 %, those over finalists and those over "
-            "baselines each."
+            f"({format_count(ranking.freedom, 'degree')} of freedom among the finalists); differences are "
+            "paired by seed, and their intervals hold together with 95 %, those over finalists and those "
+            "over baselines each."
         )
 
 
 def _bias(best: Valued, count: int) -> str:
     value, trial = best
     return (
-        f"The best value inside the search, {value:.4f} of trial {trial.number}, is the largest of "
-        f"{counted(count, 'noisy value')} and so too high on average."
+        f"The best value inside the search, {format_score(value)} of trial {trial.number}, is the largest of "
+        f"{format_count(count, 'noisy value')} and so too high on average."
     )
 
 
@@ -206,15 +215,10 @@ def _excess(best: Valued, ranking: Ranking) -> str:
     value, trial = best
     standing = next((s for s in ranking.standings if s.configuration.trial == trial.number), ranking.winner)
     above = value - standing.mean.mean
-    confirmed = f"the confirmed mean of {standing.name}, {standing.mean.mean:.4f}"
-    return f"Here it is {abs(above):.4f} {'above' if above >= 0 else 'below'} {confirmed}."
+    confirmed = f"the confirmed mean of {standing.name}, {format_score(standing.mean.mean)}"
+    return f"Here it is {format_points(abs(above))} {'above' if above >= 0 else 'below'} {confirmed}."
 
 
 def _distance(lead: Estimate, name: str) -> str:
-    interval = f" ({_interval(lead)})" if lead.interval else ""
-    return f"{abs(lead.mean):.4f} {'above' if lead.mean >= 0 else 'below'} {name}{interval}"
-
-
-def _interval(of: Estimate) -> str:
-    assert of.interval
-    return f"95 % interval {of.interval[0]:.4f} to {of.interval[1]:.4f}"
+    interval = f" (95 % interval {format_interval(lead.interval, signed=True)})" if lead.interval else ""
+    return f"{format_points(abs(lead.mean))} {'above' if lead.mean >= 0 else 'below'} {name}{interval}"

@@ -8,12 +8,13 @@ from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import as_good, verdict
 from encsearch.search.budget.rules import spent_by
 from encsearch.text import (
-    counted,
     format_cost,
+    format_count,
     format_duration,
+    format_list,
+    format_number,
     format_param,
-    format_values,
-    listed,
+    format_params,
 )
 
 
@@ -35,7 +36,8 @@ def searched(summary: SweepSummary) -> tuple[str, ...]:
     space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
     goals = [f"the highest {summary.metric}", *([_goal(search.minimize)] if search.minimize else [])]
     sentences = [
-        f"{counted(len(summary.trials), 'trial')} searched {listed(space)} for {listed(goals)}.",
+        f"{format_count(len(summary.trials), 'trial')} searched {format_list(space)} for "
+        f"{format_list(goals)}.",
         f"The values came from {_method(search.sampler)}; {_stopping(search.scheduler)}.",
     ]
     if search.minimize:
@@ -86,14 +88,14 @@ def _stopping(scheduler: Scheduler) -> str:
 def extent(dimension: Dimension) -> str:
     """Of a searched path: its choices or its ends, and when it is searched."""
     values = [format_param(value) for value in dimension.values]
-    told = listed(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
+    told = format_list(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
     if dimension.kind.startswith("log"):
         told += ", on a log scale"
     conditions = [
-        f"{path} is {listed([format_param(value) for value in allowed], 'or')}"
+        f"{path} is {format_list([format_param(value) for value in allowed], 'or')}"
         for path, allowed in dimension.when.items()
     ]
-    return f"{told}, where {listed(conditions)}" if conditions else told
+    return f"{told}, where {format_list(conditions)}" if conditions else told
 
 
 def fates(summary: SweepSummary) -> str:
@@ -109,15 +111,15 @@ def fates(summary: SweepSummary) -> str:
         "failed": sum(trial.state == "FAIL" for trial in trained),
         "not ended": sum(trial.state == "RUNNING" for trial in trained),
     }
-    told = [f"{count} {fate}" for fate, count in counts.items() if count]
-    return f"Their fates: {listed(told)}." if told else "None was started."
+    told = [f"{format_count(count)} {fate}" for fate, count in counts.items() if count]
+    return f"Their fates: {format_list(told)}." if told else "None was started."
 
 
 def cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
     trained = [trial for trial in summary.trials if not trial.refused]
     used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
-    trainings = counted(len(summary.finalists), "training")
+    trainings = format_count(len(summary.finalists), "training")
     sentences = [
         f"{format_cost(search + finalists, unit)}: {format_cost(search, unit)} for the search, "
         f"{format_cost(finalists, unit)} for {trainings} from scratch after it."
@@ -126,7 +128,8 @@ def cost(summary: SweepSummary) -> tuple[str, ...]:
     ]
     if summary.wall_seconds is not None:
         sentences.append(f"From start to end it took {format_duration(summary.wall_seconds)}.")
-    sentences.append(f"The trials ran {used} of the {planned} epochs that they would take to their ends.")
+    epochs = f"{format_count(used)} of the {format_count(planned)} epochs"
+    sentences.append(f"The trials ran {epochs} that they would take to their ends.")
     return tuple(sentences)
 
 
@@ -144,7 +147,7 @@ def left_out(summary: SweepSummary) -> tuple[str, ...]:
             f"(search.flagged={summary.search.flagged})."
         )
     if reruns:
-        sentences.append(f"Run again for that: {listed(reruns)}.")
+        sentences.append(f"Run again for that: {format_list(reruns)}.")
     if refused:
         sentences.append(f"{_trials(refused)} went beyond search.limits.")
     if failed:
@@ -156,15 +159,15 @@ def ending(summary: SweepSummary) -> tuple[str, ...]:
     """Which limit ended the search, whether the sweep met it, and what it would have tried next."""
     started, planned = spent_by(summary.trials, 0.0).trials, summary.search.budget.trials
     if summary.ended_by is not None:
-        first = f"After {counted(started, 'trial')} of {planned}: {summary.ended_by}."
+        first = f"After {format_count(started, 'trial')} of {planned}: {summary.ended_by}."
     elif started < planned:
-        first = f"After {counted(started, 'trial')} of {planned} there was nothing left to try."
+        first = f"After {format_count(started, 'trial')} of {planned} there was nothing left to try."
     else:
-        first = f"All {counted(started, 'trial')} of the budget were run."
+        first = f"All {format_count(started, 'trial')} of the budget were run."
     sentences = [first, *_overrun(summary)]
     if summary.next_values:
-        trials = [f"({format_values(values)})" for values in summary.next_values]
-        sentences.append(f"It would have tried next: {listed(trials)}.")
+        trials = [f"({format_params(values)})" for values in summary.next_values]
+        sentences.append(f"It would have tried next: {format_list(trials)}.")
     return tuple(sentences)
 
 
@@ -181,12 +184,15 @@ def _overrun(summary: SweepSummary) -> Iterator[str]:
 def straggler_words(slow: Sequence[Straggler]) -> str:
     if not slow:
         return "No trial took over twice the median time an epoch."
-    told = [f"trial {s.number} ({s.seconds_an_epoch:.3g} s, {s.ratio:.1f} times)" for s in slow]
+    told = [
+        f"trial {s.number} ({format_duration(s.seconds_an_epoch)}, {format_number(s.ratio)} times)"
+        for s in slow
+    ]
     return (
-        f"Over twice the median time an epoch: {listed(told)}. A larger network, a slower machine, or a "
+        f"Over twice the median time an epoch: {format_list(told)}. A larger network, a slower machine, or a "
         "device shared with others may be why."
     )
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"Trial{'' if len(numbers) == 1 else 's'} {listed([str(number) for number in numbers])}"
+    return f"Trial{'' if len(numbers) == 1 else 's'} {format_list([str(number) for number in numbers])}"

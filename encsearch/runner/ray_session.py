@@ -13,6 +13,7 @@ from typing import Any
 
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError, first_line
+from encsearch.text import format_count, format_number
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
 CHEAPER_TRAIN = {
@@ -87,8 +88,8 @@ def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     for name, each in _each_worker(needs).items():
         needed, present = needs.num_workers * each, resources.get(name, 0)
         if needed > present:
-            workers = f"{needs.num_workers} workers x {each:g}"
-            return f"{needed:g} {name}s ({workers}), but the cluster has {present:g}"
+            workers = f"{format_count(needs.num_workers, 'worker')} x {format_number(each)}"
+            return f"{format_count(needed, name)} ({workers}), but the cluster has {format_number(present)}"
     return None
 
 

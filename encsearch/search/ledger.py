@@ -17,6 +17,7 @@ from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
 from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
 from encsearch.search.tune.board import Board, Entry, Job
+from encsearch.text import format_bytes, format_count, format_duration, format_number
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Excess:
 
 def excess(limits: LimitsConfig, network: Network) -> Excess | None:
     """The first limit that the network is beyond."""
-    figures = (
-        ("parameters", network.parameters, limits.parameters, "{:,.0f} parameters"),
-        ("memory_gib", network.memory_gib, limits.memory_gib, "{:.3g} GiB of memory"),
-    )
-    for name, figure, limit, text in figures:
-        if figure is not None and limit is not None and figure > limit:
-            return _beyond(name, figure, limit, text)
+    parameters, gib = network.parameters, network.memory_gib
+    if limits.parameters is not None and parameters > limits.parameters:
+        given, allowed = format_count(parameters, "parameter"), format_count(limits.parameters)
+        return _beyond("parameters", parameters / limits.parameters, given, allowed)
+    if limits.memory_gib is not None and gib is not None and gib > limits.memory_gib:
+        given, allowed = f"{format_bytes(gib * 2**30)} of memory", format_bytes(limits.memory_gib * 2**30)
+        return _beyond("memory_gib", gib / limits.memory_gib, given, allowed)
     return None
 
 
@@ -51,7 +52,8 @@ def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
     """Whether a measured latency is beyond the limit."""
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
-    return _beyond("latency_ms", latency_ms, limits.latency_ms, "{:.3g} ms an image")
+    given, allowed = f"{format_number(latency_ms)} ms an image", format_number(limits.latency_ms)
+    return _beyond("latency_ms", latency_ms / limits.latency_ms, given, allowed)
 
 
 def _is_latency(minimize: Minimized | None) -> bool:
@@ -63,11 +65,8 @@ def _is_latency(minimize: Minimized | None) -> bool:
             return False
 
 
-def _beyond(name: str, figure: float, limit: float, text: str) -> Excess:
-    return Excess(
-        figure / limit - 1,
-        f"{text.format(figure)}, but search.limits.{name} is {text.format(limit).split()[0]}",
-    )
+def _beyond(name: str, ratio: float, given: str, allowed: str) -> Excess:
+    return Excess(ratio - 1, f"{given}, but search.limits.{name} is {allowed}")
 
 
 # A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
@@ -265,8 +264,8 @@ class Ledger(Board[_Entry]):
             if not entry.is_late and silent > max(STRAGGLER_MIN_S, STRAGGLER_FACTOR * usual):
                 entry.is_late = True
                 self._observer.say(
-                    f"trial {entry.number} is a straggler: silent for {silent:.0f} s, where an epoch "
-                    f"takes {usual:.0f} s"
+                    f"trial {entry.number} is a straggler: silent for {format_duration(silent)}, where an "
+                    f"epoch takes {format_duration(usual)}"
                 )
 
     def _end(self, entry: _Entry) -> None:

@@ -61,14 +61,6 @@ class TrialEvent:
     reason: str | None = None
 
 
-def values_text(values: Mapping[str, Any]) -> str:
-    """As in model.num_codewords=8, optim.lr=0.05."""
-    return ", ".join(
-        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
-        for path, value in values.items()
-    )
-
-
 def flags(records: Sequence[TrialRecord]) -> Mapping[int, str]:
     """Why a trial is not comparable, by its number; those that are have no entry.
 

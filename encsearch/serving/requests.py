@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from encsearch.data.codec import image_size
 from encsearch.errors import UserError
 from encsearch.serving.pictures import COLUMN, base64_bytes
+from encsearch.text import format_count
 
 IMAGE_TYPES = ("image/png", "image/jpeg")
 JSON_TYPE = "application/json"
@@ -52,7 +53,8 @@ def check_length(content_length: str | None, limits: Limits) -> None:
 def check_received(num_bytes: int, limits: Limits) -> None:
     """Raises RefusedError 413."""
     if num_bytes > limits.max_bytes:
-        raise RefusedError(413, f"the body has {num_bytes} bytes or more, but {limits.max_bytes} are allowed")
+        given, allowed = format_count(num_bytes, "byte"), format_count(limits.max_bytes)
+        raise RefusedError(413, f"the body has {given} or more, but {allowed} are allowed")
 
 
 def image_file(media: str, body: bytes, limits: Limits) -> bytes:
@@ -66,9 +68,9 @@ def image_file(media: str, body: bytes, limits: Limits) -> bytes:
     except UserError as error:
         raise RefusedError(400, str(error)) from None
     if height * width > limits.max_pixels:
+        allowed = format_count(limits.max_pixels)
         raise RefusedError(
-            422,
-            f"the image has {width}x{height} pixels, but {limits.max_pixels} are allowed; send it smaller",
+            422, f"the image has {width}x{height} pixels, but {allowed} are allowed; send it smaller"
         )
     return data
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from encsearch.errors import PreflightError, TrainingError, UserError, first_line, one_line
 from encsearch.submit.package import check_package, check_script, pack, package_files
+from encsearch.text import format_duration
 from encsearch.tracking.uris import SQLITE, check_kind
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def _problem_of(url: str) -> str | None:
     except urllib.error.HTTPError as error:
         return None if error.code in {401, 403} else f"what answers is not Ray (HTTP {error.code})"
     except TimeoutError:
-        return f"no answer within {CONNECT_TIMEOUT_S} s"
+        return f"no answer within {format_duration(CONNECT_TIMEOUT_S)}"
     except urllib.error.URLError as error:
         return str(error.reason)
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from encsearch.errors import UserError
+from encsearch.text import format_bytes, format_count
 
 # Ray refuses 500 MiB after it has packed and sent it; code is far smaller, so more is a mistake.
 MAX_PACKAGE_BYTES = 100 * 2**20
@@ -56,10 +57,11 @@ def check_package(files: Mapping[str, int], working_dir: Path) -> None:
     parts: Counter[str] = Counter()
     for path, size in files.items():
         parts["/".join(path.split("/")[:2])] += size
-    largest = ", ".join(f"{part} {_mib(size)}" for part, size in parts.most_common(3))
+    largest = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.most_common(3))
     raise UserError(
-        f"{working_dir}: {_mib(total)} to send, but {_mib(MAX_PACKAGE_BYTES)} is the limit (largest: "
-        f"{largest}); add what the job does not need to .gitignore, keep data on storage that the nodes see"
+        f"{working_dir}: {format_bytes(total)} to send, but {format_bytes(MAX_PACKAGE_BYTES)} is the limit "
+        f"(largest: {largest}); add what the job does not need to .gitignore, keep data on storage that the "
+        "nodes see"
     )
 
 
@@ -71,7 +73,9 @@ def check_script(entrypoint: Sequence[str], files: Mapping[str, int]) -> None:
         return
     path = os.path.normpath(script)
     if path not in files:
-        raise UserError(f"{script} is not among the {len(files)} files to send; is it ignored by git?")
+        raise UserError(
+            f"{script} is not among the {format_count(len(files))} files to send; is it ignored by git?"
+        )
 
 
 def pack(files: Mapping[str, int], working_dir: Path, target: Path) -> Path:
@@ -124,7 +128,3 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

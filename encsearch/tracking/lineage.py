@@ -12,6 +12,7 @@ from encsearch.data.manifest import Manifest
 from encsearch.data.store import Store
 from encsearch.redaction import without_secrets
 from encsearch.reports import Report
+from encsearch.text import format_count, format_list
 from encsearch.tracking.outbox.events import Dataset
 
 PACKAGES = ("encsearch", "torch", "torchvision", "numpy", "pyarrow", "ray", "optuna", "mlflow")
@@ -95,14 +96,14 @@ def _note(config: Config, manifest: Manifest, kind: str) -> str:
     splits = {
         name: manifest.split(name).num_samples for name in (config.data.train_split, config.data.val_split)
     }
-    images = " and ".join(f"{count} of {name}" for name, count in splits.items())
+    images = format_list([f"{format_count(count)} of {name}" for name, count in splits.items()])
     return "\n".join(
         [
             f"**{config.name}**, {kind}: backbone {model.backbone}, head {model.head}, "
-            f"context {model.context}{context}; {config.train.epochs} epochs.",
+            f"context {model.context}{context}; {format_count(config.train.epochs, 'epoch')}.",
             "",
-            f"Data: {manifest.info.name}, {len(manifest.info.classes)} classes, images: {images}; "
-            f"fingerprint {manifest.fingerprint[:SHOWN_FINGERPRINT]}.",
+            f"Data: {manifest.info.name}, {format_count(len(manifest.info.classes), 'class')}, "
+            f"images: {images}; fingerprint {manifest.fingerprint[:SHOWN_FINGERPRINT]}.",
             "",
             f"Judged by `{config.metric}`; `best/{config.metric}` is its best epoch's. "
             "Under Artifacts, `config.yaml` repeats this run.",

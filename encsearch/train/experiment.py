@@ -21,6 +21,7 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.model.backbones import find_weights, sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
+from encsearch.text import format_bytes
 from encsearch.train.loop import Loaders, Plan
 from encsearch.train.state import TrainState, new_optimizer
 
@@ -264,6 +265,6 @@ def _check_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise PreflightError(
-            f"{existing}: {free / 2**20:.0f} MiB are free, but the checkpoints of one training need "
-            f"{needed / 2**20:.0f} MiB; free some space or choose another folder with --out"
+            f"{existing}: {format_bytes(free)} are free, but the checkpoints of one training need "
+            f"{format_bytes(needed)}; free some space or choose another folder with --out"
         )

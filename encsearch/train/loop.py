@@ -26,6 +26,7 @@ from encsearch.data.loading import Batch, TrainStream
 from encsearch.errors import TrainingError
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.reports import Point, Report
+from encsearch.text import format_param
 from encsearch.train.curve import Curve
 from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
 from encsearch.train.state import TrainState
@@ -258,7 +259,8 @@ def _train_epoch(
         if (state.step % STEPS_PER_FINITE_CHECK == 0 or state.step == last_step) and not finite:
             raise TrainingError(
                 f"non-finite gradient by step {state.step} of {plan.total_steps} "
-                f"(lr={rate:.3g}, se_weight={loss.se_weight:g}); try a smaller optim.lr or optim.clip_norm"
+                f"(lr={format_param(rate)}, se_weight={format_param(loss.se_weight)}); try a smaller "
+                "optim.lr or optim.clip_norm"
             )
     means = curve.means(term_weights(loss), plan.world_size)
     return {**means.metrics, "lr": rate}, means.points

@@ -14,11 +14,11 @@ from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
-from encsearch.search.budget.rules import Pace, duration_text
+from encsearch.search.budget.rules import Pace
 from encsearch.search.ledger import Network, excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
-from encsearch.search.trials import values_text
+from encsearch.text import format_bytes, format_cost, format_count, format_duration, format_params
 from encsearch.tracking.uris import resolve_uri
 from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
 from encsearch.train.memory import sweep_bytes, training_gib
@@ -114,11 +114,13 @@ def lines(config: Config, checked: Checked) -> list[str]:
     """What was found, for people."""
     found = checked.preflight
     told = [
-        f"{config.data.store}: {found.num_train} training and {found.num_val} validation samples, "
-        f"{found.num_classes} classes, fingerprint {found.fingerprint[:12]}",
-        f"{config.model.backbone} with context {config.model.context}: {found.num_parameters:,} parameters",
-        f"{config.train.epochs} epochs of {found.steps_per_epoch} steps, global batch size "
-        f"{config.train.global_batch_size}",
+        f"{config.data.store}: {format_count(found.num_train)} training and {format_count(found.num_val)} "
+        f"validation samples, {format_count(found.num_classes, 'class')}, fingerprint "
+        f"{found.fingerprint[:12]}",
+        f"{config.model.backbone} with context {config.model.context}: "
+        f"{format_count(found.num_parameters, 'parameter')}",
+        f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
+        f"global batch size {config.train.global_batch_size}",
     ]
     if config.search and checked.search:
         told += _search_lines(config.search, checked.search)
@@ -127,17 +129,19 @@ def lines(config: Config, checked: Checked) -> list[str]:
 
 def _search_lines(search: SearchConfig, checked: CheckedSearch) -> list[str]:
     told = [
-        f"up to {search.budget.trials} trials over {', '.join(search.space)}, "
+        f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
         f"{checked.trials_at_once} at once"
     ]
     told += [
-        f"  {values_text(network.values) or 'every network'}: {network.parameters:,} parameters, "
-        f"{network.memory_gib:.2f} GiB of memory a worker"
+        f"  {format_params(network.values) or 'every network'}: "
+        f"{format_count(network.parameters, 'parameter')}, "
+        f"{format_bytes(network.memory_gib * 2**30)} of memory a worker"
         + (f"; refused: {network.refused}" if network.refused else "")
         for network in checked.networks
     ]
-    told += ["first trials:", *(f"  {values_text(point)}" for point in checked.first_points)]
-    told.append(f"disk: {_gib(checked.disk_bytes)} needed at most, {_gib(checked.free_bytes)} free")
+    told += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
+    needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
+    told.append(f"disk: {needed} needed at most, {free} free")
     return told + _time_lines(checked)
 
 
@@ -146,13 +150,13 @@ def _time_lines(checked: CheckedSearch) -> list[str]:
     if not checked.wall_s or not checked.device_s:
         return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
     low, high, middle = (
-        duration_text(s) for s in (checked.wall_s.low, checked.wall_s.high, checked.wall_s.median)
+        format_duration(s) for s in (checked.wall_s.low, checked.wall_s.high, checked.wall_s.median)
     )
     unit = "GPU" if checked.device.startswith("cuda") else "CPU"
-    epochs = dict.fromkeys(duration_text(calibration.epoch_s) for calibration in checked.calibrations)
+    epochs = dict.fromkeys(format_duration(calibration.epoch_s) for calibration in checked.calibrations)
     return [
         f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "
-        f"{checked.device_s.median / 3600:.2g} {unit}-hours; {trained}",
+        f"{format_cost(checked.device_s.median, unit)}; {trained}",
         f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "
         "a cluster takes as long only if its devices are alike",
     ]
@@ -236,16 +240,12 @@ def _enough_free_bytes(out: Path, needed: int) -> int:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PreflightError(
-            f"{folder}: {_gib(free)} are free, but the sweep needs up to {_gib(needed)}; "
+            f"{folder}: {format_bytes(free)} are free, but the sweep needs up to {format_bytes(needed)}; "
             "free some space or choose another folder with --out"
         )
     return free
 
 
 def _range(interval: Interval) -> str:
-    low, high = round(interval.low), round(interval.high)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    low, high = format_count(round(interval.low)), format_count(round(interval.high))
+    return low if low == high else f"{low} to {high}"

@@ -19,6 +19,7 @@ from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
 from encsearch.reports import read_summary
+from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.outbox.forward import read_sent
@@ -165,7 +166,8 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
     if gate.latency_limit_ms is not None:
         latencies_ms = [*median_latencies_ms([each.bundle for each in models], dataset, device)]
         height, width = dataset[0].mask.shape
-        place = f"{socket.gethostname()} ({device}, {torch.get_num_threads()} threads, {width}x{height} px)"
+        threads = format_count(torch.get_num_threads(), "thread")
+        place = f"{socket.gethostname()} ({device}, {threads}, {width}x{height} px)"
     # One size of batches for both, so that they come in the same order.
     batch_size = model.bundle.config.train.val_batch_size
     seen = [
@@ -191,7 +193,7 @@ def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id:
     """The decision as a refusal, which moves nothing."""
     earlier = looks(registry.log(), judged.fingerprint, judged.split)
     data = f"data {judged.fingerprint[:12]}, split {judged.split}"
-    note = f"{data}, on which {earlier} candidates were judged before"
+    note = f"{data}, on which {format_count(earlier, 'candidate')} had been judged before"
     return Draft(
         signature=sign(),
         verdict="refused",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.errors import TrainingError, UserError
+from encsearch.text import format_count
 from encsearch.tracking.mlflow import connect
 from encsearch.tracking.outbox.forward import (
     Store,
@@ -91,7 +92,7 @@ def _send(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]
                     raise UnavailableError("another process is sending it")
                 while count := send_chunk(job, store):
                     sent += count
-                    say(f"{job}: {sent} events sent")
+                    say(f"{job}: {format_count(sent, 'event')} sent")
             return sent, ""
         except UserError as error:
             return sent, str(error)

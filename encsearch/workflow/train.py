@@ -12,6 +12,7 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunResult, RunSummary, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
+from encsearch.text import format_count
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import open_store, preflight
@@ -51,7 +52,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
                 artifacts=folder / "artifacts",
                 follow=lambda report: progress.epoch(config.name, report, config),
             )
-            progress.say(f"training {config.name}: {found.steps_per_epoch} steps an epoch; files in {folder}")
+            steps = format_count(found.steps_per_epoch, "step")
+            progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             with recording(recorder):
                 run = run_local if in_process else _ray_runner()
                 result = run(config, folder / "checkpoints", recorder)

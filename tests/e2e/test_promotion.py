@@ -141,7 +141,7 @@ def test_the_gate_decides_and_every_decision_is_in_the_log(
     second = run("promote", str(jobs.folders["better"]), "promote.max_class_drop=0.1")
     assert (second["version"], second["replaced"], second["decision"]) == ("2", "1", 4)
     assert second["figures"]["gain.lower"] > 0
-    assert "on which 3 candidates were judged before" in second["reasons"][-1]
+    assert "on which 3 candidates had been judged before" in second["reasons"][-1]
     assert (registry.holder("champion"), registry.holder("champion-previous")) == ("2", "1")
 
     found = run("models", "toy")

@@ -145,7 +145,7 @@ def test_the_report_shows_every_row_and_says_what_is_told_apart(toy_config: Conf
     told, not_told = verdicts(story)
     assert told.endswith("over 2 seeds: told apart.")
     assert not_told.endswith("over 2 seeds: not told apart.")
-    assert f"| {ENCNET} | 2 | 40.1 [" in page
+    assert f"| {ENCNET} | 2 | 40.10 [" in page
     assert "K=8-2-epochs-seed0: non-finite gradient" in page
     for chart in ("rows.png", "codewords.png", "se_weights.png"):
         assert f"({chart})" in page

@@ -13,7 +13,6 @@ from encsearch.search.budget.rules import (
     affordable,
     confirm_cost,
     decide,
-    duration_text,
     needs_of,
     pace_of,
     spent_by,
@@ -57,7 +56,7 @@ def test_gpu_hours_count_the_devices_of_all_workers() -> None:
     assert before == Decision(True, False, may_repeat=True)
     assert after.must_end
     assert after.reason == (
-        "the budget of 4 GPU-hours is spent: 3.33 of search, 0.667 kept for "
+        "the budget of 4 GPU-hours is spent: 3.333 GPU-hours of search, 0.6667 GPU-hours kept for "
         "3 finalists and 1 baseline x 2 seeds"
     )
 
@@ -123,7 +122,7 @@ def test_what_was_cut_is_said_with_the_numbers() -> None:
         f"confirming 1 finalist and 1 baseline x 2 seeds {asked}: there are 40 min for trainings of 10 min"
     )
     assert by_devices == (
-        f"confirming 1 finalist x 1 seed {asked}: there are 0.5 GPU-hours for trainings of 0.5"
+        f"confirming 1 finalist x 1 seed {asked}: there are 0.5 GPU-hours for trainings of 0.5 GPU-hours"
     )
 
 
@@ -184,12 +183,6 @@ def test_the_pace_is_that_of_every_trial_that_has_reported() -> None:
     assert pace
     assert (pace.epoch_s, pace.startup_s, pace.quantile(0.5)) == ((10.0, 20.0), 2.0, 15.0)
     assert pace.doubt > 0.3
-
-
-def test_durations_are_told_in_hours_and_minutes() -> None:
-    texts = [duration_text(seconds) for seconds in (0, 0.312, 99.4, 100, 3570, 7200, 6000)]
-
-    assert texts == ["0 s", "0.31 s", "99 s", "2 min", "1 h", "2 h", "1 h 40 min"]
 
 
 def sweep_of(budget: BudgetConfig, confirm: ConfirmConfig) -> SearchConfig:

@@ -179,12 +179,12 @@ def test_the_digest_is_one_that_sha256sum_checks(folder: Path) -> None:
 def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert card.startswith("# encnet\n")
-    assert "| mIoU | 50.0 |" in card
+    assert "| mIoU | 50.00 |" in card
     assert "train/loss" not in card
     assert "| sky | 75.0 |" in card
     assert "| car | - |" in card
     assert "On the val split (12 images)" in card
-    assert "IoU below 50.0 %: road (25.0)." in card
+    assert "IoU below 50.00 %: road (25.00 %)." in card
     assert "Nothing is known of car: not in the val split." in card
     assert "The figures are of 12 images" in card
     assert "data `abc`" in card

@@ -54,15 +54,16 @@ def test_a_better_model_is_promoted_and_the_reasons_tell_the_figures() -> None:
     assert decision.reasons == (
         "40 labelled images",
         "compared with the current model, version 3",
-        f"mIoU {ours:.4f} against {theirs:.4f}: {ours - theirs:+.4f}, with 0.95 confidence at least"
-        f" {decision.gain.lower:+.4f}, which reaches the margin of 0.0000",
+        f"mIoU {100 * ours:.2f} % against {100 * theirs:.2f} %: {100 * (ours - theirs):+.2f} points, with "
+        f"0.95 confidence at least {100 * decision.gain.lower:+.2f} points, which reaches the margin of 0.00 "
+        "points",
     )
 
 
 def test_the_first_model_needs_no_rival_but_the_floors_and_the_images() -> None:
     decision = decide(BETTER, None, CLASSES, GATE)
     assert decision.promote
-    assert decision.reasons[-1].startswith("no model to compare with; the candidate has mIoU 0.6")
+    assert decision.reasons[-1].startswith("no model to compare with; the candidate has mIoU 6")
     gate = PromoteConfig(min_images=41, class_floor={"car": 0.99})
     assert len(failed(decide(BETTER, None, CLASSES, gate))) == 2
 
@@ -72,7 +73,7 @@ def test_the_margin_is_for_the_lower_bound_and_not_for_the_gain() -> None:
     assert gain.lower < gain.value
     between = PromoteConfig(margin=(gain.lower + gain.value) / 2)
     assert failed(decide(BETTER, CHAMPION, CLASSES, between))[0].endswith(
-        f"which is not above 0 and at least the margin of {between.margin:.4f}"
+        f"which is not above 0 and at least the margin of {100 * between.margin:.2f} points"
     )
     assert decide(BETTER, CHAMPION, CLASSES, PromoteConfig(margin=gain.lower)).promote
 
@@ -84,7 +85,9 @@ def test_a_model_of_the_champions_predictions_gains_exactly_nothing_and_is_refus
     assert decision.gain is not None
     assert (decision.gain.value, decision.gain.lower) == (0.0, 0.0)
     (reason,) = failed(decision)
-    assert reason.endswith("+0.0000, with 0.95 confidence at least +0.0000: the candidate is not better")
+    assert reason.endswith(
+        "+0.00 points, with 0.95 confidence at least +0.00 points: the candidate is not better"
+    )
 
 
 def test_the_champion_itself_is_refused_by_its_run_and_by_its_weights() -> None:
@@ -112,7 +115,7 @@ def test_a_class_that_falls_far_is_named_if_enough_images_show_it() -> None:
     assert decide(uneven, CHAMPION, CLASSES, GATE).promote, "not checked unless asked"
     gate = PromoteConfig(max_class_drop=0.1)
     (reason,) = failed(decide(uneven, CHAMPION, CLASSES, gate))
-    assert reason.startswith("car falls from IoU 0.5")
+    assert reason.startswith("car falls from IoU 5")
     assert reason.endswith("over max_class_drop=0.1")
     assert decide(uneven, CHAMPION, CLASSES, PromoteConfig(max_class_drop=0.1, min_class_images=41)).promote
     fine = decide(BETTER, CHAMPION, CLASSES, gate)
@@ -123,8 +126,8 @@ def test_floors_hold_by_name_and_for_all() -> None:
     uneven = model("uneven", (0.95, 0.95, 0.55))
     named = decide(uneven, None, CLASSES, PromoteConfig(class_floor={"car": 0.9, "sky": 0.5}))
     (reason,) = failed(named)
-    assert reason.startswith("car has IoU 0.3")
-    assert reason.endswith("below its floor of 0.9")
+    assert reason.startswith("car has IoU 3")
+    assert reason.endswith("below its floor of 90.00 %")
     assert len(failed(decide(uneven, None, CLASSES, PromoteConfig(class_floor=0.999)))) == 3
     assert decide(uneven, None, CLASSES, PromoteConfig(class_floor=0.2)).reasons[-1] == (
         "3 of 3 classes have a floor and reach it"
@@ -136,7 +139,7 @@ def test_a_floor_of_a_class_that_no_image_shows_is_not_reached() -> None:
     without[:, 2] = 0
     gate = PromoteConfig(class_floor={"car": 0.1})
     assert failed(decide(replace(BETTER, pixels=without), None, CLASSES, gate)) == [
-        "no image shows car, whose floor is 0.1"
+        "no image shows car, whose floor is 10.00 %"
     ]
     with pytest.raises(UserError, match="names cat, which is none of the model's 3 classes; try one of sky"):
         check_floors(PromoteConfig(class_floor={"cat": 0.1}), CLASSES)
@@ -146,7 +149,7 @@ def test_the_latency_is_told_with_the_place_where_it_was_measured() -> None:
     slow, fast = replace(BETTER, latency_ms=31.25), replace(CHAMPION, latency_ms=10.0)
     gate = PromoteConfig(latency_limit_ms=30)
     assert failed(decide(slow, fast, CLASSES, gate, "host (cpu)")) == [
-        "31.2 ms an image, the current model, version 3 10.0 ms, measured on host (cpu): over the limit of"
+        "31.25 ms an image, the current model, version 3 10 ms, measured on host (cpu): over the limit of"
         " 30 ms"
     ]
     assert decide(replace(slow, latency_ms=30.0), fast, CLASSES, gate, "host").promote

@@ -152,7 +152,7 @@ def test_page_shows_the_inside_of_the_winner_and_what_it_cannot_prove(tmp_path: 
     assert "Inside the winner" in text
     assert "on 9 validation images" in text
     assert LIMITS in text
-    assert "mean average precision of 0.62" in text
+    assert "mean average precision of 62." in text
     assert [source[:22] for source in parser.fetched] == ["data:image/png;base64,"]
     assert "&lt;i&gt;Road" in text
 

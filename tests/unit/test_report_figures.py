@@ -229,8 +229,8 @@ def test_forecasts_are_compared_with_the_end() -> None:
     points = (ForecastPoint(0.0, 50.0, 80.0, 90.0), ForecastPoint(60.0, 80.0, 110.0, 120.0))
     tested = backtest(points, 100.0)
     assert tested
-    assert "-20 % at the start, -20 % at 25%, -20 % at 50% and +10 % at 75%" in forecast_words(tested)
-    assert "within 50% of the intervals" in forecast_words(tested)
+    assert "-20 % at the start, -20 % at 25 %, -20 % at 50 % and +10 % at 75 %" in forecast_words(tested)
+    assert "within 50 % of the intervals" in forecast_words(tested)
     assert "no forecasts" in reason(eta_chart(summary()))
 
 

@@ -153,6 +153,11 @@ def test_only_long_decimals_are_rounded(value: Any, shown: str | None) -> None:
     assert _cell("run", value) == shown
 
 
+def test_scores_are_in_percent_and_other_metrics_are_not() -> None:
+    names = ("best/mIoU", "metrics.IoU/car", "train/loss", "seconds")
+    assert [_cell(name, 0.5) for name in names] == ["50.00 %", "50.00 %", "0.5", "0.5"]
+
+
 def test_the_metric_is_the_recipes() -> None:
     assert main_metric([row(), row(params={"metric": "pixAcc"})]) == "pixAcc"
     assert main_metric([]) == "mIoU"

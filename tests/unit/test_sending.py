@@ -297,7 +297,7 @@ def test_a_call_for_a_dead_neighbour_that_hangs_does_not_hold_the_sender(
     sender._Forwarder(own, store).run(lines)
     os.close(lines)
     assert store.calls == ["begin"]
-    assert "fails (no answer in 0 s)" in capsys.readouterr().err
+    assert "fails (no answer in 0.1 s)" in capsys.readouterr().err
 
 
 def test_one_process_sends_at_a_time(job: Path) -> None:

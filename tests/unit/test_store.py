@@ -179,7 +179,7 @@ class TestRefused:
         [
             ({"classes": ("a", "b", "a")}, "class 'a' is named twice"),
             ({"classes": ()}, "0 classes, but a mask holds 1 to 255"),
-            ({"palette": ((0, 0, 0),)}, "1 colours for 3 classes"),
+            ({"palette": ((0, 0, 0),)}, "1 colour for 3 classes"),
             ({"groups": {"g": ("bus",)}}, "group g names 'bus', which is no class"),
         ],
     )
@@ -236,7 +236,7 @@ class TestDamage:
         shard = store / "val-00000.parquet"
         Store(store).split("val")  # fills the cache, which does not excuse the shard
         shard.write_bytes(shard.read_bytes()[:-1])
-        with pytest.raises(StoreError, match=r"damaged, \d+ bytes but the manifest says \d+"):
+        with pytest.raises(StoreError, match=r"damaged, [\d,]+ bytes but the manifest says [\d,]+"):
             Store(store).split("val")
         shard.unlink()
         with pytest.raises(StoreError, match="cannot be read"):

@@ -100,9 +100,9 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
     with pytest.raises(UserError) as refused:
         package.check_package(files, Path("project"))
     message = str(refused.value)
-    assert "140.0 MiB" in message
-    assert "100.0 MiB is the limit" in message
-    assert "largest: weights/a.pth 90.0 MiB, notes/scan 30.0 MiB" in message
+    assert "140 MiB" in message
+    assert "100 MiB is the limit" in message
+    assert "largest: weights/a.pth 90 MiB, notes/scan 30 MiB" in message
     assert "\n" not in message
 
 

@@ -25,11 +25,11 @@ def told(*finalists: Configuration, baseline: Configuration | None = None, minim
 def test_the_winner_has_its_mean_and_interval() -> None:
     text = told(config(0, 0.70, 0.72, 0.74), config(1, 0.60, 0.62, 0.64))
 
-    assert "with 3 seeds, trial 0 reaches mIoU 0.7200 on average (95 % interval 0.6" in text
+    assert "with 3 seeds, trial 0 reaches mIoU 72.00 % on average (95 % interval [6" in text
     assert "best lower 95 % bound of 2 finalists" in text
-    assert "It is 0.1000 above trial 1 (95 % interval 0.1000 to 0.1000)." in text
+    assert "It is 10.00 points above trial 1 (95 % interval [+10.00, +10.00])." in text
     assert "cannot be told apart" not in text
-    assert "As the best of 2 means its own may be too high, by at most 0.0065 on average." in text
+    assert "As the best of 2 means its own may be too high, by at most 0.65 points on average." in text
 
 
 def test_what_is_as_good_is_named() -> None:
@@ -48,9 +48,9 @@ def test_a_smaller_winner_says_which_had_the_better_bound() -> None:
 def test_one_seed_tells_nothing_and_says_so() -> None:
     text = told(config(0, 0.7), config(1, 0.6), baseline=config(None, 0.5))
 
-    assert "with 1 seed, trial 0 reaches mIoU 0.7000." in text
+    assert "with 1 seed, trial 0 reaches mIoU 70.00 %." in text
     assert "whether it is the best of them cannot be told" in text
-    assert "It is 0.2000 above FCN; one seed each gives no interval." in text
+    assert "It is 20.00 points above FCN; one seed each gives no interval." in text
     assert "95 %" not in text
 
 
@@ -59,25 +59,25 @@ def test_a_baseline_that_is_as_good_or_better_is_told_so() -> None:
 
     assert "above FCN (95 % interval" in told(winner, baseline=config(None, 0.60, 0.62, 0.65))
     assert "so the two cannot be told apart" in told(winner, baseline=config(None, 0.74, 0.72, 0.69))
-    assert "It is 0.1000 below FCN" in told(winner, baseline=config(None, 0.80, 0.82, 0.84))
+    assert "It is 10.00 points below FCN" in told(winner, baseline=config(None, 0.80, 0.82, 0.84))
 
 
 def test_the_maximum_of_the_search_is_never_what_to_expect() -> None:
     """A failed trial cannot be the best, however high it came."""
     text = told(config(0, 0.70, 0.72, 0.74))
 
-    assert "0.8100 of trial 0, is the largest of 2 noisy values and so too high on average" in text
-    assert "Here it is 0.0900 above the confirmed mean of trial 0, 0.7200." in text
+    assert "81.00 % of trial 0, is the largest of 2 noisy values and so too high on average" in text
+    assert "Here it is 9.00 points above the confirmed mean of trial 0, 72.00 %." in text
 
 
 def test_the_bias_is_told_of_the_trial_that_had_the_maximum_also_when_another_won() -> None:
     text = told(config(0, 0.60, 0.62, 0.64), config(1, 0.70, 0.72, 0.74))
 
-    assert "Here it is 0.1900 above the confirmed mean of trial 0, 0.6200." in text
+    assert "Here it is 19.00 points above the confirmed mean of trial 0, 62.00 %." in text
 
 
 def test_the_bias_is_told_of_the_winner_where_the_best_trial_was_not_confirmed() -> None:
-    assert "Here it is 0.0100 below the confirmed mean of trial 1, 0.8200." in told(config(1, 0.82))
+    assert "Here it is 1.00 points below the confirmed mean of trial 1, 82.00 %." in told(config(1, 0.82))
 
 
 def test_with_two_objectives_the_front_is_left_to_people() -> None:

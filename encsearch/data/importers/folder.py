@@ -18,6 +18,7 @@ from encsearch.data.importers.pairs import Pair, find_pairs, read_pair
 from encsearch.data.manifest import Manifest
 from encsearch.data.store import write_store
 from encsearch.errors import UserError
+from encsearch.text import format_param
 
 _SPLITS = ("train", "val", "test")
 
@@ -51,14 +52,14 @@ def _find_splits(root: Path, val_fraction: float) -> dict[str, list[Pair]]:
 
 def _divide(pairs: list[Pair], val_fraction: float) -> dict[str, list[Pair]]:
     if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction={val_fraction:g} must be between 0 and 1, as in 0.2")
+        raise UserError(f"val_fraction={format_param(val_fraction)} must be between 0 and 1, as in 0.2")
     splits: dict[str, list[Pair]] = {"train": [], "val": []}
     for pair in pairs:
         splits["val" if _position(pair.id) < val_fraction else "train"].append(pair)
     for name, found in splits.items():
         if not found:
             raise UserError(
-                f"val_fraction={val_fraction:g} of {len(pairs)} images leaves {name} empty; "
+                f"val_fraction={format_param(val_fraction)} of {len(pairs)} images leaves {name} empty; "
                 "change it, or make train/ and val/ folders"
             )
     return splits

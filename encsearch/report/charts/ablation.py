@@ -10,9 +10,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from encsearch.report.charts.chart import show_percent
 from encsearch.search.ablation.plan import FCN, Figures
 from encsearch.search.statistics import Estimate
 from encsearch.style import LIGHT, Hue, look
+from encsearch.text import format_count, format_param
 
 HUES: tuple[Hue, ...] = ("blue", "orange", "green", "purple")
 SEEDS: dict[str, Any] = {"s": 70, "color": LIGHT.ink, "linewidths": 1, "zorder": 3}
@@ -33,24 +35,20 @@ def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
         colour = LIGHT.hues[HUES[index % len(HUES)]]
         estimates = [figures.estimates[metric] for figures in of_it]
         axes.errorbar(
-            [100 * estimate.mean for estimate in estimates],
+            [estimate.mean for estimate in estimates],
             heights,
             xerr=_half_widths(estimates),
             fmt="o",
             color=colour,
             capsize=3,
-            label=f"{epochs} epochs",
+            label=format_count(epochs, "epoch"),
         )
         for estimate, height in zip(estimates, heights, strict=True):
-            axes.scatter(
-                [100 * v for v in estimate.values],
-                [height] * len(estimate.values),
-                marker="|",
-                **SEEDS,
-            )
+            axes.scatter(estimate.values, [height] * len(estimate.values), marker="|", **SEEDS)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric}, %: mean and 95 % interval; thin marks are seeds")
+    show_percent(axes.xaxis, metric)
+    axes.set_title("mean, 95 % interval, and each seed", fontsize=10)
     axes.grid(False, axis="y")
     if len(budgets) > 1:
         axes.legend(loc="best")
@@ -80,14 +78,15 @@ def draw_curve(
     _draw_points(axes, zeros, [zero_at] * len(zeros), metric, "s", LIGHT.hues["blue"])
     for fcn in rows:
         if (fcn.point.label, fcn.point.epochs) == (FCN, curve[0].point.epochs):
-            axes.axhline(100 * fcn.estimates[metric].mean, color=LIGHT.muted, linestyle="--", label=FCN)
+            axes.axhline(fcn.estimates[metric].mean, color=LIGHT.muted, linestyle="--", label=FCN)
             axes.legend(loc="best")
     ticks = [zero_at] * len(zeros) + [figures.point.x for figures in positive]
-    axes.set_xticks(ticks, [zero_label] * len(zeros) + [f"{f.point.x:g}" for f in positive])
+    axes.set_xticks(ticks, [zero_label] * len(zeros) + [format_param(f.point.x) for f in positive])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(f"{metric}, %")
-    axes.set_title(f"{curve[0].point.epochs} epochs; mean, 95 % interval, and each seed", fontsize=10)
+    show_percent(axes.yaxis, metric)
+    budget = format_count(curve[0].point.epochs, "epoch")
+    axes.set_title(f"{budget}; mean, 95 % interval, and each seed", fontsize=10)
     figure.savefig(target)
 
 
@@ -95,15 +94,15 @@ def _draw_points(
     axes: Axes, curve: Sequence[Figures], xs: Sequence[float], metric: str, style: str, fill: str
 ) -> None:
     estimates = [figures.estimates[metric] for figures in curve]
-    means = [100 * estimate.mean for estimate in estimates]
+    means = [estimate.mean for estimate in estimates]
     colour = LIGHT.hues["blue"]
     axes.errorbar(
         xs, means, yerr=_half_widths(estimates), fmt=style, color=colour, markerfacecolor=fill, capsize=3
     )
     for x, estimate in zip(xs, estimates, strict=True):
-        axes.scatter([x] * len(estimate.values), [100 * v for v in estimate.values], marker="_", **SEEDS)
+        axes.scatter([x] * len(estimate.values), estimate.values, marker="_", **SEEDS)
 
 
 def _half_widths(estimates: Sequence[Estimate]) -> list[float]:
-    """In percent; 0 where one seed gives no interval."""
-    return [100 * (e.interval[1] - e.mean) if e.interval else 0.0 for e in estimates]
+    """0 where one seed gives no interval."""
+    return [e.interval[1] - e.mean if e.interval else 0.0 for e in estimates]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from encsearch.report.facts import KIND_LABELS, Kind
 from encsearch.style import Hue, Palette, look
@@ -93,6 +95,12 @@ def kind_handles(kinds: Iterable[Kind], palette: Palette) -> list[Line2D]:
 
 def colour_of(kind: Kind, palette: Palette) -> str:
     return palette.hues[MARKS[kind].hue]
+
+
+def show_percent(axis: Axis, label: str) -> None:
+    """Count in percent on an axis of shares, and name it as a table would: "mIoU %"."""
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=None))
+    axis.set_label_text(f"{label} %")
 
 
 def legend_below(figure: Figure, handles: list[Line2D]) -> None:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below
+from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below, show_percent
 from encsearch.report.facts import ranking_of
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
@@ -62,7 +62,7 @@ def _draw(standings: list[tuple[Standing, Role]], metric: str, figure: Figure, p
     axes.tick_params(axis="y", length=0, labelcolor=palette.ink)
     axes.set_ylim(len(standings) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    axes.set_xlabel(metric)
+    show_percent(axes.xaxis, metric)
     present = dict.fromkeys(role for _, role in standings)
     legend_below(
         figure, [Line2D([], [], color=colours[role], linewidth=3, marker="o", label=role) for role in present]

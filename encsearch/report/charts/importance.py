@@ -6,13 +6,14 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below
 from encsearch.report.facts import at_epoch, common_epoch
 from encsearch.report.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
 from encsearch.report.summary import SweepSummary
 from encsearch.style import Palette
-from encsearch.text import counted, listed, short_names
+from encsearch.text import format_count, format_list, format_share, short_names
 
 
 def importance_chart(summary: SweepSummary) -> Chart | Omitted:
@@ -27,8 +28,8 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
     if len(trials) < trials_needed(len(rated)):
         return Omitted(
             title,
-            f"too few trials to tell: {counted(len(rated), 'path')} need {trials_needed(len(rated))} trials "
-            f"at one epoch, and {len(trials)} can be used",
+            f"too few trials to tell: {format_count(len(rated), 'path')} need "
+            f"{format_count(trials_needed(len(rated)), 'trial')} at one epoch, and {len(trials)} can be used",
         )
     found = importances(space, trials, summary.search.seed)
     caption = (
@@ -40,10 +41,10 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
 
 def _basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
-        f"From the {metric} of {num_trials} trials at epoch {epoch}, the last that most of them reached. "
-        "Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, the broken "
-        f"line the most that any path reached in {RESAMPLES} shuffles of the values. The two ask different "
-        "questions and need not agree."
+        f"From the {metric} of {format_count(num_trials, 'trial')} at epoch {epoch}, the last that most of "
+        "them reached. Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, "
+        f"the broken line the most that any path reached in {RESAMPLES} shuffles of the values. The two ask "
+        "different questions and need not agree."
     )
 
 
@@ -53,14 +54,14 @@ def _finding(found: Sequence[Importances]) -> str:
     one = [f"{path} ({each.evaluator})" for each in found for path in each.beyond_chance if path not in both]
     if not both and not one:
         return "No path is beyond chance: these trials are too few, or too noisy, to tell."
-    parts = [f"by both: {listed(both)}"] * bool(both) + [f"by one alone: {listed(one)}"] * bool(one)
+    parts = [f"by both: {format_list(both)}"] * bool(both) + [f"by one alone: {format_list(one)}"] * bool(one)
     return f"Beyond chance {'; '.join(parts)}."
 
 
 def _unrated(paths: set[str]) -> str:
     if not paths:
         return ""
-    return f"Not rated, since not every trial has it with a value of its own: {listed(sorted(paths))}."
+    return f"Not rated, since not every trial has it with a value of its own: {format_list(sorted(paths))}."
 
 
 def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure, palette: Palette) -> None:
@@ -88,6 +89,7 @@ def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: 
     plot.tick_params(axis="y", length=0, labelcolor=palette.ink)
     plot.set_ylim(len(shares) - 0.4, -0.6)
     plot.set_xlim(0, right)
+    plot.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     plot.set_title(f"{each.evaluator}: {each.meaning}", fontsize=9.5)
     plot.grid(False, axis="y")
 
@@ -98,7 +100,7 @@ def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> N
         plot.axvline(chance, color=palette.hues["purple"], linewidth=2, linestyle=DASHED)
         return
     plot.annotate(
-        f"chance: {chance:.2g} \N{RIGHTWARDS ARROW}",
+        f"chance: {format_share(chance)} \N{RIGHTWARDS ARROW}",
         (0.99, 0.04),
         xycoords="axes fraction",
         ha="right",

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.chart import Chart, Omitted, colour_of, legend_below
+from encsearch.report.charts.chart import Chart, Omitted, colour_of, legend_below, show_percent
 from encsearch.report.facts import valued
 from encsearch.report.summary import SweepSummary
 from encsearch.search.stopping import bracket_of, checked_epochs
@@ -95,7 +95,7 @@ def _draw_rungs(found: tuple[Bracket, ...], metric: str, figure: Figure, palette
         _draw_bracket(plot, bracket, palette)
         if len(found) > 1:
             plot.set_title(f"bracket {bracket.index}")
-    plots[0].set_ylabel(f"{metric} at the rung")
+    show_percent(plots[0].yaxis, f"{metric} at the rung,")
     legend_below(figure, [_handle(True, palette), _handle(False, palette)])
 
 

@@ -21,6 +21,7 @@ from encsearch.report.charts.chart import (
     kind_handles,
     legend_below,
     plot_trials,
+    show_percent,
 )
 from encsearch.report.facts import Kind, comparable, kind_of, spent_until, valued
 from encsearch.report.summary import SweepSummary
@@ -28,7 +29,7 @@ from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
 from encsearch.search.confirm.finalists import pareto_front
 from encsearch.search.trials import TrialRecord
 from encsearch.style import Palette
-from encsearch.text import counted, listed
+from encsearch.text import format_count, format_list, format_share
 
 MAX_COUNTS = 10
 """Labels of the upper axis, which counts trials."""
@@ -58,10 +59,11 @@ def history_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial has a value")
     data, candidates = history(summary), comparable(summary.trials, summary.excluded)
     unit = f"{summary.cost_unit}-seconds"
+    values = format_count(len(candidates), "noisy value")
     caption = (
         f"Each mark is a trial, at the {unit} that all trials until its end had taken, in the order of their "
         "numbers. A trial that was stopped early shows its best until then. The ringed one is the search's "
-        f"maximum: the largest of {counted(len(candidates), 'noisy value')}, so too high on average."
+        f"maximum: the largest of {values}, so too high on average."
     )
     return Chart("history.png", title, caption, 4.4, partial(_draw_history, data, summary.metric, unit))
 
@@ -149,12 +151,13 @@ def eta_chart(summary: SweepSummary) -> Chart | Omitted:
 
 def forecast_words(tested: Backtest) -> str:
     errors = [
-        f"{100 * error:+.0f} % {'at the start' if not share else f'at {share:.0%}'}"
+        f"{format_share(error, signed=True)} {f'at {format_share(share)}' if share else 'at the start'}"
         for share, error in tested.errors
     ]
     return (
-        f"The median was off by {listed(errors)} of the way (positive: the sweep ended sooner). The true end "
-        f"was within {tested.held:.0%} of the intervals, each of which was to hold it with 80 %."
+        f"The median was off by {format_list(errors)} of the way (positive: the sweep ended sooner). The "
+        f"true end was within {format_share(tested.held)} of the intervals, each of which was to hold it "
+        "with 80 %."
     )
 
 
@@ -193,7 +196,7 @@ def _draw_history(data: History, metric: str, unit: str, figure: Figure, palette
     if data.maximum:
         handles.append(_ring(axes, data.maximum, palette))
     axes.set_xlabel(f"{unit} spent in trials")
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     axes.set_xlim(left=0)
     _count_trials(axes, data.ends)
     legend_below(figure, [*kind_handles((kind for _, _, kind in data.points), palette), *handles])
@@ -216,7 +219,7 @@ def _count_trials(axes: Axes, ends: tuple[tuple[float, int], ...]) -> None:
     """The number of trials along the top, which says less than the cost below."""
     shown = spaced(ends)
     top = axes.secondary_xaxis("top")
-    top.set_xticks([end for end, _ in shown], [str(count) for _, count in shown])
+    top.set_xticks([end for end, _ in shown], [format_count(count) for _, count in shown])
     top.set_xlabel("trials ended", fontsize=9)
     top.tick_params(length=3, labelsize=8.5)
     top.spines["top"].set_visible(False)
@@ -233,7 +236,7 @@ def _draw_front(
     axes.plot(xs, ys, linestyle="none", marker="o", markersize=13, markerfacecolor="none", color=colour)
     plot_trials(axes, points, palette)
     axes.set_xlabel(label)
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     line = Line2D([], [], color=colour, linewidth=2, marker="o", markerfacecolor="none", label="Pareto front")
     legend_below(figure, [*kind_handles((kind for _, _, kind in points), palette), line])
 
@@ -257,7 +260,7 @@ def _draw_curves(
         if kind != "complete":
             plot_trials(axes, [(*trial.curve[-1], kind)], palette, scale=0.85)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(metric)
+    show_percent(axes.yaxis, metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, kind_handles((kind for _, kind in curves), palette))
 

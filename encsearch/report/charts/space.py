@@ -21,7 +21,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from encsearch.config import Dimension
-from encsearch.report.charts.chart import DASHED, Chart, Omitted, kind_handles, legend_below, plot_trials
+from encsearch.report.charts.chart import (
+    DASHED,
+    Chart,
+    Omitted,
+    kind_handles,
+    legend_below,
+    plot_trials,
+    show_percent,
+)
 from encsearch.report.facts import Kind, at_epoch, common_epoch, kind_of, valued
 from encsearch.report.summary import SweepSummary
 from encsearch.style import Palette
@@ -233,7 +241,7 @@ def _draw_parallel(
     last = len(axes)
     plot.set_xlim(-0.25, last + 0.1)
     plot.set_ylim(-0.06, 1.06)
-    labels = [*(axis.label.replace(" (", "\n(") for axis in axes), metric]
+    labels = [*(axis.label.replace(" (", "\n(") for axis in axes), f"{metric} %"]
     if len(labels) > MAX_LABELS_A_ROW:
         labels[1::2] = [f"\n\n{label}" for label in labels[1::2]]
     plot.set_xticks(range(last + 1), labels)
@@ -245,7 +253,7 @@ def _draw_parallel(
     for x, axis in enumerate(axes):
         for place, label in axis.ticks():
             _label(plot, x, place, label, palette)
-    _add_scale(figure, [plot], ScalarMappable(norm, palette.shades))
+    _add_scale(figure, [plot], ScalarMappable(norm, palette.shades), metric)
 
 
 def _label(plot: Plot, x: float, y: float, text: str, palette: Palette) -> None:
@@ -277,7 +285,7 @@ def _draw_slices(
         plot.set_xlim(-0.03, 1.03)
         plot.set_xlabel(axis.label)
         if number % columns == 0:
-            plot.set_ylabel(metric)
+            show_percent(plot.yaxis, metric)
     for plot in grid[len(axes) :]:
         plot.set_visible(False)
     legend_below(figure, kind_handles((line.kind for line in lines), palette))
@@ -317,6 +325,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def _add_scale(figure: Figure, plots: Sequence[Plot], shades: ScalarMappable, label: str = "") -> None:
-    bar = figure.colorbar(shades, ax=plots, pad=0.01, aspect=26, label=label)
+def _add_scale(figure: Figure, plots: Sequence[Plot], shades: ScalarMappable, metric: str) -> None:
+    bar = figure.colorbar(shades, ax=plots, pad=0.01, aspect=26)
+    show_percent(bar.ax.yaxis, metric)
     bar.outline.set_visible(False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
 from encsearch.search.trials import TrialRecord
+from encsearch.text import format_cost, format_count, format_duration, format_list
 
 # A machine is not equally fast all the time: a pace that many trials agree on may still be off by so much.
 DRIFT = 0.05
@@ -47,19 +48,6 @@ def pace_of(records: Sequence[TrialRecord], startup_s: float) -> Pace | None:
     # Of one trial nothing is known but that it may be as unusual as its own length.
     error = statistics.stdev(epoch_s) / mean / math.sqrt(len(epoch_s)) if len(epoch_s) > 1 else 1 / 3
     return Pace(tuple(epoch_s), startup_s, max(error, DRIFT), CONFIRM_DOUBT)
-
-
-def duration_text(seconds: float) -> str:
-    """As in 1 h 40 min, 12 min, 45 s, 0.31 s."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 # Of one training by Ray Train beside its epochs: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).
@@ -136,10 +124,11 @@ def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
         return Decision(may_start=False, must_end=True, reason=reason)
     late = needs and _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
-        told = f"all {budget.trials} trials of the budget have started"
+        told = f"all {format_count(budget.trials)} trials of the budget have started"
         return Decision(False, False, told, may_repeat=not late)
     if spent.refused >= budget.trials:
-        told = f"{spent.refused} proposals were refused by search.limits, as many as the budget has trials"
+        refused = format_count(spent.refused)
+        told = f"{refused} proposals were refused by search.limits, as many as the budget has trials"
         return Decision(False, False, told, may_repeat=not late)
     if late:
         return Decision(False, False, f"no new trial would report in time: {late}")
@@ -188,12 +177,11 @@ def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmC
     if plan == confirm or not math.isfinite(room):
         return confirm, None
     if left.wall_s / each.wall_s == room:
-        room_text = f"{duration_text(max(0, left.wall_s))} for trainings of {duration_text(each.wall_s)}"
+        there, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
     else:
-        room_text = (
-            f"{max(0, left.device_s) / 3600:.2g} GPU-hours for trainings of {each.device_s / 3600:.2g}"
-        )
-    return plan, f"confirming {_plan_text(plan)} instead of {_plan_text(confirm)}: there are {room_text}"
+        there, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
+    cut = f"confirming {_plan_text(plan)} instead of {_plan_text(confirm)}"
+    return plan, f"{cut}: there are {there} for trainings of {each_takes}"
 
 
 def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, epoch_s: float) -> Cost:
@@ -223,15 +211,16 @@ def _exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | No
     left = left_of(budget, total)
     if left.wall_s <= 0:
         assert budget.wall
-        parts = f"{duration_text(search.wall_s)} of search"
+        parts = f"{format_duration(search.wall_s)} of search"
         if needs:
-            parts += f", {duration_text(needs.confirm.wall_s)} kept for {_plan_text(needs.plan)}"
-        return f"the wall budget of {duration_text(budget.wall)} is spent: {parts}"
+            parts += f", {format_duration(needs.confirm.wall_s)} kept for {_plan_text(needs.plan)}"
+        return f"the wall budget of {format_duration(budget.wall)} is spent: {parts}"
     if left.device_s <= 0:
-        parts = f"{search.device_s / 3600:.3g} of search"
+        assert budget.gpu_hours
+        parts = f"{format_cost(search.device_s, 'GPU')} of search"
         if needs:
-            parts += f", {needs.confirm.device_s / 3600:.3g} kept for {_plan_text(needs.plan)}"
-        return f"the budget of {budget.gpu_hours:g} GPU-hours is spent: {parts}"
+            parts += f", {format_cost(needs.confirm.device_s, 'GPU')} kept for {_plan_text(needs.plan)}"
+        return f"the budget of {format_cost(3600 * budget.gpu_hours, 'GPU')} is spent: {parts}"
     return None
 
 
@@ -243,11 +232,7 @@ def _ever_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
 
 
 def _plan_text(confirm: ConfirmConfig) -> str:
-    parts = [_counted(confirm.finalists, "finalist")]
+    parts = [format_count(confirm.finalists, "finalist")]
     if confirm.baselines:
-        parts.append(_counted(len(confirm.baselines), "baseline"))
-    return f"{' and '.join(parts)} x {_counted(len(confirm.seeds), 'seed')}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        parts.append(format_count(len(confirm.baselines), "baseline"))
+    return f"{format_list(parts)} x {format_count(len(confirm.seeds), 'seed')}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.errors import PreflightError
+from encsearch.text import format_duration
 from encsearch.tracking.browse.links import LOOPBACK, server_command, ui_base
 
 START_S = 180.0  # on a loaded machine MLflow takes half a minute to import
@@ -39,7 +40,9 @@ class UiServer:
             if self.process.poll() is not None:
                 raise PreflightError(f"the MLflow server ended at its start: {self._last_line()}")
             if time.monotonic() > deadline_s:
-                raise PreflightError(f"MLflow at {self.base} does not answer after {START_S:.0f} s")
+                raise PreflightError(
+                    f"MLflow at {self.base} does not answer after {format_duration(START_S)}"
+                )
             time.sleep(POLL_S)
 
     def wait_until_over(self) -> None:

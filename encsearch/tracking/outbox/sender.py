@@ -23,6 +23,7 @@ from typing import NoReturn, TextIO
 
 from encsearch.errors import PreflightError, TrainingError, UserError
 from encsearch.redaction import without_secrets
+from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
     Store,
     UnavailableError,
@@ -96,8 +97,9 @@ class Sender:
             assert self._process.stdout
             if not select.select([self._process.stdout], [], [], CONNECT_TIMEOUT_S)[0]:
                 raise PreflightError(
-                    f"MLflow at {without_secrets(self._uri)} did not answer in {CONNECT_TIMEOUT_S:.0f} s;"
-                    " check MLFLOW_TRACKING_URI and that the server runs"
+                    f"MLflow at {without_secrets(self._uri)} did not answer in "
+                    f"{format_duration(CONNECT_TIMEOUT_S)}; check MLFLOW_TRACKING_URI and that the server "
+                    "runs"
                 )
             answer = json.loads(
                 self._process.stdout.readline() or '{"refused": "the sender to MLflow was ended"}'
@@ -219,8 +221,8 @@ class _Forwarder:
             if self._ends_s < math.inf:
                 sys.exit(128 + signal.SIGTERM)  # the job says at its end what that means
             warn(
-                f"{unsent_events(self._job_folder)} events of {self._job_folder} were not sent to MLflow at "
-                f"{self._store.shown_uri} ({self._failure}); "
+                f"{format_count(unsent_events(self._job_folder), 'event')} of {self._job_folder} could not "
+                f"be sent to MLflow at {self._store.shown_uri} ({self._failure}); "
                 f"`encsearch sync {self._job_folder}` sends them"
             )
         except (UserError, TrainingError) as error:
@@ -296,7 +298,7 @@ class _Forwarder:
             signal.setitimer(signal.ITIMER_REAL, limit_s)
             yield
         except _TimeOverError:
-            raise UnavailableError(f"no answer in {limit_s:.0f} s") from None
+            raise UnavailableError(f"no answer in {format_duration(limit_s)}") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 

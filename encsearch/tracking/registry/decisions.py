@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from encsearch.text import format_count
+
 Verdict = Literal["promoted", "refused", "rolled back", "adopted"]
 
 NONE_BEFORE = 0
@@ -223,10 +225,8 @@ def description(draft: Draft) -> str:
     lines = [f"**{headline(draft)}**", "", f"By {_plain(by.who)} on {_plain(by.host)}, {by.when}."]
     lines += ["", *(f"- {_plain(reason)}" for reason in draft.reasons)]
     if draft.fingerprint:
-        lines += [
-            "",
-            f"Data `{draft.fingerprint[:12]}`, split `{draft.split}`, judged {draft.looks} times before.",
-        ]
+        looks = format_count(draft.looks, "time")
+        lines += ["", f"Data `{draft.fingerprint[:12]}`, split `{draft.split}`, judged {looks} before."]
     if draft.run_id:
         lines += ["", f"Source: run `{draft.run_id}`."]
     if draft.based_on:

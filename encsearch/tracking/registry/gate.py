@@ -16,6 +16,7 @@ from scipy.stats import t as student_t
 
 from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
+from encsearch.text import format_count, format_number, format_param, format_points, format_score
 
 TOLERANCE = 1e-9  # 0.57 - 0.55 is 0.0199999999999999 in binary: a bound of exactly the margin must pass
 RESAMPLES = 2000
@@ -104,7 +105,7 @@ def decide(
         checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
         checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
-        checks.append(Check(True, f"no model to compare with; the candidate has mIoU {value:.4f}"))
+        checks.append(Check(True, f"no model to compare with; the candidate has mIoU {format_score(value)}"))
     checks += _floors(candidate_pixels, classes, gate)
     checks += _latency(candidate, champion, gate.latency_limit_ms, place)
     return Decision(value, gain, tuple(checks))
@@ -177,9 +178,10 @@ def _mean_ious(sums: Values) -> Values:
 
 
 def _enough_images(number: int, least: int) -> Check:
+    images = format_count(number, "labelled image")
     if number < least:
-        return Check(False, f"the set has {number} labelled images, fewer than min_images={least}")
-    return Check(True, f"{number} labelled images")
+        return Check(False, f"the set has {images}, fewer than min_images={least}")
+    return Check(True, images)
 
 
 def _sure_enough(number: int, confidence: float) -> Iterator[Check]:
@@ -187,7 +189,9 @@ def _sure_enough(number: int, confidence: float) -> Iterator[Check]:
     least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
     if number < least:
         yield Check(
-            False, f"{number} labelled images cannot tell with {confidence:.4g} confidence, {least} can"
+            False,
+            f"{format_count(number, 'labelled image')} cannot tell with {format_param(confidence)} "
+            f"confidence, {format_count(least)} can",
         )
 
 
@@ -203,14 +207,16 @@ def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) ->
     """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
-        f"mIoU {value:.4f} against {value - gain.value:.4f}: {gain.value:+.4f}, with {gate.confidence:.4g}"
-        f" confidence at least {gain.lower:+.4f}"
+        f"mIoU {format_score(value)} against {format_score(value - gain.value)}: "
+        f"{format_points(gain.value, signed=True)}, with {format_param(gate.confidence)} confidence at least "
+        f"{format_points(gain.lower, signed=True)}"
     )
+    margin = f"the margin of {format_points(gate.margin)}"
     if passed:
-        return Check(True, f"{text}, which reaches the margin of {gate.margin:.4f}")
+        return Check(True, f"{text}, which reaches {margin}")
     if gain.value <= 0:
         return Check(False, f"{text}: the candidate is not better")
-    needed = f"above 0 and at least the margin of {gate.margin:.4f}" if gate.margin else "above 0"
+    needed = f"above 0 and at least {margin}" if gate.margin else "above 0"
     return Check(False, f"{text}, which is not {needed}")
 
 
@@ -221,15 +227,15 @@ def _drops(
         return
     ours, theirs = class_ious(candidate.sum(axis=0)), class_ious(champion.sum(axis=0))
     drops = {index: theirs[index] - ours[index] for index in _shown_classes(candidate, gate.min_class_images)}
-    allowed = f"max_class_drop={gate.max_class_drop:g}"
+    allowed = f"max_class_drop={format_param(gate.max_class_drop)}"
     fallen = {index: drop for index, drop in drops.items() if drop > gate.max_class_drop + TOLERANCE}
     for index in fallen:
-        yield Check(
-            False, f"{classes[index]} falls from IoU {theirs[index]:.4f} to {ours[index]:.4f}, over {allowed}"
-        )
+        fall = f"{format_score(theirs[index])} to {format_score(ours[index])}"
+        yield Check(False, f"{classes[index]} falls from IoU {fall}, over {allowed}")
     if drops and not fallen:
         worst = max(drops, key=drops.__getitem__)
-        yield Check(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {-drops[worst]:+.4f})")
+        change = format_points(-drops[worst], signed=True)
+        yield Check(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {change})")
 
 
 def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[Check]:
@@ -239,9 +245,10 @@ def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> I
     missed = []
     for index, floor in floors.items():
         if index not in shown:
-            missed.append(f"no image shows {classes[index]}, whose floor is {floor:g}")
+            missed.append(f"no image shows {classes[index]}, whose floor is {format_score(floor)}")
         elif ious[index] < floor - TOLERANCE:
-            missed.append(f"{classes[index]} has IoU {ious[index]:.4f}, below its floor of {floor:g}")
+            iou = format_score(ious[index])
+            missed.append(f"{classes[index]} has IoU {iou}, below its floor of {format_score(floor)}")
     yield from (Check(False, text) for text in missed)
     if floors and not missed:
         yield Check(True, f"{len(floors)} of {len(classes)} classes have a floor and reach it")
@@ -266,12 +273,16 @@ def _latency(
         return
     assert candidate.latency_ms is not None, "a limit needs a measurement"
     rival = (
-        f", the {_shown(champion)} {champion.latency_ms:.1f} ms" if champion and champion.latency_ms else ""
+        f", the {_shown(champion)} {format_number(champion.latency_ms)} ms"
+        if champion and champion.latency_ms
+        else ""
     )
     passed = candidate.latency_ms <= limit_ms
     relation = "within" if passed else "over"
-    text = f"{candidate.latency_ms:.1f} ms an image{rival}, measured on {place}: {relation} the limit of"
-    yield Check(passed, f"{text} {limit_ms:g} ms")
+    text = (
+        f"{format_number(candidate.latency_ms)} ms an image{rival}, measured on {place}: {relation} the limit"
+    )
+    yield Check(passed, f"{text} of {format_number(limit_ms)} ms")
 
 
 def _shown(champion: Candidate) -> str:

@@ -10,6 +10,7 @@ from encsearch.data.datasets import IGNORE, Sample, SegmentationDataset
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.metrics import confusion_matrix, scores
+from encsearch.text import format_percent
 
 IMAGES_A_KIND = 2
 
@@ -27,7 +28,10 @@ def write_gains(
     kinds = chosen(list(gains.values()))
     numbers = list(gains)
     samples = [
-        _titled(dataset[numbers[position]], f"{kind} gain\n{100 * gains[numbers[position]]:+.1f}")
+        _titled(
+            dataset[numbers[position]],
+            f"{kind} gain\n{format_percent(gains[numbers[position]], signed=True)}",
+        )
         for kind, positions in kinds.items()
         for position in positions
     ]

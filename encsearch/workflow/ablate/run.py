@@ -38,6 +38,7 @@ from encsearch.search.ablation.plan import (
 from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
+from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, owned
 from encsearch.tracking.outbox.sender import TrackingStore, sending
 from encsearch.tracking.uris import resolve_uri
@@ -291,9 +292,9 @@ def _compare_pictures(config: Config, store: Store, ablation: Ablation, folder: 
     write_gains(ours, theirs, store.split(config.data.val_split), target)
     seed, epochs = config.ablate.seeds[0], budgets(config)[-1]
     return (
-        f'FCN and EncNet ("{ENCNET}") after {epochs} epochs, seed {seed}. The validation images are chosen '
-        "by rule: those with the largest, the median and the worst gain of EncNet over FCN in the mIoU of "
-        "the single image; the gain is printed beside each row, in percent."
+        f'FCN and EncNet ("{ENCNET}") after {format_count(epochs, "epoch")}, seed {seed}. The validation '
+        "images are chosen by rule: those with the largest, the median and the worst gain of EncNet over FCN "
+        "in the mIoU of the single image; the gain is printed beside each row, in points."
     )
 
 

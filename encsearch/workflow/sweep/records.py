@@ -10,6 +10,7 @@ from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
+from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, newest
 from encsearch.workflow.job import Progress
@@ -86,7 +87,9 @@ class SweepRecords:
         kind = "baseline" if trial is None else "finalist"
         tags = {"encsearch.trial": str(trial)} if trial is not None else {}
         workers, epochs = config.scaling.num_workers, config.train.epochs
-        self._progress.say(f"{kind} {name}: {workers} Ray Train workers, {epochs} epochs")
+        self._progress.say(
+            f"{kind} {name}: {format_count(workers, 'Ray Train worker')}, {format_count(epochs, 'epoch')}"
+        )
         return self._open(name, kind, config, self._artifacts(name), tags)
 
     def finalist_trained(self, finalist: Finalist) -> None:
@@ -96,7 +99,7 @@ class SweepRecords:
         write_bundle(bundle, artifacts / "bundle")
         write_panels(bundle, self._store, artifacts)
         write_context(bundle, self._store, artifacts)
-        self._progress.say(f"{finalist.name}: {finalist.config.metric} {finalist.value:.4f}")
+        self._progress.say(f"{finalist.name}: {finalist.config.metric} {format_score(finalist.value)}")
 
     def finalist_failed(self, name: str, reason: str) -> None:
         self._progress.say(f"{name} failed: {reason}")

@@ -27,7 +27,8 @@ from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
-from encsearch.search.trials import TrialRecord, flags, values_text
+from encsearch.search.trials import TrialRecord, flags
+from encsearch.text import format_count, format_params
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
 from encsearch.train.experiment import open_store, preflight
@@ -166,7 +167,7 @@ def _run(
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
-                    progress.say(f"would have tried next: {values_text(values)}")
+                    progress.say(f"would have tried next: {format_params(values)}")
             excluded = flags(records) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
@@ -235,10 +236,10 @@ def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
 def _opening(config: Config, study: Study, folder: Path) -> str:
     planned, records = study.search.budget.trials, study.records()
     if not records:
-        return f"sweep {config.name}: {planned} trials; files in {folder}"
+        return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"
     running = sum(record.state == "RUNNING" for record in records)
     ended = spent_by([record for record in records if record.state != "RUNNING"], 0).trials
-    told = f"{ended} of {planned} trials have ended, {running} go on"
+    told = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} go on"
     return f"sweep {config.name} goes on: {told}; files in {folder}"
 
 

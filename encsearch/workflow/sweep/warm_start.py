@@ -8,6 +8,7 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.search.study.study import Study, records_at
 from encsearch.search.trials import TrialRecord
+from encsearch.text import format_count
 from encsearch.workflow.sweep.folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
 
 # Sections that decide a trial's figure.
@@ -21,7 +22,7 @@ def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> 
     """
     if study.num_learnt is None:
         study.learn(source.name, previous_trials(source, config, fingerprint))
-    return f"the sampler knows {study.num_learnt} trials of {source.name}"
+    return f"the sampler knows {format_count(study.num_learnt, 'trial')} of {source.name}"
 
 
 def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[TrialRecord, ...]:
