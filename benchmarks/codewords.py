@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from encsearch.config import Config, load_config, with_values
+from encsearch.config import Config, load_config, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.metrics import scores
 from encsearch.model.encoding import assign, encode
@@ -186,7 +186,7 @@ def main() -> None:
         store = arguments.store or str(Path(scratch) / "scenes")
         if not arguments.store:
             generate_scenes(Path(store))
-        base = load_config(RECIPE, [f"data.store={store}"]).model_copy(update={"search": None})
+        base = trial_config(load_config(RECIPE, [f"data.store={store}"]), {})
         base = with_values(base, {**PAPERS_HEAD, "train.epochs": 1, "train.steps_per_epoch": arguments.steps})
         rows = []
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encsearch.config import Config, load_config, with_values
+from encsearch.config import Config, load_config, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.model.encnet import EncNet
@@ -91,7 +91,7 @@ def main() -> None:
         store = arguments.store or str(Path(scratch) / "scenes")
         if not arguments.store:
             generate_scenes(Path(store))
-        base = load_config(RECIPE, [f"data.store={store}"]).model_copy(update={"search": None})
+        base = trial_config(load_config(RECIPE, [f"data.store={store}"]), {})
         base = with_values(base, {**OVERRIDES, "train.epochs": 1, "train.steps_per_epoch": arguments.steps})
         rows = []
         for seed in arguments.seeds:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from encsearch.config import Config, with_values
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
@@ -121,7 +121,7 @@ def run(variant: str, config: Config, device: torch.device) -> Row:
     return Row(
         variant=variant,
         steps=steps,
-        epochs=experiment.state.samples_seen / len(open_split(config.data.store, config.data.train_split)),
+        epochs=experiment.state.samples_seen / len(Store(config.data.store).split(config.data.train_split)),
         seconds=seconds,
         images_per_s=steps * config.train.global_batch_size / seconds,
         memory_mib=memory / 2**20,

@@ -194,7 +194,7 @@ def search_space(surface: Surface) -> dict[str, Dimension]:
 def first_points(space: Mapping[str, Dimension]) -> tuple[Values, ...]:
     """What encsearch tries first: the paper's K and SE weight, and the recipe's learning rate."""
     recipe = load_config(RECIPE)
-    return known_points(recipe.model_copy(update={"search": SearchConfig(space=dict(space))}))
+    return known_points(recipe, SearchConfig(space=dict(space)))
 
 
 def random_points(space: Mapping[str, Dimension], seed: int) -> Iterator[Values]:

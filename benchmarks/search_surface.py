@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from encsearch.config import Config, load_config, to_json, with_values
+from encsearch.config import Config, load_config, to_json, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
@@ -97,7 +97,7 @@ def train_part(folder: Path, cells: Sequence[Cell]) -> None:
     store, lines = folder / "scenes", folder / "cells.jsonl"
     if not store.exists():
         generate_scenes(store, num_val=NUM_VAL, num_test=1)
-    base = load_config(RECIPE, [f"data.store={store}"]).model_copy(update={"search": None})
+    base = trial_config(load_config(RECIPE, [f"data.store={store}"]), {})
     base = with_values(base, OVERRIDES)
     (folder / "config.json").write_text(to_json(base))
     there = {Cell(**line["cell"]) for line in read_lines(lines)}

@@ -32,9 +32,9 @@ from typing import Any
 
 import psutil
 
-from encsearch.config import Config, from_json, to_json, with_values
+from encsearch.config import Config, from_json, to_json, trial_config, with_values
 from encsearch.data.scenes import generate_scenes
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 
 OUT = Path("benchmarks/results/trial_overhead.json")
 NUM_CPUS = 4
@@ -234,7 +234,7 @@ def _training(config: Config) -> Iterator[Any]:
 
 
 def _sweep(config: Config, folder: Path) -> None:
-    from encsearch.data.store import read_manifest
+    from encsearch.data.store import Store
     from encsearch.reports import MemoryRecorder, Recorder, Report
     from encsearch.search.study.study import Proposal, Study
     from encsearch.search.sweep import run_sweep
@@ -277,8 +277,7 @@ def _sweep(config: Config, folder: Path) -> None:
     assert config.search
     own = folder / f"encsearch-{config.scaling.num_workers}"
     study = MarkedStudy(str(own / "study.journal"), "overhead", config.search, config.train.epochs)
-    fingerprint = read_manifest(config.data.store).fingerprint
-    run_sweep(config, study, own, Observer(), Unlimited(), fingerprint=fingerprint)
+    run_sweep(config, Store(config.data.store), study, own, Observer(), Unlimited())
 
 
 def _sweep_by_pattern(config: Config, folder: Path) -> None:
@@ -308,7 +307,7 @@ def _sweep_by_pattern(config: Config, folder: Path) -> None:
         _launch_trainer,
         param_space={
             "lr": tune.loguniform(*LEARNING_RATES),
-            "config": to_json(config.model_copy(update={"search": None})),
+            "config": to_json(trial_config(config, {})),
             "storage": str(storage),
         },
         tune_config=tune.TuneConfig(

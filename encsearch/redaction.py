@@ -19,11 +19,14 @@ _NAME = (
     r"|(?:api|access|secret|private|signing|encryption)[_-]?key(?:[_-]?id)?)"
 )
 _QUERY = re.compile(rf"([?&][^=&\s]{{0,64}}{_NAME}[^=&\s]{{0,64}}=)[^&\s]*", re.IGNORECASE)
+# One word, or several that | joins: what else stands between a colon and the next "=" is a value, or prose.
+_TYPE = r"[\w.]{1,64}(?:\[[\w.,\[\]| ]{1,64}\])?"
+_TYPES = rf"{_TYPE}(?: ?\| ?{_TYPE}){{0,4}}"
 # name=value, "name": "value", name: type = "value", environ["name"] = "value", get("name", "value").
 # A number behind the name belongs to it, a letter does not: there may be 5 tokens.
 _IS = (
     r"\d{0,3}(?:\\?[\"'])?\]?[ \t]*"
-    r"(?::[ \t]*[\w.\[\]| ]{1,64}=[ \t]*|:?=>?[ \t]*|:[ \t]*|(?<=[\"']),[ \t]*(?=[\"']))"
+    rf"(?::[ \t]*{_TYPES}[ \t]+=[ \t]*|:?=>?[ \t]*|:[ \t]*|(?<=[\"']),[ \t]*(?=[\"']))"
 )
 # In quotes of any kind, which may be escaped, or up to a blank; not what is masked already.
 _QUOTE = r"(?P<quote>\\?(?:\"\"\"|'''|[\"']))"

@@ -1,13 +1,10 @@
 """What a training reports: one `Report` an epoch, kept as JSON lines beside the run, taken by a `Recorder`.
 
 The process near the training appends to the lines (the spool); the driver tails the file and forwards it to a
-`Recorder`, so that a training never waits for a tracking server. A report counts once its newline is written:
-a line torn by a crash is invisible to readers and is removed by the next append. One writer at a time, any
-number of readers.
+`Recorder`, so that a training never waits for a tracking server.
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from encsearch.errors import UserError
+from encsearch.files import append_line, lines_after
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+# In a training's folder: what it has reported.
+REPORTS_FILE = "reports.jsonl"
+# In the folder of a finished job: what it says of itself.
+SUMMARY_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -97,24 +102,8 @@ class MemoryRecorder:
 
 
 def append(path: Path, report: Report) -> None:
-    """Add one report. The file is closed again at once, which makes the line visible over NFS too."""
+    """Add one report, on disk when it returns, so that no checkpoint is without it."""
     append_line(path, report.to_dict())
-
-
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """As `append` for anything that is JSON; on disk when it returns, so that no checkpoint is without it."""
-    line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-    with open(path, "ab+") as file:
-        _remove_torn_line(file.fileno(), path)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; none while the file does not exist."""
-    data = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 def distinct_reports(path: Path) -> list[Report]:
@@ -133,16 +122,14 @@ class SpoolReader:
         self._offset = 0
 
     def new_reports(self) -> list[Report]:
-        """The reports that were completed since the last call; none while the spool does not exist."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        reports = [Report.from_dict(json.loads(line)) for line in complete.splitlines()]
-        self._offset += len(complete)
+        """The reports that were completed since the last call; none while the spool does not exist.
+
+        Raises PreflightError for a damaged line.
+        """
+        lines = list(lines_after(self._path, self._offset))
+        reports = [Report.from_dict(values) for values, _ in lines]
+        if lines:
+            self._offset = lines[-1][1]
         return reports
 
 
@@ -173,16 +160,6 @@ def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[
             forwarder.result()
 
 
-def _remove_torn_line(descriptor: int, path: Path) -> None:
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
-
-
-# In a training's folder: what it has reported.
-REPORTS_FILE = "reports.jsonl"
-
-
 @dataclass(frozen=True)
 class RunResult:
     """All reports in order, and the checkpoint written at the very step that `best` reports."""
@@ -196,3 +173,41 @@ class RunResult:
 def best_report(reports: tuple[Report, ...], metric: str) -> Report:
     """The report with the highest `metric`, the earliest of equals."""
     return max(reports, key=lambda report: (report.metrics[metric], -report.step))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished job says of itself; `run_id` is the MLflow run that holds the model `bundle`.
+
+    `parent_run_id` is a sweep's own run. Both are None while the store has not answered: `record/sent.json`
+    has them by the names `run` and `parent_run` once `encsearch sync` has sent the record. `bundle` is
+    relative to the job's folder.
+    """
+
+    kind: str
+    name: str
+    metric: str
+    value: float
+    fingerprint: str
+    store: str
+    split: str
+    tracking_uri: str
+    experiment_id: str
+    run: str
+    run_id: str | None
+    bundle: str
+    parent_run: str | None = None
+    parent_run_id: str | None = None
+
+
+def read_summary(folder: Path) -> RunSummary:
+    """Raises UserError when `folder` is not that of a finished job."""
+    path = folder / SUMMARY_FILE
+    try:
+        return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None

@@ -43,7 +43,8 @@ start() {
     --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --include-dashboard=true \
     --ray-client-server-port=$((PORT + 1)) --dashboard-agent-listen-port=$((PORT + 2))
   wait_for_line head 'Ray runtime started'
-  launch worker --address="127.0.0.1:$PORT" --num-cpus="$WORKER_CPUS" \
+  # Of its own: two nodes in one folder delete the working directories of each other's jobs (Ray 2.60).
+  launch worker --address="127.0.0.1:$PORT" --num-cpus="$WORKER_CPUS" --temp-dir="$NODES_DIR/worker" \
     --dashboard-agent-listen-port=$((PORT + 3))
   wait_for_line worker 'Ray runtime started'
   print_addresses

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
 from encsearch.text import format_count
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     "--resume",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
+    callback=absolute,
     help="Go on with an ablation of the same recipe that was broken off.",
 )
 @click.option("--dry-run", is_flag=True, help="Check every row and list the trainings, without training.")
@@ -41,10 +42,10 @@ def ablate(
 
     config = load_config(recipe, overrides)
     from encsearch.workflow.ablate.run import ablate as run
-    from encsearch.workflow.ablate.run import planned
+    from encsearch.workflow.ablate.run import dry_run as rehearse
 
     if dry_run:
-        plan = planned(config, out)
+        plan = rehearse(config, out, resume=resume)
         emit(_plan_json(plan), as_json, _plan_text(config, plan))
         return
     with progress() as shown:

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,11 @@ import click
 from encsearch.text import NOTHING, format_number
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+
+
+def absolute(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """A click callback: a path that still holds when the working directory of a job is deleted."""
+    return value.absolute() if value else None
 
 
 def say(line: str) -> None:

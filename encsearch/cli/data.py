@@ -2,11 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.text import format_count, format_percent
+
+if TYPE_CHECKING:
+    from encsearch.data.manifest import Manifest
 
 
 @click.group()
@@ -66,7 +70,8 @@ def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, 
 @json_option
 def check(store: Path, as_json: bool) -> None:
     """Verify every checksum, decode every sample, look for leaks; exit code 2 when something is wrong."""
-    from encsearch.data.store import StoreError, check_store
+    from encsearch.data.audit import check_store
+    from encsearch.data.manifest import StoreError
 
     result = check_store(store)
     lines = [*(f"problem: {p}" for p in result.problems), *(f"warning: {w}" for w in result.warnings)]
@@ -84,9 +89,9 @@ def check(store: Path, as_json: bool) -> None:
 @json_option
 def stats(store: Path, split: str, as_json: bool) -> None:
     """Pixels and images of each class in a split."""
-    from encsearch.data.statistics import split_stats
+    from encsearch.data.store import Store
 
-    result = split_stats(store, split)
+    result = Store(store).stats(split)
     rows = [
         (c.name, format_count(c.pixels), format_percent(c.pixel_share), format_percent(c.image_share))
         for c in result.classes
@@ -95,10 +100,7 @@ def stats(store: Path, split: str, as_json: bool) -> None:
     emit(asdict(result), as_json, text)
 
 
-def _say_written(manifest: object, store: Path) -> None:
-    from encsearch.data.store import Manifest
-
-    assert isinstance(manifest, Manifest)
+def _say_written(manifest: "Manifest", store: Path) -> None:
     counts = ", ".join(f"{name} {format_count(split.num_samples)}" for name, split in manifest.splits.items())
     classes = format_count(len(manifest.info.classes), "class")
     say(f"wrote {store}: {counts}; {classes}; {manifest.fingerprint[:12]}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import say
+from encsearch.cli.console import absolute, say
 
 if TYPE_CHECKING:
     from encsearch.workflow.sweep.run import Swept
@@ -16,13 +16,15 @@ NUM_PICTURES = 6
 
 @click.command()
 @click.option("--recipe", default="jobs/recipes/demo.yaml", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, callback=absolute
+)
 def demo(recipe: str, out: Path) -> None:
     """Generate `scenes`, sweep EncNet on it, confirm, promote, predict unseen images, report."""
     from encsearch.config import load_config
 
-    store = (out / "scenes").absolute()
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
+    store = out / "scenes"
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
     config = load_config(recipe, [f"data.store={store}"])
 
     from encsearch.cli.progress import progress
@@ -55,19 +57,19 @@ def demo(recipe: str, out: Path) -> None:
 def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     """A sheet of test images: truth, the label maps of a baseline of each context, and the champion's."""
     from encsearch.data.datasets import evenly_spaced
-    from encsearch.data.store import open_split
+    from encsearch.data.store import Store
     from encsearch.inference.predictor import Predictor, comparison_sheet
-    from encsearch.search.confirm.finalists import BASELINE_LABELS
+    from encsearch.search.confirm.finalists import name_context
     from encsearch.tracking.registry.fetch import load
     from encsearch.workflow.recorder import checkpoint_model
 
+    store = Store(done.summary.store)
     models = {
-        BASELINE_LABELS[baseline.config.model.context]: Predictor(
-            checkpoint_model(baseline.config, baseline.result.best_checkpoint, baseline.result.best.metrics)
+        name_context(baseline.config.model.context): Predictor(
+            checkpoint_model(baseline.config, store, baseline.result.best_checkpoint)
         )
         for baseline in done.confirmation.baselines
     }
-    test = open_split(done.summary.store, "test")
     models["EncNet"] = load(champion)
-    comparison_sheet(evenly_spaced(test, NUM_PICTURES), test.info, models).save(target)
+    comparison_sheet(evenly_spaced(store.split("test"), NUM_PICTURES), store.info, models).save(target)
     return target

@@ -10,6 +10,7 @@ import click
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.models import model_argument
 from encsearch.errors import UserError
+from encsearch.files import check_free
 from encsearch.text import format_count
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
     """
     from encsearch.inference.export import FORMATS, export_bundle
     from encsearch.tracking.registry.fetch import fetch_bundle
-    from encsearch.workflow.job import bundle_source
 
     fixed = _size(size) if size else None
     formats = [name for name in FORMATS if format_ in (name, "all")]
-    done = export_bundle(fetch_bundle(bundle_source(model)), out, formats, fixed)
+    done = export_bundle(fetch_bundle(model), out, formats, fixed)
     for file, reason in done.unchecked.items():
         say(f"warning: {file} was not compared with the model: {reason}")
     rows = [(check.file, "x".join(map(str, check.shape)), check.difference) for check in done.checks]
@@ -79,22 +79,16 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     if store and classes:
         raise click.UsageError("--store and --classes both name the classes; give one of them")
     from encsearch.config import Config, DataConfig
-    from encsearch.inference.bundle import write_bundle
+    from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.published import read_published
 
-    _check_free(out)
+    check_free(out)  # a bundle replaces what is at its place, and the path may be a slip
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
+    config = Config(data=data, model=published.config)
     try:
-        write_bundle(
-            out,
-            published.model,
-            Config(data=data, model=published.config),
-            info,
-            fingerprint=UNKNOWN_FINGERPRINT,
-            metrics={},
-        )
+        write_bundle(Bundle(published.model, config, info, UNKNOWN_FINGERPRINT, metrics={}), out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
     model = published.config
@@ -112,20 +106,14 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     emit(result, as_json, text)
 
 
-def _check_free(out: Path) -> None:
-    """A bundle replaces what is at its place, which must be nothing: the path may be a slip."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; give another folder or delete it")
-
-
 def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":
     """Raises UserError for names that cannot be read, or are not as many as the model has classes."""
     from encsearch.data.datasets import DatasetInfo, default_palette
 
     if store:
-        from encsearch.data.store import read_manifest
+        from encsearch.data.store import Store
 
-        info = read_manifest(store).info
+        info = Store(store).info
     else:
         names = _read_names(classes) if classes else tuple(f"class{i}" for i in range(num_classes))
         info = DatasetInfo("imported", names, default_palette(len(names)))

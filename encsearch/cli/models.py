@@ -44,11 +44,12 @@ def eval_(
 
     PATH=VALUE changes the eval section of its recipe, as in eval.scales=[0.75,1,1.25] eval.flip=true.
     """
+    from encsearch.data.store import Store
     from encsearch.inference.evaluation import score_bundle
 
     bundle = bundle_with(model, overrides)
     store = store or bundle.config.data.store
-    result = score_bundle(bundle, store, split, device=device, batch_size=batch_size)
+    result = score_bundle(bundle, Store(store), split, device=device, batch_size=batch_size)
     settings = bundle.config.eval.model_dump(mode="json")
     text = _report(result, bundle.info.classes, f"{store} {split}")
     place = {"store": store, "split": split, "eval": settings}
@@ -59,12 +60,11 @@ def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
     """The model with its eval section changed. Raises UserError for any other path: the model is trained."""
     from encsearch.config import with_overrides
     from encsearch.tracking.registry.fetch import fetch_bundle
-    from encsearch.workflow.job import bundle_source
 
     for item in overrides:
         if not item.startswith("eval."):
             raise UserError(f"{item}: the model is trained; only paths below eval. can be changed now")
-    bundle = fetch_bundle(bundle_source(model))
+    bundle = fetch_bundle(model)
     return replace(bundle, config=with_overrides(bundle.config, overrides))
 
 

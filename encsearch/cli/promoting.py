@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.models import device_option
 from encsearch.cli.training import overrides_argument
 from encsearch.text import format_percent
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @overrides_argument
 @click.option("--to", "alias", help="Alias to move; default: the recipe's promote.alias.")
 @click.option("--store", help="Store to compare on; default: the candidate's.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@device_option
 @json_option
 def promote(
     source: str,

@@ -68,7 +68,6 @@ def serve(
     """
     from encsearch.serving.cluster import Serving, serving
     from encsearch.serving.requests import Limits
-    from encsearch.workflow.job import bundle_source
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"device={device}: a replica runs on cpu or on a GPU of Ray's choice, cuda")
@@ -79,7 +78,7 @@ def serve(
             f"warning: {host} is open to other machines, and nobody is asked for a password; put a proxy "
             "that does before it"
         )
-    with serving(bundle_source(model), how) as served:
+    with serving(model, how) as served:
         say(f"{served.name} version {served.version} answers at http://{host}:{port}/predict; Ctrl-C ends it")
         threading.Event().wait()
 

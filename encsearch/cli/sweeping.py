@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import out_option, overrides_argument, recipe_argument
 from encsearch.text import NOTHING, format_param, format_percent
 
@@ -25,6 +25,7 @@ BUDGET_SPENT = 5
 @click.option(
     "--warm-start-from",
     type=click.Path(path_type=Path),
+    callback=absolute,
     help="Folder of a sweep whose trials the sampler learns.",
 )
 @json_option
@@ -48,7 +49,7 @@ def sweep(
         from encsearch.cli.training import show
         from encsearch.workflow.sweep.run import dry_run as rehearse
 
-        show(config, rehearse(config, out), as_json)
+        show(config, rehearse(config, out, warm_start=warm_start_from), as_json)
         return
     from encsearch.workflow.sweep.run import sweep as run
 
@@ -58,7 +59,7 @@ def sweep(
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=absolute)
 @overrides_argument
 @click.option("--extend", type=click.IntRange(min=1), help="So many trials more than were planned.")
 @json_option
@@ -94,6 +95,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, how sure the winner is, and where the report is."""
+    from encsearch.report.facts import comparable
     from encsearch.report.verdict import verdict
 
     metric, records = done.summary.metric, done.records
@@ -118,8 +120,8 @@ def swept_text(done: "Swept") -> str:
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
     finalists = table(["confirmed", "workers", f"best {metric} %", "epochs"], confirmed)
-    comparable = [record for record in records if record.number not in done.excluded]
-    told = "\n".join(verdict(done.confirmation.ranking, metric, comparable))
+    candidates = comparable(records, done.excluded)
+    told = "\n".join(verdict(done.confirmation.ranking, metric, candidates))
     return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 

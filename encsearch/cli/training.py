@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.text import format_percent, format_score
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ def show(config: "Config", checked: "Checked", as_json: bool) -> None:
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    callback=absolute,
+    help="Folder of runs.",
 )
 
 

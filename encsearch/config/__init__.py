@@ -9,6 +9,9 @@ from encsearch.config.search import (
     ConfirmConfig,
     Dimension,
     LimitsConfig,
+    Minimized,
+    Sampler,
+    Scheduler,
     SearchConfig,
     active,
 )
@@ -32,6 +35,7 @@ from encsearch.config.sections import (
     ScalingConfig,
 )
 from encsearch.config.tree import (
+    CONFIG_FILE,
     Config,
     check_alias,
     flatten,
@@ -40,14 +44,17 @@ from encsearch.config.tree import (
     load_config,
     model_config,
     paths,
+    search_of,
     to_json,
     to_yaml,
+    trial_config,
     with_overrides,
     with_values,
 )
 
 __all__ = [
     "BACKBONES",
+    "CONFIG_FILE",
     "DECISIONS_SUFFIX",
     "DEEP_STEM_BACKBONES",
     "IMAGENET",
@@ -66,10 +73,13 @@ __all__ = [
     "Head",
     "LimitsConfig",
     "LossConfig",
+    "Minimized",
     "ModelConfig",
     "OptimConfig",
     "PromoteConfig",
+    "Sampler",
     "ScalingConfig",
+    "Scheduler",
     "SearchConfig",
     "active",
     "check_alias",
@@ -79,8 +89,10 @@ __all__ = [
     "load_config",
     "model_config",
     "paths",
+    "search_of",
     "to_json",
     "to_yaml",
+    "trial_config",
     "with_overrides",
     "with_values",
 ]

@@ -161,6 +161,10 @@ class ConfirmConfig(Section):
         (), description="values of model.context to train beside the winner, everything else as it has it"
     )
 
+    @property
+    def num_trainings(self) -> int:
+        return (self.finalists + len(self.baselines)) * len(self.seeds)
+
     @model_validator(mode="after")
     def _no_training_twice(self) -> "ConfirmConfig":
         for name in ("seeds", "baselines"):
@@ -206,12 +210,21 @@ class SearchConfig(Section):
                 f"sampler={self.sampler} cannot search {conditional[0]}, which has a when; try tpe or random"
             )
         ranges = [path for path, kind in kinds.items() if kind != "choice"]
-        if self.sampler == "grid" and ranges:
-            raise ValueError(f"sampler=grid needs a choice, but {ranges[0]} is a range; list its values")
         choices = [path for path, kind in kinds.items() if kind == "choice"]
-        if self.sampler == "cmaes" and (choices or len(kinds) < 2):
-            problem = f"{choices[0]} is a choice" if choices else "there is one range alone"
-            raise ValueError(f"sampler=cmaes needs two ranges or more and no choice, but {problem}; try tpe")
+        match self.sampler:
+            case "grid":
+                if ranges:
+                    raise ValueError(
+                        f"sampler=grid needs a choice, but {ranges[0]} is a range; list its values"
+                    )
+            case "cmaes":
+                if choices or len(kinds) < 2:
+                    problem = f"{choices[0]} is a choice" if choices else "there is one range alone"
+                    raise ValueError(
+                        f"sampler=cmaes needs two ranges or more and no choice, but {problem}; try tpe"
+                    )
+            case "tpe" | "gp" | "random" | "qmc":
+                pass
         return self
 
     @model_validator(mode="after")

@@ -270,6 +270,15 @@ class TrainConfig(Section):
         0, ge=0, le=100, description="steps of the first epoch that profile.txt tells of; 0: none"
     )
 
+    @property
+    def bf16(self) -> bool:
+        """Whether the network computes in bfloat16."""
+        match self.precision:
+            case "fp32":
+                return False
+            case "bf16":
+                return True
+
 
 class ScalingConfig(Section):
     """Workers of one training."""

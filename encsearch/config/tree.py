@@ -29,9 +29,11 @@ from encsearch.config.sections import (
     TrainConfig,
     as_number,
 )
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.text import format_list, format_param
 
+# In the folder of a job and of a model: the recipe, every default written out.
+CONFIG_FILE = "config.yaml"
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
@@ -77,12 +79,15 @@ class Config(Section):
                 f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
                 f"single value; try a crop over {stride} or a larger global_batch_size"
             )
-        if head in ("pspnet", "deeplabv3", "deeplabv3plus"):
-            raise ValueError(
-                f"model.head={head} pools an image to one value, and batch norm needs two: with one image a "
-                f"worker it cannot train; try global_batch_size={2 * self.train.global_batch_size}"
-            )
-        return self
+        match head:
+            case "pspnet" | "deeplabv3" | "deeplabv3plus":
+                raise ValueError(
+                    f"model.head={head} pools an image to one value, and batch norm needs two: with one "
+                    "image a worker it cannot train; try "
+                    f"global_batch_size={2 * self.train.global_batch_size}"
+                )
+            case "fcn" | "unet" | "refinenet":
+                return self
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Config":
@@ -141,7 +146,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
     # YAML raises a plain ValueError for a date that is none, such as 2026-13-01.
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error, None)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
     for item in overrides:
@@ -174,6 +179,18 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         _check_path(path)
         _set_leaf(tree, path, value)
     return _validate(tree, where="override")
+
+
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """One training of a recipe: without its search, and with `values` (path -> value) in place of its own."""
+    return with_values(config.model_copy(update={"search": None}), values)
+
+
+def search_of(config: Config) -> SearchConfig:
+    """Raises UserError for a recipe without a search block."""
+    if config.search is None:
+        raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
+    return config.search
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:

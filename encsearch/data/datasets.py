@@ -1,6 +1,6 @@
 """What a segmentation data set is to the rest of the program."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -103,10 +103,10 @@ class SegmentationDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def evenly_spaced(dataset: SegmentationDataset, count: int) -> list[Sample]:
-    """`count` samples, or all if there are fewer; always the same ones of the same data set."""
-    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    return [dataset[int(index)] for index in dict.fromkeys(indices)]
+def evenly_spaced(samples: SegmentationDataset | Sequence[Sample], count: int) -> list[Sample]:
+    """`count` of the samples, or all if there are fewer; always the same ones of the same data set."""
+    indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    return [samples[int(index)] for index in dict.fromkeys(indices)]
 
 
 def default_palette(num_classes: int) -> tuple[Colour, ...]:

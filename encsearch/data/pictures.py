@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from encsearch.data.datasets import DatasetInfo, Sample
+from encsearch.data.datasets import IGNORE, DatasetInfo, Sample
 
 Array = NDArray[np.uint8]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-IGNORE = 255
 INK = (29, 33, 41)
 MUTED = (107, 114, 128)
 PAPER = (255, 255, 255)

@@ -7,10 +7,8 @@ is asked to, so a shard is hashed before it is copied, and every row of the cach
 """
 
 import bisect
-import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ import pyarrow.parquet as pq
 from encsearch.data.datasets import IGNORE, DatasetInfo
 from encsearch.data.manifest import VERSION, Shard, StoreError
 from encsearch.data.rows import Row, encoded_sha256
+from encsearch.errors import one_line
+from encsearch.files import beside, sha256, sync, user_cache
 from encsearch.text import format_bytes, format_count, format_list
 
 ROW_GROUP_BYTES = 8 * 2**20
@@ -91,10 +91,9 @@ class ShardWriter:
         if self._pending:
             self._write_row_group()
         self._writer.close()
-        self._sink.flush()
-        os.fsync(self._sink.fileno())
         self._sink.close()
-        return Shard(self.file.name, _file_sha256(self.file), self.file.stat().st_size, self._num_rows)
+        sync(self.file)
+        return Shard(self.file.name, sha256(self.file), self.file.stat().st_size, self._num_rows)
 
     def abort(self) -> None:
         """Let go of the file, which is about to be deleted; why is known by now."""
@@ -188,18 +187,13 @@ def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any
             for number in range(parquet.num_row_groups):
                 yield from parquet.read_row_group(number, columns=columns, use_threads=False).to_batches()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{store / shard.file}: damaged ({_one_line(error)}); import it again") from None
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        raise StoreError(f"{store / shard.file}: damaged ({one_line(error)}); import it again") from None
 
 
 def _check_shard(store: Path, shard: Shard) -> None:
     """Raises StoreError when the file is not the one that the manifest describes."""
     _check_size(store, shard)
-    found = _file_sha256(store / shard.file)
+    found = sha256(store / shard.file)
     if found != shard.sha256:
         raise StoreError(
             f"{store / shard.file}: damaged, its sha256 is {found[:12]}... but the manifest says "
@@ -233,7 +227,7 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
         for batch in batches:
             batch.validate(full=True)  # a flipped offset would read outside the file
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{file}: damaged ({_one_line(error)}); delete it, it is rebuilt") from None
+        raise StoreError(f"{file}: damaged ({one_line(error)}); delete it, it is rebuilt") from None
     if reader.schema != _CACHE_SCHEMA or sum(batch.num_rows for batch in batches) != shard.num_samples:
         raise StoreError(f"{file}: damaged, not the rows of {shard.file}; delete it, it is rebuilt")
     return batches
@@ -241,29 +235,23 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
 
 def _build_cache(store: Path, shard: Shard, file: Path) -> None:
     """Copy a verified shard. Two processes may do so at once: each renames a whole file of its own."""
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as sink:
-            with pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
+        with beside(file) as scratch:
+            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
                 for batch in _read_columns(store, shard, _CACHE_SCHEMA.names):
                     table = pa.Table.from_batches([batch]).flatten()
                     writer.write_table(table.select(_CACHE_SCHEMA.names).cast(_CACHE_SCHEMA))
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(temporary, file)
+            sync(scratch)
     except OSError as error:
         raise StoreError(
-            f"{file.parent}: cannot write a cache of {format_bytes(shard.bytes)} ({_one_line(error)}); make "
+            f"{file.parent}: cannot write a cache of {format_bytes(shard.bytes)} ({one_line(error)}); make "
             "room"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cache_folders(store: Path) -> tuple[Path, Path]:
     """`.cache` in the store; for a read-only store a folder of the user, shared by all stores."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return store / ".cache", user_cache / "encsearch"
+    return store / ".cache", user_cache()
 
 
 def _first_writable(folders: tuple[Path, Path]) -> Path:
@@ -275,7 +263,3 @@ def _first_writable(folders: tuple[Path, Path]) -> Path:
     raise StoreError(
         f"cannot write {folders[0]} or {folders[1]}; set XDG_CACHE_HOME to a folder you can write"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encsearch.data.manifest import read_manifest
+from encsearch.data.manifest import Manifest
 from encsearch.data.shards import read_facts
 from encsearch.errors import UserError
 
@@ -32,10 +32,8 @@ class SplitStats:
     sizes: tuple[tuple[tuple[int, int], int], ...]
 
 
-def split_stats(path: str | Path, split: str) -> SplitStats:
+def split_stats(store: Path, manifest: Manifest, split: str) -> SplitStats:
     """Count classes and sizes from the columns of the shards; no image is decoded. Raises StoreError."""
-    store = Path(path)
-    manifest = read_manifest(store)
     pixels: Counter[int] = Counter()
     present: Counter[int] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
@@ -53,7 +51,7 @@ def split_stats(path: str | Path, split: str) -> SplitStats:
     return SplitStats(split, num_samples, classes, 1 - labelled / area, tuple(sizes.most_common()))
 
 
-def median_frequency_weights(path: str | Path, split: str) -> tuple[float, ...]:
+def median_frequency_weights(store: Path, manifest: Manifest, split: str) -> tuple[float, ...]:
     """Median frequency balancing (Eigen & Fergus, ICCV 2015): median(freq) / freq_c for each class c.
 
     freq_c is the share of class c in the labelled pixels of the images that have it. A class that no image of
@@ -63,8 +61,6 @@ def median_frequency_weights(path: str | Path, split: str) -> tuple[float, ...]:
     Read from the columns of the shards; no image is decoded. Raises StoreError, and UserError for a split
     without a labelled pixel.
     """
-    store = Path(path)
-    manifest = read_manifest(store)
     pixels = np.zeros(len(manifest.info.classes), dtype=np.int64)
     pixels_around = np.zeros_like(pixels)
     for shard in manifest.split(split).shards:

@@ -8,15 +8,11 @@ store/
 """
 
 import hashlib
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from encsearch.data.audit import StoreCheck, check_store
 from encsearch.data.codec import decode_image, decode_mask
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample
 from encsearch.data.manifest import (
@@ -25,25 +21,15 @@ from encsearch.data.manifest import (
     Manifest,
     Shard,
     SplitManifest,
-    StoreError,
     content_fingerprint,
     manifest_json,
     read_manifest,
 )
 from encsearch.data.rows import content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
+from encsearch.data.statistics import SplitStats, median_frequency_weights, split_stats
 from encsearch.errors import UserError
-
-__all__ = [
-    "Manifest",
-    "StoreCheck",
-    "StoreError",
-    "StoreSplit",
-    "check_store",
-    "open_split",
-    "read_manifest",
-    "write_store",
-]
+from encsearch.files import beside, check_free, sync
 
 
 def write_store(
@@ -61,33 +47,59 @@ def write_store(
     errors of the iterables pass through.
     """
     store = Path(path)
-    building = store.absolute().with_name(f".{store.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _check_free(store)
-        building.mkdir(parents=True)
-        written = {
-            name: _write_split(building, name, info, samples, shard_bytes) for name, samples in splits.items()
-        }
-        digests = {name: split.digest for name, split in written.items()}
-        manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
-        _write_durably(building / MANIFEST_FILE, manifest_json(manifest))
-        _check_free(store)
-        os.replace(building, store)
-        _sync_folder(store.parent)
+        check_free(store)
+        with beside(store) as building:
+            building.mkdir(parents=True)
+            written = {
+                name: _write_split(building, name, info, samples, shard_bytes)
+                for name, samples in splits.items()
+            }
+            digests = {name: split.digest for name, split in written.items()}
+            manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
+            (building / MANIFEST_FILE).write_text(manifest_json(manifest), encoding="utf-8")
+            sync(building / MANIFEST_FILE, building)
+            check_free(store)
+        sync(store.absolute().parent)
     except OSError as error:
         raise UserError(f"{store}: cannot write the store ({error}); nothing was left behind") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return manifest
 
 
-def open_split(path: str | Path, split: str) -> "StoreSplit":
-    """One split for random access. The first to open it verifies its shards and copies them to the cache.
+class Store:
+    """A store, opened once a job and handed on; what was read of a split is kept.
 
-    Raises StoreError for a store or a split that is missing, of another version, or damaged.
+    It stays as it was opened: who must notice that the data is another one now opens the store anew, and
+    compares the fingerprints.
     """
-    manifest = read_manifest(path)
-    return StoreSplit(manifest, RowCache(Path(path), manifest.split(split).shards))
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the manifest alone. Raises StoreError if it is missing, damaged or of another version."""
+        self.path = Path(path)
+        self.manifest = read_manifest(path)
+        self.info, self.fingerprint = self.manifest.info, self.manifest.fingerprint
+        self._splits: dict[str, StoreSplit] = {}
+        self._stats: dict[str, SplitStats] = {}
+
+    def split(self, name: str) -> "StoreSplit":
+        """One split for random access. The first to open it verifies its shards and copies them to the cache.
+
+        Raises StoreError for a split that is missing or damaged.
+        """
+        if name not in self._splits:
+            shards = self.manifest.split(name).shards
+            self._splits[name] = StoreSplit(self.manifest, RowCache(self.path, shards))
+        return self._splits[name]
+
+    def stats(self, split: str) -> SplitStats:
+        """The classes and sizes of a split. Raises StoreError."""
+        if split not in self._stats:
+            self._stats[split] = split_stats(self.path, self.manifest, split)
+        return self._stats[split]
+
+    def median_frequency_weights(self, split: str) -> tuple[float, ...]:
+        """Weights that balance the classes of a split; see `statistics`. Raises StoreError and UserError."""
+        return median_frequency_weights(self.path, self.manifest, split)
 
 
 class StoreSplit:
@@ -138,24 +150,3 @@ def _write_split(
     if not shards:
         raise UserError(f"split {name} has no samples; leave it out or give it some")
     return SplitManifest(len(ids), digest.hexdigest(), tuple(shards))
-
-
-def _check_free(store: Path) -> None:
-    if store.exists() and (not store.is_dir() or any(store.iterdir())):
-        raise UserError(f"{store}: exists and is not empty; give another folder or delete it")
-
-
-def _write_durably(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, not only the bytes in its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

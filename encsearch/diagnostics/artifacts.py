@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from encsearch.data.datasets import Sample
+from encsearch.data.datasets import Sample, evenly_spaced
 from encsearch.diagnostics.measure import assignment_map, diagnose
 from encsearch.diagnostics.records import (
     ASSIGNMENT_FILE,
@@ -25,11 +25,11 @@ from encsearch.diagnostics.records import (
     to_json,
 )
 from encsearch.inference.bundle import Bundle
+from encsearch.style import LIGHT, look
 from encsearch.text import format_count, format_number, format_share
+from encsearch.train.experiment import SHOWN_IMAGES
 
-SHOWN_IMAGES = 4
 HEAT_MAPS = 3
-DPI = 110
 MAX_TICKS = 64
 MAX_ROWS = 40
 # Colours that can be told apart, for the most used codewords; the others share the grey.
@@ -54,8 +54,7 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
     if diagnostics.codewords:
         draw_codewords(diagnostics.codewords, folder / CODEWORDS_FILE)
     if diagnostics.codewords and len(diagnostics.codewords.usage) > 1:
-        chosen = np.linspace(0, len(samples) - 1, min(SHOWN_IMAGES, len(samples))).round().astype(int)
-        shown = [samples[index] for index in chosen]
+        shown = evenly_spaced(samples, SHOWN_IMAGES)
         maps = [assignment_map(bundle, sample) for sample in shown]
         draw_assignment(shown, maps, diagnostics.codewords, folder / ASSIGNMENT_FILE)
     if diagnostics.scaling.classes:
@@ -63,17 +62,20 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
     return diagnostics
 
 
+@look(LIGHT)
 def draw_codewords(figures: CodewordFigures, target: Path) -> None:
     """Usage, smoothing factor and distance to the features of each codeword, the most used first."""
     order = _by_usage(figures)
     places = np.arange(len(order))
     colours = [_colours(figures)[index] for index in order]
-    figure = Figure(figsize=(min(4 + 0.22 * len(order), 14), 7), layout="constrained")
+    figure = Figure(figsize=(min(4 + 0.22 * len(order), 14), 7))
     usage, smoothing, offset = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
+    for axes in (usage, smoothing, offset):
+        axes.grid(False, axis="x")
 
     usage.bar(places, np.array(figures.usage)[order], color=colours)
-    usage.axhline(1 / len(order), color="black", linewidth=0.9, label="even use, 1/K")
-    usage.axhline(DEAD_SHARE / len(order), color="black", linewidth=0.9, linestyle=":", label="dead below")
+    usage.axhline(1 / len(order), color=LIGHT.ink, linewidth=0.9, label="even use, 1/K")
+    usage.axhline(DEAD_SHARE / len(order), color=LIGHT.ink, linewidth=0.9, linestyle=":", label="dead below")
     usage.set_ylabel("usage\n(mean assignment)")
     usage.set_title(
         f"{format_count(len(order), 'codeword')}: effective number "
@@ -83,19 +85,20 @@ def draw_codewords(figures: CodewordFigures, target: Path) -> None:
     usage.legend(fontsize=8, frameon=False)
 
     factors = np.array(figures.smoothing_factors)[order]
-    smoothing.bar(places, factors, color=np.where(factors < 0, "#c43d3d", "#3564c9"))
-    smoothing.axhline(0, color="black", linewidth=0.9)
-    smoothing.set_ylabel("smoothing factor\n(red: negative)")
+    smoothing.bar(places, factors, color=np.where(factors < 0, LIGHT.hues["red"], LIGHT.hues["blue"]))
+    smoothing.axhline(0, color=LIGHT.ink, linewidth=0.9)
+    smoothing.set_ylabel("smoothing factor")
 
-    offset.bar(places, np.array(figures.offsets)[order], color="#6b7280")
-    offset.axhline(1, color="black", linewidth=0.9)
+    offset.bar(places, np.array(figures.offsets)[order], color=LIGHT.muted)
+    offset.axhline(1, color=LIGHT.ink, linewidth=0.9)
     offset.set_ylabel("distance to the mean\nfeature, in spreads")
     offset.set_xlabel("codeword, the most used first")
     offset.set_xticks(places if len(order) <= MAX_TICKS else [], order if len(order) <= MAX_TICKS else [])
     offset.tick_params(axis="x", labelsize=7)
-    figure.savefig(target, dpi=DPI)
+    figure.savefig(target)
 
 
+@look(LIGHT)
 def draw_assignment(
     samples: Sequence[Sample],
     maps: Sequence[NDArray[np.float32]],
@@ -114,7 +117,7 @@ def draw_assignment(
     columns = 2 + len(top)
     cell_inch = 2.2
     rows_inch = cell_inch * height / width * len(samples)
-    figure = Figure(figsize=(cell_inch * columns + 0.9, rows_inch + 1.0), layout="constrained")
+    figure = Figure(figsize=(cell_inch * columns + 0.9, rows_inch + 1.0))
     grid: NDArray[Any] = figure.subplots(len(samples), columns, squeeze=False)
     for row, sample, assignment in zip(grid, samples, maps, strict=True):
         row[0].imshow(sample.image)
@@ -128,11 +131,12 @@ def draw_assignment(
         axes.set_axis_off()
     titles = ["image", "strongest codeword", *(f"codeword {index}" for index in top)]
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title)
     _legend(figure, maps, figures)
-    figure.savefig(target, dpi=DPI)
+    figure.savefig(target)
 
 
+@look(LIGHT)
 def draw_scaling(figures: ScalingFigures, target: Path) -> None:
     """Classes x channels: how the scaling factors of images with a class differ, and whether chance would do.
 
@@ -145,9 +149,10 @@ def draw_scaling(figures: ScalingFigures, target: Path) -> None:
     strongest = np.abs(differences).argmax(axis=0)
     channels = np.lexsort((differences[strongest, np.arange(len(strongest))], strongest))
     limit = float(np.abs(differences).max())
-    figure = Figure(figsize=(11, 1.8 + 0.24 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(11, 1.8 + 0.24 * len(rows)))
     heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
 
+    heat.grid(False)
     image = heat.imshow(
         differences[:, channels],
         aspect="auto",
@@ -160,16 +165,17 @@ def draw_scaling(figures: ScalingFigures, target: Path) -> None:
     heat.set_yticks(range(len(rows)), labels, fontsize=8)
     heat.set_xticks([])
     heat.set_xlabel(f"{differences.shape[1]} channels, by the class that they differ most for")
-    heat.set_title("Scaling factors of images with the class, less those of the others", fontsize=10)
+    heat.set_title("Scaling factors of images with the class, less those of the others")
     figure.colorbar(image, ax=heat, pad=0.01)
 
     places = np.arange(len(rows))
-    bars.barh(places, [row.rms for row in rows], color="#3564c9", height=0.7)
+    bars.barh(places, [row.rms for row in rows], color=LIGHT.hues["blue"], height=0.7)
     chance = [row.rms_by_chance for row in rows]
-    bars.vlines(chance, places - 0.45, places + 0.45, color="black", linewidth=1.2)
+    bars.vlines(chance, places - 0.45, places + 0.45, color=LIGHT.ink, linewidth=1.2)
+    bars.grid(False, axis="y")
     bars.tick_params(axis="y", labelleft=False)
     bars.set_xlabel("root mean square\n(line: by chance)")
-    figure.savefig(target, dpi=DPI)
+    figure.savefig(target)
 
 
 def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: CodewordFigures) -> None:
@@ -196,7 +202,6 @@ def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: Codewo
         ncols=min(len(handles), 5),
         fontsize=8,
         title_fontsize=8,
-        frameon=False,
     )
 
 

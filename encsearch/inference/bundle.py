@@ -9,9 +9,7 @@ metrics.json        the scores that the model had on that data's validation spli
 README.md           the model card, for people: what the model is, how good, and what it is not for
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,18 +20,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from encsearch.config import Config, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.transforms import MEAN, STD
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, one_line
+from encsearch.files import beside, sha256, sync
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.model.encnet import EncNet
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST_FILE = "weights.sha256"
-CONFIG_FILE = "config.yaml"
 PREPROCESSING_FILE = "preprocessing.json"
 DATASET_FILE = "dataset.json"
 METRICS_FILE = "metrics.json"
@@ -51,8 +48,6 @@ PREPROCESSING: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What `data.transforms.to_image_tensor` and `data.codec.decode_image` do: (pixel / 255 - mean) / std."""
-
-NONE_KNOWN: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -72,36 +67,24 @@ class Bundle:
     num_images: Mapping[str, int] = field(default_factory=dict)
 
 
-def write_bundle(
-    folder: Path,
-    model: nn.Module,
-    config: Config,
-    info: DatasetInfo,
-    *,
-    fingerprint: str,
-    metrics: Mapping[str, float],
-    class_iou: Mapping[str, float] = NONE_KNOWN,
-    num_images: Mapping[str, int] = NONE_KNOWN,
-) -> None:
+def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle that is either whole or absent; an existing one at `folder` is replaced."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, scratch / WEIGHTS_FILE)
-    digest = _sha256(scratch / WEIGHTS_FILE)
-    (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
-    (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
-    _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
-    _write_json(
-        scratch / DATASET_FILE, info.to_dict() | {"fingerprint": fingerprint, "num_images": dict(num_images)}
-    )
-    _write_json(scratch / METRICS_FILE, {"overall": dict(metrics), "class_iou": dict(class_iou)})
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts = ModelFacts(config, info, fingerprint, digest, num_parameters, metrics, class_iou, num_images)
-    (scratch / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
+    source = {"fingerprint": bundle.fingerprint, "num_images": dict(bundle.num_images)}
+    with beside(folder) as scratch:
+        scratch.mkdir(parents=True)
+        save_file(tensors, scratch / WEIGHTS_FILE)
+        digest = sha256(scratch / WEIGHTS_FILE)
+        (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
+        (scratch / CONFIG_FILE).write_text(to_yaml(bundle.config), encoding="utf-8")
+        _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
+        _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
+        _write_json(scratch / METRICS_FILE, scores)
+        (scratch / CARD_FILE).write_text(model_card(_facts(bundle, digest)), encoding="utf-8")
+        sync(*scratch.iterdir(), scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+    sync(folder.absolute().parent)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -127,6 +110,19 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
     model = _read_model(folder, config, len(info.classes))
     return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
+
+
+def _facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
+    return ModelFacts(
+        bundle.config,
+        bundle.info,
+        bundle.fingerprint,
+        weights_sha256,
+        num_parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        metrics=bundle.metrics,
+        class_iou=bundle.class_iou,
+        num_images=bundle.num_images,
+    )
 
 
 def weights_digest(folder: Path) -> str:
@@ -161,9 +157,10 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / WEIGHTS_FILE}: not the weights of this model ({reason})") from None
-    found = _sha256(folder / WEIGHTS_FILE)
+        raise UserError(
+            f"{folder / WEIGHTS_FILE}: not the weights of this model ({one_line(error)})"
+        ) from None
+    found = sha256(folder / WEIGHTS_FILE)
     if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
         raise UserError(
             f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not that of "
@@ -180,11 +177,6 @@ def _check_preprocessing(path: Path) -> None:
                 f"{path}: the model was trained with {name}={trained.get(name)}, but this encsearch prepares "
                 f"images with {name}={PREPROCESSING.get(name)}; use the version that trained it"
             )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

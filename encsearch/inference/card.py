@@ -3,12 +3,13 @@
 Plain Markdown, written from recorded facts alone: what nobody recorded is said to be unknown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from encsearch.config import Config, ModelConfig
+from encsearch.config import AugmentConfig, Config, Context, ModelConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.text import format_count, format_param, format_percent, format_score, is_score
+from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
 """Below it a prediction of the class shares less with the truth than it misses or adds."""
@@ -51,6 +52,8 @@ def model_card(facts: ModelFacts) -> str:
         "## Classes",
         ", ".join(info.classes) + ".",
         *(f"Group {name}: {', '.join(members)}." for name, members in info.groups.items()),
+        "## Network",
+        _bullets(_network(config.model)),
         "## Training",
         # A model without figures was imported, and its configuration says nothing of how it was trained.
         _bullets(_training(config)) if facts.metrics else "Not recorded.",
@@ -84,6 +87,8 @@ def limits(facts: ModelFacts) -> list[str]:
     crop = facts.config.augment.crop
     if facts.metrics and crop is not None:
         found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
+    if facts.config.model.context != "none" and not _has_presence(facts.config):
+        found.append("What it says of the presence of classes means nothing: its SE-loss had weight 0.")
     if facts.metrics:
         chosen_by = facts.config.metric
         found.append(
@@ -92,24 +97,96 @@ def limits(facts: ModelFacts) -> list[str]:
     return [*found, "Not for decisions about people or their safety without tests of your own."]
 
 
+def name_term(term: TermName, model: ModelConfig) -> str | None:
+    """The loss term in words; None where the network has no output for it."""
+    match term:
+        case "pixel_loss":
+            return "pixel cross-entropy"
+        case "se_loss":
+            return None if model.context == "none" else "the SE-loss of the context module"
+        case "aux_se_loss":
+            is_there = model.context != "none" and model.auxiliary == "se"
+            return "the SE-loss of the auxiliary context module" if is_there else None
+        case "aux_loss":
+            return "the cross-entropy of the auxiliary FCN head" if model.auxiliary == "fcn" else None
+        case "dice_loss":
+            return "the soft Dice loss"
+
+
 def _what_it_is(facts: ModelFacts) -> str:
-    return (
-        f"Semantic segmentation of RGB images of any size: a class for every pixel, of {facts.info.name}'s "
-        f"{len(facts.info.classes)}. {_network(facts.config.model)}; "
-        f"{format_count(facts.num_parameters, 'parameter')}."
-    )
+    model, info = facts.config.model, facts.info
+    sentences = [
+        f"Semantic segmentation of RGB images of any size: a class for every pixel, of {info.name}'s "
+        f"{len(info.classes)}.",
+        f"{_kind(model.context)}: backbone {model.backbone} at output stride {model.output_stride}, head "
+        f"{model.head}; {format_count(facts.num_parameters, 'parameter')}.",
+    ]
+    if _has_presence(facts.config):
+        sentences.append("It also says which classes are somewhere in the image.")
+    return " ".join(sentences)
 
 
-def _network(model: ModelConfig) -> str:
-    body = f"backbone {model.backbone} at output stride {model.output_stride}, head {model.head}"
-    if model.context == "none":
-        return f"A network without context module: {body}"
-    if model.context == "gate":
-        return f"A network with a pooled gate in the place of the encoding: {body}"
-    return (
-        f"EncNet (Zhang et al., CVPR 2018) with {format_count(model.num_codewords, 'codeword')} of "
-        f"{model.channels} channels: {body}. It also tells which classes are somewhere in the image"
-    )
+def _kind(context: Context) -> str:
+    match context:
+        case "encoding":
+            return "EncNet (Zhang et al., CVPR 2018)"
+        case "gate":
+            return "A network with a pooled gate in the place of the encoding"
+        case "none":
+            return "A network without context module"
+
+
+def _has_presence(config: Config) -> bool:
+    """Whether the SE-loss has trained the logits of presence."""
+    return bool(term_weights(config.loss)["se_loss"] and name_term("se_loss", config.model))
+
+
+def _network(model: ModelConfig) -> list[str]:
+    """What the first paragraph leaves out."""
+    head = f"head of {model.channels} channels"
+    if model.lateral and model.head == "fcn":
+        head += ", which the features of stages 2 and 3 join"
+    lines = [f"{head}, dropout {format_param(model.dropout)} before the classifier"]
+    match model.scaling:
+        case "multiply":
+            factors = "its scaling factors multiply the features"
+        case "residual":
+            factors = "the features times its scaling factors are added to the features"
+    match model.context:
+        case "encoding":
+            lines.append(f"context module: {', '.join(_encoding(model))}; {factors}")
+        case "gate":
+            lines.append(f"context module: average pooling; {factors}")
+        case "none":
+            pass
+    match model.auxiliary:
+        case "fcn":
+            lines.append("auxiliary FCN head on stage 3, for training alone")
+        case "se":
+            if model.context != "none":
+                lines.append("auxiliary context module on stage 3, for training alone")
+        case "none":
+            pass
+    corners = "aligned" if model.align_corners else "not aligned"
+    return [*lines, f"logits upsampled bilinearly, corners {corners}"]
+
+
+def _encoding(model: ModelConfig) -> Iterator[str]:
+    yield f"encoding with {format_count(model.num_codewords, 'codeword')}"
+    if model.encoding_conv:
+        yield "after a 1x1 convolution"
+    match model.codeword_init:
+        case "published":
+            pass
+        case "unit":
+            yield "features and codewords scaled to length 1"
+    match model.aggregate:
+        case "sum":
+            yield "summed over the codewords"
+        case "mean":
+            yield "averaged over the codewords"
+    if model.rescale_encoding:
+        yield "rescaled to the number of pixels in training"
 
 
 def _scores(facts: ModelFacts) -> str:
@@ -137,20 +214,70 @@ def _split(facts: ModelFacts, name: str) -> str:
 
 
 def _training(config: Config) -> list[str]:
-    train, augment, loss, optim = config.train, config.augment, config.loss, config.optim
-    steps = f", {format_count(train.steps_per_epoch, 'step')} each" if train.steps_per_epoch else ""
-    low, high = map(format_param, augment.scale)
+    train, optim = config.train, config.optim
+    steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
+    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step, seed {train.seed}, {train.precision}",
-        f"SGD, learning rate {format_param(optim.lr)} ({format_param(optim.head_lr_factor)} times that for "
-        f"the heads), weight decay {format_param(optim.weight_decay)}",
-        f"pixel cross-entropy and SE-loss of weight {format_param(loss.se_weight)}",
-        f"crop {augment.crop or 'none'}, zoom {low} to {high}, "
-        f"mirrored with probability {format_param(augment.flip)}",
+        f"step{_workers(config)}, seed {train.seed}, {train.precision}",
+        f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
+        f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
+        f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
+        *_loss(config),
+        f"augmentation: {', '.join(_augmentation(config.augment)) or 'none'}",
         # Of a file only the name: the path is of one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
+
+
+def _workers(config: Config) -> str:
+    scaling = config.scaling
+    if scaling.num_workers == 1:
+        return ""
+    synchronised = scaling.gpus_per_worker > 0 and config.train.sync_bn == "auto"
+    norm = "of all together" if synchronised else "of each alone"
+    return f" on {format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
+
+
+def _loss(config: Config) -> Iterator[str]:
+    """The terms that the network has and whose weight is not 0, and what changes the cross-entropy."""
+    loss = config.loss
+    terms = [
+        name if weight == 1 else f"{format_param(weight)} times {name}"
+        for term, weight in term_weights(loss).items()
+        if weight and (name := name_term(term, config.model))
+    ]
+    yield f"loss: {', plus '.join(terms)}"
+    has_two = loss.aux_weight and name_term("aux_loss", config.model)
+    cross_entropy = "both cross-entropies" if has_two else "the cross-entropy"
+    if loss.ohem_threshold is not None:
+        yield (
+            "hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
+            f"{format_param(loss.ohem_threshold)}, and at least the hardest "
+            f"{format_param(100 * loss.ohem_min_share)} % of an image"
+        )
+    if loss.class_weights == "median_frequency":
+        yield f"classes weighted by median frequency in {cross_entropy}"
+    elif loss.class_weights != "none":
+        weighted = ", ".join(f"{name} {format_param(weight)}" for name, weight in loss.class_weights.items())
+        yield f"class weights in {cross_entropy}: {weighted}"
+    if loss.label_smoothing:
+        yield f"label smoothing {format_param(loss.label_smoothing)} in {cross_entropy}"
+
+
+def _augmentation(augment: AugmentConfig) -> Iterator[str]:
+    """The changes that are on."""
+    if augment.crop:
+        yield f"crops of {augment.crop}x{augment.crop} px"
+    if augment.flip:
+        yield f"mirrored with probability {format_param(augment.flip)}"
+    if augment.scale != (1, 1):
+        low, high = map(format_param, augment.scale)
+        yield f"zoomed by {low} to {high}"
+    if augment.rotate_deg:
+        yield f"rotated by up to {format_param(augment.rotate_deg)} degrees either way"
+    if augment.jitter:
+        yield f"brightness, contrast and saturation changed by up to {format_param(100 * augment.jitter)} %"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

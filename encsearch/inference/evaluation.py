@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from encsearch.config import EvalConfig
 from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import Batch, validation_batches
-from encsearch.data.store import StoreSplit, open_split, read_manifest
+from encsearch.data.store import Store, StoreSplit
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle, existing_device
@@ -32,7 +31,7 @@ WARM_UP, TIMED = 3, 15  # passes of each model before and while it is timed
 
 
 def score_bundle(
-    bundle: Bundle, store: str | Path, split: str, *, device: str = "cpu", batch_size: int | None = None
+    bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
 ) -> Evaluation:
     """Every score of the model on the samples of the split; how it segments is its configuration's `eval`.
 
@@ -41,20 +40,20 @@ def score_bundle(
     is no device; PreflightError for a GPU that is not here.
     """
     place = existing_device(device)
-    config = bundle.config
-    dataset = open_split(store, split)
-    _check_classes(bundle, dataset, str(store))
+    config, classes = bundle.config, store.info.classes
+    dataset = store.split(split)
+    _check_classes(bundle, store)
     background = config.eval.background
-    if background not in (None, *dataset.info.classes):
+    if background not in (None, *classes):
         raise UserError(
-            f"eval.background={background} is none of {store}'s {len(dataset.info.classes)} classes; "
-            f"try one of {', '.join(dataset.info.classes)}"
+            f"eval.background={background} is none of {store.path}'s {len(classes)} classes; "
+            f"try one of {', '.join(classes)}"
         )
     parts = (
         count(batch.labels.to(place), found, config.eval)
         for batch, found in _segmented(bundle, dataset, place, batch_size)
     )
-    return summarize(reduce(add, parts), dataset.info, background)
+    return summarize(reduce(add, parts), store.info, background)
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,15 @@ class ImageCounts:
 
 
 def count_images(
-    bundle: Bundle, dataset: StoreSplit, store: str, *, device: str = "cpu", batch_size: int | None = None
+    bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
 ) -> ImageCounts:
-    """One pass over the set, for the comparison of two models by its images; raises as `score_bundle` does.
-
-    `store` names the set in an error.
-    """
+    """One pass over a split, to compare two models by its images; raises as `score_bundle` does."""
     place = existing_device(device)
-    _check_classes(bundle, dataset, store)
-    num_classes = len(dataset.info.classes)
+    _check_classes(bundle, store)
+    num_classes = len(store.info.classes)
     ids: list[str] = []
     parts: list[Tensor] = []
-    for batch, found in _segmented(bundle, dataset, place, batch_size):
+    for batch, found in _segmented(bundle, store.split(split), place, batch_size):
         ids += batch.ids
         parts.append(image_counts(batch.labels.to(place), found.labels, num_classes).cpu())
     # Batches are of one size of images, so they come in another order than the set where sizes differ.
@@ -107,11 +103,11 @@ def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: 
     return [median(found) for found in times_ms]
 
 
-def _check_classes(bundle: Bundle, dataset: StoreSplit, store: str) -> None:
-    classes = dataset.info.classes
+def _check_classes(bundle: Bundle, store: Store) -> None:
+    classes = store.info.classes
     if classes != bundle.info.classes:
         raise UserError(
-            f"{store}: its {len(classes)} classes are not the model's "
+            f"{store.path}: its {len(classes)} classes are not the model's "
             f"{len(bundle.info.classes)} ({bundle.info.name}); the scores would mean nothing"
         )
 
@@ -148,16 +144,15 @@ def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
     )
 
 
-def unchanged_store(bundle: Bundle) -> str:
-    """The store that the model was trained on, as long as it holds the same data.
+def unchanged_store(bundle: Bundle) -> Store:
+    """Open the store that the model was trained on, as long as it holds the same data.
 
     Raises UserError when its fingerprint is another one now: scores from before and after cannot be compared.
     """
-    store = bundle.config.data.store
-    fingerprint = read_manifest(store).fingerprint
-    if fingerprint != bundle.fingerprint:
+    store = Store(bundle.config.data.store)
+    if store.fingerprint != bundle.fingerprint:
         raise UserError(
-            f"{store}: holds data {fingerprint[:12]}, but the model was trained on {bundle.fingerprint[:12]};"
-            " train it again, or name the store to score on with --store"
+            f"{store.path}: holds data {store.fingerprint[:12]}, but the model was trained on "
+            f"{bundle.fingerprint[:12]}; train it again, or name the store to score on with --store"
         )
     return store

@@ -10,8 +10,6 @@ It makes one pass over whole images. Scales, flips and windows of the recipe's `
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError
+from encsearch.files import beside
 from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.inference.graph import EXAMPLE_SIZE, INPUT, OPSET, InferenceGraph, save_onnx, trace
 from encsearch.text import format_number
@@ -85,17 +84,14 @@ def export_bundle(
         )
     if out.exists():
         raise UserError(f"{out}: exists already; name a new folder with --out")
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        scratch.mkdir(parents=True)
-        export = _write(bundle, scratch, formats, size, least_side)
-        scratch.rename(out)
+        with beside(out) as scratch:
+            scratch.mkdir(parents=True)
+            export = _write(bundle, scratch, formats, size, least_side)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); choose another --out"
         ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return export
 
 
@@ -128,16 +124,7 @@ def _write(
     bundle: Bundle, folder: Path, formats: Collection[Format], size: tuple[int, int] | None, least_side: int
 ) -> Export:
     if "safetensors" in formats:
-        write_bundle(
-            folder,
-            bundle.model,
-            bundle.config,
-            bundle.info,
-            fingerprint=bundle.fingerprint,
-            metrics=bundle.metrics,
-            class_iou=bundle.class_iou,
-            num_images=bundle.num_images,
-        )
+        write_bundle(bundle, folder)
     graph = InferenceGraph(bundle.model)
     interface = _interface(bundle, graph, size, least_side)
     shapes = [(1, *size), (3, *size)] if size else _SHAPES

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from encsearch.data.transforms import MEAN, STD
-from encsearch.errors import UserError
+from encsearch.errors import UserError, first_line
 from encsearch.model.encnet import EncNet
 
 INPUT = "images"
@@ -124,10 +124,6 @@ def _bins(size: int, num_bins: int, like: Tensor) -> Tensor:
     end = ((index + 1) * size + num_bins - 1) // num_bins
     inside = ((pixel >= start) & (pixel < end)).to(like.dtype)
     return inside / inside.sum(dim=1, keepdim=True)
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _free_axes(size: tuple[int, int] | None) -> dict[int, str]:

@@ -24,9 +24,13 @@ class ContextOutput(NamedTuple):
 
 def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
     """What turns features (B, C, H, W) into the context vector (B, C); None for `context: none`."""
-    if model.context == "encoding":
-        return EncodedSemantics(channels, model)
-    return PooledSemantics(channels) if model.context == "gate" else None
+    match model.context:
+        case "encoding":
+            return EncodedSemantics(channels, model)
+        case "gate":
+            return PooledSemantics(channels)
+        case "none":
+            return None
 
 
 class ContextModule(nn.Module):
@@ -50,8 +54,11 @@ class ContextModule(nn.Module):
         semantics = self.semantics(features)
         scaling_factors = torch.sigmoid(self.weigh(semantics))[:, :, None, None]
         scaled = features * scaling_factors
-        if self.scaling == "residual":
-            scaled = F.relu(features + scaled)
+        match self.scaling:
+            case "multiply":
+                pass
+            case "residual":
+                scaled = F.relu(features + scaled)
         return ContextOutput(scaled, self.presence(semantics))
 
 
@@ -68,10 +75,15 @@ class EncodedSemantics(nn.Module):
         self.conv = conv_bn_relu(channels, channels, kernel_size=1) if model.encoding_conv else nn.Identity()
         self.encoding = Encoding(channels, model.num_codewords, model.rescale_encoding, model.codeword_init)
         self.norm = nn.BatchNorm1d(model.num_codewords)
-        self.aggregate = {"sum": torch.sum, "mean": torch.mean}[model.aggregate]
+        self.aggregate = model.aggregate
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.aggregate(F.relu(self.norm(self.encoding(self.conv(features)))), dim=1)
+        encoding = F.relu(self.norm(self.encoding(self.conv(features))))
+        match self.aggregate:
+            case "sum":
+                return encoding.sum(dim=1)
+            case "mean":
+                return encoding.mean(dim=1)
 
 
 class PooledSemantics(nn.Module):

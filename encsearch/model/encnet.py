@@ -55,9 +55,15 @@ class EncNet(nn.Module):
         semantics = build_semantics(model, model.channels)
         self.context = semantics and ContextModule(semantics, model.channels, num_classes, model.scaling)
         self.classifier = classifier(model.channels, num_classes, model.dropout)
-        self.aux_head = fcn_head(stage3, num_classes, model.dropout) if model.auxiliary == "fcn" else None
-        aux_semantics = build_semantics(model, stage3) if model.auxiliary == "se" else None
-        self.aux_context = aux_semantics and PresenceHead(aux_semantics, stage3, num_classes)
+        self.aux_head = self.aux_context = None
+        match model.auxiliary:
+            case "fcn":
+                self.aux_head = fcn_head(stage3, num_classes, model.dropout)
+            case "se":
+                aux_semantics = build_semantics(model, stage3)
+                self.aux_context = aux_semantics and PresenceHead(aux_semantics, stage3, num_classes)
+            case "none":
+                pass
         self.align_corners = model.align_corners
 
     @classmethod

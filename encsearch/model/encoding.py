@@ -98,10 +98,12 @@ class Encoding(nn.Module):
 
     def compared(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, N, C) and codewords (K, C) as they enter the equations."""
-        if self.init == "published":
-            return pixels, self.codewords
-        dtype = torch.promote_types(pixels.dtype, torch.float32)
-        return F.normalize(pixels.to(dtype), dim=-1), F.normalize(self.codewords, dim=-1)
+        match self.init:
+            case "published":
+                return pixels, self.codewords
+            case "unit":
+                dtype = torch.promote_types(pixels.dtype, torch.float32)
+                return F.normalize(pixels.to(dtype), dim=-1), F.normalize(self.codewords, dim=-1)
 
     def extra_repr(self) -> str:
         num_codewords, channels = self.codewords.shape

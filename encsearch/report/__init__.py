@@ -1,16 +1,5 @@
 """The report of a sweep: one HTML page that needs no other file, and its figures as PNG beside it.
 
-summary.py is what `sweep.json` holds. facts.py, charts/axes.py and the data of each figure are pure; words.py
-says them, the figures draw them, page.py writes the page.
+summary.py is what `sweep.json` holds. facts.py computes from it, words.py and verdict.py make sentences,
+charts/ draws, page.py writes the page. ablation.py is the report of an ablation.
 """
-
-from encsearch.report.page import render
-from encsearch.report.summary import FinalistRow, SweepSummary, from_json, to_json
-
-__all__ = [
-    "FinalistRow",
-    "SweepSummary",
-    "from_json",
-    "render",
-    "to_json",
-]

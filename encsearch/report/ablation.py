@@ -1,10 +1,10 @@
 """The files of a finished ablation: `ablation.md` with its charts, and two CSV files for other programs."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from encsearch.files import write_csv
 from encsearch.report.charts.ablation import draw_curve, draw_rows
 from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
 from encsearch.search.statistics import Estimate
@@ -44,9 +44,9 @@ class AblationStory:
 def write_report(story: AblationStory, folder: Path) -> Path:
     """Write `ablation.md`, `ablation.csv`, `trainings.csv` and the charts into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "ablation.csv", _summary_lines(story))
-    _write_csv(folder / "trainings.csv", _training_lines(story))
-    rows, codewords, se_weights = (of_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    write_csv(folder / "ablation.csv", _summary_lines(story))
+    write_csv(folder / "trainings.csv", _training_lines(story))
+    rows, codewords, se_weights = (_of_series(story, s) for s in ("rows", "codewords", "se_weights"))
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
     if codewords:
@@ -61,14 +61,14 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def of_series(story: AblationStory, series: str) -> list[Figures]:
+def _of_series(story: AblationStory, series: str) -> list[Figures]:
     return [figures for figures in story.figures if figures.point.series == series]
 
 
 def verdicts(story: AblationStory) -> list[str]:
     """What the rows tell about EncNet against FCN and against the pooled gate, a sentence each and budget."""
     sentences = []
-    for figures in of_series(story, "rows"):
+    for figures in _of_series(story, "rows"):
         if figures.point.label == ENCNET and figures.over_fcn:
             sentences.append(_verdict(ENCNET, FCN, figures, figures.over_fcn))
         if figures.point.label == GATE and figures.over_encnet:
@@ -111,7 +111,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         + (" One seed gives none." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
-    rows = of_series(story, "rows")
+    rows = _of_series(story, "rows")
     for epochs in sorted({figures.point.epochs for figures in rows}):
         of_it = [figures for figures in rows if figures.point.epochs == epochs]
         parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_it, story.metric)]
@@ -124,7 +124,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
     ):
-        curve = of_series(story, series)
+        curve = _of_series(story, series)
         if chart in charts:
             parts += [
                 f"## {title}, {format_count(curve[0].point.epochs, 'epoch')}",
@@ -192,8 +192,3 @@ def _training_lines(story: AblationStory) -> Iterator[Sequence[object]]:
     for r in story.results:
         figures = (r.metrics.get(name, "") for name in metrics)
         yield [r.name, r.row, r.epochs, r.seed, r.seconds, *figures]
-
-
-def _write_csv(path: Path, lines: Iterator[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(lines)

@@ -1,13 +1,14 @@
-"""What the trials of a sweep tell, without words or figures: pure."""
+"""What the trials and finalists of a sweep say, without words or figures: pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
 from typing import Literal
 
 from encsearch.report.summary import FinalistRow, SweepSummary
+from encsearch.search.confirm.ranking import Configuration, Ranking, rank
 from encsearch.search.trials import TrialRecord
 
 Kind = Literal["winner", "complete", "pruned", "fail", "running", "flagged", "refused"]
@@ -25,37 +26,38 @@ COMMON_SHARE = 2 / 3
 """Above what halving leaves over, with some to spare: asynchronously it keeps a few more than one in two."""
 
 STRAGGLER_RATIO = 2.0
-"""A trial is a straggler whose seconds an epoch are over so many times the median."""
+"""A trial whose seconds an epoch are over this multiple of the median is a straggler."""
+
+Valued = tuple[float, TrialRecord]
+"""A trial behind its value."""
 
 
-def valued(trials: Sequence[TrialRecord]) -> list[tuple[float, TrialRecord]]:
+def valued(trials: Sequence[TrialRecord]) -> list[Valued]:
     """The trials that have a finite value, with it."""
     return [(t.value, t) for t in trials if t.value is not None and math.isfinite(t.value)]
 
 
-def comparable(summary: SweepSummary) -> list[tuple[float, TrialRecord]]:
-    """Those that may win: not failed, not refused, and flagged ones only if the recipe keeps them."""
-    flagged = set() if summary.search.flagged == "keep" else set(summary.flags)
+def comparable(trials: Sequence[TrialRecord], excluded: Collection[int] = ()) -> list[Valued]:
+    """Those that may win: with a finite value, not failed, not refused, and not `excluded`, trial numbers."""
     return [
         (value, trial)
-        for value, trial in valued(summary.trials)
-        if trial.state != "FAIL" and not trial.refused and trial.number not in flagged
+        for value, trial in valued(trials)
+        if trial.state != "FAIL" and not trial.refused and trial.number not in excluded
     ]
 
 
-def best_of_search(summary: SweepSummary) -> TrialRecord | None:
-    """Of those that may win, the trial with the highest value, or None."""
-    return best_trial([trial for _, trial in comparable(summary)])
+def best_of(trials: Sequence[Valued]) -> Valued | None:
+    """The trial with the highest value, or None."""
+    return max(trials, key=lambda pair: pair[0], default=None)
 
 
-def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The trial with the highest value that did not fail, or None."""
-    return max(scored(trials), key=lambda trial: trial.value or 0.0, default=None)
-
-
-def scored(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The trials that have a value and did not fail."""
-    return [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
+def ranking_of(summary: SweepSummary) -> Ranking | None:
+    """The finalists by the rule that named the winner; None where nothing was confirmed."""
+    finalists = _configurations([row for row in summary.finalists if row.trial is not None])
+    if not finalists:
+        return None
+    baselines = _configurations([row for row in summary.finalists if row.trial is None])
+    return rank(finalists, baselines, summary.search.minimize)
 
 
 def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
@@ -66,13 +68,15 @@ def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
         return "refused"
     if trial.number in summary.flags:
         return "flagged"
-    kinds: dict[str, Kind] = {
-        "COMPLETE": "complete",
-        "PRUNED": "pruned",
-        "FAIL": "fail",
-        "RUNNING": "running",
-    }
-    return kinds[trial.state]
+    match trial.state:
+        case "COMPLETE":
+            return "complete"
+        case "PRUNED":
+            return "pruned"
+        case "FAIL":
+            return "fail"
+        case "RUNNING":
+            return "running"
 
 
 def spent_until(summary: SweepSummary) -> dict[int, float]:
@@ -107,9 +111,10 @@ def common_epoch(trials: Sequence[TrialRecord]) -> int | None:
     return max(shared, default=None)
 
 
-def at_epoch(summary: SweepSummary, epoch: int) -> list[tuple[float, TrialRecord]]:
+def at_epoch(summary: SweepSummary, epoch: int) -> list[Valued]:
     """The comparable trials that reached the epoch, with their value at it."""
-    reached = [(dict(trial.curve).get(epoch), trial) for _, trial in comparable(summary)]
+    found = comparable(summary.trials, summary.excluded)
+    reached = [(dict(trial.curve).get(epoch), trial) for _, trial in found]
     return [(value, trial) for value, trial in reached if value is not None and math.isfinite(value)]
 
 
@@ -141,13 +146,25 @@ class ClassTable:
 
 
 def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
-    by_name: dict[str, list[FinalistRow]] = {}
-    for row in finalists:
-        by_name.setdefault(row.name, []).append(row)
+    by_name = _by_name(finalists)
     classes = dict.fromkeys(name for row in finalists for name in row.class_iou)
     return ClassTable(
         list(by_name), [(name, [_mean(rows, name) for rows in by_name.values()]) for name in classes]
     )
+
+
+def _configurations(rows: Sequence[FinalistRow]) -> list[Configuration]:
+    return [
+        Configuration(name, group[0].trial, {r.seed: r.value for r in group}, group[0].parameters or 0)
+        for name, group in _by_name(rows).items()
+    ]
+
+
+def _by_name(rows: Sequence[FinalistRow]) -> dict[str, list[FinalistRow]]:
+    groups: dict[str, list[FinalistRow]] = {}
+    for row in rows:
+        groups.setdefault(row.name, []).append(row)
+    return groups
 
 
 def _mean(rows: Iterable[FinalistRow], class_name: str) -> float | None:

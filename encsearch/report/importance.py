@@ -38,7 +38,7 @@ TREES, TREES_A_RESAMPLE = 64, 16
 MIN_TRIALS, MIN_TRIALS_A_PATH = 10, 4
 
 MIN_TOP_TRIALS = 5
-"""PED-ANOVA looks at the best part of the trials; its authors ask for so many."""
+"""Of the best part of the trials, which PED-ANOVA looks at; its authors ask for at least these."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Importances:
     chance: float
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def beyond_chance(self) -> tuple[str, ...]:
         """The paths that are beyond chance."""
         return tuple(path.path for path in self.paths if path.share > self.chance)
 

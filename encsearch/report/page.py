@@ -17,19 +17,17 @@ from encsearch.diagnostics.records import (
     from_json,
 )
 from encsearch.errors import UserError
-from encsearch.report.charts.contours import contour_chart
+from encsearch.report.charts.chart import Chart, Omitted, png
 from encsearch.report.charts.finalists import finalist_chart
-from encsearch.report.charts.forecast import eta_chart
-from encsearch.report.charts.history import curves_chart, history_chart
 from encsearch.report.charts.importance import importance_chart
-from encsearch.report.charts.pareto import pareto_chart
 from encsearch.report.charts.rungs import rung_chart
-from encsearch.report.charts.space import parallel_chart, slice_chart
-from encsearch.report.charts.style import DARK, LIGHT, Chart, Omitted, png
+from encsearch.report.charts.search import curves_chart, eta_chart, history_chart, pareto_chart
+from encsearch.report.charts.space import contour_chart, parallel_chart, slice_chart
 from encsearch.report.facts import KIND_LABELS, class_table, kind_of, stragglers
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
 from encsearch.report.words import paragraphs, straggler_words
+from encsearch.style import DARK, LIGHT
 from encsearch.text import (
     format_count,
     format_duration,
@@ -39,24 +37,7 @@ from encsearch.text import (
     format_share,
 )
 
-Figures = dict[str, list[Chart | Omitted]]
-
-
-def figures(summary: SweepSummary) -> Figures:
-    """By the section of the page."""
-    return {
-        "confirmed": [finalist_chart(summary)],
-        "search": [history_chart(summary), pareto_chart(summary), curves_chart(summary), rung_chart(summary)],
-        "space": [
-            importance_chart(summary),
-            parallel_chart(summary),
-            slice_chart(summary),
-            contour_chart(summary),
-        ],
-        "forecast": [eta_chart(summary)],
-    }
-
-
+TEMPLATE = "report.html"
 TITLES = {
     CODEWORDS_FILE: "Codewords",
     ASSIGNMENT_FILE: "Where the codewords take part",
@@ -75,38 +56,14 @@ class ContextSection:
     presence: tuple[PresenceFigures, ...]
 
 
-def context_section(folder: Path) -> ContextSection:
-    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
-    try:
-        diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
-    return ContextSection(
-        diagnostics.num_images,
-        findings(diagnostics),
-        LIMITS,
-        # Which pictures there are depends on the model.
-        tuple(
-            (title, picture_uri(folder / name)) for name, title in TITLES.items() if (folder / name).exists()
-        ),
-        diagnostics.presence,
-    )
+@dataclass(frozen=True)
+class Shown:
+    """A figure on the page as data URIs, or, without them, why it is left out."""
 
-
-def picture_uri(picture: Path) -> str:
-    """A PNG file as a data URI. Raises UserError if it cannot be read."""
-    try:
-        return png_uri(picture.read_bytes())
-    except OSError as error:
-        raise UserError(f"{picture}: the report's picture cannot be read ({error.strerror})") from None
-
-
-def png_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-TEMPLATE = "report.html"
+    title: str
+    caption: str
+    light: str = ""
+    dark: str = ""
 
 
 def render(summary: SweepSummary, target: Path) -> Path:
@@ -115,8 +72,8 @@ def render(summary: SweepSummary, target: Path) -> Path:
     Raises UserError if what it shows cannot be read.
     """
     page = _environment().get_template(TEMPLATE)
-    picture = picture_uri(target.parent / summary.picture) if summary.picture else None
-    context = context_section(target.parent / summary.context) if summary.context else None
+    picture = _picture_uri(target.parent / summary.picture) if summary.picture else None
+    context = _context_section(target.parent / summary.context) if summary.context else None
     winner = next((trial for trial in summary.trials if trial.number == summary.winner), None)
     target.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(
@@ -127,7 +84,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
         winner=winner,
         figures={
             section: [_shown(chart, target.parent) for chart in charts]
-            for section, charts in figures(summary).items()
+            for section, charts in _charts(summary).items()
         },
         kinds={trial.number: kind_of(trial, summary) for trial in summary.trials},
         kind_labels=KIND_LABELS,
@@ -141,14 +98,19 @@ def render(summary: SweepSummary, target: Path) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A figure on the page as data URIs, or, without them, why it is left out."""
-
-    title: str
-    caption: str
-    light: str = ""
-    dark: str = ""
+def _charts(summary: SweepSummary) -> dict[str, list[Chart | Omitted]]:
+    """By the section of the page."""
+    return {
+        "confirmed": [finalist_chart(summary)],
+        "search": [history_chart(summary), pareto_chart(summary), curves_chart(summary), rung_chart(summary)],
+        "space": [
+            importance_chart(summary),
+            parallel_chart(summary),
+            slice_chart(summary),
+            contour_chart(summary),
+        ],
+        "forecast": [eta_chart(summary)],
+    }
 
 
 def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
@@ -156,7 +118,38 @@ def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
         return Shown(chart.title, chart.reason)
     light = png(chart, LIGHT)
     (folder / chart.file).write_bytes(light)
-    return Shown(chart.title, chart.caption, png_uri(light), png_uri(png(chart, DARK)))
+    return Shown(chart.title, chart.caption, _png_uri(light), _png_uri(png(chart, DARK)))
+
+
+def _context_section(folder: Path) -> ContextSection:
+    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
+    try:
+        diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
+    return ContextSection(
+        diagnostics.num_images,
+        findings(diagnostics),
+        LIMITS,
+        # Which pictures there are depends on the model.
+        tuple(
+            (title, _picture_uri(folder / name)) for name, title in TITLES.items() if (folder / name).exists()
+        ),
+        diagnostics.presence,
+    )
+
+
+def _picture_uri(picture: Path) -> str:
+    """A PNG file as a data URI. Raises UserError if it cannot be read."""
+    try:
+        return _png_uri(picture.read_bytes())
+    except OSError as error:
+        raise UserError(f"{picture}: the report's picture cannot be read ({error.strerror})") from None
+
+
+def _png_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _environment() -> Environment:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
-from encsearch.config import Config, SearchConfig
+from encsearch.config import Config, SearchConfig, search_of
 from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import TrialRecord
 
@@ -71,9 +71,12 @@ class SweepSummary:
 
     @property
     def search(self) -> SearchConfig:
-        search = self.config.search
-        assert search, "a sweep's recipe has a search block"
-        return search
+        return search_of(self.config)
+
+    @property
+    def excluded(self) -> Mapping[int, str]:
+        """The flagged trials, which may not win unless the recipe keeps them."""
+        return {} if self.search.flagged == "keep" else self.flags
 
 
 def to_json(summary: SweepSummary) -> str:

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.report.charts.finalists import ranking_of
-from encsearch.report.facts import best_of_search, best_trial, comparable, finalists_cost, scored, search_cost
+from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, ranking_of, search_cost
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
-from encsearch.search.trials import TrialRecord
 from encsearch.text import (
     NOTHING,
     capitalize,
@@ -29,10 +27,11 @@ def headline(summary: SweepSummary) -> str:
     """The answer in one sentence."""
     ranking = ranking_of(summary)
     if ranking is None:
-        best = best_of_search(summary)
+        best = best_of(comparable(summary.trials, summary.excluded))
         if best is None:
             return "No trial has a value: there is no winner."
-        return f"Nothing was confirmed; trial {best.number} was the best of the search, which proves little."
+        _, trial = best
+        return f"Nothing was confirmed; trial {trial.number} was the best of the search, which proves little."
     winner = ranking.winner
     reached = capitalize(f"{winner.name} wins with {summary.metric} {format_score(winner.mean.mean)}")
     if len(ranking.standings) == 1:
@@ -59,9 +58,29 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     ]
 
 
-def won(summary: SweepSummary) -> tuple[str, ...]:
-    trials = [trial for _, trial in comparable(summary)]
-    return verdict(ranking_of(summary), summary.metric, trials)
+def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
+    """What won, how sure that is, what is as good, and how it stands against the baselines.
+
+    `ranking` is None where nothing was confirmed; `trials` are those that may win. Their maximum is the
+    largest of many noisy values and so too high on average: it is never given as what to expect.
+    """
+    best = best_of(trials)
+    if best is None:
+        return ("No trial has a value: there is no winner.",)
+    if ranking is None:
+        return (
+            _bias(best, len(trials)),
+            "Nothing was trained again from scratch, so expect less from a new training.",
+        )
+    return (
+        _result(ranking.winner, metric),
+        *_why(ranking, metric),
+        *_as_good(ranking),
+        *_optimism(ranking),
+        *(_against(standing) for standing in ranking.baselines),
+        *_assumption(ranking),
+        f"{_bias(best, len(trials))} {_excess(best, ranking)}",
+    )
 
 
 def as_good(summary: SweepSummary) -> tuple[str, ...]:
@@ -103,31 +122,6 @@ def _certainty(summary: SweepSummary) -> Tile:
 
 def _others(num_finalists: int) -> str:
     return format_count(num_finalists - 1, "other finalist")
-
-
-def verdict(ranking: Ranking | None, metric: str, trials: Sequence[TrialRecord]) -> tuple[str, ...]:
-    """What won, how sure that is, what is as good, and how it stands against the baselines.
-
-    `ranking` is None where nothing was confirmed; `trials` are those of the search. Their maximum is the
-    largest of many noisy values and so too high on average: it is never given as what to expect.
-    """
-    best = best_trial(trials)
-    if best is None:
-        return ("No trial has a value: there is no winner.",)
-    if ranking is None:
-        return (
-            _bias(best, trials),
-            "Nothing was trained again from scratch, so expect less from a new training.",
-        )
-    return (
-        _result(ranking.winner, metric),
-        *_why(ranking, metric),
-        *_as_good(ranking),
-        *_optimism(ranking),
-        *(_against(standing) for standing in ranking.baselines),
-        *_assumption(ranking),
-        f"{_bias(best, trials)} {_excess(best, ranking)}",
-    )
 
 
 def _result(winner: Standing, metric: str) -> str:
@@ -208,19 +202,19 @@ def _assumption(ranking: Ranking) -> Iterator[str]:
         )
 
 
-def _bias(best: TrialRecord, trials: Sequence[TrialRecord]) -> str:
-    count = len(scored(trials))
+def _bias(best: Valued, count: int) -> str:
+    value, trial = best
     return (
-        f"The best value inside the search, {format_score(best.value)} of trial {best.number}, is the "
-        f"largest of {format_count(count, 'noisy value')} and so too high on average."
+        f"The best value inside the search, {format_score(value)} of trial {trial.number}, is the largest of "
+        f"{format_count(count, 'noisy value')} and so too high on average."
     )
 
 
-def _excess(best: TrialRecord, ranking: Ranking) -> str:
+def _excess(best: Valued, ranking: Ranking) -> str:
     """By how much the search's maximum was above the mean of that configuration, else of the winner."""
-    standing = next((s for s in ranking.standings if s.configuration.trial == best.number), ranking.winner)
-    assert best.value is not None
-    above = best.value - standing.mean.mean
+    value, trial = best
+    standing = next((s for s in ranking.standings if s.configuration.trial == trial.number), ranking.winner)
+    above = value - standing.mean.mean
     confirmed = f"the confirmed mean of {standing.name}, {format_score(standing.mean.mean)}"
     return f"Here it is {format_points(abs(above))} {'above' if above >= 0 else 'below'} {confirmed}."
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.config import Dimension
-from encsearch.report.facts import Straggler, finalists_cost, search_cost
+from encsearch.config import Dimension, Minimized, Sampler, Scheduler
+from encsearch.report.facts import Straggler, comparable, finalists_cost, ranking_of, search_cost
 from encsearch.report.summary import SweepSummary
-from encsearch.report.verdict import as_good, won
+from encsearch.report.verdict import as_good, verdict
 from encsearch.search.budget.rules import spent_by
 from encsearch.text import (
     format_cost,
@@ -17,28 +17,13 @@ from encsearch.text import (
     format_params,
 )
 
-SAMPLERS = {
-    "tpe": "TPE",
-    "gp": "a Gaussian process",
-    "cmaes": "CMA-ES",
-    "random": "random draws",
-    "grid": "a grid",
-    "qmc": "a quasi-random sequence",
-}
-SCHEDULERS = {
-    "asha": "ASHA stopped the weaker trials early",
-    "hyperband": "Hyperband stopped the weaker trials of each bracket early",
-    "median": "the median rule stopped the weaker trials early",
-    "none": "no trial was to be stopped early",
-}
-SECOND_GOALS = {"parameters": "the fewest parameters", "latency_ms": "the lowest latency_ms"}
-
 
 def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
     """(question, sentences) in the order of the page."""
+    candidates = comparable(summary.trials, summary.excluded)
     return [
         ("What was searched", searched(summary)),
-        ("What won, and how sure", won(summary)),
+        ("What won, and how sure", verdict(ranking_of(summary), summary.metric, candidates)),
         ("Who else is as good", as_good(summary)),
         ("What it cost", cost(summary)),
         ("What was left out", left_out(summary)),
@@ -49,11 +34,11 @@ def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
 def searched(summary: SweepSummary) -> tuple[str, ...]:
     search = summary.search
     space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
-    goals = [f"the highest {summary.metric}", *([SECOND_GOALS[search.minimize]] if search.minimize else [])]
+    goals = [f"the highest {summary.metric}", *([_goal(search.minimize)] if search.minimize else [])]
     sentences = [
         f"{format_count(len(summary.trials), 'trial')} searched {format_list(space)} for "
         f"{format_list(goals)}.",
-        f"The values came from {SAMPLERS[search.sampler]}; {SCHEDULERS[search.scheduler]}.",
+        f"The values came from {_method(search.sampler)}; {_stopping(search.scheduler)}.",
     ]
     if search.minimize:
         sentences.append("Early stopping compares one figure and does not apply to two objectives.")
@@ -62,6 +47,42 @@ def searched(summary: SweepSummary) -> tuple[str, ...]:
             f"The sampler did not start from nothing: it knew the trials of {summary.warm_started}."
         )
     return (*sentences, fates(summary))
+
+
+def _goal(minimize: Minimized) -> str:
+    match minimize:
+        case "parameters":
+            return "the fewest parameters"
+        case "latency_ms":
+            return "the lowest latency_ms"
+
+
+def _method(sampler: Sampler) -> str:
+    match sampler:
+        case "tpe":
+            return "TPE"
+        case "gp":
+            return "a Gaussian process"
+        case "cmaes":
+            return "CMA-ES"
+        case "random":
+            return "random draws"
+        case "grid":
+            return "a grid"
+        case "qmc":
+            return "a quasi-random sequence"
+
+
+def _stopping(scheduler: Scheduler) -> str:
+    match scheduler:
+        case "asha":
+            return "ASHA stopped the weaker trials early"
+        case "hyperband":
+            return "Hyperband stopped the weaker trials of each bracket early"
+        case "median":
+            return "the median rule stopped the weaker trials early"
+        case "none":
+            return "no trial was to be stopped early"
 
 
 def extent(dimension: Dimension) -> str:

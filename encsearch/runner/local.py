@@ -1,11 +1,11 @@
 """A training in this process: no Ray, one device. For notebooks, benchmarks and machines without Ray."""
 
-import os
 import shutil
 import time
 from pathlib import Path
 
 from encsearch.config import Config
+from encsearch.files import beside
 from encsearch.reports import Recorder, Report, RunResult, best_report
 from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
@@ -24,16 +24,10 @@ def run_local(config: Config, run_dir: Path, recorder: Recorder, *, device: str 
     for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
         reports.append(report)
         if report is best_report(tuple(reports), config.metric):
-            partial = run_dir / "best.tmp"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_checkpoint(experiment.state, partial)
-            _replace(partial, best_checkpoint)
+            with beside(best_checkpoint) as scratch:
+                scratch.mkdir(parents=True)
+                save_checkpoint(experiment.state, scratch)
+                shutil.rmtree(best_checkpoint, ignore_errors=True)
         recorder.log(report)
     best = best_report(tuple(reports), config.metric)
     return RunResult(tuple(reports), best, best_checkpoint, time.monotonic() - started)
-
-
-def _replace(source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(source, target)

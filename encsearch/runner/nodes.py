@@ -8,13 +8,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from encsearch.data.store import read_manifest
-from encsearch.errors import PreflightError, UserError
+from encsearch.data.store import Store
+from encsearch.errors import PreflightError, UserError, last_line
 
 ANSWER_TIMEOUT_S = 60
 
 
-def check_nodes(store: str, out: Path) -> None:
+def check_nodes(store: Store, out: Path) -> None:
     """Raises PreflightError, naming the node, unless every node reads the store and sees `out`.
 
     On the driver's own node there is nothing to check.
@@ -27,7 +27,7 @@ def check_nodes(store: str, out: Path) -> None:
     probe = out.absolute() / f".probe-{secrets.token_hex(4)}"
     probe.touch()
     try:
-        _ask_all(others, str(Path(store).absolute()), read_manifest(store).fingerprint, str(probe))
+        _ask_all(others, str(store.path.absolute()), store.fingerprint, str(probe))
     finally:
         probe.unlink()
 
@@ -46,7 +46,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
         try:
             problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line(error)
             raise PreflightError(
                 f"node {name} cannot be asked ({reason}); install the driver's encsearch on it, or remove it"
             ) from None
@@ -59,7 +59,7 @@ def _look(store: str, fingerprint: str, probe: str) -> str | None:
     if not Path(probe).exists():
         return f"does not see the folder of runs {Path(probe).parent}"
     try:
-        found = read_manifest(store).fingerprint
+        found = Store(store).fingerprint
     except UserError as error:
         return f"cannot read the store ({error})"
     if found != fingerprint:

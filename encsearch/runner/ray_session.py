@@ -5,13 +5,14 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from encsearch.config import ScalingConfig
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, first_line
 from encsearch.text import format_count, format_number
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
@@ -33,6 +34,8 @@ QUIET = {
     # Ray warns of a change of a future version at each import of ray otherwise.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Ray starts Python with -c, which alone imports what lies in the working directory, as a random.py.
+SAFE = {"PYTHONSAFEPATH": "1"}
 
 
 CONNECT_TIMEOUT_S = 5
@@ -48,16 +51,36 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
     """
     import ray
 
-    is_own = not ray.is_initialized()
-    if is_own:
-        _connect(needs)
-    try:
-        if lacking := lacks(needs, ray.cluster_resources()):
-            raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
+    if ray.is_initialized():
+        _check_fits(needs, ray.cluster_resources())
         yield
-    finally:
-        if is_own:
+        return
+    with tempfile.TemporaryDirectory(prefix="encsearch-") as empty:
+        with _working_in(empty):
+            _connect(needs)
+        try:
+            _check_fits(needs, ray.cluster_resources())
+            yield
+        finally:
             ray.shutdown()
+
+
+@contextmanager
+def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
+    """What `ray_session` refuses is refused, but no local Ray is started."""
+    if "RAY_ADDRESS" in os.environ:
+        with ray_session(needs=needs):
+            yield
+        return
+    import torch
+
+    _check_fits(needs, {"CPU": _local_cpus(needs), "GPU": torch.cuda.device_count()})
+    yield
+
+
+def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
+    if lacking := lacks(needs, resources):
+        raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
 
 
 def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
@@ -83,10 +106,25 @@ def _each_worker(needs: ScalingConfig) -> dict[str, float]:
     return {"CPU": needs.cpus_per_worker} | ({"GPU": needs.gpus_per_worker} if needs.gpus_per_worker else {})
 
 
+@contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    """Ray 2.60 asks for the working directory and puts it first on its workers' import path.
+
+    It may be gone, or hold a random.py. So it is left meanwhile, and not asked for by name.
+    """
+    here = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
 def _connect(needs: ScalingConfig) -> None:
     import ray
 
-    for name, value in (CHEAPER_TRAIN | QUIET).items():
+    for name, value in (CHEAPER_TRAIN | QUIET | SAFE).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {}
@@ -97,12 +135,11 @@ def _connect(needs: ScalingConfig) -> None:
         # folder; this one is of this session alone.
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        workers = math.ceil(needs.num_workers * needs.cpus_per_worker)
         # Trials need the dashboard's state service to free the resources of one that was stopped.
         # Without "local" Ray 2.60 attaches to any cluster that was started on this machine.
         arguments = {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, workers),
+            "num_cpus": _local_cpus(needs),
             "include_dashboard": True,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -110,11 +147,15 @@ def _connect(needs: ScalingConfig) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:  # Ray 2.60 raises nothing narrower when a node does not start in time
         what = f"Ray at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
-        reason = str(error).strip().splitlines()[0]
-        raise PreflightError(f"{what}: {reason}") from None
+        raise PreflightError(f"{what}: {first_line(error)}") from None
     # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _local_cpus(needs: ScalingConfig) -> int:
+    """What a local Ray is told to have: one training always fits, as threads that take turns."""
+    return max(os.cpu_count() or 1, math.ceil(needs.num_workers * needs.cpus_per_worker))
 
 
 def _check_listening(address: str) -> None:

@@ -22,7 +22,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
-from encsearch.errors import TrainingError
+from encsearch.errors import TrainingError, last_line
 from encsearch.reports import REPORTS_FILE, Recorder, Report, RunResult, SpoolReader, append, forwarding
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import build
@@ -156,4 +156,4 @@ def _reason(error: TrainingFailedError) -> str:
     """The first worker's own words, or Ray's."""
     failures = list(getattr(error, "worker_failures", {}).values())
     cause: Exception = failures[0] if failures else error
-    return str(cause).strip().splitlines()[-1]
+    return last_line(cause)

@@ -6,18 +6,17 @@ after a kill: the trials that were open are given out again, and tell again what
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, LimitsConfig, with_values
+from encsearch.config import Config, LimitsConfig, Minimized, trial_config
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
-from encsearch.search.study.study import COST, HARDWARE, LATENCY, PARAMETERS, SECONDS, Proposal, Study
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialState, flags
-from encsearch.search.tune.jobs import RESTARTS, Job
+from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
+from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
+from encsearch.search.tune.board import Board, Entry, Job
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 
 
@@ -55,6 +54,15 @@ def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
         return None
     given, allowed = f"{format_number(latency_ms)} ms an image", format_number(limits.latency_ms)
     return _beyond("latency_ms", latency_ms / limits.latency_ms, given, allowed)
+
+
+def _is_latency(minimize: Minimized | None) -> bool:
+    """Whether a trial must measure its second objective; the parameters are noted of every trial."""
+    match minimize:
+        case "latency_ms":
+            return True
+        case "parameters" | None:
+            return False
 
 
 def _beyond(name: str, ratio: float, given: str, allowed: str) -> Excess:
@@ -97,27 +105,17 @@ class Limiter(Protocol):
     def must_end(self) -> bool: ...
 
 
-@dataclass
-class _Entry:
-    number: int
+@dataclass(kw_only=True)
+class _Entry(Entry):
     values: Mapping[str, Any]
-    job: Job
-    recorder: Recorder | None = None
-    last: Report | None = None
-    seconds: float = 0.0
     hardware: tuple[str, ...] = ()
-    failure: str | None = None
     excess: Excess | None = None
-    restarts: int = 0
     heard_s: float = 0.0
     is_late: bool = False
 
 
-class Ledger:
-    """The trials of one sweep; a `JobSource`.
-
-    At most `room` trials run at once. `network` tells what a trial's network takes.
-    """
+class Ledger(Board[_Entry]):
+    """The trials of one sweep; `network` tells what a trial's network takes."""
 
     def __init__(
         self,
@@ -131,30 +129,21 @@ class Ledger:
         room: int,
         network: Callable[[Config], Network],
     ) -> None:
-        assert config.search
-        self._config, self._search = config, config.search
-        self._study, self._observer, self._limiter = study, observer, limiter
-        self._folder, self._fingerprint, self._room, self._network = folder, fingerprint, room, network
-        self._open: dict[str, _Entry] = {}
-        self._waiting: deque[_Entry] = deque()
+        super().__init__(room)
+        self._config, self._study, self._observer, self._limiter = config, study, observer, limiter
+        self._folder, self._fingerprint, self._network = folder, fingerprint, network
         for proposal in study.running():
             self._take_up(proposal)
 
     def next_job(self, key: str) -> Job | None:
-        if len(self._open) >= self._room:
-            return None
-        if not self._waiting:
+        if not self._waiting and len(self._out) < self._room:
             self._ask()
-        if not self._waiting:
-            return None
-        entry = self._waiting.popleft()
-        self._open[key] = entry
-        return entry.job
+        return super().next_job(key)
 
     def is_done(self) -> bool:
-        if self._open or self._waiting:
+        if not super().is_done():
             return False
-        if self._search.flagged == "rerun":
+        if self._study.search.flagged == "rerun":
             self._repeat_flagged()
         return not self._may_ask()
 
@@ -163,60 +152,31 @@ class Ledger:
         return self._limiter.must_end()
 
     def started(self, key: str) -> None:
-        entry = self._open[key]
-        entry.heard_s = time.monotonic()
-        if entry.recorder is None:
-            entry.recorder = self._observer.open_recorder(entry.number, entry.job.config)
-            self._observer.follow(self._event(entry, None))
+        self._out[key].heard_s = time.monotonic()
+        super().started(key)
 
     def reported(self, key: str, result: Mapping[str, Any]) -> bool:
-        """Take an epoch once, also when a restarted trial repeats it; whether the trial is to be stopped."""
-        entry = self._open[key]
+        entry = self._out[key]
         entry.heard_s, entry.is_late = time.monotonic(), False
         self._note_hardware(entry, result["hardware"])
-        entry.failure = result.get("failure")
-        if "latency_ms" in result:
-            return self._is_slow(entry, result["latency_ms"])
-        if "report" not in result:
-            return False
-        report = Report.from_dict(result["report"])
-        if entry.last is None or report.step > entry.last.step:
-            self._take(entry, report)
-        return report.epoch == max(self._study.curve(entry.number)) and self._study.should_stop(entry.number)
+        if LATENCY in result:
+            return self._is_slow(entry, result[LATENCY])
+        report = self._hear(entry, result)
+        is_newest = report is not None and report.epoch == max(self._study.curve(entry.number))
+        return is_newest and self._study.should_stop(entry.number)
 
-    def ended(self, key: str) -> None:
-        """Give the trial its terminal state, from how far it came."""
-        entry = self._open.pop(key)
-        if entry.excess:
-            self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
-            self._end(entry, "PRUNED", entry.excess.reason)
-        elif entry.failure or entry.last is None:
-            reason = entry.failure or "the trial ended without a report"
-            self._study.fail(entry.number, reason)
-            self._end(entry, "FAIL", reason)
-        elif entry.last.epoch < self._config.train.epochs:
-            self._study.prune(entry.number)
-            self._end(entry, "PRUNED")
-        else:
-            self._study.complete(entry.number)
-            self._end(entry, "COMPLETE")
-
-    def lost(self, key: str, reason: str) -> None:
-        entry = self._open.pop(key)
-        if entry.restarts < RESTARTS:
-            entry.restarts += 1
-            self._waiting.append(entry)
+    def lost(self, key: str, reason: str) -> bool:
+        entry = self._out[key]
+        starts_again = super().lost(key, reason)
+        if starts_again:
             self._observer.say(f"trial {entry.number} lost its process and starts again ({reason})")
-            return
-        told = f"the trial's process failed {RESTARTS + 1} times: {reason}"
-        self._study.fail(entry.number, told)
-        self._end(entry, "FAIL", told)
+        return starts_again
 
     def end_all(self, reason: str) -> None:
         """The budget is spent: what is still open was stopped early, with its curve."""
         for entry in self._still_open():
             self._study.prune(entry.number, reason)
-            self._end(entry, "PRUNED", reason)
+            self._close(entry, "PRUNED", reason)
 
     def leave_all(self) -> None:
         """The sweep is interrupted: its trials stay open in the study, from where a resume takes them up."""
@@ -239,25 +199,28 @@ class Ledger:
             return False
         spent = spent_by(self._study.records(), wall_s=0)
         most = max(spent.refused, spent.trials)
-        return most < self._search.budget.trials and not self._study.is_exhausted()
+        return most < self._study.search.budget.trials and not self._study.is_exhausted()
 
     def _take_up(self, proposal: Proposal) -> bool:
         """Make a waiting entry of a proposal, unless it is refused."""
-        config = with_values(self._config.model_copy(update={"search": None}), proposal.values)
+        config = trial_config(self._config, proposal.values)
         network = self._network(config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
-        beyond = excess(self._search.limits, network)
+        beyond = excess(self._study.search.limits, network)
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
-        measures = bool(self._search.limits.latency_ms or self._search.minimize == "latency_ms")
+        search = self._study.search
+        measures = bool(search.limits.latency_ms) or _is_latency(search.minimize)
         job = Job(config, trial_folder(self._folder, proposal.number), self._fingerprint, measures)
-        self._waiting.append(_Entry(proposal.number, proposal.values, job))
+        self._waiting.append(_Entry(proposal.number, job, values=proposal.values))
         return True
 
+    def _begin(self, entry: _Entry) -> None:
+        entry.recorder = self._observer.open_recorder(entry.number, entry.job.config)
+        self._observer.follow(self._event(entry, None))
+
     def _take(self, entry: _Entry, report: Report) -> None:
-        entry.last = report
-        entry.seconds += report.seconds
         is_new = report.epoch not in self._study.curve(entry.number)
         value = report.metrics[self._config.metric]
         if is_new:
@@ -282,7 +245,7 @@ class Ledger:
         if self._study.curve(entry.number):
             return False
         self._study.note(entry.number, **{LATENCY: latency_ms})
-        entry.excess = slow(self._search.limits, latency_ms)
+        entry.excess = slow(self._study.search.limits, latency_ms)
         return entry.excess is not None
 
     def _repeat_flagged(self) -> None:
@@ -292,11 +255,11 @@ class Ledger:
                 self._study.repeat(number)
 
     def _tell_stragglers(self) -> None:
-        epochs = [e.last.seconds for e in self._open.values() if e.last]
+        epochs = [e.last.seconds for e in self._out.values() if e.last]
         if not epochs:
             return
         usual = sorted(epochs)[len(epochs) // 2]
-        for entry in self._open.values():
+        for entry in self._out.values():
             silent = time.monotonic() - entry.heard_s if entry.heard_s else 0.0
             if not entry.is_late and silent > max(STRAGGLER_MIN_S, STRAGGLER_FACTOR * usual):
                 entry.is_late = True
@@ -305,13 +268,23 @@ class Ledger:
                     f"epoch takes {format_duration(usual)}"
                 )
 
-    def _still_open(self) -> list[_Entry]:
-        entries = [*self._open.values(), *self._waiting]
-        self._open.clear()
-        self._waiting.clear()
-        return entries
+    def _end(self, entry: _Entry) -> None:
+        """Give the trial its terminal state, from how far it came."""
+        if entry.excess:
+            self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
+            self._close(entry, "PRUNED", entry.excess.reason)
+        elif entry.failure or entry.last is None:
+            reason = entry.failure or "the trial ended without a report"
+            self._study.fail(entry.number, reason)
+            self._close(entry, "FAIL", reason)
+        elif entry.last.epoch < self._config.train.epochs:
+            self._study.prune(entry.number)
+            self._close(entry, "PRUNED")
+        else:
+            self._study.complete(entry.number)
+            self._close(entry, "COMPLETE")
 
-    def _end(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
+    def _close(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
         best = max(self._study.curve(entry.number).values(), default=None)
         event = self._event(entry, best, state, reason)
         if entry.recorder:

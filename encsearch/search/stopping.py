@@ -6,7 +6,7 @@ decided in the study before they say so; a kill in between would lose a decision
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from encsearch.config import SearchConfig
 
@@ -19,25 +19,29 @@ def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[
 
     `curves` holds every trial's so far, by number; `epochs` is a full trial's length, where none is stopped.
     """
-    curve = curves[number]
-    epoch = max(curve)
-    if epoch >= epochs:
+    epoch = max(curves[number])
+    if epoch not in checked_epochs(search, epochs, number):
         return False
-    if search.scheduler == "median":
-        return _below_median(search, epoch, number, curves)
-    if epoch not in rungs_of(search, epochs, number):
-        return False
-    rivals = {
-        n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket_of(search, epochs, number)
-    }
-    return _below_rung(search.asha.reduction_factor, epoch, number, rivals)
+    match search.scheduler:
+        case "asha" | "hyperband":
+            bracket = bracket_of(search, epochs, number)
+            rivals = {n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket}
+            return _below_rung(search.asha.reduction_factor, epoch, number, rivals)
+        case "median":
+            return _below_median(search, epoch, number, curves)
+        case "none":
+            return False
 
 
-def rungs_of(search: SearchConfig, epochs: int, number: int) -> tuple[int, ...]:
-    """The epochs before the last at which the trial must be among the best of its bracket to go on."""
-    if search.scheduler not in ("asha", "hyperband"):
-        return ()
-    return all_rungs(search, epochs)[bracket_of(search, epochs, number) :]
+def checked_epochs(search: SearchConfig, epochs: int, number: int) -> Sequence[int]:
+    """The epochs before the last after which the trial may be stopped: its rungs, where the rule has any."""
+    match search.scheduler:
+        case "asha" | "hyperband":
+            return all_rungs(search, epochs)[bracket_of(search, epochs, number) :]
+        case "median":
+            return range(search.median.grace_epochs, epochs)
+        case "none":
+            return ()
 
 
 def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
@@ -89,6 +93,5 @@ def _below_median(search: SearchConfig, epoch: int, number: int, curves: Mapping
         for n, curve in curves.items()
         if n != number and max(curve, default=0) >= epoch
     ]
-    if epoch < search.median.grace_epochs or len(others) < search.median.min_trials:
-        return False
-    return max(curves[number].values()) < statistics.median(others)
+    enough = len(others) >= search.median.min_trials
+    return enough and max(curves[number].values()) < statistics.median(others)

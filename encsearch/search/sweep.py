@@ -6,8 +6,8 @@ from pathlib import Path
 
 import ray
 
-from encsearch.config import Config, LimitsConfig
-from encsearch.data.store import read_manifest
+from encsearch.config import Config, LimitsConfig, ScalingConfig, SearchConfig
+from encsearch.data.store import Store
 from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ledger import Ledger, Limiter, Network, SweepObserver
@@ -20,31 +20,30 @@ from encsearch.train.memory import training_gib
 
 def run_sweep(
     config: Config,
+    store: Store,
     study: Study,
     folder: Path,
     observer: SweepObserver,
     limiter: Limiter,
-    *,
-    fingerprint: str,
 ) -> tuple[TrialRecord, ...]:
-    """Run `config.search` on the connected Ray and return all trials, each in a terminal state.
+    """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
     `folder` gets `trials/` with the reports of each. What a process before this one left open goes on. When
     this one is interrupted the trials stay open, from where the next takes them up. Raises TrainingError
     when every trial failed.
     """
-    assert config.search
+    search = study.search
     # As many as may be asked for: a point that waits for ever would be asked for before a repeated trial.
-    study.queue(known_points(config)[: config.search.budget.trials])
+    study.queue(known_points(config, search)[: search.budget.trials])
     ledger = Ledger(
         config,
         study,
         observer,
         limiter,
         folder=folder,
-        fingerprint=fingerprint,
-        room=trials_at_once(config),
-        network=partial(_network, limits=config.search.limits),
+        fingerprint=store.fingerprint,
+        room=trials_at_once(search, config.scaling),
+        network=partial(_network, store=store, limits=search.limits),
     )
     try:
         run_jobs(ledger, config.scaling, folder / "tune")
@@ -57,11 +56,10 @@ def run_sweep(
     return records
 
 
-def trials_at_once(config: Config) -> int:
+def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
     """What the connected cluster holds, at most `search.max_concurrent`."""
-    assert config.search
-    room = trainings_at_once(config.scaling, ray.cluster_resources())
-    return min(room, config.search.max_concurrent or room)
+    room = trainings_at_once(scaling, ray.cluster_resources())
+    return min(room, search.max_concurrent or room)
 
 
 def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:
@@ -76,8 +74,7 @@ def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:
     raise TrainingError(f"all of {len(records)} trials failed: {reasons}")
 
 
-def _network(trial: Config, limits: LimitsConfig) -> Network:
+def _network(trial: Config, store: Store, limits: LimitsConfig) -> Network:
     """What the network of a trial takes; its memory only if that is limited, since it takes a second."""
-    num_classes = len(read_manifest(trial.data.store).info.classes)
-    gib = training_gib(trial, num_classes) if limits.memory_gib else None
-    return Network(count_parameters(trial.model, num_classes), gib)
+    gib = training_gib(trial, store) if limits.memory_gib else None
+    return Network(count_parameters(trial.model, len(store.info.classes)), gib)

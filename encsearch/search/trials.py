@@ -9,6 +9,9 @@ from encsearch.reports import Status
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
 
+# A model's size and the time that it takes, as a trial reports them and as its study keeps them.
+PARAMETERS, LATENCY = "parameters", "latency_ms"
+
 # How the record of a trial that has ended is closed.
 STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from encsearch.config import ScalingConfig
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, one_line
 from encsearch.inference.bundle import CARD_FILE, READ_FILES, existing_device, read_bundle, weights_digest
 from encsearch.runner.ray_session import lacks, ray_session
 from encsearch.serving.answers import ServedModel
@@ -143,5 +143,4 @@ def _run(application: Any) -> None:
     try:
         serve.run(application, name=APP_NAME)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise PreflightError(f"the replicas did not start ({reason}); see the logs of Ray") from None
+        raise PreflightError(f"the replicas did not start ({one_line(error)}); see the logs of Ray") from None

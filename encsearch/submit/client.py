@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encsearch.errors import PreflightError, TrainingError, UserError
+from encsearch.errors import PreflightError, TrainingError, UserError, first_line, one_line
 from encsearch.submit.package import check_package, check_script, pack, package_files
 from encsearch.text import format_duration
 from encsearch.tracking.uris import SQLITE, check_kind
@@ -250,7 +250,7 @@ def _ask_cluster(address: str | None) -> str:
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             if "InvalidAuthToken" in str(error):
                 raise _refused(missing=os.environ.get("RAY_AUTH_MODE", "").lower() != "token") from None
-            raise _unreachable(address, _first_line(error)) from None
+            raise _unreachable(address, first_line(error)) from None
     return url
 
 
@@ -266,7 +266,7 @@ def _problem_of(url: str) -> str | None:
     except urllib.error.URLError as error:
         return str(error.reason)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return _first_line(error)
+        return first_line(error)
 
 
 def _check_port(address: str) -> None:
@@ -336,7 +336,7 @@ def _one_line_errors(job_id: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise _refused(missing="required" in _first_line(error)) from None
+        raise _refused(missing="required" in first_line(error)) from None
     except aiohttp.WSServerHandshakeError as error:
         raise job_error(f"status code {error.status}", job_id) from None
     except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError):
@@ -353,7 +353,7 @@ def job_error(message: str, job_id: str | None) -> Exception:
         return UserError(f"job id {job_id} is taken on this cluster; give another one, or none")
     if "WebSocket" in message:
         return _lost()
-    return TrainingError(f"the job server refused: {' '.join(message.split())[:300]}")
+    return TrainingError(f"the job server refused: {one_line(message)}")
 
 
 def _lost() -> ConnectionLostError:
@@ -365,7 +365,7 @@ def _lost() -> ConnectionLostError:
 def _refused(missing: bool) -> PreflightError:
     if missing:
         return PreflightError(
-            "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token file"
+            "the cluster asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token file"
         )
     return PreflightError(
         "the cluster refused the token; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is another cluster's"
@@ -388,7 +388,3 @@ def _set(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from encsearch.config import Config, DataConfig
 from encsearch.data.manifest import Manifest
-from encsearch.data.statistics import split_stats
-from encsearch.data.store import read_manifest
+from encsearch.data.store import Store
 from encsearch.redaction import without_secrets
 from encsearch.reports import Report
 from encsearch.text import format_count, format_list
@@ -46,21 +45,20 @@ def described(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
     }
 
 
-def dataset_of(data: DataConfig) -> Dataset:
-    """What MLflow shows of the data. Raises StoreError for a store or a split that is missing or damaged."""
-    manifest = read_manifest(data.store)
-    sizes = split_stats(data.store, data.train_split).sizes
+def dataset_of(data: DataConfig, store: Store) -> Dataset:
+    """What MLflow shows of the data. Raises StoreError for a split that is missing or damaged."""
+    sizes = store.stats(data.train_split).sizes
     (height, width), _ = sizes[0]
     others = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
     return Dataset(
-        name=manifest.info.name,
-        fingerprint=manifest.fingerprint,
+        name=store.info.name,
+        fingerprint=store.fingerprint,
         source=without_secrets(data.store),
         profile={
-            "images": {name: split.num_samples for name, split in manifest.splits.items()},
+            "images": {name: split.num_samples for name, split in store.manifest.splits.items()},
             "training_image_size": f"{width}x{height}{others}",
-            "num_classes": len(manifest.info.classes),
-            "classes": list(manifest.info.classes),
+            "num_classes": len(store.info.classes),
+            "classes": list(store.info.classes),
         },
     )
 

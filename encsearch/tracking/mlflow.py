@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import MAX_LENGTH, PreflightError, UserError, one_line
 from encsearch.redaction import without_secrets
 from encsearch.tracking.uris import SQLITE, resolve_uri, sqlite_path
 
@@ -82,7 +82,7 @@ def answering(uri: str) -> Iterator[None]:
         if "error code 401" in str(error):
             way_out = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise PreflightError(
-            f"MLflow at {without_secrets(uri)} cannot be used: {one_line(error)}; check {way_out}"
+            f"MLflow at {without_secrets(uri)} cannot be used: {innermost(error)}; check {way_out}"
         ) from None
 
 
@@ -111,11 +111,11 @@ def _is_temporary(error: Exception) -> bool:
     return True
 
 
-def one_line(error: Exception) -> str:
+def innermost(error: Exception) -> str:
     """The error's innermost message, which is the one that says why, short and without secrets."""
-    text = without_secrets(" ".join(str(error).split()))
+    text = one_line(error, None)
     cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
-    return cause.group().strip(" :") if cause else text[:200]
+    return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
 
 
 def _set_up(uri: str) -> None:

@@ -12,7 +12,6 @@ NAME                     what a report brings in its `texts`, as profile.txt and
 """
 
 import base64
-import csv
 import json
 import uuid
 from collections.abc import Sequence
@@ -24,10 +23,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
 from encsearch.data.pictures import comparison
+from encsearch.files import write_csv
 from encsearch.reports import Report
+from encsearch.style import LIGHT, look
 
 TABLES, PICTURES = "tables", "pictures"
 # MLflow shows a JSON file as a table only if this tag of the run names it.
@@ -44,14 +46,14 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
     """
     for name in (TABLES, PICTURES):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     ious = [(name, report.class_iou.get(name)) for name in classes]
-    _write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
+    write_csv(folder / TABLES / "class_iou.csv", [("class", "iou"), *ious])
     _write_table(folder / TABLES / "class_iou.json", ("class", "iou"), ious)
     if report.confusion:
         assert len(report.confusion) == len(classes), (len(report.confusion), len(classes))
         rows = [(name, *row) for name, row in zip(classes, report.confusion, strict=True)]
-        _write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
+        write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
         _draw_confusion(folder / PICTURES / "confusion.png", np.array(report.confusion), classes)
 
 
@@ -63,28 +65,25 @@ def write_texts(folder: Path, report: Report) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """As MLflow's `log_table` writes it (3.17): a data frame as JSON, split into columns and rows."""
     path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
 
 
+@look(LIGHT)
 def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side_inch = 3 + 0.25 * len(classes)
-    figure = Figure(figsize=(side_inch, side_inch), layout="constrained")  # needs no display, unlike pyplot
+    figure = Figure(figsize=(side_inch, side_inch))  # needs no display, unlike pyplot
     axes = figure.add_subplot()
+    axes.grid(False)
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
     axes.set_yticks(range(len(classes)), classes, fontsize=7)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 KEY = "predictions"

@@ -1,6 +1,5 @@
 """A training's state on disk: safetensors for the weights, a weights-only archive for the optimizer."""
 
-import os
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
+from encsearch.files import beside, sync
 from encsearch.train.state import TrainState
 
 MODEL_FILE = "model.safetensors"
@@ -42,7 +42,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved["optimizer"])
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder}: the optimizer state cannot be read ({_line(error)})") from None
+        raise UserError(f"{folder}: the optimizer state cannot be read ({one_line(error)})") from None
     state.step = saved["step"]
     state.samples_seen = saved["samples_seen"]
 
@@ -53,19 +53,15 @@ def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
     Every file and the folder are synced to disk before the old one goes.
     """
     target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
-    scratch = folder / f".{target.name}"
-    older = sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name, content in files.items():
-        with open(scratch / name, "wb") as file:
-            file.write(content)
-            os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    # With the hidden ones, which a kill in here has left.
+    older = [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]
+    with beside(target) as scratch:
+        scratch.mkdir(parents=True)
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        sync(*scratch.iterdir(), scratch)
+        shutil.rmtree(target, ignore_errors=True)
+    sync(folder)
     for old in older:
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -100,8 +96,4 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_file(folder / MODEL_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: the model weights cannot be read ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: the model weights cannot be read ({one_line(error)})") from None

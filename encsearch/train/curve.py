@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from encsearch.reports import Point
-from encsearch.train.loss import Term, term_means
+from encsearch.train.loss import Term, TermName, term_means
 
 MAX_POINTS = 25  # an epoch: enough to see a step, few enough for a tracking server
 
@@ -28,12 +28,12 @@ class Curve:
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
         self._num_parts = min(MAX_POINTS, num_steps)
-        self._names: tuple[str, ...] = ()
+        self._names: tuple[TermName, ...] = ()
         self._part = -1
         self._sums: list[Tensor] = []  # (T, 2) float64 each: sums and divisors
         self._ends: list[tuple[int, int, float]] = []  # of each part: step, milliseconds since 1970, lr
 
-    def add(self, terms: Mapping[str, Term], norm: Tensor, *, step: int, lr: float) -> None:
+    def add(self, terms: Mapping[TermName, Term], norm: Tensor, *, step: int, lr: float) -> None:
         """What a step counted on this rank, and the global gradient norm; nothing is read back.
 
         `step` is the number of optimizer steps after this one.
@@ -51,7 +51,7 @@ class Curve:
             self._ends.append(end)
         self._part = part
 
-    def means(self, weights: Mapping[str, float], world_size: int) -> EpochMeans:
+    def means(self, weights: Mapping[TermName, float], world_size: int) -> EpochMeans:
         """Over the steps of all ranks, each term divided by its global count; waits for the device.
 
         The points hold the weighted loss, its terms, the gradient norm and the rate.
@@ -73,7 +73,7 @@ class Curve:
         )
         return EpochMeans({**metrics, "train/loss": self._loss(whole, weights)}, points)
 
-    def _loss(self, means: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    def _loss(self, means: Mapping[str, float], weights: Mapping[TermName, float]) -> float:
         return sum(weights[name] * means[name] for name in self._names)
 
 

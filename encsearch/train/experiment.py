@@ -1,5 +1,6 @@
 """From a configuration to what the loop needs, and the checks that cost no training time."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from encsearch.config import Config, DataConfig, LossConfig, ModelConfig, with_values
+from encsearch.config import Config, LossConfig, ModelConfig, with_values
 from encsearch.data.datasets import DatasetInfo, SegmentationDataset, evenly_spaced
 from encsearch.data.loading import Batch, TrainStream, validation_batches
-from encsearch.data.statistics import median_frequency_weights, split_stats
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.manifest import StoreError
+from encsearch.data.store import Store
 from encsearch.data.transforms import eval_transform
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.backbones import find_weights, sync_batch_norms
@@ -44,13 +45,14 @@ class Experiment:
 def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
     """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
 
+    Opens the store, once a training and process: the data may have been replaced since the job began.
     Initial weights depend on `train.seed` alone, so they are the same on every rank.
     """
     assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
-    train = open_split(config.data.store, config.data.train_split)
-    val = open_split(config.data.store, config.data.val_split)
+    store = Store(config.data.store)
+    train, val = store.split(config.data.train_split), store.split(config.data.val_split)
     torch.manual_seed(config.train.seed)
-    model = EncNet.from_config(config.model, len(train.info.classes))
+    model = EncNet.from_config(config.model, len(store.info.classes))
     state = new_state(model, config, world_size=world_size, device=device)
     batch_size = config.train.global_batch_size
     loaders = Loaders(
@@ -74,7 +76,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         # What is only told, rank 0 tells.
         shown=partial(_shown_batches, val) if rank == 0 else tuple,
     )
-    class_weights = resolve_class_weights(config.loss, config.data)
+    class_weights = resolve_class_weights(config.loss, store, config.data.train_split)
     plan = Plan(
         epochs=config.train.epochs,
         steps_per_epoch=config.train.steps_per_epoch or -(-len(train) // batch_size),
@@ -82,16 +84,16 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.precision == "bf16",
-        classes=train.info.classes,
-        groups=train.info.groups,
+        bf16=config.train.bf16,
+        classes=store.info.classes,
+        groups=store.info.groups,
         device=torch.device(device),
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         rank=rank,
         world_size=world_size,
     )
-    return Experiment(state, loaders, config.loss, plan, train.info, train.fingerprint)
+    return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint)
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
@@ -123,7 +125,7 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
 
 
-def resolve_class_weights(loss: LossConfig, data: DataConfig) -> tuple[float, ...] | None:
+def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> tuple[float, ...] | None:
     """The weights of the cross-entropy in the order of the classes, or None where all are alike.
 
     Raises UserError for names that are not exactly the classes of the store, and for a training split without
@@ -132,8 +134,8 @@ def resolve_class_weights(loss: LossConfig, data: DataConfig) -> tuple[float, ..
     if loss.class_weights == "none":
         return None
     if loss.class_weights == "median_frequency":
-        return median_frequency_weights(data.store, data.train_split)
-    info = read_manifest(data.store).info
+        return store.median_frequency_weights(train_split)
+    info = store.info
     for name in loss.class_weights:
         if name not in info.classes:
             raise UserError(
@@ -168,32 +170,37 @@ class Preflight:
     fingerprint: str
 
 
-def preflight(config: Config, out: Path) -> Preflight:
-    """Check that the recipe can run here: store, splits, class weights, metric, model, free disk under `out`.
-
-    Raises PreflightError (exit code 3) with the first thing that is wrong.
-    """
+def open_store(config: Config) -> Store:
+    """Open the recipe's store for a job. Raises PreflightError (exit code 3)."""
     try:
-        manifest = read_manifest(config.data.store)
-        sizes = {}
-        for key in ("train_split", "val_split"):
-            split = getattr(config.data, key)
-            sizes[key] = len(open_split(config.data.store, split))
-        resolve_class_weights(config.loss, config.data)
+        return Store(config.data.store)
+    except StoreError as error:
+        raise PreflightError(str(error)) from None
+
+
+def preflight(config: Config, store: Store, out: Path) -> Preflight:
+    """Check that the recipe can run here: splits, class weights, metric, model, free disk under `out`.
+
+    Raises PreflightError (exit code 3) with the first thing that is wrong, UserError for an `out` that cannot
+    be written.
+    """
+    _check_writable(out)
+    try:
+        num_train, num_val = (len(store.split(s)) for s in (config.data.train_split, config.data.val_split))
+        resolve_class_weights(config.loss, store, config.data.train_split)
     except UserError as error:
         raise PreflightError(str(error)) from None
-    _check_metric(config.metric, manifest.info)
-    _check_sizes(config)
-    num_parameters = _check_models(config, len(manifest.info.classes))
+    _check_metric(config.metric, store.info)
+    _check_sizes(config, store)
+    num_parameters = _check_models(config, len(store.info.classes))
     _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
     return Preflight(
-        num_train=sizes["train_split"],
-        num_val=sizes["val_split"],
-        num_classes=len(manifest.info.classes),
+        num_train=num_train,
+        num_val=num_val,
+        num_classes=len(store.info.classes),
         num_parameters=num_parameters,
-        steps_per_epoch=config.train.steps_per_epoch
-        or -(-sizes["train_split"] // config.train.global_batch_size),
-        fingerprint=manifest.fingerprint,
+        steps_per_epoch=config.train.steps_per_epoch or -(-num_train // config.train.global_batch_size),
+        fingerprint=store.fingerprint,
     )
 
 
@@ -203,11 +210,11 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
         raise PreflightError(f"metric={metric} is not measured on {info.name}; there are {', '.join(known)}")
 
 
-def _check_sizes(config: Config) -> None:
+def _check_sizes(config: Config, store: Store) -> None:
     """Without a crop a batch needs images of one size."""
     if config.augment.crop:
         return
-    sizes = split_stats(config.data.store, config.data.train_split).sizes
+    sizes = store.stats(config.data.train_split).sizes
     if len(sizes) == 1:
         return
     if config.train.global_batch_size > config.scaling.num_workers:
@@ -243,6 +250,14 @@ def _check_models(config: Config, num_classes: int) -> int:
 def existing_folder(out: Path) -> Path:
     """`out`, or where it will be made: the nearest folder above it that exists."""
     return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
+def _check_writable(out: Path) -> None:
+    existing = existing_folder(out)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{out}: cannot make a run folder ({existing} is no folder, or read-only); choose another --out"
+        )
 
 
 def _check_disk(out: Path, needed: int) -> None:

@@ -28,7 +28,7 @@ from encsearch.metrics import confusion_matrix, scores
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
 from encsearch.train.curve import Curve
-from encsearch.train.loss import Term, loss_sums, term_weights, weighted_loss
+from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
 from encsearch.train.state import TrainState
 from encsearch.train.telemetry import (
     PROCESS_MEMORY,
@@ -277,7 +277,7 @@ def _set_rate(state: TrainState, plan: Plan) -> float:
 
 def train_step(
     state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
-) -> tuple[dict[str, Term], Tensor]:
+) -> tuple[dict[TermName, Term], Tensor]:
     """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""
     images = batch.images.to(plan.device, non_blocking=True)
     labels = batch.labels.to(plan.device, non_blocking=True)

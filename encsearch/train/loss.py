@@ -8,7 +8,7 @@ not depend on how a batch is spread over ranks.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch import Tensor
 from encsearch.config import LossConfig
 from encsearch.data.datasets import IGNORE
 from encsearch.model.encnet import EncNetOutput
+
+TermName = Literal["pixel_loss", "se_loss", "aux_loss", "aux_se_loss", "dice_loss"]
 
 
 class Term(NamedTuple):
@@ -28,7 +30,7 @@ class Term(NamedTuple):
 
 def loss_sums(
     output: EncNetOutput, labels: Tensor, *, loss: LossConfig, class_weights: Tensor | None = None
-) -> dict[str, Term]:
+) -> dict[TermName, Term]:
     """Compare `output` with labels (B, H, W), classes or IGNORE, in float32 or better.
 
     class_weights (num_classes,) weigh the cross-entropies. Only the terms that the model has outputs for are
@@ -47,7 +49,8 @@ def loss_sums(
     counted = labels
     if loss.ohem_threshold is not None:
         counted = hard_labels(logits, labels, loss.ohem_threshold, loss.ohem_min_share)
-    terms = {"pixel_loss": _cross_entropy(logits, counted, class_weights, loss.label_smoothing)}
+    terms: dict[TermName, Term] = {}
+    terms["pixel_loss"] = _cross_entropy(logits, counted, class_weights, loss.label_smoothing)
     if output.presence_logits is not None:
         terms["se_loss"] = _se_loss(output.presence_logits, labels)
     if output.aux_logits is not None and output.aux_logits.ndim == 4:
@@ -59,7 +62,7 @@ def loss_sums(
     return terms
 
 
-def weighted_loss(terms: Mapping[str, Term], divisors: Tensor, loss: LossConfig) -> Tensor:
+def weighted_loss(terms: Mapping[TermName, Term], divisors: Tensor, loss: LossConfig) -> Tensor:
     """The scalar to minimise: the sum over the terms of weight * sum / divisor.
 
     divisors (T,) are those of all ranks, in the order of the terms. The sum of this value over the ranks is
@@ -76,15 +79,10 @@ def term_means(sums: Tensor, divisors: Tensor) -> Tensor:
     return sums * divisors.reciprocal().masked_fill(divisors == 0, 0)
 
 
-def term_weights(loss: LossConfig) -> dict[str, float]:
-    """Weight of each term by its name; both SE-losses have the paper's alpha."""
-    return {
-        "pixel_loss": 1.0,
-        "aux_loss": loss.aux_weight,
-        "se_loss": loss.se_weight,
-        "aux_se_loss": loss.se_weight,
-        "dice_loss": loss.dice_weight,
-    }
+def term_weights(loss: LossConfig) -> dict[TermName, float]:
+    """Weight of each term by its name, also of terms that the model has no output for."""
+    names: tuple[TermName, ...] = get_args(TermName)
+    return {name: _weight(name, loss) for name in names}
 
 
 def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: float) -> Tensor:
@@ -111,6 +109,18 @@ def class_presence(labels: Tensor, num_classes: int) -> Tensor:
     index = torch.where(labels == IGNORE, ignored, labels.long()).flatten(1)
     counted = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, index, 1.0)
     return counted[:, :num_classes]
+
+
+def _weight(name: TermName, loss: LossConfig) -> float:
+    match name:
+        case "pixel_loss":
+            return 1.0
+        case "se_loss" | "aux_se_loss":
+            return loss.se_weight  # the paper's alpha
+        case "aux_loss":
+            return loss.aux_weight
+        case "dice_loss":
+            return loss.dice_weight
 
 
 def _cross_entropy(

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from encsearch.config import Config, SearchConfig
 from encsearch.data.loading import Batch
-from encsearch.data.statistics import split_stats
+from encsearch.data.store import Store
 from encsearch.model.encnet import EncNet
 from encsearch.train.loop import Plan, train_step
 from encsearch.train.state import TrainState, new_optimizer
@@ -25,7 +25,7 @@ CHECKPOINTS_A_FINALIST = 2  # the best and the newest
 ARTIFACTS_A_TRAINING = 2**20  # reports, tables, pictures
 
 
-def training_gib(config: Config, num_classes: int) -> float:
+def training_gib(config: Config, store: Store) -> float:
     """The most that one worker's training step holds at once, GiB: weights, gradients, momentum, activations.
 
     Two steps (the momentum is there from the second on) run on tensors without storage, and what they would
@@ -37,7 +37,8 @@ def training_gib(config: Config, num_classes: int) -> float:
     libraries, work space of the kernels and fragments come on top. On CUDA, where cuDNN's work space does, it
     was not measured.
     """
-    size = (config.augment.crop, config.augment.crop) if config.augment.crop else _largest_image(config)
+    crop, num_classes = config.augment.crop, len(store.info.classes)
+    size = (crop, crop) if crop else _largest_image(store, config.data.train_split)
     # Networks of timm read numbers back while they are built, which fake tensors do not have.
     with torch.device("meta"):
         model = EncNet.from_config(config.model.model_copy(update={"weights": None}), num_classes)
@@ -59,8 +60,7 @@ def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) 
     Checkpoints of the trials that run, artifacts of all, and of each finalist and baseline a bundle and the
     checkpoints that Ray Train keeps.
     """
-    confirm = search.confirm
-    trainings = (confirm.finalists + len(confirm.baselines)) * len(confirm.seeds)
+    trainings = search.confirm.num_trainings
     trial = CHECKPOINTS_A_TRIAL * CHECKPOINT * num_parameters
     finalist = (BYTES_PER_PARAMETER + CHECKPOINTS_A_FINALIST * CHECKPOINT) * num_parameters
     artifacts = ARTIFACTS_A_TRAINING * (search.budget.trials + trainings)
@@ -118,7 +118,7 @@ def _plan(config: Config, num_classes: int) -> Plan:
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.precision == "bf16",
+        bf16=config.train.bf16,
         classes=(),
         groups={},
         device=torch.device("cpu"),
@@ -126,7 +126,7 @@ def _plan(config: Config, num_classes: int) -> Plan:
     )
 
 
-def _largest_image(config: Config) -> tuple[int, int]:
-    """Height and width of the training image with the most pixels."""
-    sizes = [size for size, _ in split_stats(config.data.store, config.data.train_split).sizes]
+def _largest_image(store: Store, split: str) -> tuple[int, int]:
+    """Height and width of the split's image with the most pixels."""
+    sizes = [size for size, _ in store.stats(split).sizes]
     return max(sizes, key=lambda size: size[0] * size[1])

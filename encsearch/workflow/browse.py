@@ -11,6 +11,7 @@ from pathlib import Path
 
 from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import UserError
+from encsearch.reports import SUMMARY_FILE, read_summary
 from encsearch.tracking.browse.links import (
     CHARTS,
     LOOPBACK,
@@ -40,12 +41,11 @@ from encsearch.tracking.browse.rows import (
     varying,
 )
 from encsearch.tracking.browse.runs import get, has_model, open_experiment, registered, save_view, search
-from encsearch.tracking.browse.ui_server import UiServer, serving
+from encsearch.tracking.browse.ui_server import serving
 from encsearch.tracking.browse.views import View
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.uris import existing_store, resolve_uri
-from encsearch.workflow.job import SUMMARY_FILE, read_summary
 
 
 @dataclass(frozen=True)
@@ -205,17 +205,9 @@ def show(
             "has no authentication, the one that cluster/mlflow defines has"
         )
     with serving(uri, host, port) as server:
-        say(_announced(server, port))
+        say(f"starting MLflow at {server.base}")
         tracking = open_experiment(uri, experiment)  # beside the server's start, which takes as long
         server.wait_until_up()
         tell(pages_of(tracking, server.base, job))
-        if server.process:
-            say("serving until Ctrl-C")
-            server.wait_until_over()
-
-
-def _announced(server: UiServer, port: int) -> str:
-    if server.process is None:
-        return f"this store is served already at {server.base}"
-    moved = "" if server.base.endswith(f":{port}") else f" (port {port} is taken)"
-    return f"starting MLflow at {server.base}{moved}"
+        say("serving until Ctrl-C")
+        server.wait_until_over()

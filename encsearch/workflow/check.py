@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from encsearch.config import Config, active, with_values
+from encsearch.config import Config, LimitsConfig, SearchConfig, active, trial_config
+from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
@@ -18,9 +19,11 @@ from encsearch.search.ledger import Network, excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes, format_cost, format_count, format_duration, format_params
-from encsearch.train.experiment import Preflight, count_parameters, existing_folder, preflight
+from encsearch.tracking.uris import resolve_uri
+from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
+from encsearch.workflow.sweep.folder import named_database
 
 # Beside those below `model.`, the paths that change what a training step takes.
 SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
@@ -62,8 +65,9 @@ class CheckedSearch:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found; `search` is None for a recipe without a search block."""
+    """The store, opened, and what was found; `search` is None for a recipe without a search block."""
 
+    store: Store
     preflight: Preflight
     search: CheckedSearch | None
 
@@ -72,22 +76,27 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     """Check a recipe without training it, but for a calibration of some seconds with `measure`.
 
     `trials_at_once` is what the cluster will hold; None: search.max_concurrent, else what this machine holds.
-    Raises PreflightError (exit code 3) with the first thing that is wrong.
+    Raises PreflightError (exit code 3) with the first thing that is wrong, of the stores that the environment
+    names too; they are not opened, which would create them. UserError for an `out` that cannot be written.
     """
-    found = preflight(config, out)
-    if config.search is None:
-        return Checked(found, None)
-    networks = _networks(config, found.num_classes)
-    at_once = trials_at_once or config.search.max_concurrent or _held_here(config)
-    disk_bytes = sweep_bytes(config.search, max(n.parameters for n in networks), at_once)
+    store = open_store(config)
+    found = preflight(config, store, out)
+    resolve_uri(None)
+    search = config.search
+    if search is None:
+        return Checked(store, found, None)
+    named_database()
+    networks = _networks(config, search, store)
+    at_once = trials_at_once or search.max_concurrent or _held_here(config)
+    disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
     device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
     has_device = device == "cpu" or torch.cuda.is_available()
     calibrations = _calibrations(config, networks, found, device) if measure and has_device else ()
-    left = _left(config, calibrations, at_once)
+    left = _left(config, search, calibrations, at_once)
     searched = CheckedSearch(
         networks=networks,
-        first_points=_first_points(config),
+        first_points=_first_points(config, search),
         disk_bytes=disk_bytes,
         free_bytes=free_bytes,
         trials_at_once=at_once,
@@ -98,7 +107,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         wall_s=left.wall_s if calibrations else None,
         device_s=left.device_s if calibrations else None,
     )
-    return Checked(found, searched)
+    return Checked(store, found, searched)
 
 
 def lines(config: Config, checked: Checked) -> list[str]:
@@ -113,12 +122,12 @@ def lines(config: Config, checked: Checked) -> list[str]:
         f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
         f"global batch size {config.train.global_batch_size}",
     ]
-    return told + (_search_lines(config, checked.search) if checked.search else [])
+    if config.search and checked.search:
+        told += _search_lines(config.search, checked.search)
+    return told
 
 
-def _search_lines(config: Config, checked: CheckedSearch) -> list[str]:
-    assert config.search
-    search = config.search
+def _search_lines(search: SearchConfig, checked: CheckedSearch) -> list[str]:
     told = [
         f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
         f"{checked.trials_at_once} at once"
@@ -153,13 +162,12 @@ def _time_lines(checked: CheckedSearch) -> list[str]:
     ]
 
 
-def _networks(config: Config, num_classes: int) -> tuple[CheckedNetwork, ...]:
+def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[CheckedNetwork, ...]:
     """Of every searched value that sizes a network, or both ends of its range, the others as in the recipe.
 
     The last two have of each path the value that needs the least memory, and the most.
     """
-    assert config.search
-    space = config.search.space
+    space = search.space
     networks: list[CheckedNetwork] = []
     least: dict[str, Any] = {}
     most: dict[str, Any] = {}
@@ -167,28 +175,25 @@ def _networks(config: Config, num_classes: int) -> tuple[CheckedNetwork, ...]:
         if not path.startswith("model.") and path not in SIZING_PATHS:
             continue
         conditions = {other: allowed[0] for other, allowed in dimension.when.items()}
-        of_path = [_network(config, {**conditions, path: value}, num_classes) for value in dimension.values]
+        points = [{**conditions, path: value} for value in dimension.values]
+        of_path = [_network(config, search.limits, point, store) for point in points]
         of_path.sort(key=_size)
         least[path], most[path] = of_path[0].values[path], of_path[-1].values[path]
         networks += of_path
     for values in (least, most):
         values = {path: values[path] for path in active(space, values) if path in values}
         if all(values != network.values for network in networks):
-            networks.append(_network(config, values, num_classes))
+            networks.append(_network(config, search.limits, values, store))
     return tuple(networks)
 
 
-def _network(config: Config, values: Mapping[str, Any], num_classes: int) -> CheckedNetwork:
-    assert config.search
-    trial = _trial(config, values)
-    network = Network(count_parameters(trial.model, num_classes), training_gib(trial, num_classes))
-    beyond = excess(config.search.limits, network)
+def _network(config: Config, limits: LimitsConfig, values: Mapping[str, Any], store: Store) -> CheckedNetwork:
+    trial = trial_config(config, values)
+    num_parameters = count_parameters(trial.model, len(store.info.classes))
+    network = Network(num_parameters, training_gib(trial, store))
+    beyond = excess(limits, network)
     assert network.memory_gib is not None
     return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)
-
-
-def _trial(config: Config, values: Mapping[str, Any]) -> Config:
-    return with_values(config.model_copy(update={"search": None}), values)
 
 
 def _size(network: CheckedNetwork) -> tuple[float, int]:
@@ -200,24 +205,21 @@ def _calibrations(
 ) -> tuple[Calibration, ...]:
     """Of the smallest network and of the largest."""
     least, most = min(networks, key=_size), max(networks, key=_size)
-    return tuple(
-        calibrate(_trial(config, network.values), device, num_train=found.num_train, num_val=found.num_val)
-        for network in ([least, most] if least != most else [most])
-    )
+    trials = [trial_config(config, n.values) for n in ([least, most] if least != most else [most])]
+    return tuple(calibrate(t, device, num_train=found.num_train, num_val=found.num_val) for t in trials)
 
 
-def _first_points(config: Config) -> tuple[Mapping[str, Any], ...]:
+def _first_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
     """The values of the first trials, if each is asked for before one has ended."""
-    search = config.search
-    assert search
     study = Study(MEMORY, "check", search, config.train.epochs)
-    study.queue(known_points(config)[: search.budget.trials])
+    study.queue(known_points(config, search)[: search.budget.trials])
     return study.would_ask(min(FIRST_POINTS, search.budget.trials))
 
 
-def _left(config: Config, calibrations: Sequence[Calibration], at_once: int) -> Forecast:
-    search, epochs = config.search, config.train.epochs
-    assert search
+def _left(
+    config: Config, search: SearchConfig, calibrations: Sequence[Calibration], at_once: int
+) -> Forecast:
+    epochs = config.train.epochs
     if calibrations:
         pace = pace_of_calibrations(calibrations)
         return forecast(search, config.scaling, epochs, (), pace, elapsed_s=0, at_once=at_once)

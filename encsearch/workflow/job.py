@@ -2,43 +2,18 @@
 
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config
 from encsearch.errors import UserError
-from encsearch.reports import Report
+from encsearch.files import write_whole
+from encsearch.reports import SUMMARY_FILE, Report, RunSummary
 from encsearch.search.trials import TrialEvent
 
-SUMMARY_FILE = "run.json"
 BUNDLE = Path("artifacts") / "bundle"
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a finished job says of itself; `run_id` is the MLflow run that holds the model `bundle`.
-
-    `parent_run_id` is a sweep's own run. Both are None while the store has not answered: `record/sent.json`
-    has them by the names `run` and `parent_run` once `encsearch sync` has sent the record. `bundle` is
-    relative to the job's folder.
-    """
-
-    kind: str
-    name: str
-    metric: str
-    value: float
-    fingerprint: str
-    store: str
-    split: str
-    tracking_uri: str
-    experiment_id: str
-    run: str
-    run_id: str | None
-    bundle: str
-    parent_run: str | None = None
-    parent_run_id: str | None = None
 
 
 def new_folder(out: Path, name: str) -> Path:
@@ -52,36 +27,9 @@ def new_folder(out: Path, name: str) -> Path:
     return folder
 
 
-def bundle_source(model: str) -> str:
-    """What `load` takes for `model`: of a finished job's folder its best model, anything else as it is."""
-    if (Path(model) / SUMMARY_FILE).is_file():
-        return str(Path(model) / read_summary(Path(model)).bundle)
-    return model
-
-
 def write_summary(folder: Path, summary: RunSummary) -> None:
     """The last thing that a job writes: a folder with a summary is a finished job."""
     write_whole(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
-def read_summary(folder: Path) -> RunSummary:
-    """Raises UserError when `folder` is not that of a finished job."""
-    path = folder / SUMMARY_FILE
-    try:
-        return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 class Progress(Protocol):

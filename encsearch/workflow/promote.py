@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
+from encsearch.reports import read_summary
 from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.outbox.forward import read_sent
-from encsearch.tracking.registry.aliases import Moved, move, settle, sign
+from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, looks, resolve
 from encsearch.tracking.registry.gate import Candidate, Decision, check_floors, class_ious, decide
 from encsearch.tracking.registry.mlflow_log import MlflowRegistry
@@ -34,18 +35,17 @@ from encsearch.tracking.registry.versions import (
     model_versions,
 )
 from encsearch.tracking.uris import existing_store
-from encsearch.workflow.job import read_summary
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 OVERTAKEN_TAG = "encsearch.overtaken"
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """The version that the alias now points at, its page, and the figures that the decision was made on.
+class NewHolder:
+    """The version that an alias now points at, its page, and why; a rollback is decided on no figures.
 
-    `decision` is its number in the log, `notes` say what had to be finished or adopted
-    first, and what came right after.
+    `decision` is the decision's number in the log, `notes` say what had to be finished or adopted first, and
+    what came right after.
     """
 
     model: str
@@ -67,7 +67,7 @@ def promote(
     store: str | None = None,
     device: str = "cpu",
     overrides: tuple[str, ...] = (),
-) -> Promoted:
+) -> NewHolder:
     """Promote the best model of a finished job if the gate of its recipe lets it pass.
 
     `source` is the job's folder or the MLflow run id of a training or finalist. Candidate and champion are
@@ -88,7 +88,7 @@ def promote(
         settled = settle(registry, gate.alias)
         with settled.told():
             champion = _champion(registry, settled.state, Path(scratch) / "champion")
-            judged = _judge(model, champion, store or unchanged_store(bundle), gate, device)
+            judged = _judge(model, champion, Store(store) if store else unchanged_store(bundle), gate, device)
             draft = _draft(judged, settled.state, registry, run_id)
             if not judged.decision.promote:
                 registry.append(draft)
@@ -103,19 +103,7 @@ def promote(
                     f"{source} is not promoted to {gate.alias}: {moved.holder} came meanwhile"
                     f" (decision {moved.state.head}); promote it again to be compared with that"
                 )
-    assert draft.target, "an effective promotion has a version"
-    return Promoted(
-        model=gate.model_name,
-        version=draft.target,
-        alias=gate.alias,
-        uri=f"models:/{gate.model_name}@{gate.alias}",
-        link=model_link(ui_base(tracking.uri), gate.model_name, draft.target),
-        replaced=draft.source,
-        decision=moved.number,
-        figures=dict(draft.figures),
-        reasons=draft.reasons,
-        notes=(*settled.done, *moved.since),
-    )
+    return _new_holder(registry, draft, moved, settled)
 
 
 @dataclass(frozen=True)
@@ -149,7 +137,7 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
         raise UserError(f"{source}: its record is not in MLflow yet; send it with `encsearch sync {source}`")
     # The recorded URI holds no password; the environment's may.
     tracking = connect(existing_store(os.environ.get("MLFLOW_TRACKING_URI") or summary.tracking_uri))
-    return tracking, run_id, Path(source) / summary.bundle
+    return tracking, run_id, Path(source).absolute() / summary.bundle
 
 
 def _gate(config: Config, alias: str | None, overrides: tuple[str, ...]) -> PromoteConfig:
@@ -168,10 +156,10 @@ def _champion(registry: MlflowRegistry, state: AliasState, scratch: Path) -> _Mo
     return _Model(read_bundle(folder), found.run_id, weights_digest(folder), state.version)
 
 
-def _judge(model: _Model, champion: _Model | None, store: str, gate: PromoteConfig, device: str) -> _Judged:
-    """Score both on the validation split of the candidate's recipe, opened once, and decide."""
+def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteConfig, device: str) -> _Judged:
+    """Score both on the validation split of the candidate's recipe, and decide."""
     split = model.bundle.config.data.val_split
-    dataset = open_split(store, split)
+    dataset = store.split(split)
     models = [model, champion] if champion else [model]
     latencies_ms: list[float | None] = [None] * len(models)
     place = ""
@@ -186,19 +174,19 @@ def _judge(model: _Model, champion: _Model | None, store: str, gate: PromoteConf
         Candidate(
             each.run_id,
             each.weights,
-            count_images(each.bundle, dataset, store, device=device, batch_size=batch_size).pixels,
+            count_images(each.bundle, store, split, device=device, batch_size=batch_size).pixels,
             each.version,
             latency_ms,
         )
         for each, latency_ms in zip(models, latencies_ms, strict=True)
     ]
-    classes = dataset.info.classes
+    classes = store.info.classes
     decision = decide(seen[0], seen[1] if champion else None, classes, gate, place)
     figures = {"mIoU": decision.mean_iou}
     if decision.gain:
         figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}
     figures |= {f"IoU/{classes[index]}": iou for index, iou in class_ious(seen[0].pixels.sum(axis=0)).items()}
-    return _Judged(decision, dataset.fingerprint, split, gate.alias, figures)
+    return _Judged(decision, store.fingerprint, split, gate.alias, figures)
 
 
 def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id: str) -> Draft:
@@ -242,24 +230,7 @@ def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> Non
             )
 
 
-@dataclass(frozen=True)
-class RolledBack:
-    """The version that the alias now points at, the one before, and the number of the decision.
-
-    `notes` are those of `Promoted`.
-    """
-
-    model: str
-    version: str
-    alias: str
-    uri: str
-    link: str
-    replaced: str | None
-    decision: int
-    notes: tuple[str, ...]
-
-
-def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> RolledBack:
+def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> NewHolder:
     """Point the alias at `version`, by default at the one that held it before the present one.
 
     No gate is asked: a rollback is what people do when they know better. Raises UserError for a model or a
@@ -275,19 +246,30 @@ def rollback(model: str, *, alias: str = "champion", version: str | None = None)
         target = _target(tracking, registry, settled.state, version)
         reason = f"back to version {target}, {'as named' if version else 'the one before'}"
         state = settled.state
-        moved = move(
-            registry,
-            Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,)),
-        )
+        draft = Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,))
+        moved = move(registry, draft)
         if not moved.won:
             raise GateRefusedError(
                 f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
                 f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
             )
-    link = model_link(ui_base(tracking.uri), model, target)
-    uri = f"models:/{model}@{alias}"
-    notes = (*settled.done, *moved.since)
-    return RolledBack(model, target, alias, uri, link, state.version, moved.number, notes)
+    return _new_holder(registry, draft, moved, settled)
+
+
+def _new_holder(registry: MlflowRegistry, draft: Draft, moved: Moved, settled: Settled) -> NewHolder:
+    assert draft.target, "an effective decision has a version"
+    return NewHolder(
+        model=registry.model,
+        version=draft.target,
+        alias=draft.alias,
+        uri=f"models:/{registry.model}@{draft.alias}",
+        link=model_link(ui_base(registry.tracking.uri), registry.model, draft.target),
+        replaced=draft.source,
+        decision=moved.number,
+        figures=dict(draft.figures),
+        reasons=draft.reasons,
+        notes=(*settled.done, *moved.since),
+    )
 
 
 def _target(tracking: Tracking, registry: MlflowRegistry, state: AliasState, version: str | None) -> str:

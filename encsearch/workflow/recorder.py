@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from encsearch.config import Config, DataConfig, flatten, to_yaml
+from encsearch.config import Config, flatten, to_yaml
 from encsearch.data.datasets import evenly_spaced
-from encsearch.data.store import open_split, read_manifest
-from encsearch.inference.bundle import NONE_KNOWN, Bundle, write_bundle
+from encsearch.data.store import Store
+from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.model.encnet import EncNet
 from encsearch.reports import Report, Status, best_report
 from encsearch.tracking.lineage import dataset_of, described, lineage, machine_tags, write_diff
-from encsearch.tracking.outbox.events import Dataset
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.tracking.run_files import (
     IMAGES_TAG,
@@ -45,13 +44,20 @@ class TrainingRecorder:
     """A `Recorder` that stores what a report brings as it comes, and the best epoch's tables at the end."""
 
     def __init__(
-        self, inner: RunRecord, config: Config, artifacts: Path, follow: Follow, *, pictured: bool
+        self,
+        inner: RunRecord,
+        config: Config,
+        store: Store,
+        artifacts: Path,
+        follow: Follow,
+        *,
+        pictured: bool,
     ) -> None:
         """With `pictured`, the predictions that reports bring are drawn, which takes 0.1 s a sheet."""
         self.run = inner.run
         self.artifacts = artifacts
-        self._inner, self._config, self._follow, self._pictured = inner, config, follow, pictured
-        self._info = read_manifest(config.data.store).info
+        self._inner, self._config, self._store = inner, config, store
+        self._follow, self._pictured = follow, pictured
         self._reports: list[Report] = []
 
     def log(self, report: Report) -> None:
@@ -69,7 +75,7 @@ class TrainingRecorder:
         try:
             if self._reports:
                 best = best_report(tuple(self._reports), self._config.metric)
-                write_artifacts(self.artifacts, best, self._info.classes, to_yaml(self._config))
+                write_artifacts(self.artifacts, best, self._store.info.classes, to_yaml(self._config))
         finally:
             self._inner.close(status)
 
@@ -80,14 +86,14 @@ class TrainingRecorder:
         if tags:
             self._inner.note(tags)
         if self._pictured and report.label_maps:
-            dataset = open_split(self._config.data.store, self._config.data.val_split)
-            samples = evenly_spaced(dataset, SHOWN_IMAGES)
-            for picture in write_predictions(self.artifacts, report, samples, self._info):
+            samples = evenly_spaced(self._store.split(self._config.data.val_split), SHOWN_IMAGES)
+            for picture in write_predictions(self.artifacts, report, samples, self._store.info):
                 self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
 
 
 def recorder_of(
     config: Config,
+    store: Store,
     record: Record,
     *,
     run: str,
@@ -99,10 +105,11 @@ def recorder_of(
 ) -> TrainingRecorder:
     """Begin the MLflow run of one training, or go on with it: its resolved config as params, its lineage.
 
-    `run` and `parent` are names of runs in the job's record, `artifacts` a folder below the job's.
+    `run` and `parent` are names of runs in the job's record, `artifacts` is a folder below the job's.
     """
     inner = start_run(
         config,
+        store,
         record,
         run=run,
         kind=kind,
@@ -110,11 +117,12 @@ def recorder_of(
         parent=parent,
         tags={**TABLE_TAG, **IMAGES_TAG, **(tags or {})},
     )
-    return TrainingRecorder(inner, config, artifacts, follow, pictured=kind in PICTURED)
+    return TrainingRecorder(inner, config, store, artifacts, follow, pictured=kind in PICTURED)
 
 
 def start_run(
     config: Config,
+    store: Store,
     record: Record,
     *,
     run: str,
@@ -124,21 +132,20 @@ def start_run(
     tags: Mapping[str, str] | None = None,
 ) -> RunRecord:
     """Begin or continue a run of any kind: what every run of encsearch says of itself."""
-    manifest = read_manifest(config.data.store)
     if parent is None:
         # Of a job once: its trainings run the same code.
-        write_diff(Path.cwd(), artifacts)
+        write_diff(record.root, artifacts)
     return record.start(
         run,
         params=flatten(config),
         tags={
-            **_lineage(manifest.fingerprint, Path.cwd()),
-            **described(config, manifest, kind),
+            **_lineage(store.fingerprint, record.root),
+            **described(config, store.manifest, kind),
             "encsearch.kind": kind,
             **(tags or {}),
         },
         parent=parent,
-        dataset=_dataset(config.data, manifest.fingerprint),
+        dataset=dataset_of(config.data, store),
         artifacts=artifacts,
     )
 
@@ -149,55 +156,36 @@ def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
     return lineage(fingerprint, root)
 
 
-@cache
-def _dataset(data: DataConfig, fingerprint: str) -> Dataset:
-    """Of a store once, as long as it holds the same data."""
-    return dataset_of(data)
-
-
-def checkpoint_model(
-    config: Config,
-    checkpoint: Path,
-    metrics: Mapping[str, float],
-    class_iou: Mapping[str, float] = NONE_KNOWN,
-) -> Bundle:
-    """The model of a checkpoint that was trained with `config`, and the figures of the checkpoint's epoch."""
-    manifest = read_manifest(config.data.store)
+def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
+    """The model of a checkpoint that was trained with `config`, with the figures that `scored` has of it."""
     shape = config.model.model_copy(update={"weights": None})
-    model = EncNet.from_config(shape, len(manifest.info.classes))
+    model = EncNet.from_config(shape, len(store.info.classes))
     load_weights(model, checkpoint)
-    num_images = {name: split.num_samples for name, split in manifest.splits.items()}
-    return Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics, class_iou, num_images)
-
-
-def save_model(bundle: Bundle, folder: Path) -> Path:
-    write_bundle(
-        folder,
-        bundle.model,
-        bundle.config,
-        bundle.info,
-        fingerprint=bundle.fingerprint,
-        metrics=bundle.metrics,
-        class_iou=bundle.class_iou,
-        num_images=bundle.num_images,
+    num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
+    return Bundle(
+        model.eval(),
+        config,
+        store.info,
+        store.fingerprint,
+        metrics=scored.metrics if scored else {},
+        class_iou=scored.class_iou if scored else {},
+        num_images=num_images,
     )
-    return folder
 
 
-def write_panels(bundle: Bundle, artifacts: Path) -> None:
+def write_panels(bundle: Bundle, store: Store, artifacts: Path) -> None:
     """`pictures/panels.png`: the same validation images in every run, their truth, the best model's masks."""
-    dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
-    samples = evenly_spaced(dataset, SHOWN_IMAGES)
+    samples = evenly_spaced(store.split(bundle.config.data.val_split), SHOWN_IMAGES)
     target = artifacts / PICTURES / "panels.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(target)
 
 
-def write_context(bundle: Bundle, artifacts: Path) -> None:
+def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:
     """`context/`: what the context module does on validation images; nothing for a model without one."""
     from encsearch.diagnostics.artifacts import write_diagnostics
 
-    dataset = open_split(bundle.config.data.store, bundle.config.data.val_split)
+    dataset = store.split(bundle.config.data.val_split)
     affordable = DIAGNOSED_PIXELS // dataset[0].mask.size
     samples = evenly_spaced(dataset, min(max(affordable, MIN_DIAGNOSED), MAX_DIAGNOSED))
     write_diagnostics(bundle, samples, artifacts / CONTEXT_FOLDER)

@@ -5,17 +5,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encsearch.config import Config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
+from encsearch.files import write_whole
+from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import Recorder, RunResult, recording
+from encsearch.reports import Recorder, RunResult, RunSummary, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
-from encsearch.train.experiment import preflight
-from encsearch.workflow.job import BUNDLE, Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, write_context, write_panels
+from encsearch.train.experiment import open_store, preflight
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,18 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
 
     Raises PreflightError before anything is started, TrainingError when the training fails.
     """
-    config = config.model_copy(update={"search": None})
-    found = preflight(config, out)
+    config = trial_config(config, {})
+    store = open_store(config)
+    found = preflight(config, store, out)
     with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
-        store = sender.store()
+        tracking = sender.store()
         folder = new_folder(out, config.name)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        with owned(folder) as record:
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        with owned(folder, sender.root) as record:
             sender.follow(folder)
             recorder = recorder_of(
                 config,
+                store,
                 record,
                 run=folder.name,
                 kind="training",
@@ -53,21 +57,20 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             with recording(recorder):
                 run = run_local if in_process else _ray_runner()
                 result = run(config, folder / "checkpoints", recorder)
-                best = result.best
-                bundle = checkpoint_model(config, result.best_checkpoint, best.metrics, best.class_iou)
-                save_model(bundle, folder / BUNDLE)
-                write_panels(bundle, recorder.artifacts)
-                write_context(bundle, recorder.artifacts)
+                bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
+                write_bundle(bundle, folder / BUNDLE)
+                write_panels(bundle, store, recorder.artifacts)
+                write_context(bundle, store, recorder.artifacts)
         summary = RunSummary(
             kind="training",
             name=config.name,
             metric=config.metric,
             value=result.best.metrics[config.metric],
-            fingerprint=found.fingerprint,
+            fingerprint=store.fingerprint,
             store=config.data.store,
             split=config.data.val_split,
-            tracking_uri=without_secrets(store.uri),
-            experiment_id=store.experiment_id,
+            tracking_uri=without_secrets(tracking.uri),
+            experiment_id=tracking.experiment_id,
             run=recorder.run,
             run_id=None,
             bundle=str(BUNDLE),

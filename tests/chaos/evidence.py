@@ -19,7 +19,8 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from encsearch.reports import distinct_reports, read_lines
+from encsearch.files import read_lines
+from encsearch.reports import distinct_reports
 
 PARENT = "the sweep"
 # Metrics whose names begin so tell of the process and not of the training.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.reports import read_lines
+from encsearch.files import read_lines
+from encsearch.reports import REPORTS_FILE
 from encsearch.search.ledger import trial_folder
-from encsearch.search.tune.jobs import REPORTS_FILE
 from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (
     POLL_S,

@@ -59,6 +59,18 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def free_range(count: int) -> int:
+    """The first of so many free ports in a row."""
+    while True:
+        (first,) = free_ports(1)
+        try:
+            for port in range(first + 1, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except (OSError, OverflowError):
+            continue
+        return first
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     """Ask the head node to end, then kill what is left of its processes; one that did not start has none."""
     if process.poll() is not None:

@@ -16,9 +16,10 @@ import pytest
 from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
+from encsearch.reports import RunSummary
 from encsearch.tracking.browse.views import TAG
 from encsearch.tracking.mlflow import connect
-from encsearch.workflow.job import RunSummary, write_summary
+from encsearch.workflow.job import write_summary
 from tests.e2e.shell import Shell, read_until
 from tests.views import unpacked
 
@@ -88,7 +89,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             parent_run_id=sweep,
         ),
     )
-    shell = Shell(home, {"MLFLOW_TRACKING_URI": uri, "XDG_CACHE_HOME": str(home / "cache")})
+    shell = Shell(home, {"MLFLOW_TRACKING_URI": uri})
     return Store(shell, client, experiment, sweep, trials, folder)
 
 
@@ -104,16 +105,13 @@ class Ui:
 
 @pytest.fixture
 def ui(store: Store) -> Iterator[Ui]:
-    """`encsearch ui FOLDER` that serves, asked for a port that is taken."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        process = store.shell.start("encsearch", "ui", str(store.folder), "--port", str(port))
-        said = read_until(process, "stderr", lambda line: "serving until" in line)
-    pages = dict(line.split(": ", 1) for line in said_on_stdout(process))
-    assert f"(port {port} is taken)" in said
-    found = Ui(process, pages, int(pages["sweep"].split("/")[2].split(":")[1]))
+    """`encsearch ui FOLDER` that serves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = store.shell.start("encsearch", "ui", str(store.folder), "--port", str(port))
+    read_until(process, "stderr", lambda line: "serving until" in line)
+    found = Ui(process, dict(line.split(": ", 1) for line in said_on_stdout(process)), port)
     family = found.family()
     yield found
     process.kill()
@@ -139,6 +137,7 @@ def status(url: str, host: str | None = None) -> int:
 def test_the_pages_answer_on_loopback_alone_and_end_with_the_command(store: Store, ui: Ui) -> None:
     assert list(ui.pages) == ["sweep", "winner", "trials", "trials, charts", "trials, the best compared"]
     assert {status(page) for page in ui.pages.values()} == {200}
+    assert ui.pages["winner"].startswith(f"http://127.0.0.1:{ui.port}/")
     assert store.trials["trial1"] in ui.pages["winner"]
     assert status(ui.pages["sweep"], host="evil.example") == 403
     (address,) = {
@@ -155,9 +154,8 @@ def test_the_pages_answer_on_loopback_alone_and_end_with_the_command(store: Stor
     )
     assert {run.info.run_id for run in shown} == set(store.trials.values())
 
-    again = store.shell.encsearch("ui")
-    assert f"served already at http://127.0.0.1:{ui.port}" in again.stderr
-    assert f"http://127.0.0.1:{ui.port}/#/experiments/{store.experiment_id}/runs" in again.stdout
+    taken = store.shell.refusal("ui", "--port", str(ui.port), code=3)
+    assert f"port {ui.port}: Address already in use; try another --port" in taken
 
     family = ui.family()
     ui.process.send_signal(signal.SIGTERM)

@@ -87,7 +87,7 @@ def test_the_file_gives_another_program_the_label_map_that_predict_gives(tmp_pat
     with torch.no_grad():  # without a lead for any class, each wins somewhere
         logits = bundle.model(to_image_tensor(pixels)[None]).logits
         bundle.model.classifier[-1].bias -= logits.mean(dim=(0, 2, 3))
-    write_bundle(tmp_path / "bundle", bundle.model, bundle.config, bundle.info, fingerprint="abc", metrics={})
+    write_bundle(bundle, tmp_path / "bundle")
     Image.fromarray(pixels).save(tmp_path / "image.png")
     shell = Shell(tmp_path)
     done = shell.encsearch("export", "bundle", "--format", "onnx", "--out", "out", "--json")

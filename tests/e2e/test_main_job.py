@@ -28,7 +28,7 @@ def swept(shell: Shell) -> dict[str, Any]:
     """What `encsearch sweep --json` says; standard output holds nothing else."""
     done = shell.encsearch("sweep", "toy.yaml", "--json")
     assert "Traceback" not in done.stderr
-    for event in ("trial 0 COMPLETE", "trial 1 PRUNED", "next: encsearch promote runs/toy-"):
+    for event in ("trial 0 COMPLETE", "trial 1 PRUNED", f"next: encsearch promote {shell.folder}/runs/toy-"):
         assert event in done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -15,7 +15,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo, default_palette
 from encsearch.errors import PreflightError, UserError
-from encsearch.inference.bundle import write_bundle
+from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.tracking.browse.links import ui_command
 from encsearch.tracking.mlflow import Tracking, check_run, connect
@@ -52,7 +52,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("bundles") / "best"
     model = EncNet.from_config(CONFIG.model, len(INFO.classes)).eval()
-    write_bundle(folder, model, CONFIG, INFO, fingerprint="abc", metrics={"mIoU": 0.5})
+    write_bundle(Bundle(model, CONFIG, INFO, "abc", metrics={"mIoU": 0.5}), folder)
     return folder
 
 
@@ -109,7 +109,7 @@ def test_a_model_of_a_timm_backbone_carries_that_requirement(
     shape = ModelConfig(backbone="timm:lcnet_035", output_stride=16, channels=8)
     model = EncNet.from_config(shape, len(INFO.classes))
     config = CONFIG.model_copy(update={"model": shape})
-    write_bundle(tmp_path / "bundle", model, config, INFO, fingerprint="abc", metrics={})
+    write_bundle(Bundle(model, config, INFO, "abc", metrics={}), tmp_path / "bundle")
     run_id = start(tracking)
 
     for folder, needs_timm in ((tmp_path / "bundle", True), (bundle, False)):

@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from encsearch.cli.main import main
 from encsearch.config import Config
 from encsearch.data.datasets import IGNORE
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
-from encsearch.inference.bundle import write_bundle
+from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
+from encsearch.reports import RunSummary
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.aliases import move, settle, sign
 from encsearch.tracking.registry.decisions import Draft, resolve
 from encsearch.tracking.registry.mlflow_log import MlflowRegistry
-from encsearch.workflow.job import BUNDLE, RunSummary, write_summary
+from encsearch.workflow.job import BUNDLE, write_summary
 
 STEPS = {"poor": 1, "good": 12, "better": 60}
 NUM_RACERS = 4
@@ -57,7 +59,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Jobs:
 def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -> Path:
     """The folder that a training leaves, of a model that saw all images `num_steps` times."""
     manifest = read_manifest(config.data.store)
-    split = open_split(config.data.store, "train")
+    split = Store(config.data.store).split("train")
     samples = [split[index] for index in range(len(split))]
     images = torch.stack([to_image_tensor(sample.image) for sample in samples])
     labels = torch.stack([torch.tensor(sample.mask) for sample in samples]).long()
@@ -69,10 +71,8 @@ def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    fingerprint = manifest.fingerprint
-    write_bundle(
-        folder / BUNDLE, model.eval(), config, manifest.info, fingerprint=fingerprint, metrics={"mIoU": 0.5}
-    )
+    bundle = Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics={"mIoU": 0.5})
+    write_bundle(bundle, folder / BUNDLE)
     run_id = tracking.client.create_run(tracking.experiment_id, run_name=folder.name).info.run_id
     write_summary(
         folder,
@@ -81,7 +81,7 @@ def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -
             name=folder.name,
             metric="mIoU",
             value=0.5,
-            fingerprint=fingerprint,
+            fingerprint=manifest.fingerprint,
             store=config.data.store,
             split="val",
             tracking_uri=tracking.uri,

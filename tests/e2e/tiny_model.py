@@ -10,7 +10,7 @@ from PIL import Image
 
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo, default_palette
-from encsearch.inference.bundle import write_bundle
+from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
 
 INFO = DatasetInfo("toy", ("sky", "road (wet)", "car"), default_palette(3))
@@ -30,7 +30,7 @@ def write_tiny_model(folder: Path) -> Path:
             model(torch.randn(8, 3, 32, 32))
         model.classifier[-1].bias -= model.eval()(torch.randn(8, 3, 32, 32)).logits.mean(dim=(0, 2, 3))
     known = {"class_iou": {"sky": 0.75, "car": 0.25}, "num_images": {"train": 48, "val": 10}}
-    write_bundle(folder, model, CONFIG, INFO, fingerprint="abc", metrics={"mIoU": 0.5}, **known)
+    write_bundle(Bundle(model, CONFIG, INFO, "abc", metrics={"mIoU": 0.5}, **known), folder)
     return folder
 
 

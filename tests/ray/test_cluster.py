@@ -20,8 +20,9 @@ from ray.cluster_utils import Cluster
 
 from encsearch.config import Config, ScalingConfig, with_values
 from encsearch.data.scenes import generate_scenes
+from encsearch.data.store import Store
 from encsearch.errors import PreflightError
-from encsearch.reports import read_lines
+from encsearch.files import read_lines
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, trainings_at_once
 from encsearch.search.trials import TrialEvent, TrialRecord
@@ -164,7 +165,7 @@ def _num_cpus_beside_a_cluster() -> float:
 
 def _answer(store: str, out: Path) -> str:
     try:
-        check_nodes(store, out)
+        check_nodes(Store(store), out)
     except PreflightError as error:
         return str(error)
     return ""

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, with_values
-from encsearch.reports import MemoryRecorder, Recorder, read_lines
+from encsearch.config import Config, search_of, with_values
+from encsearch.files import read_lines
+from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
 from encsearch.search.trials import TrialRecord
@@ -36,14 +37,15 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     """Killed before the second line: that training is ready, and so are its reports and its checkpoint."""
     search = {"space": {"optim.lr": {"uniform": [0.01, 0.03]}}, "confirm": {"seeds": [1, 2]}}
     config = with_values(toy_config, {"search": search})
+    plan = search_of(config).confirm
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):
-        confirm(config, RECORDS, tmp_path, killed)
+        confirm(config, plan, RECORDS, tmp_path, killed, num_classes=3)
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []
-    found = confirm(config, RECORDS, tmp_path, resumed, progress=over.append)
+    found = confirm(config, plan, RECORDS, tmp_path, resumed, num_classes=3, progress=over.append)
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
     assert list(resumed.recorders) == ["trial0-seed2"]

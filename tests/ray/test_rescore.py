@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from encsearch.config import Config, EvalConfig, ScalingConfig
-from encsearch.inference.bundle import read_bundle, write_bundle
+from encsearch.data.store import Store
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.evaluation import score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.search.ablation.rescore import rescore
@@ -21,7 +22,7 @@ def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     Path("store").symlink_to(toy_store)
     torch.manual_seed(0)
     model = EncNet.from_config(toy_config.model, len(TOY_INFO.classes))
-    write_bundle(Path("whole"), model, toy_config, TOY_INFO, fingerprint="x", metrics={})
+    write_bundle(Bundle(model, toy_config, TOY_INFO, "x", metrics={}), Path("whole"))
     models = {"whole": Path("whole"), "absent": Path("absent")}
     settings = EvalConfig(scales=(0.5, 1.0), flip=True)
 
@@ -30,5 +31,5 @@ def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     assert found["whole"].failure is None
     alone = read_bundle(Path("whole"))
     same = replace(alone, config=toy_config.model_copy(update={"eval": settings}))
-    assert found["whole"].metrics == pytest.approx(score_bundle(same, toy_store, "val").to_metrics())
+    assert found["whole"].metrics == pytest.approx(score_bundle(same, Store(toy_store), "val").to_metrics())
     assert "absent: not a model bundle" in str(found["absent"].failure)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, with_values
-from encsearch.data.store import read_manifest
+from encsearch.data.store import Store
 from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.search.ablation.plan import Training
 from encsearch.search.ablation.side_by_side import run_side_by_side
@@ -53,7 +53,7 @@ def test_one_training_fails_and_the_others_go_on(
     trainings = [Training(name, name, with_values(base, values)) for name, values in rows.items()]
     observer = Observer()
 
-    fingerprint = read_manifest(base.data.store).fingerprint
+    fingerprint = Store(base.data.store).fingerprint
     run_side_by_side(trainings, base.scaling, tmp_path / "trials", observer, fingerprint=fingerprint)
 
     assert {name: recorder.status for name, recorder in observer.recorders.items()} == {

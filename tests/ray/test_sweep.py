@@ -1,12 +1,14 @@
 """A real sweep on Ray Tune: every trial ends truly, in the study as in the records."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, with_values
-from encsearch.data.store import read_manifest
+from encsearch.config import Config, search_of, with_values
+from encsearch.data.scenes import generate_scenes
+from encsearch.data.store import Store
 from encsearch.errors import TrainingError
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
@@ -56,13 +58,12 @@ class Unlimited:
 
 
 def swept(config: Config, folder: Path, observer: Observer) -> tuple[TrialRecord, ...]:
-    fingerprint = read_manifest(config.data.store).fingerprint
-    return run_sweep(config, study_of(config, folder), folder, observer, Unlimited(), fingerprint=fingerprint)
+    store = Store(config.data.store)
+    return run_sweep(config, store, study_of(config, folder), folder, observer, Unlimited())
 
 
 def study_of(config: Config, folder: Path) -> Study:
-    assert config.search
-    return Study(str(folder / "study.journal"), "toy", config.search, config.train.epochs)
+    return Study(str(folder / "study.journal"), "toy", search_of(config), config.train.epochs)
 
 
 # Two that learn, one that learns nothing and is stopped, one whose decay makes the weights explode.
@@ -129,7 +130,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     observer = FinalistObserver()
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):
-        confirm(config, [record], tmp_path, observer)
+        confirm(config, search_of(config).confirm, [record], tmp_path, observer, num_classes=3)
 
     assert observer.recorder.status == "FAILED"
     assert "non-finite gradient" in observer.failed["trial0-seed1"]
@@ -165,7 +166,13 @@ def _diverging_sweep(toy_config: Config) -> Config:
 
 def test_a_trial_that_finds_other_data_fails_with_that_reason(toy_config: Config, tmp_path: Path) -> None:
     search = {"space": {"optim.lr": {"uniform": [0.01, 0.1]}}, "budget": {"trials": 1}}
-    config = with_values(toy_config, {"search": search})
+    place = tmp_path / "toy"
+    shutil.copytree(toy_config.data.store, place)
+    config = with_values(toy_config, {"data.store": str(place), "search": search})
+    store, study = Store(place), study_of(config, tmp_path)
+    shutil.rmtree(place)
+    generate_scenes(place, num_train=2, num_val=1, num_test=1)
 
-    with pytest.raises(TrainingError, match=r"all of 1 trials failed: .* has other data here \(.*, not 0000"):
-        run_sweep(config, study_of(config, tmp_path), tmp_path, Observer(), Unlimited(), fingerprint="0" * 64)
+    reason = f"has other data here .*, not {store.fingerprint[:12]}"
+    with pytest.raises(TrainingError, match=f"all of 1 trials failed: .* {reason}"):
+        run_sweep(config, store, study, tmp_path, Observer(), Unlimited())

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from encsearch.config import Config, to_yaml
-from encsearch.report import FinalistRow, SweepSummary
+from encsearch.report.summary import FinalistRow, SweepSummary
 from encsearch.search.trials import TrialRecord
 
 SPACE = {

@@ -7,8 +7,8 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.errors import UserError
+from encsearch.files import append_line, read_lines
 from encsearch.report.ablation import AblationStory, verdicts, write_report
-from encsearch.reports import append_line, read_lines
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,

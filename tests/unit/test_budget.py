@@ -14,7 +14,6 @@ from encsearch.search.budget.rules import (
     confirm_cost,
     decide,
     needs_of,
-    num_trainings,
     pace_of,
     spent_by,
 )
@@ -154,7 +153,7 @@ def test_it_claims_half_of_the_budget_at_most() -> None:
 
     needs = needs_of(search, ScalingConfig(), 30, Pace((8.0,), startup_s=0, doubt=0.1, confirm_doubt=0.0))
 
-    assert num_trainings(needs.plan) == 4
+    assert needs.plan.num_trainings == 4
     assert needs.confirm.wall_s <= 500
     assert needs.reduced
     assert "instead of 3 finalists x 2 seeds" in needs.reduced

@@ -15,13 +15,16 @@ from PIL import Image
 
 from encsearch.config import Config, DataConfig, ModelConfig
 from encsearch.data.datasets import DatasetInfo
-from encsearch.data.store import read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.evaluation import score_bundle, unchanged_store
 from encsearch.model.encnet import EncNet
+from encsearch.reports import RunSummary
 from encsearch.tracking.registry.fetch import load
+from encsearch.workflow.job import write_summary
 
 INFO = DatasetInfo(
     name="toy",
@@ -44,8 +47,7 @@ def model() -> EncNet:
 @pytest.fixture
 def folder(tmp_path: Path, model: EncNet) -> Path:
     path = tmp_path / "bundle"
-    write_bundle(
-        path,
+    bundle = Bundle(
         model,
         CONFIG,
         INFO,
@@ -54,6 +56,7 @@ def folder(tmp_path: Path, model: EncNet) -> Path:
         class_iou={"sky": 0.75, "road": 0.25},
         num_images={"train": 900, "val": 12},
     )
+    write_bundle(bundle, path)
     return path
 
 
@@ -77,8 +80,37 @@ def test_reading_draws_no_random_numbers(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("place", ["artifacts/bundle", "finalists/winner/artifacts/bundle"])
+def test_the_folder_of_a_job_is_loaded_as_its_best_model(folder: Path, tmp_path: Path, place: str) -> None:
+    job = tmp_path / "runs" / "toy-1"
+    (job / place).parent.mkdir(parents=True)
+    folder.rename(job / place)
+    write_summary(
+        job,
+        RunSummary(
+            kind="training",
+            name="toy",
+            metric="mIoU",
+            value=0.5,
+            fingerprint="abc",
+            store="store",
+            split="val",
+            tracking_uri="sqlite:///mlflow.db",
+            experiment_id="1",
+            run="toy-1",
+            run_id=None,
+            bundle=place,
+        ),
+    )
+    image = picture(16, 24)
+
+    expected = load(job / place).predict(image)
+
+    assert all(np.array_equal(load(source).predict(image), expected) for source in (job, str(job)))
+
+
 def test_writing_replaces_an_older_bundle_and_leaves_nothing_else(folder: Path, model: EncNet) -> None:
-    write_bundle(folder, model, CONFIG, INFO, fingerprint="new", metrics={})
+    write_bundle(Bundle(model, CONFIG, INFO, "new", metrics={}), folder)
     assert read_bundle(folder).fingerprint == "new"
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
@@ -159,7 +191,7 @@ def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> 
 
 
 def test_the_card_of_an_imported_model_invents_nothing(tmp_path: Path, model: EncNet) -> None:
-    write_bundle(tmp_path / "bundle", model, CONFIG, INFO, fingerprint="unknown", metrics={})
+    write_bundle(Bundle(model, CONFIG, INFO, "unknown", metrics={}), tmp_path / "bundle")
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "## Scores\n\nNone were recorded." in card
     assert "no IoU by class was recorded" in card
@@ -227,7 +259,7 @@ def test_a_device_that_is_not_here_is_refused(
 ) -> None:
     for use in (
         lambda: load(folder, device=device),
-        lambda: score_bundle(read_bundle(folder), toy_store, "val", device=device),
+        lambda: score_bundle(read_bundle(folder), Store(toy_store), "val", device=device),
     ):
         with pytest.raises(UserError, match=f"device={device}") as caught:
             use()
@@ -238,6 +270,6 @@ def test_a_store_that_was_changed_since_the_training_is_refused(
     model: EncNet, toy_config: Config, toy_store: Path
 ) -> None:
     same = Bundle(model, toy_config, INFO, read_manifest(toy_store).fingerprint, {})
-    assert unchanged_store(same) == str(toy_store)
+    assert unchanged_store(same).path == toy_store
     with pytest.raises(UserError, match="but the model was trained on abc"):
         unchanged_store(dataclasses.replace(same, fingerprint="abc"))

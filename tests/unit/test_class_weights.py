@@ -10,8 +10,7 @@ from PIL import Image
 
 from encsearch.config import Config, with_values
 from encsearch.data.datasets import DatasetInfo, EncodedSample, default_palette
-from encsearch.data.statistics import median_frequency_weights
-from encsearch.data.store import write_store
+from encsearch.data.store import Store, write_store
 from encsearch.errors import PreflightError, UserError
 from encsearch.train.experiment import build, preflight
 
@@ -46,7 +45,7 @@ def test_a_frequency_is_taken_over_the_images_that_have_the_class(tmp_path: Path
         ],
     )
 
-    weights = median_frequency_weights(path, "train")
+    weights = Store(path).median_frequency_weights("train")
 
     common, rare, even = 9 / 12, 1 / 8, 2 / 4
     assert weights == pytest.approx((even / common, even / rare, 1, 0))
@@ -56,7 +55,7 @@ def test_a_split_without_labels_cannot_be_balanced(tmp_path: Path) -> None:
     path = store(tmp_path / "small", [[[255, 255]]])
 
     with pytest.raises(UserError, match="split train has 0 labelled pixels"):
-        median_frequency_weights(path, "train")
+        Store(path).median_frequency_weights("train")
 
 
 def test_weights_reach_the_loop_in_the_order_of_the_classes(toy_config: Config) -> None:
@@ -71,8 +70,8 @@ def test_median_frequency_is_of_the_training_split(toy_config: Config) -> None:
     plan = build(with_values(toy_config, {"loss.class_weights": "median_frequency"})).plan
 
     assert plan.class_weights is not None
-    expected = median_frequency_weights(toy_config.data.store, "train")
-    assert expected != median_frequency_weights(toy_config.data.store, "val")
+    expected = Store(toy_config.data.store).median_frequency_weights("train")
+    assert expected != Store(toy_config.data.store).median_frequency_weights("val")
     torch.testing.assert_close(plan.class_weights, torch.tensor(expected))
 
 
@@ -89,7 +88,7 @@ def test_names_that_do_not_fit_the_store_stop_before_training(
     config = with_values(toy_config, {"loss.class_weights": weights})
 
     with pytest.raises(PreflightError, match=message):
-        preflight(config, tmp_path)
+        preflight(config, Store(config.data.store), tmp_path)
     with pytest.raises(UserError, match=message):
         build(config)
 

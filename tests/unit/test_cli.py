@@ -96,6 +96,52 @@ def test_an_error_is_one_line_with_its_exit_code(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+SEARCHING = "search.space={{optim.lr: {{choice: [0.01]}}}}"  # to be formatted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        (["sweep", "{recipe}"], {}, 2, "has no search: block"),
+        (["sweep", "{recipe}"], {"RAY_ADDRESS": "127.0.0.1:1"}, 2, "has no search: block"),
+        (["sweep", "{recipe}", SEARCHING, "--warm-start-from", "none"], {}, 2, "not the folder of a sweep"),
+        (["sweep", "{recipe}", SEARCHING, "--out", "{recipe}"], {}, 2, "cannot make a run folder"),
+        (["sweep", "{recipe}", SEARCHING], {"MLFLOW_TRACKING_URI": "x"}, 3, "not one that MLflow can use"),
+        (["sweep", "{recipe}", SEARCHING], {"ENCSEARCH_STORAGE": "x"}, 3, "is not a database URL"),
+        (["ablate", "{recipe}", "--out", "{recipe}"], {}, 2, "cannot make a run folder"),
+        (["ablate", "{recipe}", "--resume", "."], {}, 2, "not the folder of an ablation"),
+        (["ablate", "{recipe}"], {"MLFLOW_TRACKING_URI": "x"}, 3, "not one that MLflow can use"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(
+    arguments: list[str],
+    variables: dict[str, str],
+    code: int,
+    message: str,
+    toy_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "ENCSEARCH_STORAGE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(toy_config))
+    command = [argument.format(recipe=recipe) for argument in arguments]
+
+    rehearsed = run([*command, "--dry-run"], capsys)
+
+    assert rehearsed == run(command, capsys)
+    ended, out, err = rehearsed
+    assert (ended, out) == (code, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
 @pytest.mark.parametrize("arguments", [[], ["data"], ["data", "import"], ["jobs"]])
 def test_a_group_alone_prints_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run(arguments, capsys)
@@ -109,13 +155,13 @@ def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
 ) -> None:
     from PIL import Image
 
-    from encsearch.data.store import read_manifest
-    from encsearch.inference.bundle import write_bundle
+    from encsearch.data.manifest import read_manifest
+    from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.encnet import EncNet
 
     info = read_manifest(toy_config.data.store).info
     model = EncNet.from_config(toy_config.model, len(info.classes))
-    write_bundle(tmp_path / "bundle", model, toy_config, info, fingerprint="abc", metrics={})
+    write_bundle(Bundle(model, toy_config, info, "abc", metrics={}), tmp_path / "bundle")
     for name in ("a.png", "b.jpg"):
         Image.new("RGB", (20, 16)).save(tmp_path / name)
     (tmp_path / "file").touch()

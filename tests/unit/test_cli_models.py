@@ -9,8 +9,8 @@ from PIL import Image, ImageChops
 
 from encsearch.cli.main import main
 from encsearch.config import Config
-from encsearch.data.store import read_manifest
-from encsearch.inference.bundle import write_bundle
+from encsearch.data.manifest import read_manifest
+from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
 
 
@@ -24,7 +24,7 @@ def model(toy_config: Config, tmp_path: Path) -> str:
             net(torch.randn(8, 3, 32, 32))
         net.classifier[-1].bias -= net.eval()(torch.randn(8, 3, 32, 32)).logits.mean(dim=(0, 2, 3))
     folder = tmp_path / "bundle"
-    write_bundle(folder, net, toy_config, manifest.info, fingerprint=manifest.fingerprint, metrics={})
+    write_bundle(Bundle(net, toy_config, manifest.info, manifest.fingerprint, metrics={}), folder)
     return str(folder)
 
 
@@ -176,7 +176,7 @@ def test_no_link_in_the_results_folder_leads_to_another_file(
     out, other = tmp_path / "linked", tmp_path / "other"
     out.mkdir()
     other.write_text("kept")
-    (out / f".{image.stem}.png.tmp").symlink_to(other)
+    (out / image.name).symlink_to(other)
     code, _, err = run(capsys, "predict", model, str(image), "--out", str(out))
     assert code == 0, err
     assert other.read_text() == "kept"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from encsearch.config import Config, with_values
 from encsearch.data.datasets import IGNORE, Sample
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import eval_transform
 from encsearch.diagnostics.artifacts import write_diagnostics
 from encsearch.diagnostics.measure import (
@@ -41,7 +42,7 @@ def bundle_of(config: Config, **model: object) -> Bundle:
 
 def validation(config: Config) -> list[Sample]:
     """Ten images; all have every class but two, whose last class is painted over."""
-    dataset = open_split(config.data.store, "val")
+    dataset = Store(config.data.store).split("val")
     samples = [dataset[index] for index in range(len(dataset))]
     without = [Sample(s.id, s.image, np.where(s.mask == 2, 0, s.mask).astype(np.uint8)) for s in samples[:4]]
     return [*without, *samples[4:]]

@@ -3,7 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def small(context: Context = "encoding", **options: Any) -> EncNet:
     )
 
 
-@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("context", get_args(Context))
 @pytest.mark.parametrize("size", [(97, 131), (64, 64), (1, 1), (3, 200)])
 def test_logits_have_the_size_of_the_images(context: Context, size: tuple[int, int]) -> None:
     output = small(context).eval()(torch.randn(2, 3, *size))
@@ -43,7 +43,7 @@ def test_logits_have_the_size_of_the_images(context: Context, size: tuple[int, i
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference", "mmseg"])
-@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("context", get_args(Context))
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_parameter_is_trained_even_by_one_image(context: Context, preset: str, batch: int) -> None:
     model = small(context, preset=preset).train()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from encsearch.config import Config, EvalConfig, with_values
-from encsearch.data.store import open_split, read_manifest
+from encsearch.data.manifest import read_manifest
+from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle
@@ -41,7 +42,7 @@ def changed(bundle: Bundle, **settings: object) -> Bundle:
 
 def test_the_default_scores_are_those_of_the_plain_model(bundle: Bundle, toy_store: Path) -> None:
     confusion = torch.zeros(3, 3, dtype=torch.int64)
-    split = open_split(toy_store, "val")
+    split = Store(toy_store).split("val")
     for index in range(len(split)):
         sample = split[index]
         with torch.no_grad():
@@ -49,7 +50,7 @@ def test_the_default_scores_are_those_of_the_plain_model(bundle: Bundle, toy_sto
         confusion += confusion_matrix(torch.tensor(sample.mask)[None], logits.argmax(dim=1), 3)
     expected = scores(confusion, bundle.info.classes, bundle.info.groups)
 
-    found = score_bundle(bundle, toy_store, "val", batch_size=1)
+    found = score_bundle(bundle, Store(toy_store), "val", batch_size=1)
 
     assert found.confusion == tuple(map(tuple, confusion.tolist()))
     assert expected.to_metrics().items() <= found.to_metrics().items()
@@ -58,30 +59,32 @@ def test_the_default_scores_are_those_of_the_plain_model(bundle: Bundle, toy_sto
 
 def test_the_batch_size_changes_nothing(bundle: Bundle, toy_store: Path) -> None:
     bundle = changed(bundle, scales=[1, 1.5], flip=True, window=24)
-    one, seven = (score_bundle(bundle, toy_store, "val", batch_size=size).to_metrics() for size in (1, 7))
+    one, seven = (
+        score_bundle(bundle, Store(toy_store), "val", batch_size=size).to_metrics() for size in (1, 7)
+    )
     assert one.keys() == seven.keys()
     # The convolutions of a larger batch may differ in the last bit, which can tip a pixel.
     assert seven == pytest.approx(one, abs=2e-3)
 
 
 def test_the_settings_of_the_model_are_used(bundle: Bundle, toy_store: Path) -> None:
-    plain = score_bundle(bundle, toy_store, "val")
-    assert score_bundle(changed(bundle, scales=[0.5]), toy_store, "val").confusion != plain.confusion
-    assert score_bundle(changed(bundle, flip=True), toy_store, "val").confusion != plain.confusion
-    assert score_bundle(changed(bundle, window=16), toy_store, "val").confusion != plain.confusion
-    smaller = score_bundle(changed(bundle, object_sizes=[0.5, 0.9]), toy_store, "val")
+    plain = score_bundle(bundle, Store(toy_store), "val")
+    assert score_bundle(changed(bundle, scales=[0.5]), Store(toy_store), "val").confusion != plain.confusion
+    assert score_bundle(changed(bundle, flip=True), Store(toy_store), "val").confusion != plain.confusion
+    assert score_bundle(changed(bundle, window=16), Store(toy_store), "val").confusion != plain.confusion
+    smaller = score_bundle(changed(bundle, object_sizes=[0.5, 0.9]), Store(toy_store), "val")
     assert smaller.sizes["small"] != plain.sizes["small"]
 
 
 def test_the_background_is_left_out_of_the_foreground(bundle: Bundle, toy_store: Path) -> None:
-    found = score_bundle(changed(bundle, background="ground"), toy_store, "val")
+    found = score_bundle(changed(bundle, background="ground"), Store(toy_store), "val")
     others = [iou for name, iou in found.class_iou.items() if name != "ground"]
     assert found.to_metrics()["foreground/mIoU"] == pytest.approx(sum(others) / len(others))
-    assert "foreground/mIoU" not in score_bundle(bundle, toy_store, "val").to_metrics()
+    assert "foreground/mIoU" not in score_bundle(bundle, Store(toy_store), "val").to_metrics()
     with pytest.raises(
         UserError, match=r"eval\.background=sky is none of .* 3 classes; try one of ground, red"
     ):
-        score_bundle(changed(bundle, background="sky"), toy_store, "val")
+        score_bundle(changed(bundle, background="sky"), Store(toy_store), "val")
 
 
 def test_a_group_may_be_called_foreground(bundle: Bundle) -> None:
@@ -125,9 +128,9 @@ def parts(sizes: Iterable[int], *, presence: bool = True) -> list[Totals]:
 
 def test_the_counts_of_the_images_add_up_to_the_scores(bundle: Bundle, toy_store: Path) -> None:
     bundle = changed(bundle, flip=True)
-    dataset = open_split(toy_store, "val")
-    found = count_images(bundle, dataset, str(toy_store))
-    confusion = torch.tensor(score_bundle(bundle, toy_store, "val").confusion)
+    dataset = Store(toy_store).split("val")
+    found = count_images(bundle, Store(toy_store), "val")
+    confusion = torch.tensor(score_bundle(bundle, Store(toy_store), "val").confusion)
     assert found.ids == tuple(sorted(dataset[index].id for index in range(len(dataset))))
     assert found.pixels.shape == (10, 3, 3)
     expected = [confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)]
@@ -145,7 +148,7 @@ def test_the_counts_of_an_image_are_those_of_its_confusion() -> None:
 
 
 def test_every_model_is_timed_on_an_image_of_the_set(bundle: Bundle, toy_store: Path) -> None:
-    dataset = open_split(toy_store, "val")
+    dataset = Store(toy_store).split("val")
     assert all(ms > 0 for ms in median_latencies_ms([bundle, changed(bundle, flip=True)], dataset))
 
 

@@ -163,9 +163,7 @@ class Payload:
 
 
 def test_a_pickle_in_the_place_of_the_weights_is_refused_and_not_run(tmp_path: Path) -> None:
-    bundle = untrained()
-    known = {"fingerprint": "abc", "metrics": {}}
-    write_bundle(tmp_path / "bundle", bundle.model, bundle.config, bundle.info, **known)
+    write_bundle(untrained(), tmp_path / "bundle")
     touched = tmp_path / "touched"
     data = pickle.dumps(Payload(touched))
     for write in (lambda path: path.write_bytes(data), lambda path: torch.save(Payload(touched), path)):

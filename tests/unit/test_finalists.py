@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from encsearch.config import Config, ConfirmConfig, with_values
-from encsearch.reports import REPORTS_FILE, Report, RunResult, append, append_line, best_report, read_lines
+from encsearch.files import append_line, read_lines
+from encsearch.reports import REPORTS_FILE, Report, RunResult, append, best_report
 from encsearch.search.confirm.finalists import (
     Finalist,
     configurations,

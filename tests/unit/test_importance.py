@@ -43,7 +43,7 @@ def test_both_evaluators_find_the_one_path_that_matters(strong: tuple[Importance
     assert [each.evaluator for each in strong] == ["fANOVA", "PED-ANOVA"]
     for each in strong:
         assert each.paths[0].path == "optim.lr"
-        assert each.told == ("optim.lr",)
+        assert each.beyond_chance == ("optim.lr",)
 
 
 def test_shares_are_told_with_intervals_and_chance(strong: tuple[Importances, ...]) -> None:
@@ -64,7 +64,7 @@ def test_all_decades_of_a_log_range_count_alike() -> None:
 
 def test_noise_is_not_told() -> None:
     found = importances(SPACE, observations(24, 0.0), seed=0)
-    assert [each.told for each in found] == [(), ()]
+    assert [each.beyond_chance for each in found] == [(), ()]
 
 
 def test_too_few_trials_give_no_importance() -> None:
@@ -76,7 +76,7 @@ def test_equal_values_give_no_share() -> None:
     trials = [(values, 0.5) for values, _ in observations(12, 0.0)]
     for each in importances(SPACE, trials, seed=0):
         assert {path.share for path in each.paths} == {0.0}
-        assert each.told == ()
+        assert each.beyond_chance == ()
 
 
 def test_paths_that_some_trials_lack_or_that_never_changed_are_not_rated() -> None:

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from encsearch.data.audit import check_store
 from encsearch.data.importers.camvid import import_camvid
 from encsearch.data.importers.folder import import_folder
-from encsearch.data.store import check_store, open_split
+from encsearch.data.store import Store
 from encsearch.errors import UserError
 
 CLASSES = ("sky", "road", "car")
@@ -50,7 +51,7 @@ class TestFolder:
         assert manifest.info.name == "source"
         assert sum(split.num_samples for split in manifest.splits.values()) == 8
         assert check_store(tmp_path / "store").problems == ()
-        split = open_split(tmp_path / "store", "train")
+        split = Store(tmp_path / "store").split("train")
         for index in range(len(split)):
             sample = split[index]
             np.testing.assert_array_equal(sample.image, np.asarray(picture(seed=int(sample.id))))
@@ -62,7 +63,7 @@ class TestFolder:
             picture(seed=number).save(source / "images" / f"{number}.png")
             labels(seed=number).save(source / "masks" / f"{number}.png")
         import_folder(source, tmp_path / "after", val_fraction=0.4)
-        before, after = (open_split(tmp_path / name, "val") for name in ("before", "after"))
+        before, after = (Store(tmp_path / name).split("val") for name in ("before", "after"))
         assert {before[n].id for n in range(len(before))} <= {after[n].id for n in range(len(after))}
 
     def test_split_folders_are_the_splits(self, source: Path, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def import_and_get(
     """Image and mask of one sample after the import, whichever split it is in."""
     manifest = import_folder(source, tmp_path / "store", val_fraction=0.4)
     for name in manifest.splits:
-        split = open_split(tmp_path / "store", name)
+        split = Store(tmp_path / "store").split(name)
         for sample in (split[index] for index in range(len(split))):
             if sample.id == sample_id:
                 return sample.image, sample.mask
@@ -250,7 +251,7 @@ class TestCamvid:
         assert len(manifest.info.classes) == 11
         mask = np.asarray(labels(high=12, seed=12))
         np.testing.assert_array_equal(
-            open_split(tmp_path / "store", "val")[0].mask, np.where(mask == 11, 255, mask)
+            Store(tmp_path / "store").split("val")[0].mask, np.where(mask == 11, 255, mask)
         )
         leaks = [line for line in check_store(tmp_path / "store").warnings if line.startswith("group")]
         assert leaks == ["group 0016E5 is in train and val: its scores are optimistic"]

@@ -88,6 +88,8 @@ def test_a_damaged_line_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     for place in (3, len(lines)):
         damaged = b"".join([*lines[:place], b"#\n", *lines[place:]])
         journal.write_bytes(damaged)
-        with pytest.raises(PreflightError, match=f"line {place + 1} of the study's journal is damaged"):
+        with pytest.raises(
+            PreflightError, match=rf"study\.journal: line {place + 1} is damaged; .* cut it off before"
+        ):
             repair_journal(journal)
         assert journal.read_bytes() == damaged

@@ -12,7 +12,7 @@ from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialEvent, TrialRecord
-from encsearch.search.tune.jobs import RESTARTS, Job
+from encsearch.search.tune.board import RESTARTS, Job
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"
@@ -184,7 +184,7 @@ def test_a_lost_process_costs_no_epoch_and_is_replaced_a_few_times(sweep: Open) 
 
     one.ledger.lost(str(RESTARTS - 1), "its node is gone")
     assert one.records[0].state == "FAIL"
-    assert one.records[0].reason == "the trial's process failed 3 times: its node is gone"
+    assert one.records[0].reason == "its process failed 3 times: its node is gone"
     assert one.observer.recorders[0].status == "FAILED"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from encsearch.errors import PreflightError, UserError
+from encsearch.reports import RunSummary
 from encsearch.tracking.browse.links import (
     allowed_hosts,
     children_link,
@@ -20,12 +21,12 @@ from encsearch.tracking.browse.links import (
     ui_command,
     view_link,
 )
-from encsearch.tracking.browse.ui_server import UiServer, free_port
+from encsearch.tracking.browse.ui_server import UiServer, require_port
 from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, changes, packed, state
 from encsearch.tracking.outbox.forward import SENT_FILE, Sent
 from encsearch.tracking.outbox.record import FOLDER
 from encsearch.workflow.browse import job_of, links_of
-from encsearch.workflow.job import RunSummary, write_summary
+from encsearch.workflow.job import write_summary
 from tests.views import unpacked
 
 PASSWORDS = ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"]
@@ -86,17 +87,19 @@ def test_a_server_on_loopback_answers_to_no_other_name() -> None:
     assert {"box", "box:*", "0.0.0.0:*"} <= set(allowed_hosts("0.0.0.0", ["box"]))
 
 
-def test_a_taken_port_is_left_to_who_has_it() -> None:
+def test_a_taken_port_is_refused_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert free_port("127.0.0.1", port) > port
+        with pytest.raises(PreflightError, match=f"port {port}: Address already in use; try another --port"):
+            require_port("127.0.0.1", port)
+    require_port("127.0.0.1", port)
 
 
 def test_an_address_of_another_machine_is_refused_in_one_line() -> None:
-    with pytest.raises(PreflightError, match=r"no free port at 192\.0\.2\.1 from 5000"):
-        free_port("192.0.2.1", 5000)
+    with pytest.raises(PreflightError, match=r"cannot listen at 192\.0\.2\.1, port 5000: .+, or --host 127"):
+        require_port("192.0.2.1", 5000)
 
 
 def test_a_view_opens_with_what_was_searched_and_the_best_first() -> None:

@@ -2,11 +2,12 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, Context, with_values
 from encsearch.errors import TrainingError, UserError
 from encsearch.reports import MemoryRecorder, Point, Report
 from encsearch.runner.local import run_local
@@ -95,7 +96,7 @@ def test_learns_the_toy_set(toy_config: Config) -> None:
     assert reports[-1].metrics["mIoU"] > 0.8 > reports[0].metrics["mIoU"]
 
 
-@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("context", get_args(Context))
 def test_every_context_trains_with_any_loss_weight(toy_config: Config, context: str) -> None:
     config = with_values(toy_config, {"model.context": context, "loss.se_weight": 0, "train.epochs": 1})
 

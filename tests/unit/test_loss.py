@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encsearch.config import LossConfig
+from encsearch.config import Context, LossConfig
 from encsearch.model.encnet import EncNet, EncNetOutput
-from encsearch.train.loss import Term, class_presence, hard_labels, loss_sums, weighted_loss
+from encsearch.train.loss import Term, TermName, class_presence, hard_labels, loss_sums, weighted_loss
 
 NUM_CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 2.0, 0.25, 1.5])
@@ -52,11 +53,11 @@ def part(output: EncNetOutput, rows: slice) -> EncNetOutput:
     return EncNetOutput(*(value[rows] if value is not None else None for value in output))
 
 
-def divisors(terms: dict[str, Term]) -> Tensor:
+def divisors(terms: dict[TermName, Term]) -> Tensor:
     return torch.stack([term.divisor for term in terms.values()]).double()
 
 
-def total(terms: dict[str, Term], loss: LossConfig) -> Tensor:
+def total(terms: dict[TermName, Term], loss: LossConfig) -> Tensor:
     return weighted_loss(terms, divisors(terms), loss)
 
 
@@ -276,7 +277,7 @@ def test_pixels_of_a_class_without_weight_have_no_loss(smoothing: float) -> None
 
 
 @pytest.mark.parametrize("preset", ["paper", "mmseg"])
-@pytest.mark.parametrize("context", ["encoding", "gate", "none"])
+@pytest.mark.parametrize("context", get_args(Context))
 @pytest.mark.parametrize(
     ("se_weight", "aux_weight", "label"),
     [(0.2, 0.4, 255), (0.0, 0.0, 1)],

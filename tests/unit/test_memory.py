@@ -9,18 +9,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from encsearch.config import Config, SearchConfig, with_values
 from encsearch.data.loading import Batch
+from encsearch.data.store import Store
 from encsearch.train.experiment import build
 from encsearch.train.loop import train_step
 from encsearch.train.memory import sweep_bytes, training_gib
 
-NUM_CLASSES = 3
 MIB = 2**20
 
 
 def test_the_estimate_is_what_the_allocator_hands_out(toy_config: Config, tmp_path: Path) -> None:
     config = with_values(toy_config, {"augment.crop": 64, "model.num_codewords": 64})
 
-    estimate = training_gib(config, NUM_CLASSES) * 2**30
+    estimate = training_gib(config, Store(config.data.store)) * 2**30
 
     assert estimate == pytest.approx(_measured_peak(config, tmp_path / "trace.json"), rel=0.002)
 
@@ -36,7 +36,8 @@ def test_the_estimate_is_what_the_allocator_hands_out(toy_config: Config, tmp_pa
 def test_it_follows_what_sizes_a_step(toy_config: Config, changed: dict[str, object], grows: bool) -> None:
     base = with_values(toy_config, {"augment.crop": 64, "train.global_batch_size": 8})
 
-    before, after = training_gib(base, NUM_CLASSES), training_gib(with_values(base, changed), NUM_CLASSES)
+    store = Store(base.data.store)
+    before, after = training_gib(base, store), training_gib(with_values(base, changed), store)
 
     assert (after > 1.02 * before) == grows
     assert (after < 0.98 * before) != grows
@@ -46,13 +47,15 @@ def test_without_a_crop_the_largest_image_counts(toy_config: Config) -> None:
     whole = with_values(toy_config, {"augment.crop": None})
     image = with_values(toy_config, {"augment.crop": 32})  # the size of all of the store's
 
-    assert training_gib(whole, NUM_CLASSES) == training_gib(image, NUM_CLASSES)
+    store = Store(toy_config.data.store)
+    assert training_gib(whole, store) == training_gib(image, store)
 
 
 def test_nothing_is_allocated_or_left_behind(toy_config: Config) -> None:
     state = torch.get_rng_state()
 
-    first, second = training_gib(toy_config, NUM_CLASSES), training_gib(toy_config, NUM_CLASSES)
+    store = Store(toy_config.data.store)
+    first, second = training_gib(toy_config, store), training_gib(toy_config, store)
 
     assert first == second
     assert torch.equal(state, torch.get_rng_state())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from encsearch.config import Config
 from encsearch.data.datasets import evenly_spaced
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
@@ -12,7 +12,7 @@ from encsearch.workflow.recorder import checkpoint_model
 
 
 def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:
-    dataset = open_split(toy_store, "val")
+    dataset = Store(toy_store).split("val")
 
     assert [s.id for s in evenly_spaced(dataset, 4)] == ["val-000", "val-003", "val-006", "val-009"]
     assert len(evenly_spaced(dataset, 99)) == len(dataset)
@@ -20,8 +20,8 @@ def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:
 
 def test_the_sheet_grows_by_a_column_a_model(toy_config: Config, toy_store: Path, tmp_path: Path) -> None:
     save_checkpoint(build(toy_config).state, tmp_path)
-    model = Predictor(checkpoint_model(toy_config, tmp_path, {}))
-    samples = evenly_spaced(open_split(toy_store, "val"), 2)
+    model = Predictor(checkpoint_model(toy_config, Store(toy_store), tmp_path))
+    samples = evenly_spaced(Store(toy_store).split("val"), 2)
 
     one = comparison_sheet(samples, model.info, {"A": model})
     two = comparison_sheet(samples, model.info, {"A": model, "B": model})

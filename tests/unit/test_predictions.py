@@ -13,7 +13,7 @@ from encsearch.config import Config
 from encsearch.data.codec import decode_mask, encode_png
 from encsearch.data.datasets import DatasetInfo, Sample, evenly_spaced
 from encsearch.data.loading import Batch
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.model.encnet import EncNetOutput
 from encsearch.reports import Point, Report
 from encsearch.tracking.run_files import write_predictions
@@ -56,7 +56,7 @@ def test_a_training_reports_the_panels_images_on_rank_0_alone(toy_config: Config
     e = experiment
     first, last = fit(e.state, e.loaders, e.loss, e.plan)
 
-    shown = evenly_spaced(open_split(toy_config.data.store, "val"), 4)
+    shown = evenly_spaced(Store(toy_config.data.store).split("val"), 4)
     assert list(first.label_maps) == list(last.label_maps) == [sample.id for sample in shown]
     model = experiment.state.model.eval()
     batches = experiment.loaders.shown()

@@ -1,7 +1,10 @@
 """What a cluster lacks for one training is said before anything waits for it."""
 
+import pytest
+
 from encsearch.config import ScalingConfig
-from encsearch.runner.ray_session import lacks, trainings_at_once
+from encsearch.errors import PreflightError
+from encsearch.runner.ray_session import lacks, rehearsed_session, trainings_at_once
 
 NEEDS = ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5)
 
@@ -22,3 +25,13 @@ def test_as_many_trainings_at_once_as_fit_whole() -> None:
     assert trainings_at_once(four, {"CPU": 12.2, "memory": 1.0}) == 3
     assert trainings_at_once(ScalingConfig(gpus_per_worker=0.5), {"CPU": 8, "GPU": 2}) == 4
     assert trainings_at_once(four, {"CPU": 2}) == 1
+
+
+def test_a_rehearsal_refuses_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    with pytest.raises(PreflightError, match=r"needs 2 GPUs .* has 0"), rehearsed_session(needs=NEEDS):
+        pass
+    with rehearsed_session(needs=ScalingConfig(num_workers=64)):
+        pass

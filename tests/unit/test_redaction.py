@@ -1,9 +1,13 @@
 """Secrets leave a text however they are written in it; what only looks like one stays."""
 
+import ast
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import encsearch
 from encsearch.redaction import without_secrets
 
 S = "hunter2-Zx"
@@ -56,6 +60,7 @@ def test_secrets_are_cut_out_of_uris(text: str, shown: str) -> None:
         f'{{"text": "{{\\"token\\": \\"{S}\\"}}"}}',
         f"{{'accessToken': '{S}'}}",
         f'password="a\\"{S}"',
+        f"password: dict[str, str] | None = '{S}'",
         f'os.environ["RAY_AUTH_TOKEN"] = "{S}"',
         f'os.environ.get("DB_PASSWORD", "{S}")',
         f"password2={S}",
@@ -92,6 +97,7 @@ def test_well_known_tokens_are_masked_wherever_they_stand(maker: str) -> None:
         "tokens: 5",
         "num_tokens=4096",
         "RAY_AUTH_MODE=token",
+        "this cluster needs a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its file",
         "set MLFLOW_TRACKING_PASSWORD to your own",
         "RAY_AUTH_TOKEN_PATH=~/.ray/token",
         "password authentication failed for user",
@@ -107,9 +113,46 @@ def test_harmless_text_stays(text: str) -> None:
     assert without_secrets(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("password: hunter2 of user=me", "password: *** of user=me"),
+        ("token: aHVudGVyMg==", "token: ***"),
+        ("password: str = hunter2", "password: str = ***"),
+    ],
+)
+def test_a_value_behind_a_colon_is_not_taken_for_a_type(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_the_advice_behind_a_colon_stays() -> None:
+    """A word that follows the name of a secret and a colon may be one; the setting that follows is none."""
+    shown = without_secrets("the cluster asks for a token: set RAY_AUTH_MODE=token and try again")
+    assert shown.endswith(" RAY_AUTH_MODE=token and try again")
+
+
+def test_no_message_of_ours_is_taken_for_a_secret() -> None:
+    told = {text for path in Path(encsearch.__file__).parent.rglob("*.py") for text in _messages(path)}
+    assert len(told) > 100
+    assert [text for text in told if without_secrets(text) != text] == []
+
+
+def _messages(path: Path) -> Iterator[str]:
+    """What errors, warnings and lines for people are made of, an x for every value."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith(("Error", "say", "warn")):
+            continue
+        for text in node.args:
+            if isinstance(text, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "x" for part in text.values)
+            elif isinstance(text, ast.Constant) and isinstance(text.value, str):
+                yield text.value
+
+
 def test_long_texts_take_no_longer_than_their_length() -> None:
     """A quadratic pattern would need hours for a file of this size."""
     parts = ("a", "http://", "http://a:b", "password", '"password": "', "?token", "--", "eyJaaaaaa.")
+    parts += ("password: a|", "password: a[a")
     for part in parts:
         text = part * (50_000 // len(part))
         begun = time.process_time()

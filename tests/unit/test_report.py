@@ -11,12 +11,14 @@ from PIL import Image
 from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
 from encsearch.diagnostics.records import to_json as context_to_json
 from encsearch.errors import UserError
-from encsearch.report import SweepSummary, from_json, render, to_json
-from encsearch.report.charts.history import history_chart
-from encsearch.report.charts.style import LIGHT, Chart, png
+from encsearch.report.charts.chart import Chart, png
+from encsearch.report.charts.search import history_chart
 from encsearch.report.facts import class_table
+from encsearch.report.page import render
+from encsearch.report.summary import SweepSummary, from_json, to_json
 from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import TrialRecord
+from encsearch.style import LIGHT
 from tests.unit.summaries import finalist, seeds, summary, values
 
 FORECASTS = (ForecastPoint(10.0, 300.0, 500.0, 700.0), ForecastPoint(200.0, 350.0, 420.0, 500.0))

@@ -5,15 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from encsearch.report.charts.axes import axes_of, numeric_pairs
-from encsearch.report.charts.contours import MIN_CONTOUR_POINTS, Surface, contour_chart, surface
-from encsearch.report.charts.finalists import AS_GOOD, BASELINE, WINNER, WORSE, ranking_of, roles
-from encsearch.report.charts.forecast import eta_chart, time_unit, told
-from encsearch.report.charts.history import history, spaced
+from encsearch.report.charts.chart import Chart, Omitted
+from encsearch.report.charts.finalists import AS_GOOD, BASELINE, WINNER, WORSE, roles
 from encsearch.report.charts.importance import importance_chart
-from encsearch.report.charts.pareto import pareto_chart
 from encsearch.report.charts.rungs import brackets, rung_chart
-from encsearch.report.charts.style import Chart, Omitted
+from encsearch.report.charts.search import eta_chart, forecast_words, history, pareto_chart, spaced, time_unit
+from encsearch.report.charts.space import (
+    MIN_CONTOUR_POINTS,
+    Surface,
+    axes_of,
+    contour_chart,
+    numeric_pairs,
+    surface,
+)
+from encsearch.report.facts import ranking_of
 from encsearch.search.budget.forecast import ForecastPoint, backtest
 from encsearch.search.trials import TrialRecord
 from tests.unit.summaries import SPACE, TRIALS, seeds, summary, values
@@ -104,7 +109,7 @@ def test_log_axis_spaces_decades_evenly() -> None:
 def test_axis_of_choices_is_ordered_and_even_whatever_the_recipe_has() -> None:
     space = {**SPACE, "model.num_codewords": {"choice": [64, 8, 16, 32]}}
     axis = axes_of(summary({"space": space}).search.space)["model.num_codewords"]
-    assert axis.ticks() == ((0.125, "8"), (0.375, "16"), (0.625, "32"), (0.875, "64"))
+    assert axis.ticks() == [(0.125, "8"), (0.375, "16"), (0.625, "32"), (0.875, "64")]
 
 
 @pytest.mark.parametrize("ends", [(0.01, 0.012), (1e-6, 1.0), (3e-4, 3e-3), (0.01, 10.0)])
@@ -224,8 +229,8 @@ def test_forecasts_are_compared_with_the_end() -> None:
     points = (ForecastPoint(0.0, 50.0, 80.0, 90.0), ForecastPoint(60.0, 80.0, 110.0, 120.0))
     tested = backtest(points, 100.0)
     assert tested
-    assert "-20 % at the start, -20 % at 25 %, -20 % at 50 % and +10 % at 75 %" in told(tested)
-    assert "within 50 % of the intervals" in told(tested)
+    assert "-20 % at the start, -20 % at 25 %, -20 % at 50 % and +10 % at 75 %" in forecast_words(tested)
+    assert "within 50 % of the intervals" in forecast_words(tested)
     assert "no forecasts" in reason(eta_chart(summary()))
 
 

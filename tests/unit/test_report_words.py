@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 
 from encsearch.report.facts import (
-    best_of_search,
+    best_of,
     common_epoch,
+    comparable,
     finalists_cost,
     kind_of,
     search_cost,
     stragglers,
 )
-from encsearch.report.verdict import as_good, headline, tiles, won
-from encsearch.report.words import cost, ending, fates, left_out, searched, straggler_words
+from encsearch.report.summary import SweepSummary
+from encsearch.report.verdict import as_good, headline, tiles
+from encsearch.report.words import cost, ending, fates, left_out, paragraphs, searched, straggler_words
+from encsearch.search.trials import TrialRecord
 from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
 
 BASELINE = {"trial": None, "label": "FCN"}
@@ -23,6 +26,15 @@ BASELINE = {"trial": None, "label": "FCN"}
 def changed(number: int, **fields: Any) -> tuple[Any, ...]:
     """TRIALS with one of them changed."""
     return tuple(dataclasses.replace(t, **fields) if t.number == number else t for t in TRIALS)
+
+
+def won(given: SweepSummary) -> tuple[str, ...]:
+    return dict(paragraphs(given))["What won, and how sure"]
+
+
+def best_of_search(given: SweepSummary) -> TrialRecord | None:
+    best = best_of(comparable(given.trials, given.excluded))
+    return best and best[1]
 
 
 def test_what_was_searched_names_ranges_goals_and_fates() -> None:

@@ -23,7 +23,7 @@ from encsearch.data.scenes import (
     render,
     scene_sample,
 )
-from encsearch.data.store import open_split
+from encsearch.data.store import Store
 from encsearch.errors import UserError
 
 FIRST_CUE, FIRST_ROUND, FIRST_LONG = CLASSES.index(CUES[0]), CLASSES.index(ROUND[0]), CLASSES.index(LONG[0])
@@ -98,7 +98,7 @@ def test_a_store_holds_the_samples_and_a_smaller_one_their_beginning(tmp_path: P
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {
         "train": 6, "val": 2, "test": 2,
     }  # fmt: skip
-    train = open_split(tmp_path / "a", "train")
+    train = Store(tmp_path / "a").split("train")
     image, mask, scene = scene_sample(1, "train", 4)
     assert np.array_equal(train[4].image, image)
     assert np.array_equal(train[4].mask, mask)
@@ -106,7 +106,7 @@ def test_a_store_holds_the_samples_and_a_smaller_one_their_beginning(tmp_path: P
 
     smaller = generate_scenes(tmp_path / "b", num_train=3, num_val=2, num_test=2, seed=1)
     assert smaller.splits["val"].digest == manifest.splits["val"].digest
-    assert [open_split(tmp_path / "b", "train")[i].id for i in range(3)] == [train[i].id for i in range(3)]
+    assert [Store(tmp_path / "b").split("train")[i].id for i in range(3)] == [train[i].id for i in range(3)]
 
 
 @pytest.mark.parametrize(("argument", "value"), [("size", 48), ("seed", -1), ("num_val", 0)])

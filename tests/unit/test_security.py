@@ -12,9 +12,9 @@ import pytest
 
 from encsearch.config import Config, load_config
 from encsearch.data.importers.folder import import_folder
-from encsearch.data.store import read_manifest
+from encsearch.data.manifest import read_manifest
 from encsearch.errors import UserError
-from encsearch.inference.bundle import read_bundle, write_bundle
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.model.backbones.weights import read_tensors
 from encsearch.model.encnet import EncNet
 from encsearch.reports import Point
@@ -145,7 +145,7 @@ def bundle(tmp_path: Path, toy_config: Config, toy_store: Path) -> Path:
     folder = tmp_path / "bundle"
     info = read_manifest(toy_store).info
     model = EncNet.from_config(toy_config.model, len(info.classes))
-    write_bundle(folder, model, toy_config, info, fingerprint="abc", metrics={})
+    write_bundle(Bundle(model, toy_config, info, "abc", metrics={}), folder)
     return folder
 
 

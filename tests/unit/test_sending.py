@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import UserError
-from encsearch.reports import Point, Report, read_lines
+from encsearch.files import read_lines
+from encsearch.reports import Point, Report
 from encsearch.tracking.outbox import forward, sender
 from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged
 from encsearch.tracking.outbox.forward import (

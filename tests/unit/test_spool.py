@@ -61,12 +61,6 @@ def test_a_line_torn_by_a_crash_is_replaced_by_the_next_report(path: Path) -> No
     assert SpoolReader(path).new_reports() == [report(1), report(2)]
 
 
-def test_a_first_line_that_is_torn_leaves_an_empty_spool(path: Path) -> None:
-    path.write_bytes(b'{"epo')
-    append(path, report(1))
-    assert SpoolReader(path).new_reports() == [report(1)]
-
-
 def test_forwarding_hands_over_everything_in_order_before_it_ends(path: Path) -> None:
     recorder = MemoryRecorder()
     append(path, report(0))

@@ -3,7 +3,7 @@
 import pytest
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import all_rungs, bracket_of, rungs_of, should_stop
+from encsearch.search.stopping import all_rungs, bracket_of, checked_epochs, should_stop
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}}
 
@@ -47,7 +47,12 @@ def test_hyperband_deals_its_brackets_out_by_their_shares() -> None:
 
     assert brackets[:13] == [0] * 7 + [1] * 3 + [2] * 2 + [3]
     assert brackets[13:] == brackets[:13]
-    assert [rungs_of(hyperband, 27, number) for number in (0, 7, 10, 12)] == [(1, 3, 9), (3, 9), (9,), ()]
+    assert [checked_epochs(hyperband, 27, number) for number in (0, 7, 10, 12)] == [
+        (1, 3, 9),
+        (3, 9),
+        (9,),
+        (),
+    ]
 
 
 def test_hyperband_compares_within_a_bracket() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encsearch.data.audit import check_store
 from encsearch.data.codec import encode_png
 from encsearch.data.datasets import DatasetInfo, EncodedSample
+from encsearch.data.manifest import StoreError, read_manifest
 from encsearch.data.rows import make_row
 from encsearch.data.shards import ShardWriter
-from encsearch.data.statistics import split_stats
-from encsearch.data.store import StoreError, check_store, open_split, read_manifest, write_store
+from encsearch.data.store import Store, write_store
 from encsearch.errors import UserError
 
 INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 9), (9, 9, 9), (9, 0, 0)), {"things": ("car",)})
@@ -48,7 +50,7 @@ def flip(file: Path, position: int) -> None:
 
 class TestRoundTrip:
     def test_samples_come_back_in_order(self, store: Path) -> None:
-        split = open_split(store, "train")
+        split = Store(store).split("train")
         assert [split[n].id for n in range(len(split))] == [f"s{n:03d}" for n in range(7)]
         rng = np.random.default_rng(3)
         np.testing.assert_array_equal(split[3].image, rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -60,11 +62,20 @@ class TestRoundTrip:
         assert manifest.info == INFO
         assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 7, "val": 2}
         assert len(manifest.splits["train"].shards) > 1, "the fixture is meant to have several shards"
-        assert open_split(store, "val").fingerprint == manifest.fingerprint
+        assert Store(store).split("val").fingerprint == manifest.fingerprint
+
+    def test_an_open_store_stays_as_it_was_opened(self, store: Path) -> None:
+        opened = Store(store)
+        assert opened.split("val") is opened.split("val")
+        assert opened.stats("val") is opened.stats("val")
+        shutil.rmtree(store)
+        write_store(store, INFO, {"val": [encoded(30)]})
+        assert len(opened.split("val")) == 2
+        assert Store(store).fingerprint != opened.fingerprint
 
     def test_index_out_of_range(self, store: Path) -> None:
         with pytest.raises(IndexError, match="sample 7 of 7"):
-            open_split(store, "train")[7]
+            Store(store).split("train")[7]
 
     def test_fingerprint_names_the_content_and_not_the_files(self, store: Path, tmp_path: Path) -> None:
         splits = {"train": [encoded(n) for n in range(7)], "val": [encoded(n) for n in (20, 21)]}
@@ -88,7 +99,7 @@ class TestRoundTrip:
 
     def test_many_threads_may_open_and_read_at_once(self, store: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
-            splits = list(pool.map(lambda _: open_split(store, "train"), range(16)))
+            splits = list(pool.map(lambda _: Store(store).split("train"), range(16)))
             ids = list(pool.map(lambda n: splits[n % 16][n % 7].id, range(700)))
         assert ids == [f"s{n % 7:03d}" for n in range(700)]
         assert len(list((store / ".cache").iterdir())) == len(read_manifest(store).splits["train"].shards)
@@ -98,7 +109,7 @@ class TestRoundTrip:
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
         (store / ".cache").write_text("in the way, as a read-only file system would be for root too")
-        assert open_split(store, "val")[0].id == "s020"
+        assert Store(store).split("val")[0].id == "s020"
         assert list((tmp_path / "user" / "encsearch").glob("*.arrow"))
 
 
@@ -122,7 +133,7 @@ class TestAllOrNothing:
 
     def test_an_empty_folder_may_be_filled(self, tmp_path: Path) -> None:
         write_store(tmp_path, INFO, {"train": [encoded(1)]})
-        assert len(open_split(tmp_path, "train")) == 1
+        assert len(Store(tmp_path).split("train")) == 1
 
     def test_of_two_imports_at_once_one_wins(self, tmp_path: Path) -> None:
         def slower() -> Iterator[EncodedSample]:
@@ -131,7 +142,7 @@ class TestAllOrNothing:
 
         with pytest.raises(UserError, match="exists and is not empty"):
             write_store(tmp_path / "store", INFO, {"train": slower()})
-        assert open_split(tmp_path / "store", "train")[0].id == "s002"
+        assert Store(tmp_path / "store").split("train")[0].id == "s002"
 
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -186,7 +197,7 @@ class TestDamage:
 
     def test_unknown_split(self, store: Path) -> None:
         with pytest.raises(StoreError, match="split 'test' is not in the store; it has train, val"):
-            open_split(store, "test")
+            Store(store).split("test")
 
     def test_another_version(self, store: Path) -> None:
         values = json.loads((store / "manifest.json").read_text())
@@ -216,36 +227,36 @@ class TestDamage:
         for position in np.linspace(0, len(whole) - 1, 40).astype(int):
             flip(shard, position)
             with pytest.raises(StoreError, match=r"val-00000\.parquet: damaged, its sha256 is"):
-                open_split(store, "val")
+                Store(store).split("val")
             assert "damaged, its sha256" in check_store(store).problems[0]
             shard.write_bytes(whole)
         assert check_store(store).problems == ()
 
     def test_a_shard_that_is_cut_or_gone(self, store: Path) -> None:
         shard = store / "val-00000.parquet"
-        open_split(store, "val")  # fills the cache, which does not excuse the shard
+        Store(store).split("val")  # fills the cache, which does not excuse the shard
         shard.write_bytes(shard.read_bytes()[:-1])
         with pytest.raises(StoreError, match=r"damaged, [\d,]+ bytes but the manifest says [\d,]+"):
-            open_split(store, "val")
+            Store(store).split("val")
         shard.unlink()
         with pytest.raises(StoreError, match="cannot be read"):
-            open_split(store, "val")
+            Store(store).split("val")
         assert len(check_store(store).problems) == 1
 
     def test_statistics_do_not_trust_a_damaged_shard(self, store: Path) -> None:
         flip(store / "val-00000.parquet", 500)
         with pytest.raises(StoreError, match="damaged, its sha256"):
-            split_stats(store, "val")
+            Store(store).stats("val")
 
     def test_a_flipped_byte_of_the_cache_never_gives_a_wrong_sample(self, store: Path) -> None:
-        truth = open_split(store, "val")[1]
+        truth = Store(store).split("val")[1]
         (cache,) = (store / ".cache").iterdir()
         whole = cache.read_bytes()
         noticed = 0
         for position in np.linspace(0, len(whole) - 1, 150).astype(int):
             flip(cache, position)
             try:
-                sample = open_split(store, "val")[1]
+                sample = Store(store).split("val")[1]
                 assert sample.id == truth.id
                 np.testing.assert_array_equal(sample.image, truth.image)
                 np.testing.assert_array_equal(sample.mask, truth.mask)
@@ -319,7 +330,7 @@ def test_split_stats_counts_pixels_images_and_sizes(tmp_path: Path) -> None:
         for n, mask in enumerate([left, right, right])
     ]
     write_store(tmp_path / "store", INFO, {"train": samples})
-    stats = split_stats(tmp_path / "store", "train")
+    stats = Store(tmp_path / "store").stats("train")
     sky, road, car = stats.classes
     assert (sky.pixels, road.pixels, car.pixels) == (10, 5, 0)
     assert (sky.pixel_share, sky.image_share, car.image_share) == (10 / 15, 1.0, 0.0)

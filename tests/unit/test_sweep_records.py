@@ -6,6 +6,7 @@ import pytest
 
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config
+from encsearch.data.store import Store
 from encsearch.reports import Status
 from encsearch.search.trials import TrialRecord, TrialState
 from encsearch.tracking.outbox.record import owned
@@ -21,7 +22,9 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
     ended = TrialRecord(0, {}, state, value=0.5, curve=((1, 0.5),), seconds=1.0)
     with owned(tmp_path) as record:
         record.start("sweep", params={}, tags={})
-        records = SweepRecords(toy_config, record, "sweep", tmp_path, LineProgress())
+        records = SweepRecords(
+            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+        )
         records.open_recorder(0, toy_config).close("KILLED")
         records.settle([ended])
         closed = record.find("trial0")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, first_line
 from encsearch.model.backbones.base import Backbone, check_stride
 from encsearch.model.backbones.weights import (
     check_reply,
@@ -158,7 +158,7 @@ def _options_by_stride(name: str) -> dict[int, dict[str, Any]]:
         try:
             found.setdefault(_measured_stride(name, options), options)
         except _REFUSALS as error:
-            refusals.append((str(error).splitlines() or [type(error).__name__])[0])
+            refusals.append(first_line(error))
     if not found:
         raise UserError(
             f"timm:{name} does not give four feature levels for images of any size ({refusals[0]}); "

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, UserError, first_line
 
 # The downloads themselves have no limit on the time that a silent server may take; this question has.
 REPLY_TIMEOUT_S = 10
@@ -64,7 +64,7 @@ def check_reply(url: str, name: str, folder: Path) -> None:
 def out_of_reach(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
     """The error for published weights that are neither in their cache nor to be had."""
     cause = error.reason if isinstance(error, URLError) else error
-    reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+    reason = first_line(cause)
     return PreflightError(
         f"model.weights=imagenet: {name} is not in {folder}, and {url} cannot be read ({reason}); "
         "download it elsewhere and give model.weights=FILE"
@@ -87,7 +87,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             f"{path}: cannot be read as weights (damaged, or more than tensors); save a plain state dict"
         ) from None
     except _DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as weights ({reason}); save a plain state dict") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

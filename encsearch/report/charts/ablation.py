@@ -10,29 +10,29 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from encsearch.report.charts.style import show_percent
+from encsearch.report.charts.chart import show_percent
 from encsearch.search.ablation.plan import FCN, Figures
 from encsearch.search.statistics import Estimate
+from encsearch.style import LIGHT, Hue, look
 from encsearch.text import format_count, format_param
 
-COLOURS = ("#2563a8", "#c2571a", "#2e7d4f", "#7b4fa3")
-MUTED = "#6b7280"
-DPI = 130
-SEEDS: dict[str, Any] = {"s": 70, "color": "#111827", "linewidths": 1, "zorder": 3}
+HUES: tuple[Hue, ...] = ("blue", "orange", "green", "purple")
+SEEDS: dict[str, Any] = {"s": 70, "color": LIGHT.ink, "linewidths": 1, "zorder": 3}
 
 
+@look(LIGHT)
 def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
     """A line a row, the first on top, and in it a point for each budget."""
     labels = list(dict.fromkeys(figures.point.label for figures in rows))
     budgets = sorted({figures.point.epochs for figures in rows})
     step = 0.6 / len(budgets)
-    figure = Figure(figsize=(7.5, 1.4 + len(labels) * (0.3 + 0.12 * len(budgets))), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.4 + len(labels) * (0.3 + 0.12 * len(budgets))))
     axes = figure.add_subplot()
     for index, epochs in enumerate(budgets):
         of_it = [figures for figures in rows if figures.point.epochs == epochs]
         shift = (index - (len(budgets) - 1) / 2) * step
         heights = [labels.index(figures.point.label) + shift for figures in of_it]
-        colour = COLOURS[index % len(COLOURS)]
+        colour = LIGHT.hues[HUES[index % len(HUES)]]
         estimates = [figures.estimates[metric] for figures in of_it]
         axes.errorbar(
             [estimate.mean for estimate in estimates],
@@ -49,12 +49,13 @@ def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
     axes.set_ylim(len(labels) - 0.5, -0.5)
     show_percent(axes.xaxis, metric)
     axes.set_title("mean, 95 % interval, and each seed", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")
     if len(budgets) > 1:
-        axes.legend(loc="best", frameon=False)
-    figure.savefig(target, dpi=DPI)
+        axes.legend(loc="best")
+    figure.savefig(target)
 
 
+@look(LIGHT)
 def draw_curve(
     curve: Sequence[Figures],
     rows: Sequence[Figures],
@@ -69,16 +70,16 @@ def draw_curve(
     """
     positive = [figures for figures in curve if figures.point.x > 0]
     zero_at = min((figures.point.x for figures in positive), default=1.0) / 2
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = Figure(figsize=(6.5, 4))
     axes = figure.add_subplot()
     axes.set_xscale("log", base=2)
     _draw_points(axes, positive, [f.point.x for f in positive], metric, "o-", "white")
     zeros = [figures for figures in curve if figures.point.x == 0]
-    _draw_points(axes, zeros, [zero_at] * len(zeros), metric, "s", COLOURS[0])
+    _draw_points(axes, zeros, [zero_at] * len(zeros), metric, "s", LIGHT.hues["blue"])
     for fcn in rows:
         if (fcn.point.label, fcn.point.epochs) == (FCN, curve[0].point.epochs):
-            axes.axhline(fcn.estimates[metric].mean, color=MUTED, linestyle="--", label=FCN)
-            axes.legend(loc="best", frameon=False)
+            axes.axhline(fcn.estimates[metric].mean, color=LIGHT.muted, linestyle="--", label=FCN)
+            axes.legend(loc="best")
     ticks = [zero_at] * len(zeros) + [figures.point.x for figures in positive]
     axes.set_xticks(ticks, [zero_label] * len(zeros) + [format_param(f.point.x) for f in positive])
     axes.set_xticks([], minor=True)
@@ -86,8 +87,7 @@ def draw_curve(
     show_percent(axes.yaxis, metric)
     budget = format_count(curve[0].point.epochs, "epoch")
     axes.set_title(f"{budget}; mean, 95 % interval, and each seed", fontsize=10)
-    axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=DPI)
+    figure.savefig(target)
 
 
 def _draw_points(
@@ -95,8 +95,9 @@ def _draw_points(
 ) -> None:
     estimates = [figures.estimates[metric] for figures in curve]
     means = [estimate.mean for estimate in estimates]
+    colour = LIGHT.hues["blue"]
     axes.errorbar(
-        xs, means, yerr=_half_widths(estimates), fmt=style, color=COLOURS[0], markerfacecolor=fill, capsize=3
+        xs, means, yerr=_half_widths(estimates), fmt=style, color=colour, markerfacecolor=fill, capsize=3
     )
     for x, estimate in zip(xs, estimates, strict=True):
         axes.scatter([x] * len(estimate.values), estimate.values, marker="_", **SEEDS)

@@ -1,29 +1,22 @@
 """The trainings from scratch: every seed, the mean and its interval, and who cannot be told apart."""
 
-from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below, show_percent
-from encsearch.report.summary import FinalistRow, SweepSummary
-from encsearch.search.confirm.ranking import Configuration, Ranking, Standing, rank
+from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below, show_percent
+from encsearch.report.facts import ranking_of
+from encsearch.report.summary import SweepSummary
+from encsearch.search.confirm.ranking import Ranking, Standing
+from encsearch.style import Hue, Palette
 
 Role = str
 """What a configuration is to the winner."""
 
 WINNER, AS_GOOD, WORSE, BASELINE = "winner", "not told apart from it", "told apart from it", "baseline"
-
-
-def ranking_of(summary: SweepSummary) -> Ranking | None:
-    """The finalists by the rule that named the winner; None where nothing was confirmed."""
-    finalists = _configurations([row for row in summary.finalists if row.trial is not None])
-    if not finalists:
-        return None
-    baselines = _configurations([row for row in summary.finalists if row.trial is None])
-    return rank(finalists, baselines, summary.search.minimize)
+HUES: dict[Role, Hue] = {WINNER: "green", AS_GOOD: "orange", WORSE: "blue", BASELINE: "grey"}
 
 
 def finalist_chart(summary: SweepSummary) -> Chart | Omitted:
@@ -58,24 +51,12 @@ def _is_as_good(standing: Standing) -> bool:
     return standing.lead is not None and not standing.lead.tells_apart
 
 
-def _configurations(rows: Sequence[FinalistRow]) -> list[Configuration]:
-    groups: dict[str, list[FinalistRow]] = {}
-    for row in rows:
-        groups.setdefault(row.name, []).append(row)
-    return [
-        Configuration(name, group[0].trial, {r.seed: r.value for r in group}, group[0].parameters or 0)
-        for name, group in groups.items()
-    ]
-
-
 def _draw(standings: list[tuple[Standing, Role]], metric: str, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
-    colours = _colours(palette)
+    colours = {role: palette.hues[hue] for role, hue in HUES.items()}
     for row, (standing, role) in enumerate(standings):
         _draw_standing(axes, row, standing, colours[role], palette)
-    axes.axvline(
-        standings[0][0].mean.mean, color=colours[WINNER], linestyle=(0, (5, 3)), linewidth=1, zorder=1
-    )
+    axes.axvline(standings[0][0].mean.mean, color=colours[WINNER], linestyle=DASHED, linewidth=1, zorder=1)
     names = [f"{s.name} (baseline)" if role == BASELINE else s.name for s, role in standings]
     axes.set_yticks(range(len(standings)), names)
     axes.tick_params(axis="y", length=0, labelcolor=palette.ink)
@@ -103,13 +84,3 @@ def _draw_standing(axes: Axes, row: int, standing: Standing, colour: str, palett
         markeredgecolor=palette.paper,
         zorder=4,
     )
-
-
-def _colours(palette: Palette) -> dict[Role, str]:
-    marks = palette.marks
-    return {
-        WINNER: marks["winner"],
-        AS_GOOD: marks["pruned"],
-        WORSE: marks["complete"],
-        BASELINE: marks["running"],
-    }

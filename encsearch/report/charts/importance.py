@@ -8,13 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below
+from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below
 from encsearch.report.facts import at_epoch, common_epoch
 from encsearch.report.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
 from encsearch.report.summary import SweepSummary
+from encsearch.style import Palette
 from encsearch.text import format_count, format_list, format_share, short_names
-
-DASHES = (0, (4, 2))
 
 
 def importance_chart(summary: SweepSummary) -> Chart | Omitted:
@@ -34,13 +33,13 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
         )
     found = importances(space, trials, summary.search.seed)
     caption = (
-        f"{basis(len(trials), epoch, summary.metric)} {finding(found)} {unrated(set(space) - set(rated))}"
+        f"{_basis(len(trials), epoch, summary.metric)} {_finding(found)} {_unrated(set(space) - set(rated))}"
     )
     height = 1.7 + 0.42 * len(rated)
     return Chart("importances.png", title, caption.strip(), height, partial(_draw, found, short_names(space)))
 
 
-def basis(num_trials: int, epoch: int | None, metric: str) -> str:
+def _basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
         f"From the {metric} of {format_count(num_trials, 'trial')} at epoch {epoch}, the last that most of "
         "them reached. Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, "
@@ -49,17 +48,17 @@ def basis(num_trials: int, epoch: int | None, metric: str) -> str:
     )
 
 
-def finding(found: Sequence[Importances]) -> str:
+def _finding(found: Sequence[Importances]) -> str:
     """What is beyond chance, which may be nothing."""
-    both = [path for path in found[0].told if all(path in each.told for each in found)]
-    one = [f"{path} ({each.evaluator})" for each in found for path in each.told if path not in both]
+    both = [path for path in found[0].beyond_chance if all(path in each.beyond_chance for each in found)]
+    one = [f"{path} ({each.evaluator})" for each in found for path in each.beyond_chance if path not in both]
     if not both and not one:
         return "No path is beyond chance: these trials are too few, or too noisy, to tell."
-    told = [f"by both: {format_list(both)}"] * bool(both) + [f"by one alone: {format_list(one)}"] * bool(one)
-    return f"Beyond chance {'; '.join(told)}."
+    parts = [f"by both: {format_list(both)}"] * bool(both) + [f"by one alone: {format_list(one)}"] * bool(one)
+    return f"Beyond chance {'; '.join(parts)}."
 
 
-def unrated(paths: set[str]) -> str:
+def _unrated(paths: set[str]) -> str:
     if not paths:
         return ""
     return f"Not rated, since not every trial has it with a value of its own: {format_list(sorted(paths))}."
@@ -70,7 +69,7 @@ def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure
         _draw_one(plot, each, names, palette)
     interval = Line2D([], [], color=palette.ink, linewidth=1.6, label="90 % interval over resampled trials")
     chance = Line2D(
-        [], [], color=palette.accent, linewidth=2, linestyle=DASHES, label="chance, shuffled values"
+        [], [], color=palette.hues["purple"], linewidth=2, linestyle=DASHED, label="chance, shuffled values"
     )
     legend_below(figure, [interval, chance])
 
@@ -78,8 +77,8 @@ def _draw(found: Sequence[Importances], names: Mapping[str, str], figure: Figure
 def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: Palette) -> None:
     shares = [path.share for path in each.paths]
     rows = range(len(shares))
-    told, untold = palette.marks["complete"], palette.marks["running"]
-    colours = [told if path.path in each.told else untold for path in each.paths]
+    beyond, within = palette.hues["blue"], palette.hues["grey"]
+    colours = [beyond if path.path in each.beyond_chance else within for path in each.paths]
     plot.barh(rows, shares, height=0.55, color=colours, alpha=0.85)
     plot.hlines(
         rows, [p.low for p in each.paths], [p.high for p in each.paths], color=palette.ink, linewidth=1.6
@@ -98,7 +97,7 @@ def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: 
 def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> None:
     """A line, or a word where it lies beyond the right end of the axis."""
     if chance <= right:
-        plot.axvline(chance, color=palette.accent, linewidth=2, linestyle=DASHES)
+        plot.axvline(chance, color=palette.hues["purple"], linewidth=2, linestyle=DASHED)
         return
     plot.annotate(
         f"chance: {format_share(chance)} \N{RIGHTWARDS ARROW}",
@@ -106,5 +105,5 @@ def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> N
         xycoords="axes fraction",
         ha="right",
         va="bottom",
-        color=palette.accent,
+        color=palette.hues["purple"],
     )

@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from encsearch.report.charts.style import Chart, Omitted, Palette, legend_below, show_percent
+from encsearch.report.charts.chart import Chart, Omitted, colour_of, legend_below, show_percent
 from encsearch.report.facts import valued
 from encsearch.report.summary import SweepSummary
-from encsearch.search.stopping import bracket_of, rungs_of
+from encsearch.search.stopping import bracket_of, checked_epochs
 from encsearch.search.trials import TrialRecord
+from encsearch.style import Palette
 
 SPREAD, MAX_STEP = 0.4, 0.02
 """What all marks at a rung take at most of the way to the next, and each: equal values lie side by side."""
@@ -45,10 +46,13 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
     search = summary.search
     if search.minimize:
         return Omitted(title, "early stopping compares one figure and does not apply to two objectives")
-    if search.scheduler == "none":
-        return Omitted(title, "no trial was to be stopped early (search.scheduler=none)")
-    if search.scheduler == "median":
-        return Omitted(title, "the median rule has no rungs; the learning curves show who was stopped")
+    match search.scheduler:
+        case "none":
+            return Omitted(title, "no trial was to be stopped early (search.scheduler=none)")
+        case "median":
+            return Omitted(title, "the median rule has no rungs; the learning curves show who was stopped")
+        case "asha" | "hyperband":
+            pass
     found = brackets(summary)
     if not found:
         return Omitted(title, "no trial reached a rung")
@@ -68,7 +72,7 @@ def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
         by_bracket.setdefault(bracket_of(search, epochs, trial.number), []).append(trial)
     found = []
     for index, trials in sorted(by_bracket.items()):
-        rungs = (*rungs_of(search, epochs, trials[0].number), epochs)
+        rungs = (*checked_epochs(search, epochs, trials[0].number), epochs)
         arrivals = [
             Arrival(trial.number, epoch, value, went_on=not _is_stopped(trial) or trial.epochs > epoch)
             for trial in trials
@@ -117,7 +121,7 @@ def _fates(bracket: Bracket, epoch: int) -> str:
 
 
 def _mark(went_on: bool, palette: Palette) -> dict[str, Any]:
-    colour = palette.marks["complete" if went_on else "pruned"]
+    colour = colour_of("complete" if went_on else "pruned", palette)
     return {
         "linestyle": "none",
         "marker": "o" if went_on else "v",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from encsearch.config import AblateConfig, Config, flatten, with_values
+from encsearch.config import Config, Head, flatten, trial_config, with_values
 from encsearch.errors import UserError
 from encsearch.search.statistics import Estimate, estimate
 
@@ -19,14 +19,6 @@ Series = Literal["rows", "codewords", "se_weights"]
 
 FCN, ENCODING, ENCNET, GATE = "FCN", "+ Encoding", "+ SE-loss", "pooled gate + SE-loss"
 MULTI_SCALE = "+ multi-scale"
-HEAD_LABELS = {
-    "fcn": FCN,
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabv3",
-    "deeplabv3plus": "DeepLabv3+",
-    "unet": "U-Net",
-    "refinenet": "RefineNet",
-}
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
 
@@ -89,7 +81,7 @@ def plan_ablation(config: Config) -> Ablation:
     row, for values that make no valid configuration.
     """
     _check_encnet(config)
-    base = config.model_copy(update={"search": None, "ablate": AblateConfig()})
+    base = trial_config(config, {"ablate": {}})
     trainings: dict[str, Training] = {}
     points: list[Point] = []
     for series, label, x, epochs, values in _wanted(config):
@@ -172,7 +164,7 @@ def _wanted(config: Config) -> Iterator[tuple[Series, str, float, int, Mapping[s
         ENCODING: {**encnet, "loss.se_weight": 0.0},
         ENCNET: encnet,
         GATE: gate,
-        **{HEAD_LABELS[head]: {"model.context": "none", "model.head": head} for head in ablate.heads},
+        **{_network_of(head): {"model.context": "none", "model.head": head} for head in ablate.heads},
     }
     for label in ablate.rows:
         if label in rows or label == MULTI_SCALE:
@@ -187,6 +179,23 @@ def _wanted(config: Config) -> Iterator[tuple[Series, str, float, int, Mapping[s
         yield "codewords", f"K={k}", k, curve_epochs, {**encnet, "model.num_codewords": k}
     for alpha in sorted(ablate.se_weights):
         yield "se_weights", f"alpha={alpha:g}", alpha, curve_epochs, {**encnet, "loss.se_weight": alpha}
+
+
+def _network_of(head: Head) -> str:
+    """The head without context module, by the name of its paper."""
+    match head:
+        case "fcn":
+            return FCN
+        case "pspnet":
+            return "PSPNet"
+        case "deeplabv3":
+            return "DeepLabv3"
+        case "deeplabv3plus":
+            return "DeepLabv3+"
+        case "unet":
+            return "U-Net"
+        case "refinenet":
+            return "RefineNet"
 
 
 def _check_encnet(config: Config) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import ray
 
 from encsearch.config import EvalConfig, ScalingConfig
+from encsearch.data.store import Store
+from encsearch.errors import last_line
 from encsearch.inference.bundle import read_bundle
 from encsearch.inference.evaluation import score_bundle
 
@@ -42,7 +44,7 @@ def rescore(
         try:
             metrics, seconds = ray.get(done)
         except ray.exceptions.RayError as error:  # also what the task raised
-            yield Rescored(names[done], {}, 0.0, str(error).strip().splitlines()[-1])
+            yield Rescored(names[done], {}, 0.0, last_line(error))
         else:
             yield Rescored(names[done], metrics, seconds)
 
@@ -51,5 +53,6 @@ def _score(folder: Path, store: Path, settings: EvalConfig, device: str) -> tupl
     started = time.monotonic()
     bundle = read_bundle(folder)
     config = bundle.config.model_copy(update={"eval": settings})
-    evaluation = score_bundle(replace(bundle, config=config), store, config.data.val_split, device=device)
+    scored = replace(bundle, config=config)
+    evaluation = score_bundle(scored, Store(store), config.data.val_split, device=device)
     return evaluation.to_metrics(), time.monotonic() - started

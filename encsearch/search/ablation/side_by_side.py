@@ -1,10 +1,9 @@
 """A list of trainings instead of a search: as many run at once as the cluster holds."""
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray
 
@@ -13,8 +12,8 @@ from encsearch.reports import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ablation.plan import Training
 from encsearch.search.trials import TrialEvent, TrialState
+from encsearch.search.tune.board import Board, Entry, Job
 from encsearch.search.tune.driver import run_jobs
-from encsearch.search.tune.jobs import RESTARTS, Job
 from encsearch.train.checkpoint import drop_checkpoints, newest
 
 
@@ -52,26 +51,20 @@ def run_side_by_side(
     there.
     """
     room = trainings_at_once(scaling, ray.cluster_resources())
-    board = _Board(trainings, observer, folder, fingerprint, room)
+    board = _SideBySide(trainings, observer, folder, fingerprint, room)
     try:
         run_jobs(board, scaling, folder.with_name(f"{folder.name}-tune"))
     finally:
         board.end_all("interrupted before its end")
 
 
-@dataclass
-class _Entry:
-    number: int
+@dataclass(kw_only=True)
+class _Entry(Entry):
     training: Training
-    recorder: Recorder | None = None
-    last: Report | None = None
-    seconds: float = 0.0
-    failure: str | None = None
-    restarts: int = 0
 
 
-class _Board:
-    """The trainings as a `JobSource`: every epoch is taken once, every end once."""
+class _SideBySide(Board[_Entry]):
+    """All trainings wait from the beginning."""
 
     def __init__(
         self,
@@ -81,49 +74,37 @@ class _Board:
         fingerprint: str,
         room: int,
     ) -> None:
-        self._waiting = deque(_Entry(number, training) for number, training in enumerate(trainings))
-        self._observer, self._folder, self._fingerprint, self._room = observer, folder, fingerprint, room
-        self._open: dict[str, _Entry] = {}
+        super().__init__(room)
+        self._observer = observer
+        for number, training in enumerate(trainings):
+            job = Job(training.config, folder / training.name, fingerprint)
+            self._waiting.append(_Entry(number, job, training=training))
 
-    def next_job(self, key: str) -> Job | None:
-        if not self._waiting or len(self._open) >= self._room:
-            return None
-        entry = self._open[key] = self._waiting.popleft()
-        return Job(entry.training.config, self._place(entry), self._fingerprint)
+    def end_all(self, reason: str) -> None:
+        """End the trainings that are still open when the run is interrupted."""
+        for entry in self._still_open():
+            if entry.recorder:
+                entry.recorder.close("KILLED")
+                self._tell(entry, "FAIL", reason)
 
-    def is_done(self) -> bool:
-        return not self._open and not self._waiting
+    def _begin(self, entry: _Entry) -> None:
+        entry.recorder = self._observer.open_recorder(entry.training)
+        self._tell(entry, "RUNNING")
 
-    def is_over(self) -> bool:
-        return False
+    def _take(self, entry: _Entry, report: Report) -> None:
+        assert entry.recorder is not None
+        entry.recorder.log(report)
+        self._tell(entry, "RUNNING")
 
-    def started(self, key: str) -> None:
-        entry = self._open[key]
-        if entry.recorder is None:
-            entry.recorder = self._observer.open_recorder(entry.training)
-            self._tell(entry, "RUNNING")
-
-    def reported(self, key: str, result: Mapping[str, Any]) -> bool:
-        """Take an epoch once, also when a restarted training repeats it."""
-        entry = self._open[key]
-        entry.failure = result.get("failure")
-        if "report" not in result:
-            return False
-        report = Report.from_dict(result["report"])
-        if entry.last is None or report.step > entry.last.step:
-            entry.last = report
-            entry.seconds += report.seconds
-            assert entry.recorder is not None
-            entry.recorder.log(report)
-            self._tell(entry, "RUNNING")
-        return False
-
-    def ended(self, key: str) -> None:
-        entry = self._open.pop(key)
+    def _end(self, entry: _Entry) -> None:
         if entry.failure:
-            self._fail(entry, entry.failure)
+            if entry.recorder:
+                entry.recorder.close("FAILED")
+            drop_checkpoints(entry.job.folder)
+            self._observer.failed(entry.training, entry.failure)
+            self._tell(entry, "FAIL", entry.failure)
             return
-        checkpoint = newest(self._place(entry))
+        checkpoint = newest(entry.job.folder)
         assert entry.last is not None, entry.training.name
         assert checkpoint is not None, entry.training.name
         assert entry.recorder is not None, entry.training.name
@@ -133,34 +114,8 @@ class _Board:
             entry.recorder.close("FAILED")
             raise
         entry.recorder.close("FINISHED")
-        drop_checkpoints(self._place(entry))
+        drop_checkpoints(entry.job.folder)
         self._tell(entry, "COMPLETE")
-
-    def lost(self, key: str, reason: str) -> None:
-        entry = self._open.pop(key)
-        if entry.restarts < RESTARTS:
-            entry.restarts += 1
-            self._waiting.append(entry)
-        else:
-            self._fail(entry, f"the training's process failed {RESTARTS + 1} times: {reason}")
-
-    def end_all(self, reason: str) -> None:
-        """End the trainings that are still open when the run is interrupted."""
-        for entry in self._open.values():
-            if entry.recorder:
-                entry.recorder.close("KILLED")
-                self._tell(entry, "FAIL", reason)
-        self._open.clear()
-
-    def _fail(self, entry: _Entry, reason: str) -> None:
-        if entry.recorder:
-            entry.recorder.close("FAILED")
-        drop_checkpoints(self._place(entry))
-        self._observer.failed(entry.training, reason)
-        self._tell(entry, "FAIL", reason)
-
-    def _place(self, entry: _Entry) -> Path:
-        return self._folder / entry.training.name
 
     def _tell(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
         config = entry.training.config

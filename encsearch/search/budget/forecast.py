@@ -22,7 +22,6 @@ from encsearch.search.budget.rules import (
     devices_of,
     left_of,
     needs_of,
-    num_trainings,
     spent_by,
 )
 from encsearch.search.trials import TrialRecord
@@ -114,7 +113,7 @@ def forecast(
     ends = _end_of_search(played, limit, devices)
     each = confirm_cost(search.confirm, scaling, epochs, 1)
     fixed = confirm_cost(search.confirm, scaling, epochs, 0)
-    count = max(0, num_trainings(needs_of(search, scaling, epochs, pace).plan) - num_confirmed)
+    count = max(0, needs_of(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
     confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
-from encsearch.reports import append_line, read_lines
+from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, num_trainings, pace_of, spent_by
+from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, pace_of, spent_by
 from encsearch.search.study.study import Study
 from encsearch.search.trials import TrialRecord
 
@@ -35,8 +35,7 @@ class Keeper:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        assert config.search
-        self._config, self._search, self._study = config, config.search, study
+        self._config, self._study = config, study
         self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
         lines = read_lines(self._path)
         self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
@@ -65,7 +64,7 @@ class Keeper:
 
     def confirmation(self) -> tuple[ConfirmConfig, str | None]:
         """What can be afforded of the recipe's confirmation, and what was cut from it as one line."""
-        return (self._needs.plan, self._needs.reduced) if self._needs else (self._search.confirm, None)
+        return (self._needs.plan, self._needs.reduced) if self._needs else (self._study.search.confirm, None)
 
     def write_progress(self, num_confirmed: int = 0) -> None:
         """Write down how long the sweep has run, and when it is expected to end if that can be told."""
@@ -83,8 +82,8 @@ class Keeper:
         records = self._study.records()
         pace = pace_of(records, STARTUP_S)
         if pace:
-            self._needs = needs_of(self._search, self._config.scaling, self._config.train.epochs, pace)
-        self._decision = decide(self._search.budget, spent_by(records, self.elapsed_s), self._needs)
+            self._needs = needs_of(self._study.search, self._config.scaling, self._config.train.epochs, pace)
+        self._decision = decide(self._study.search.budget, spent_by(records, self.elapsed_s), self._needs)
         if self._takes_trials_away(records):
             self.ended_by = self._decision.reason
         if self.elapsed_s >= self._next_progress_s:
@@ -101,17 +100,17 @@ class Keeper:
         if self._decision.must_end and any(_is_cut(record) for record in records):
             return True
         trained = spent_by(records, self.elapsed_s).trials
-        return trained < self._search.budget.trials and not self._study.is_exhausted()
+        return trained < self._study.search.budget.trials and not self._study.is_exhausted()
 
     def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:
         records = self._study.records()
         pace = pace_of(records, STARTUP_S)
         plan, _ = self.confirmation()
-        if not pace or num_confirmed >= num_trainings(plan):
+        if not pace or num_confirmed >= plan.num_trainings:
             return {}
         elapsed_s = self.elapsed_s
         left = forecast(
-            self._search,
+            self._study.search,
             self._config.scaling,
             self._config.train.epochs,
             records,

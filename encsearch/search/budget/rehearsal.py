@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import rungs_of, should_stop
+from encsearch.search.stopping import checked_epochs, should_stop
 from encsearch.search.trials import TrialRecord
 
-# Of more rivals so many, drawn at random, stand for all; and of the median rule's epochs, so many.
+# Of more rivals these many, drawn at random, stand for all. From twice MAX_CHECKS epochs on at which a trial
+# may be stopped, every second, third, ... stands for all.
 MAX_RIVALS, MAX_CHECKS = 24, 8
 # Real curves are drawn from when there are so many; artificial ones are so many.
 MIN_DONORS, NUM_ARTIFICIAL = 5, 32
@@ -102,11 +103,9 @@ class _Sweep:
         return should_stop(self._search, self._epochs, number, curves)
 
     def _checks(self, number: int) -> Sequence[int]:
-        """Epochs before the last after which the trial may be stopped."""
-        if self._search.scheduler != "median":
-            return rungs_of(self._search, self._epochs, number)
-        first = self._search.median.grace_epochs
-        return range(first, self._epochs, max(1, (self._epochs - first) // MAX_CHECKS))
+        """Those of `checked_epochs`, or some of them where they are many."""
+        epochs = checked_epochs(self._search, self._epochs, number)
+        return epochs[:: max(1, len(epochs) // MAX_CHECKS)]
 
     def _future(self, number: int) -> list[float]:
         """Values by epoch, from 1; those of a trial that runs stay where it stands."""

@@ -159,7 +159,7 @@ def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pa
     report_s = pace.startup_s + pace.quantile(0.5)
     return Needs(
         plan=plan,
-        confirm=each.times(num_trainings(plan)),
+        confirm=each.times(plan.num_trainings),
         first_report=Cost(report_s, report_s * devices_of(scaling)),
         reduced=reduced,
     )
@@ -173,7 +173,7 @@ def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmC
     """
     room = min(left.wall_s / each.wall_s, left.device_s / each.device_s if each.device_s else math.inf)
     plans = list(_ever_smaller(confirm))
-    plan = next((p for p in plans if num_trainings(p) <= room), plans[-1])
+    plan = next((p for p in plans if p.num_trainings <= room), plans[-1])
     if plan == confirm or not math.isfinite(room):
         return confirm, None
     if left.wall_s / each.wall_s == room:
@@ -199,10 +199,6 @@ def left_of(budget: BudgetConfig, used: Cost) -> Cost:
         wall_s=(budget.wall or math.inf) - used.wall_s,
         device_s=3600 * (budget.gpu_hours or math.inf) - used.device_s,
     )
-
-
-def num_trainings(confirm: ConfirmConfig) -> int:
-    return (confirm.finalists + len(confirm.baselines)) * len(confirm.seeds)
 
 
 def devices_of(scaling: ScalingConfig) -> float:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from encsearch.config import Config, ConfirmConfig, with_values
+from encsearch.config import Config, ConfirmConfig, Context, trial_config
 from encsearch.reports import REPORTS_FILE, Report, RunResult, distinct_reports
 from encsearch.search.confirm.ranking import Configuration
 from encsearch.search.trials import TrialRecord
-
-BASELINE_LABELS = {"none": "FCN", "gate": "pooled gate"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: 
         "scaling.num_workers": plan.num_workers or config.scaling.num_workers,
         "train.epochs": plan.epochs or config.train.epochs,
     }
-    return with_values(config.model_copy(update={"search": None}), changed)
+    return trial_config(config, changed)
 
 
 def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
@@ -104,6 +102,17 @@ def representative(trainings: Sequence[Finalist]) -> Finalist:
     and its value too high.
     """
     return sorted(trainings, key=lambda training: training.value)[(len(trainings) - 1) // 2]
+
+
+def name_context(context: Context) -> str:
+    """A network with this context module, as it is called beside the others."""
+    match context:
+        case "encoding":
+            return "EncNet"
+        case "gate":
+            return "pooled gate"
+        case "none":
+            return "FCN"
 
 
 def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
@@ -135,4 +144,4 @@ def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist
 def _label(training: Finalist) -> str:
     if training.trial is not None:
         return f"trial {training.trial}"
-    return BASELINE_LABELS[training.config.model.context]
+    return name_context(training.config.model.context)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config, ConfirmConfig, with_values
-from encsearch.data.store import read_manifest
 from encsearch.errors import TrainingError
-from encsearch.reports import Recorder, RunResult, append_line, read_lines, recording
+from encsearch.files import append_line, read_lines
+from encsearch.reports import Recorder, RunResult, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
-    BASELINE_LABELS,
     Finalist,
     configurations,
     finalist_config,
     from_line,
+    name_context,
     pick_finalists,
     representative,
     to_line,
@@ -60,24 +60,24 @@ class Confirmation:
 
 def confirm(
     config: Config,
+    plan: ConfirmConfig,
     records: Sequence[TrialRecord],
     folder: Path,
     observer: ConfirmObserver,
     *,
-    plan: ConfirmConfig | None = None,
+    num_classes: int,
+    minimize: str | None = None,
     excluded: Collection[int] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    `plan` is the recipe's unless a budget allows less; trials in `excluded` are not picked. By Ray Train, one
+    `minimize` is the search's second objective; trials in `excluded` are not picked. By Ray Train, one
     training after the other, each in its own folder below `folder`. A second call with the same folder trains
     only what has no line there, those that failed included; a training that was killed goes on from its last
     checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
     told and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
-    assert config.search is not None
-    plan = plan or config.search.confirm
     picked = pick_finalists(records, plan.finalists, excluded)
     if not picked:
         raise TrainingError(
@@ -89,15 +89,15 @@ def confirm(
         for r in picked
         for seed in plan.seeds
     ]
-    trained = _train_missing(wanted, folder, observer, progress)
+    trained = _train_missing(wanted, num_classes, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
-    won = rank(configurations(trained), minimize=config.search.minimize).winner.configuration.trial
+    won = rank(configurations(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
     baselines = _train_missing(
-        _baselines(winner, plan), folder, observer, lambda count: progress(len(wanted) + count)
+        _baselines(winner, plan), num_classes, folder, observer, lambda count: progress(len(wanted) + count)
     )
-    ranking = rank(configurations(trained), configurations(baselines), config.search.minimize)
+    ranking = rank(configurations(trained), configurations(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
 
 
@@ -114,7 +114,7 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
     """Their names hold the winner, at whose values they train: of an extended sweep it may be another."""
     return [
         Wanted(
-            f"trial{winner.trial}-{BASELINE_LABELS[context].replace(' ', '-')}-seed{seed}",
+            f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}",
             None,
             with_values(winner.config, {"model.context": context, "train.seed": seed}),
         )
@@ -124,7 +124,11 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
 
 
 def _train_missing(
-    wanted: Sequence[Wanted], folder: Path, observer: ConfirmObserver, progress: Callable[[int], None]
+    wanted: Sequence[Wanted],
+    num_classes: int,
+    folder: Path,
+    observer: ConfirmObserver,
+    progress: Callable[[int], None],
 ) -> tuple[Finalist, ...]:
     lines = {line["name"]: line for line in read_lines(folder / FINALISTS_FILE)}
     found: list[Finalist | None] = []
@@ -132,19 +136,18 @@ def _train_missing(
         if one.name in lines:
             found.append(from_line(lines[one.name], one.config, folder))
             continue
-        found.append(_train(one, folder, observer))
+        found.append(_train(one, num_classes, folder, observer))
         progress(count)
     return tuple(finalist for finalist in found if finalist)
 
 
-def _train(wanted: Wanted, folder: Path, observer: ConfirmObserver) -> Finalist | None:
+def _train(wanted: Wanted, num_classes: int, folder: Path, observer: ConfirmObserver) -> Finalist | None:
     recorder = observer.open_finalist(wanted.name, wanted.trial, wanted.config)
     try:
         with recording(recorder):
             result = run_ray_train(wanted.config, folder / wanted.name, recorder)
-            finalist = Finalist(
-                wanted.name, wanted.trial, wanted.config, _whole(result), _parameters(wanted.config)
-            )
+            parameters = count_parameters(wanted.config.model, num_classes)
+            finalist = Finalist(wanted.name, wanted.trial, wanted.config, _whole(result), parameters)
             observer.finalist_trained(finalist)
     except TrainingError as error:
         observer.finalist_failed(wanted.name, str(error))
@@ -158,7 +161,3 @@ def _whole(result: RunResult) -> RunResult:
     """A training that went on after a kill was timed from there; its epochs before it count too."""
     epochs_s = sum(report.seconds for report in result.reports)
     return replace(result, seconds=max(result.seconds, epochs_s))
-
-
-def _parameters(config: Config) -> int:
-    return count_parameters(config.model, len(read_manifest(config.data.store).info.classes))

@@ -64,25 +64,27 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 def _sampler(search: SearchConfig, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
     startup = search.startup_trials
-    if search.sampler == "tpe":
-        # Paths with a condition are modelled in groups of those that occur together.
-        conditional = any(dimension.when for dimension in search.space.values())
-        return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
-    if search.sampler == "gp":
-        return GPSampler(n_startup_trials=startup, seed=seed)
-    if search.sampler == "cmaes":
-        return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
-    if search.sampler == "qmc":
-        # The sequence is one, whose next point is counted in the study; choices are drawn at random.
-        return QMCSampler(
-            seed=search.seed,
-            scramble=True,
-            independent_sampler=RandomSampler(seed=seed),
-            warn_asynchronous_seeding=False,
-            warn_independent_sampling=False,
-        )
-    # The points of a grid are queued one by one, see `grid_points`.
-    return RandomSampler(seed=seed)
+    match search.sampler:
+        case "tpe":
+            # Paths with a condition are modelled in groups of those that occur together.
+            conditional = any(dimension.when for dimension in search.space.values())
+            return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
+        case "gp":
+            return GPSampler(n_startup_trials=startup, seed=seed)
+        case "cmaes":
+            return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
+        case "qmc":
+            # The sequence is one, whose next point is counted in the study; choices are drawn at random.
+            return QMCSampler(
+                seed=search.seed,
+                scramble=True,
+                independent_sampler=RandomSampler(seed=seed),
+                warn_asynchronous_seeding=False,
+                warn_independent_sampling=False,
+            )
+        case "random" | "grid":
+            # The points of a grid are queued one by one, see `grid_points`.
+            return RandomSampler(seed=seed)
 
 
 def _suggest(trial: Trial, path: str, dimension: Dimension) -> Any:

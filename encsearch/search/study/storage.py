@@ -1,6 +1,5 @@
 """Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
-from encsearch.errors import PreflightError
+from encsearch.errors import PreflightError, one_line
+from encsearch.files import read_lines, remove_torn_line
 from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
@@ -36,9 +36,7 @@ def open_storage(place: str) -> BaseStorage:
     except OSError as error:
         raise PreflightError(f"{path}: the study's journal cannot be used ({error.strerror})") from None
     except ValueError as error:
-        raise PreflightError(
-            f"{path}: not a journal of Optuna, or damaged ({' '.join(str(error).split())[:120]})"
-        ) from None
+        raise PreflightError(f"{path}: not a journal of Optuna, or damaged ({one_line(error)})") from None
 
 
 def repair_journal(path: Path) -> None:
@@ -51,25 +49,8 @@ def repair_journal(path: Path) -> None:
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
         return
-    data = path.read_bytes()
-    complete = data.rfind(b"\n") + 1
-    for number, line in enumerate(data[:complete].splitlines(), start=1):
-        if not _is_json(line):
-            raise PreflightError(
-                f"{path}: line {number} of the study's journal is damaged; restore the file, or cut it off "
-                "before that line to go on from there"
-            )
-    if complete < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(complete)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    read_lines(path)
+    remove_torn_line(path)
 
 
 def _open_database(url: str) -> BaseStorage:
@@ -83,9 +64,9 @@ def _open_database(url: str) -> BaseStorage:
             f"{without_secrets(url)}: its database driver is not installed ({cause})"
         ) from None
     except (SQLAlchemyError, RuntimeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise PreflightError(
-            f"the study's database {without_secrets(url)} cannot be used: {reason}"
+            f"the study's database {without_secrets(url)} cannot be used: "
+            f"{one_line(error.__cause__ or error)}"
         ) from None
 
 

@@ -24,11 +24,10 @@ from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
 from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
-from encsearch.search.trials import TrialRecord, TrialState
+from encsearch.search.trials import PARAMETERS, TrialRecord, TrialState
 
 # User attributes of a trial, as people see them in optuna-dashboard.
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
-PARAMETERS, LATENCY = "parameters", "latency_ms"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
 STOPPED = "stopped"
 
@@ -44,13 +43,13 @@ class Proposal:
 class Study:
     """Ask and tell over one Optuna study.
 
-    `epochs` is the length of a full trial. Telling a trial's end twice changes nothing, nor does reporting an
-    epoch again.
+    `search` is what is searched and how, `epochs` the length of a full trial. Telling a trial's end twice
+    changes nothing, nor does reporting an epoch again.
     """
 
     def __init__(self, place: str, name: str, search: SearchConfig, epochs: int) -> None:
         """Open the study `name` at `place` (see `open_storage`), or create it."""
-        self._search, self._epochs = search, epochs
+        self.search, self._epochs = search, epochs
         self._storage = open_storage(place)
         directions = [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * bool(search.minimize)
         self._study = optuna.create_study(
@@ -80,12 +79,12 @@ class Study:
         They are not among `records()`. Their values must lie in this study's space. Of two objectives a trial
         that was stopped tells nothing.
         """
-        states = ("COMPLETE",) if self._search.minimize else ("COMPLETE", "PRUNED")
+        states = ("COMPLETE",) if self.search.minimize else ("COMPLETE", "PRUNED")
         known = {trial.user_attrs.get(WARM_START) for trial in self._study.get_trials(deepcopy=False)}
         for record in records:
             name = f"{source} trial {record.number}"
             if name not in known and record.state in states:
-                self._study.add_trial(_foreign(record, name, self._search))
+                self._study.add_trial(_foreign(record, name, self.search))
         trials = self._study.get_trials(deepcopy=False)
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
         self._study.set_user_attr(WARM_START, sum(WARM_START in trial.user_attrs for trial in trials))
@@ -98,14 +97,14 @@ class Study:
 
     def ask(self) -> Proposal | None:
         """A new trial; None when a grid is exhausted."""
-        if self._search.sampler == "grid" and not self._waiting():
+        if self.search.sampler == "grid" and not self._waiting():
             point = self._next_of_grid()
             if point is None:
                 return None
             self._study.enqueue_trial(point)
         waiting = self._waiting()
         number = waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = sampler_for(self._search, number)
+        self._study.sampler = sampler_for(self.search, number)
         return self._open(self._study.ask())
 
     def running(self) -> tuple[Proposal, ...]:
@@ -129,7 +128,7 @@ class Study:
 
     def should_stop(self, number: int) -> bool:
         """Whether the scheduler ends the trial after its last report."""
-        return should_stop(self._search, self._epochs, number, self._curves)
+        return should_stop(self.search, self._epochs, number, self._curves)
 
     def note(self, number: int, **attributes: Any) -> None:
         """Set user attributes of the trial."""
@@ -139,8 +138,8 @@ class Study:
     def complete(self, number: int) -> None:
         """The trial ran all its epochs; its value is that of its best one, beside what is minimized."""
         values = [max(self._curves[number].values())]
-        if self._search.minimize:
-            values.append(self._attributes(number)[self._search.minimize])
+        if self.search.minimize:
+            values.append(self._attributes(number)[self.search.minimize])
         self._study.tell(number, values, skip_if_finished=True)
 
     def prune(self, number: int, reason: str | None = None) -> None:
@@ -148,7 +147,7 @@ class Study:
 
         With two objectives Optuna stores it as failed, since TPE (5.0) cannot rank a pruned one by its curve.
         """
-        if not self._search.minimize:
+        if not self.search.minimize:
             self._end(number, OptunaState.PRUNED, reason)
         elif self.is_open(number):
             self.note(number, **{STOPPED: True})
@@ -175,18 +174,18 @@ class Study:
 
     def is_exhausted(self) -> bool:
         """Whether every point of a grid was asked for."""
-        return self._search.sampler == "grid" and not self._waiting() and self._next_of_grid() is None
+        return self.search.sampler == "grid" and not self._waiting() and self._next_of_grid() is None
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials of this sweep that were started, by number."""
-        return _records(self._study, self._search)
+        return _records(self._study, self.search)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values of the next `count` trials, if they were asked for now; nothing is stored."""
-        copy = Study(MEMORY, "copy", self._search, self._epochs)
+        copy = Study(MEMORY, "copy", self.search, self._epochs)
         copy._study.add_trials(self._study.get_trials())
         # Some samplers count there.
         for name, value in self._storage.get_study_system_attrs(self._study._study_id).items():
@@ -196,12 +195,12 @@ class Study:
         return tuple(proposal.values for proposal in proposals if proposal)
 
     def _go_on(self, stored: FrozenTrial) -> Proposal:
-        if set(stored.params) == set(active(self._search.space, stored.params)):
+        if set(stored.params) == set(active(self.search.space, stored.params)):
             # Asked again, a sampler that counts would count the trial twice.
             self._ids[stored.number] = stored._trial_id
-            paths = [path for path in self._search.space if path in stored.params]
+            paths = [path for path in self.search.space if path in stored.params]
             return Proposal(stored.number, {path: stored.params[path] for path in paths})
-        self._study.sampler = sampler_for(self._search, stored.number)
+        self._study.sampler = sampler_for(self.search, stored.number)
         trial = optuna.Trial(self._study, stored._trial_id)
         given = {**trial.relative_params, **stored.system_attrs.get("fixed_params", {})}
         for path in (path for path in stored.params if path not in given):
@@ -211,7 +210,7 @@ class Study:
 
     def _open(self, trial: optuna.Trial) -> Proposal:
         self._ids[trial.number] = trial._trial_id
-        return Proposal(trial.number, suggest(trial, self._search.space))
+        return Proposal(trial.number, suggest(trial, self.search.space))
 
     def _waiting(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
@@ -220,7 +219,7 @@ class Study:
         """The first point that no trial of this sweep has, started or queued."""
         trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
         taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in trials]
-        return next((point for point in grid_points(self._search) if point not in taken), None)
+        return next((point for point in grid_points(self.search) if point not in taken), None)
 
     def _attributes(self, number: int) -> dict[str, Any]:
         attributes: dict[str, Any] = self._storage.get_trial(self._ids[number]).user_attrs
@@ -292,14 +291,13 @@ def _foreign(record: TrialRecord, name: str, search: SearchConfig) -> FrozenTria
 PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
 
 
-def known_points(config: Config) -> tuple[Mapping[str, Any], ...]:
+def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
     """The paper's K and SE-weight within the recipe's own values, then `search.enqueue`, none twice.
 
     Where the space does not hold the paper's value the recipe's stands, and where it does not hold that
     either, the sampler draws one.
     """
-    assert config.search
-    recipe, space = flatten(config), config.search.space
+    recipe, space = flatten(config), search.space
     first = {
         path: value
         for path in space
@@ -308,7 +306,7 @@ def known_points(config: Config) -> tuple[Mapping[str, Any], ...]:
         ][:1]
     }
     points: list[Mapping[str, Any]] = [first]
-    for point in config.search.enqueue:
+    for point in search.enqueue:
         if point not in points:
             points.append(point)
     return tuple(points)

@@ -1,4 +1,4 @@
-"""Ray Tune runs the jobs of a source: the driver's side; `trial` is the other.
+"""Ray Tune runs the jobs of a board: the driver's side; `trial` is the other.
 
 Tune's own checkpoints, retries and experiment state are not used. A job's folder holds what it needs to go
 on, so a lost process, a lost node and a killed driver are one case: the job is given out again.
@@ -16,14 +16,14 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
-from encsearch.search.tune.jobs import JobSource
+from encsearch.search.tune.board import Board
 from encsearch.search.tune.trial import Trial, trial_resources
 
 MAX_REASON = 200  # characters
 
 
-def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
-    """Run the source's jobs on the connected Ray until it is done or over, each with `scaling`'s workers.
+def run_jobs(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
+    """Run the board's jobs on the connected Ray until it is done or over, each with `scaling`'s workers.
 
     `folder` is Tune's scratch folder, deleted at the end.
     """
@@ -31,7 +31,7 @@ def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
         tune.with_resources(Trial, trial_resources(scaling)),
         tune_config=tune.TuneConfig(
             num_samples=-1,
-            search_alg=_AskSource(source),
+            search_alg=_AskBoard(board),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -39,14 +39,14 @@ def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
             # Tune silently continues an experiment whose name and storage it finds again.
             name=secrets.token_hex(4),
             storage_path=str(folder.absolute()),
-            stop=_StopBySource(source),
-            callbacks=[_TellSource(source)],
+            stop=_StopByBoard(board),
+            callbacks=[_TellBoard(board)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    # Tune prints every failed trial's stack; people get one line from the source.
+    # Tune prints every failed trial's stack; people get one line from the board.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
@@ -54,28 +54,28 @@ def run_jobs(source: JobSource, scaling: ScalingConfig, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _HoldsSource:
+class _HoldsBoard:
     """Tune pickles what it is given for a restore of its own, which the jobs' folders make needless."""
 
-    def __init__(self, source: JobSource) -> None:
-        self._source = source
+    def __init__(self, board: Board[Any]) -> None:
+        self._board = board
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_source"}
+        return {name: value for name, value in vars(self).items() if name != "_board"}
 
 
-class _AskSource(_HoldsSource, Searcher):
+class _AskBoard(_HoldsBoard, Searcher):
     """Tune's question for a new trial.
 
     Ray's own OptunaSearch stores a trial that the scheduler stopped as complete, with its partial value.
     """
 
-    def __init__(self, source: JobSource) -> None:
+    def __init__(self, board: Board[Any]) -> None:
         Searcher.__init__(self)
-        _HoldsSource.__init__(self, source)
+        _HoldsBoard.__init__(self, board)
 
     def suggest(self, trial_id: str) -> Any:
-        job = self._source.next_job(trial_id)
+        job = self._board.next_job(trial_id)
         if job:
             return {
                 "config": to_json(job.config),
@@ -83,7 +83,7 @@ class _AskSource(_HoldsSource, Searcher):
                 "fingerprint": job.fingerprint,
                 "measures_latency": job.measures_latency,
             }
-        return Searcher.FINISHED if self._source.is_done() else None
+        return Searcher.FINISHED if self._board.is_done() else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -97,29 +97,29 @@ class _AskSource(_HoldsSource, Searcher):
         """Nothing: the study is on disk after every tell."""
 
 
-class _StopBySource(_HoldsSource, tune.Stopper):
+class _StopByBoard(_HoldsBoard, tune.Stopper):
     """Tune asks it after every result, before anybody else hears of that, and several times a second."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self._source.reported(trial_id, result)
+        return self._board.reported(trial_id, result)
 
     def stop_all(self) -> bool:
-        return self._source.is_over()
+        return self._board.is_over()
 
 
-class _TellSource(_HoldsSource, tune.Callback):
+class _TellBoard(_HoldsBoard, tune.Callback):
     """Tune's other events, passed on."""
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._source.started(trial.trial_id)
+        self._board.started(trial.trial_id)
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        self._source.ended(trial.trial_id)
+        self._board.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._source.lost(trial.trial_id, _last_line(Path(trial.error_file)))
+        self._board.lost(trial.trial_id, _last_line(Path(trial.error_file)))
 
 
 def _last_line(error_file: Path) -> str:

@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import Report, append, distinct_reports
+from encsearch.reports import REPORTS_FILE, Report, append, distinct_reports
 from encsearch.runner.hardware import describe_hardware, latency_ms
-from encsearch.search.tune.jobs import REPORTS_FILE
+from encsearch.search.trials import LATENCY
 from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
@@ -74,7 +74,7 @@ class Trial(tune.Trainable):
             return {**self._origin, "failure": self._failure, "done": True}
         if self._measures_latency:
             self._measures_latency = False
-            return {**self._origin, "latency_ms": _call(self._workers[:1], "latency_ms")[0]}
+            return {**self._origin, LATENCY: _call(self._workers[:1], "latency_ms")[0]}
         if not self._told:
             failure = self._train()
             if failure:

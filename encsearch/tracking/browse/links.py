@@ -6,6 +6,7 @@ The UI of MLflow 3 opens in its GenAI mode, which hides models, unless the link 
 import glob
 import ipaddress
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,9 @@ def server_command(uri: str, port: int, host: str, names: Sequence[str] = ()) ->
     """
     # Job execution would start ten more processes (1.8 GiB, MLflow 3.17).
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # Of the working directory nothing is imported, as a random.py: neither by Python, nor by the uvicorn that
+    # MLflow starts, which puts a folder of its own first.
+    environment |= {"PYTHONSAFEPATH": "1", "UVICORN_APP_DIR": os.devnull}
     store: tuple[str, ...] = ("--backend-store-uri", uri)
     if without_secrets(uri) != uri:
         environment["MLFLOW_BACKEND_STORE_URI"] = uri

@@ -13,7 +13,7 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.browse.rows import Query, Row, filter_text, in_order, order_by, pick, quoted
 from encsearch.tracking.browse.views import View, changes
-from encsearch.tracking.mlflow import Tracking, answering, one_line
+from encsearch.tracking.mlflow import Tracking, answering, innermost
 
 RUNS_A_PAGE = 1000
 MAX_NAMED = 10  # experiments that an error lists
@@ -135,7 +135,7 @@ def _page(tracking: Tracking, text: str, order: list[str], size: int, token: str
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise UserError(
-                f"MLflow does not take this filter or order: {one_line(error)};"
+                f"MLflow does not take this filter or order: {innermost(error)};"
                 " an example is: metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'"
             ) from None
 

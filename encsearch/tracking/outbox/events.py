@@ -4,13 +4,13 @@
 happened, so that an event that is sent twice is the same event.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from encsearch.errors import UserError
+from encsearch.files import lines_after
 from encsearch.reports import Point, Status
 
 
@@ -97,22 +97,15 @@ def from_values(values: Mapping[str, Any]) -> Event:
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     """Each complete event from `offset` (bytes) on, with the offset behind it; none if there is no file.
 
-    Raises UserError for a line that is no event of this version.
+    Raises UserError for a line that is damaged, or no event of this version.
     """
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    event = from_values(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}: no event at byte {offset} ({type(error).__name__}: {error}); the file is "
-                        "damaged, or of another version of encsearch"
-                    ) from None
-                offset += len(line)
-                yield event, offset
-    except FileNotFoundError:
-        return
+    for values, end in lines_after(path, offset):
+        try:
+            event = from_values(values)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: no event at byte {offset} ({type(error).__name__}: {error}); the file is "
+                "damaged, or of another version of encsearch"
+            ) from None
+        offset = end
+        yield event, end

@@ -9,20 +9,18 @@ record/sender.lock     one process sends at a time
 record/refused.jsonl   what the store will never take, with the reason; after a crash a line may come twice
 """
 
-import fcntl
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.errors import UserError
-from encsearch.redaction import without_secrets
-from encsearch.reports import Point, append_line, read_lines
+from encsearch.errors import UserError, one_line
+from encsearch.files import append_line, hold_lock, read_lines, write_whole
+from encsearch.reports import Point
 from encsearch.tracking.outbox.events import (
     Ended,
     Event,
@@ -140,16 +138,9 @@ def refused_parts(job_folder: Path) -> int:
     return len(read_lines(job_folder / FOLDER / REFUSED_FILE))
 
 
-@contextmanager
-def sending_alone(job_folder: Path) -> Iterator[bool]:
+def sending_alone(job_folder: Path) -> AbstractContextManager[bool]:
     """Whether this process alone sends the record, until the block ends."""
-    with open(job_folder / FOLDER / SENDER_LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    return hold_lock(job_folder / FOLDER / SENDER_LOCK)
 
 
 def send_chunk(job_folder: Path, store: Store) -> int:
@@ -272,21 +263,14 @@ def _batches(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 def _keep_refused(event: Event, error: RefusedError, job_folder: Path) -> None:
     path = job_folder / FOLDER / REFUSED_FILE
-    reason = without_secrets(" ".join(str(error).split()))[:300]
+    reason = one_line(error)
     if not path.exists():
         warn(f"MLflow refuses a part of {job_folder} ({reason}); it is kept in {path}")
     append_line(path, {"reason": reason, "event": to_values(event)})
 
 
 def _write_sent(job_folder: Path, sent: Sent) -> None:
-    """On disk, whole or as it was, when it returns."""
-    path = job_folder / FOLDER / SENT_FILE
-    scratch = path.with_name(f".{path.name}.tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(asdict(sent), file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    write_whole(job_folder / FOLDER / SENT_FILE, json.dumps(asdict(sent)))
 
 
 def warn(text: str) -> None:

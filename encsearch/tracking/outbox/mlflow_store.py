@@ -12,7 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from encsearch.redaction import without_secrets
 from encsearch.reports import Point
-from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, one_line
+from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, innermost
 from encsearch.tracking.outbox.events import Ended, Started
 from encsearch.tracking.outbox.forward import GoneError, RefusedError, UnavailableError
 
@@ -110,16 +110,16 @@ class MlflowStore:
             yield
         except MlflowException as error:
             if error.error_code not in NEVER:
-                raise UnavailableError(one_line(error)) from None
+                raise UnavailableError(innermost(error)) from None
             self._check_experiment()
             if run_id and self._is_gone(run_id):
                 raise GoneError(f"run {run_id} was deleted in MLflow") from None
-            raise RefusedError(one_line(error)) from None
+            raise RefusedError(innermost(error)) from None
         except STORE_FAILURES as error:
             # A proxy before the store may have a limit of its own on what it takes at once.
             if getattr(getattr(error, "response", None), "status_code", None) == TOO_LARGE:
-                raise RefusedError(one_line(error)) from None
-            raise UnavailableError(one_line(error)) from None
+                raise RefusedError(innermost(error)) from None
+            raise UnavailableError(innermost(error)) from None
 
     def _check_experiment(self) -> None:
         """A deleted experiment takes nothing, but it can be restored."""
@@ -144,7 +144,7 @@ def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
     except STORE_FAILURES as error:
         if isinstance(error, MlflowException) and error.error_code in but:
             raise
-        raise UnavailableError(one_line(error)) from None
+        raise UnavailableError(innermost(error)) from None
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def _any_upload_failure_is_for_now() -> Iterator[None]:
     except STORE_FAILURES:
         raise
     except Exception as error:
-        raise UnavailableError(one_line(error)) from None
+        raise UnavailableError(innermost(error)) from None
 
 
 def _dataset_input(event: Started) -> DatasetInput:

@@ -1,13 +1,13 @@
 """Jobs whose process is dead: their runs are closed KILLED, and a tag says by whom."""
 
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import TrainingError, UserError, one_line
+from encsearch.files import hold_lock
 from encsearch.tracking.outbox.events import Ended, Tagged
 from encsearch.tracking.outbox.forward import Store, is_settled, read_sent, send_chunk, sending_alone, warn
 from encsearch.tracking.outbox.record import (
@@ -26,10 +26,8 @@ def reap(job_folder: Path) -> list[str] | None:
 
     The kernel lets go of a dead process's lock, so whoever can take it knows.
     """
-    with open(job_folder / FOLDER / OWNER_LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with hold_lock(job_folder / FOLDER / OWNER_LOCK) as is_dead:
+        if not is_dead:
             return None
         record = Record(job_folder)
         left = record.open_runs()
@@ -51,7 +49,7 @@ def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
             if folder != job_folder and _is_left(folder, store) and reap(folder) is not None:
                 yield from _send_in_parts(folder, store)
         except (OSError, ValueError, KeyError, TypeError, UserError, TrainingError) as error:
-            warn(f"the record of {folder} cannot be sent ({' '.join(str(error).split())})")
+            warn(f"the record of {folder} cannot be sent ({one_line(error, None)})")
 
 
 def _is_left(job_folder: Path, store: Store) -> bool:

@@ -8,7 +8,6 @@ record/sent.json      how far the sender has come, and the MLflow run id of each
 Nothing here waits for a server or imports mlflow: a training that is recorded costs one append an epoch.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -24,9 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import UserError
+from encsearch.files import append_line, hold_lock, write_whole
 from encsearch.redaction import without_secrets
-from encsearch.reports import Point, Report, Status, append_line
+from encsearch.reports import Point, Report, Status
 from encsearch.tracking.outbox.events import (
     Dataset,
     Ended,
@@ -49,38 +49,26 @@ OWNER_WAIT_S = 5
 
 
 @contextmanager
-def owned(job_folder: Path) -> Iterator["Record"]:
+def owned(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
     """The record in a job's folder, new or to go on with; this process alone writes it.
+
+    `root` is the folder whose code the job runs: an absolute path, since that folder may be deleted.
 
     Runs that are open when the block ends are closed KILLED. Raises UserError when another process writes.
     """
     folder = job_folder / FOLDER
     folder.mkdir(exist_ok=True)
-    with open(folder / OWNER_LOCK, "w") as lock:
-        if not _locked(lock.fileno()):
+    with hold_lock(folder / OWNER_LOCK, OWNER_WAIT_S) as is_held:
+        if not is_held:
             raise UserError(f"{job_folder}: another process is recording this job; wait for it or end it")
         owner = {"host": socket.gethostname(), "pid": os.getpid()}
-        (folder / OWNER_FILE).write_text(json.dumps(owner) + "\n", encoding="utf-8")
-        record = Record(job_folder)
+        write_whole(folder / OWNER_FILE, json.dumps(owner) + "\n")
+        record = Record(job_folder, root)
         try:
             yield record
         finally:
             for run in record.open_runs():
                 record.append(Ended(run, now_ms(), "KILLED"))
-            # Closing the file is not enough while a forked process, as of a data loader, has it open too.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-
-def _locked(descriptor: int) -> bool:
-    deadline_s = time.monotonic() + OWNER_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(0.1)
 
 
 @dataclass
@@ -102,9 +90,9 @@ class RunState:
 class Record:
     """All runs of one job. Its methods may be called from several threads."""
 
-    def __init__(self, job_folder: Path) -> None:
+    def __init__(self, job_folder: Path, root: Path = Path()) -> None:
         """Raises UserError for a damaged record."""
-        self.job_folder = job_folder
+        self.job_folder, self.root = job_folder, root
         self._path = job_folder / FOLDER / EVENTS_FILE
         self._lock = threading.Lock()
         self._runs: dict[str, RunState] = {}
@@ -152,10 +140,7 @@ class Record:
     def append(self, event: Event) -> None:
         """On disk when it returns. Raises TrainingError when it cannot be, as on a full disk."""
         with self._lock:
-            try:
-                append_line(self._path, to_values(event))
-            except OSError as error:
-                raise TrainingError(f"{self._path}: cannot be written ({error.strerror})") from None
+            append_line(self._path, to_values(event))
             self._take(event)
 
     def _take(self, event: Event) -> None:

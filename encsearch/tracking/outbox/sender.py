@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import PreflightError, TrainingError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
@@ -75,11 +75,14 @@ class Sender:
     """The job's handle. Nothing here imports mlflow, and only `store`, `run_ids` and `close` wait."""
 
     def __init__(self, uri: str) -> None:
+        # Asked for now: who runs a job may delete its working directory after its start.
+        self.root = Path.cwd()
         self._uri = uri
         self._store: TrackingStore | None = None
         self._job_folder: Path | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "encsearch.tracking.outbox.sender"],
+            # -P: with -m alone a file of the working directory, as a random.py, would be imported and run.
+            [sys.executable, "-P", "-m", "encsearch.tracking.outbox.sender"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -168,6 +171,7 @@ def _forward(answers: TextIO) -> None:
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.outbox.mlflow_store import MlflowStore
 
+    _leave_deleted_folder()
     try:
         store = MlflowStore(connect())
     except UserError as error:
@@ -177,6 +181,14 @@ def _forward(answers: TextIO) -> None:
     lines = sys.stdin.fileno()
     if told := os.read(lines, 65536).decode():
         _Forwarder(Path(told.splitlines()[0]), store).run(lines)
+
+
+def _leave_deleted_folder() -> None:
+    """A job's working directory may be deleted at any time, and MLflow 3.17 asks for it again and again."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 class _TimeOverError(BaseException):
@@ -213,7 +225,7 @@ class _Forwarder:
                 f"be sent to MLflow at {self._store.shown_uri} ({self._failure}); "
                 f"`encsearch sync {self._job_folder}` sends them"
             )
-        except UserError as error:
+        except (UserError, TrainingError) as error:
             warn(str(error))
             sys.exit(1)
         except Exception as error:
@@ -273,6 +285,7 @@ class _Forwarder:
         with sending_alone(self._job_folder) as is_alone, self._limited():
             if not is_alone:
                 raise _BusyError("another process is sending it")
+            _leave_deleted_folder()
             return send_chunk(self._job_folder, self._store)
 
     @contextmanager

@@ -244,7 +244,7 @@ ID_TAG = "id"
 WRITER_TAG = "writer."
 FOLLOWED, SETTING_OUT = "followed", "setting out"
 NO_VERSION = "none"
-MAX_DESCRIPTION = 5000
+MAX_DESCRIPTION = 5000  # characters of a version, in MLflow's database
 
 
 def _remember(history: list[str], draft: Draft) -> None:

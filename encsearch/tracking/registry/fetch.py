@@ -7,6 +7,7 @@ from pathlib import Path
 
 from encsearch.inference.bundle import Bundle, read_bundle
 from encsearch.inference.predictor import Predictor
+from encsearch.reports import SUMMARY_FILE, read_summary
 from encsearch.tracking.uris import existing_store
 
 
@@ -16,7 +17,7 @@ def load(source: str | Path, device: str = "cpu") -> Predictor:
 
 
 def fetch_bundle(source: str | Path) -> Bundle:
-    """Read a model from a bundle's folder or from MLflow.
+    """Read a model from a finished job's folder (its best one), a bundle's folder, or MLflow.
 
     MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
     that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
@@ -30,7 +31,9 @@ def fetch_bundle(source: str | Path) -> Bundle:
 def bundle_folder(source: str | Path) -> Iterator[Path]:
     """The folder of a model's bundle for the duration of the block; raises what `fetch_bundle` raises."""
     if not str(source).startswith(("models:/", "runs:/")):
-        yield Path(source)
+        folder = Path(source)
+        is_job = (folder / SUMMARY_FILE).is_file()
+        yield folder / read_summary(folder).bundle if is_job else folder
         return
     uri = existing_store()
     # Importing mlflow costs seconds, which a folder need not pay.

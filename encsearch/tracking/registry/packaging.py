@@ -15,11 +15,12 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Map
 from numpy.typing import NDArray
 
-from encsearch.config import TIMM_PREFIX, load_config
+from encsearch.config import CONFIG_FILE, TIMM_PREFIX, load_config
 from encsearch.data.codec import encode_png
 from encsearch.inference.bundle import CARD_FILE, weights_digest
 from encsearch.tracking.mlflow import Tracking, answering, persistently
-from encsearch.tracking.registry.versions import CONFIG_FILE, all_pages
+from encsearch.tracking.registry.decisions import MAX_DESCRIPTION
+from encsearch.tracking.registry.versions import all_pages
 
 WEIGHTS_TAG = "weights.sha256"
 SERVING_REQUIREMENTS = (
@@ -38,7 +39,6 @@ SIGNATURE = ModelSignature(
     outputs=Schema([ColSpec(AnyType(), "labels"), ColSpec(Map("double"), "presence")]),
     params=ParamSchema([ParamSpec("labels", "string", "array")]),
 )
-MAX_DESCRIPTION_LENGTH = 5000  # of a version, in MLflow's database
 
 
 def register(
@@ -112,10 +112,10 @@ def _example() -> dict[str, NDArray[np.object_]]:
 
 def _description(card: str) -> str:
     """The card, cut after a whole line where it is too long for MLflow."""
-    if len(card) <= MAX_DESCRIPTION_LENGTH:
+    if len(card) <= MAX_DESCRIPTION:
         return card
     note = f"\n\n(The whole card is {CARD_FILE} among the version's files.)"
-    return card[: MAX_DESCRIPTION_LENGTH - len(note)].rpartition("\n")[0] + note
+    return card[: MAX_DESCRIPTION - len(note)].rpartition("\n")[0] + note
 
 
 def _requirements(bundle_dir: Path) -> tuple[str, ...]:

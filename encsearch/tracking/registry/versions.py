@@ -15,8 +15,6 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.mlflow import Tracking, answering
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
 BUNDLE_PATH = "artifacts/bundle"  # below a model version, where MLflow puts the pyfunc's artifact "bundle"
 MAX_NAMED = 10  # names or versions that an error lists
 
@@ -82,6 +80,9 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
             raise UserError(
                 f"{source}: has no model bundle among its artifacts; name another run or version"
             ) from None
+    # Imported here: with it comes torch, which those who only list versions need not wait for.
+    from encsearch.inference.bundle import WEIGHTS_FILE
+
     weights = list(Path(root).rglob(WEIGHTS_FILE))
     if len(weights) != 1:
         raise UserError(f"{source}: holds {len(weights)} files {WEIGHTS_FILE}, but a model bundle has one")

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from encsearch.data.datasets import IGNORE, Sample, SegmentationDataset
-from encsearch.data.store import open_split
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.metrics import confusion_matrix, scores
@@ -16,14 +15,14 @@ from encsearch.text import format_percent
 IMAGES_A_KIND = 2
 
 
-def write_gains(ours: tuple[str, Bundle], theirs: tuple[str, Bundle], target: Path) -> None:
-    """Draw the validation images with the largest, the median and the worst gain of `ours` over `theirs`.
+def write_gains(
+    ours: tuple[str, Bundle], theirs: tuple[str, Bundle], dataset: SegmentationDataset, target: Path
+) -> None:
+    """Draw the images of `dataset` with the largest, the median and the worst gain of `ours` over `theirs`.
 
-    Both are (title, model), trained on the same data. The gain of an image is the difference of its own
+    Both are (title, model), trained on its classes. The gain of an image is the difference of its own
     mIoU, over the classes in its truth or prediction; images without a labelled pixel are left out.
     """
-    config = ours[1].config
-    dataset = open_split(config.data.store, config.data.val_split)
     models = {title: Predictor(bundle) for title, bundle in (theirs, ours)}
     gains = _gains(dataset, models[ours[0]], models[theirs[0]])
     kinds = chosen(list(gains.values()))

@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from encsearch.config import Config, flatten, load_config, to_yaml
-from encsearch.data.store import read_manifest
+from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
+from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
-from encsearch.inference.bundle import read_bundle
+from encsearch.files import append_line, read_lines, write_whole
+from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
-from encsearch.reports import Recorder, Report, append_line, distinct_reports, read_lines, recording
-from encsearch.runner.ray_session import ray_session
+from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
+from encsearch.runner.ray_session import ray_session, rehearsed_session
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
@@ -37,17 +38,16 @@ from encsearch.search.ablation.plan import (
 from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, owned
 from encsearch.tracking.outbox.sender import TrackingStore, sending
+from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint import drop_checkpoints
-from encsearch.train.experiment import preflight
+from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, RunSummary, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, save_model, start_run
+from encsearch.workflow.job import Progress, new_folder, write_summary
+from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
 
-CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "trainings.jsonl"
 
 
@@ -61,21 +61,35 @@ class Ablated:
     report: Path
 
 
-def planned(config: Config, out: Path) -> Ablation:
-    """The trainings of the recipe's ablation, each of which could run here now.
+def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablation:
+    """The trainings of the recipe's ablation, each of which could run here now; nothing is started.
+
+    MLflow is not asked whether it answers. Raises what `ablate` does.
+    """
+    ablation, _ = _planned(config, out, resume)
+    with rehearsed_session(needs=config.scaling):
+        return ablation
+
+
+def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
+    """The trainings, and the store opened.
 
     Raises UserError for a row that is no valid configuration, PreflightError for one that cannot run; both
     name the row.
     """
     ablation = plan_ablation(config)
-    preflight(config, out)
+    store = open_store(config)
+    resolve_uri(None)
+    preflight(config, store, out)
     # Only the model differs between rows, in what preflight sees.
     for row, training in {training.row: training for training in ablation.trainings}.items():
         try:
-            preflight(training.config, out)
+            preflight(training.config, store, out)
         except UserError as error:
             raise type(error)(f"ablation row {row!r}: {error}") from None
-    return ablation
+    if resume:
+        _check_same(config, resume)
+    return ablation, store
 
 
 def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None = None) -> Ablated:
@@ -85,30 +99,28 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     finished is not trained again. Raises UserError or PreflightError before anything is started, and
     TrainingError when no EncNet could be trained; the report of the others is written then.
     """
-    ablation = planned(config, out)
-    if resume:
-        _check_same(config, resume)
+    ablation, store = _planned(config, out, resume)
     with sending() as sender, ray_session(needs=config.scaling):
-        store = sender.store()
+        tracking = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
-            (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
-        with owned(folder) as record:
+        with owned(folder, sender.root) as record:
             sender.follow(folder)
-            observer = _Observer(config, ablation, record, folder, progress)
-            story, report = _train_and_compare(config, ablation, record, observer, folder)
-        summary = _summary(config, ablation, observer, store, sender.run_ids())
+            observer = _Observer(config, store, ablation, record, folder, progress)
+            story, report = _train_and_compare(config, store, ablation, record, observer, folder)
+        summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
     write_summary(folder, summary)
     return Ablated(folder, summary, story, report)
 
 
 def _train_and_compare(
-    config: Config, ablation: Ablation, record: Record, observer: "_Observer", folder: Path
+    config: Config, store: Store, ablation: Ablation, record: Record, observer: "_Observer", folder: Path
 ) -> tuple[AblationStory, Path]:
     started = time.monotonic()
-    fingerprint = read_manifest(config.data.store).fingerprint
-    parent = start_run(config, record, run=observer.parent, kind="ablation", artifacts=folder / "artifacts")
+    artifacts = folder / "artifacts"
+    parent = start_run(config, store, record, run=observer.parent, kind="ablation", artifacts=artifacts)
     done = {result.name for result in observer.results}
     missing = [training for training in ablation.trainings if training.name not in done]
     observer.say(
@@ -118,19 +130,19 @@ def _train_and_compare(
     with recording(parent):
         observer.settle(ablation)
         if missing:
-            run_side_by_side(missing, config.scaling, folder / "trials", observer, fingerprint=fingerprint)
-        _add_multi_scale(config, ablation, folder, observer)
-        artifacts = folder / "artifacts"
+            trials = folder / "trials"
+            run_side_by_side(missing, config.scaling, trials, observer, fingerprint=store.fingerprint)
+        _add_multi_scale(config, store, ablation, folder, observer)
         story = AblationStory(
             name=config.name,
             metric=config.metric,
-            store=Path(config.data.store).name,
+            store=store.path.name,
             split=config.data.val_split,
             seeds=config.ablate.seeds,
             figures=figures_of(ablation, observer.results, config.metric),
             results=tuple(observer.results),
             failures=observer.failures,
-            pictures=_compare_pictures(config, ablation, folder, artifacts / PICTURE_FILE),
+            pictures=_compare_pictures(config, store, ablation, folder, artifacts / PICTURE_FILE),
             wall_seconds=time.monotonic() - started,
         )
         report = write_report(story, artifacts)
@@ -143,7 +155,13 @@ class _Observer:
     """Records trainings as children of the ablation's run, and keeps the results and the weights needed."""
 
     def __init__(
-        self, config: Config, ablation: Ablation, record: Record, folder: Path, progress: Progress
+        self,
+        config: Config,
+        store: Store,
+        ablation: Ablation,
+        record: Record,
+        folder: Path,
+        progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
         self.results = [Result(**line) for line in read_lines(folder / RESULTS_FILE)]
@@ -152,12 +170,13 @@ class _Observer:
         encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
         self._kept = {name for point in encnets for name in point.trainings.values()}
         self._kept |= {*_pictured(config, ablation).values()}
-        self._record, self._folder, self._progress = record, folder, progress
+        self._store, self._record, self._folder, self._progress = store, record, folder, progress
 
     def open_recorder(self, training: Training) -> Recorder:
         config = training.config
         return recorder_of(
             config,
+            self._store,
             self._record,
             run=training.name,
             kind="ablation-training",
@@ -186,10 +205,8 @@ class _Observer:
     def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config
         if training.name in self._kept:
-            save_model(
-                checkpoint_model(config, checkpoint, last.metrics, last.class_iou),
-                _model_folder(self._folder, training.name),
-            )
+            bundle = checkpoint_model(config, self._store, checkpoint, last)
+            write_bundle(bundle, _model_folder(self._folder, training.name))
         # Last, since a training with a line here is not trained again.
         self.add(
             Result(
@@ -230,7 +247,9 @@ def _check_same(config: Config, folder: Path) -> None:
             )
 
 
-def _add_multi_scale(config: Config, ablation: Ablation, folder: Path, observer: _Observer) -> None:
+def _add_multi_scale(
+    config: Config, store: Store, ablation: Ablation, folder: Path, observer: _Observer
+) -> None:
     """Score EncNet's weights of the last epoch at several scales and mirrored, as rows of their own."""
     found = {result.name: result for result in observer.results}
     models = {
@@ -240,7 +259,7 @@ def _add_multi_scale(config: Config, ablation: Ablation, folder: Path, observer:
     }
     changed = {"scales": config.ablate.scales, "flip": True, "background": None}
     settings = config.eval.model_copy(update=changed)
-    for scored in rescore(models, Path(config.data.store), settings, config.scaling):
+    for scored in rescore(models, store.path, settings, config.scaling):
         if scored.failure:
             observer.failures[scored.name] = scored.failure
             continue
@@ -262,14 +281,15 @@ def _pictured(config: Config, ablation: Ablation) -> dict[str, str]:
     return {row: ablation.point(row, epochs).trainings[seed] for row in (FCN, ENCNET)}
 
 
-def _compare_pictures(config: Config, ablation: Ablation, folder: Path, target: Path) -> str:
+def _compare_pictures(config: Config, store: Store, ablation: Ablation, folder: Path, target: Path) -> str:
     """Draw the sheet if both models were trained; its caption, or why there is none."""
     names = _pictured(config, ablation)
     models = {row: _model_folder(folder, name) for row, name in names.items()}
     missing = [names[row] for row, model in models.items() if not model.exists()]
     if missing:
         return f"No pictures: {' and '.join(missing)} came to nothing."
-    write_gains(("EncNet", read_bundle(models[ENCNET])), (FCN, read_bundle(models[FCN])), target)
+    ours, theirs = ("EncNet", read_bundle(models[ENCNET])), (FCN, read_bundle(models[FCN]))
+    write_gains(ours, theirs, store.split(config.data.val_split), target)
     seed, epochs = config.ablate.seeds[0], budgets(config)[-1]
     return (
         f'FCN and EncNet ("{ENCNET}") after {format_count(epochs, "epoch")}, seed {seed}. The validation '
@@ -301,9 +321,10 @@ def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) ->
 
 def _summary(
     config: Config,
+    store: Store,
     ablation: Ablation,
     observer: _Observer,
-    store: TrackingStore,
+    tracking: TrackingStore,
     run_ids: Mapping[str, str],
 ) -> RunSummary:
     trained = _trained_encnets(config, ablation, observer)
@@ -312,11 +333,11 @@ def _summary(
         name=config.name,
         metric=config.metric,
         value=fmean(result.metrics[config.metric] for result in trained),
-        fingerprint=read_manifest(config.data.store).fingerprint,
+        fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(store.uri),
-        experiment_id=store.experiment_id,
+        tracking_uri=without_secrets(tracking.uri),
+        experiment_id=tracking.experiment_id,
         run=trained[0].name,
         run_id=run_ids.get(trained[0].name),
         bundle=str(_model_folder(Path(), trained[0].name)),

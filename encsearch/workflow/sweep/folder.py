@@ -10,7 +10,6 @@ sweep.json         all that the report shows
 run.json           written last: a finished job
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -18,15 +17,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encsearch.config import Config, load_config, to_yaml
-from encsearch.errors import PreflightError, UserError
+from encsearch.config import CONFIG_FILE, Config, load_config, search_of, to_yaml
+from encsearch.errors import PreflightError, UserError, one_line
+from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
-from encsearch.workflow.job import new_folder, write_whole
+from encsearch.workflow.job import new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
-CONFIG_FILE, STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "config.yaml", "study.json", "lock", "study.journal"
+STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "study.json", "lock", "study.journal"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def reopen(folder: Path) -> tuple[Config, StudyPlace]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not the folder of a sweep ({STUDY_FILE} is missing)") from None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({one_line(error)})") from None
     config = load_config(folder / CONFIG_FILE)
     if config.search is None:
         raise UserError(f"{folder / CONFIG_FILE}: its search: block is gone; restore the file")
@@ -91,7 +91,6 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
 
     Raises PreflightError when the storage is not the one that the sweep was begun in, or fails.
     """
-    assert config.search
     database = named_database()
     shown = without_secrets(database) if database else None
     if shown != place.storage:
@@ -102,9 +101,10 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     if not database:
         _check_journal(folder)
         repair_journal(folder / JOURNAL_FILE)
-    study = Study(database or str(folder / JOURNAL_FILE), place.name, config.search, config.train.epochs)
+    journal = folder / JOURNAL_FILE
+    study = Study(database or str(journal), place.name, search_of(config), config.train.epochs)
     if (folder / "trials").exists() and not study.records():
-        where = place.storage or folder / JOURNAL_FILE
+        where = place.storage or journal
         raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
     return study
 
@@ -122,11 +122,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError when another holds it.
     """
-    with open(folder / LOCK_FILE, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is running this sweep; wait for it or end it"
-            ) from None
+    with hold_lock(folder / LOCK_FILE) as is_held:
+        if not is_held:
+            raise UserError(f"{folder}: another process is running this sweep; wait for it or end it")
         yield

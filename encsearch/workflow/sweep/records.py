@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from encsearch.config import Config, with_values
-from encsearch.reports import Recorder, Report, distinct_reports
+from encsearch.config import Config, trial_config
+from encsearch.data.store import Store
+from encsearch.inference.bundle import write_bundle
+from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
-from encsearch.search.tune.jobs import REPORTS_FILE
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, newest
@@ -17,7 +18,6 @@ from encsearch.workflow.recorder import (
     TrainingRecorder,
     checkpoint_model,
     recorder_of,
-    save_model,
     start_run,
     write_context,
     write_panels,
@@ -27,13 +27,14 @@ from encsearch.workflow.sweep.folder import StudyPlace
 SWEEP_TAG = "encsearch.sweep"
 
 
-def parent_run(config: Config, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
+def parent_run(config: Config, store: Store, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
     """The sweep's own run: a new one, or the one that a process before this one has started.
 
     It goes by the study's name, since the folder may have been moved.
     """
     return start_run(
         config,
+        store,
         record,
         run=place.name,
         kind="sweep",
@@ -48,8 +49,10 @@ class SweepRecords:
     A child that exists by its name goes on. It implements `SweepObserver` and `ConfirmObserver`.
     """
 
-    def __init__(self, config: Config, record: Record, parent: str, folder: Path, progress: Progress) -> None:
-        self._config, self._record, self._parent = config, record, parent
+    def __init__(
+        self, config: Config, store: Store, record: Record, parent: str, folder: Path, progress: Progress
+    ) -> None:
+        self._config, self._store, self._record, self._parent = config, store, record, parent
         self._folder, self._progress = folder, progress
         self._trials: dict[int, TrainingRecorder] = {}
 
@@ -72,7 +75,7 @@ class SweepRecords:
         return self._trials[number]
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
-        _conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
+        self._conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
 
     def follow(self, event: TrialEvent) -> None:
         self._progress.trial(event, self._config)
@@ -91,12 +94,11 @@ class SweepRecords:
 
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
-        best = finalist.result.best
-        checkpoint = finalist.result.best_checkpoint
-        bundle = checkpoint_model(finalist.config, checkpoint, best.metrics, best.class_iou)
-        save_model(bundle, artifacts / "bundle")
-        write_panels(bundle, artifacts)
-        write_context(bundle, artifacts)
+        result = finalist.result
+        bundle = checkpoint_model(finalist.config, self._store, result.best_checkpoint, result.best)
+        write_bundle(bundle, artifacts / "bundle")
+        write_panels(bundle, self._store, artifacts)
+        write_context(bundle, self._store, artifacts)
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {format_score(finalist.value)}")
 
     def finalist_failed(self, name: str, reason: str) -> None:
@@ -104,13 +106,13 @@ class SweepRecords:
 
     def _settle(self, record: TrialRecord) -> None:
         folder = trial_folder(self._folder, record.number)
-        config = with_values(self._config.model_copy(update={"search": None}), record.values)
+        config = trial_config(self._config, record.values)
         recorder = self._open_trial(record.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
             # The trial may have written an epoch that its sweep had not taken when it was ended.
             if report.epoch <= record.epochs:
                 recorder.log(report)
-        _conclude(recorder, record.state, record.reason, config, folder)
+        self._conclude(recorder, record.state, record.reason, config, folder)
         recorder.close(STATUS_OF[record.state])
 
     def _open_trial(self, number: int, config: Config) -> TrainingRecorder:
@@ -131,6 +133,7 @@ class SweepRecords:
 
         return recorder_of(
             config,
+            self._store,
             self._record,
             run=name,
             kind=kind,
@@ -140,15 +143,15 @@ class SweepRecords:
             follow=follow,
         )
 
-
-def _conclude(
-    recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
-) -> None:
-    """Note a trial's end and picture its last model; after that its checkpoint is needed no more."""
-    recorder.note("encsearch.state", state)
-    if reason:
-        recorder.note("encsearch.reason", reason)
-    checkpoint = newest(folder)
-    if checkpoint and state != "FAIL":
-        write_panels(checkpoint_model(config, checkpoint, {}), recorder.artifacts)
-    drop_checkpoints(folder)
+    def _conclude(
+        self, recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
+    ) -> None:
+        """Note a trial's end and picture its last model; after that its checkpoint is needed no more."""
+        recorder.note("encsearch.state", state)
+        if reason:
+            recorder.note("encsearch.reason", reason)
+        checkpoint = newest(folder)
+        if checkpoint and state != "FAIL":
+            bundle = checkpoint_model(config, self._store, checkpoint)
+            write_panels(bundle, self._store, recorder.artifacts)
+        drop_checkpoints(folder)

@@ -6,12 +6,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.config import Config, ScalingConfig, to_yaml, with_overrides
+from encsearch.config import (
+    CONFIG_FILE,
+    Config,
+    ConfirmConfig,
+    ScalingConfig,
+    search_of,
+    to_yaml,
+    with_overrides,
+)
+from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
+from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
-from encsearch.reports import recording
+from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import ray_session
+from encsearch.runner.ray_session import ray_session, rehearsed_session
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
@@ -21,11 +31,10 @@ from encsearch.search.trials import TrialRecord, flags
 from encsearch.text import format_count, format_params
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
-from encsearch.train.experiment import preflight
+from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
-from encsearch.workflow.job import Progress, RunSummary, write_summary, write_whole
+from encsearch.workflow.job import Progress, write_summary
 from encsearch.workflow.sweep.folder import (
-    CONFIG_FILE,
     StudyPlace,
     begin,
     check_database,
@@ -72,31 +81,37 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
     `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
     """
-    if config.search is None:
-        raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
-    fingerprint = check(config, out, measure=False, trials_at_once=None).preflight.fingerprint
+    search = search_of(config)
+    store = check(config, out, measure=False, trials_at_once=None).store
     if warm_start:
-        previous_trials(warm_start, config, fingerprint)
+        previous_trials(warm_start, config, store.fingerprint)
     check_database()
-    with sending() as sender, ray_session(needs=_largest(config)):
-        check_nodes(config.data.store, out)
+    with sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+        check_nodes(store, out)
         sender.store()
-        folder = begin(config, out, fingerprint, warm_start)
+        folder = begin(config, out, store.fingerprint, warm_start)
         with locked(folder):
             _, place = reopen(folder)
-            return _run(config, place, folder, sender, progress)
+            return _run(config, store, place, folder, sender, progress)
 
 
-def dry_run(config: Config, out: Path) -> Checked:
+def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Checked:
     """All that `sweep` checks, and a forecast by steps timed here; nothing is started, nothing written.
 
-    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on.
+    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on. Whether
+    MLflow and a database of studies answer is not asked. Raises what `sweep` does.
     """
-    if "RAY_ADDRESS" not in os.environ:
-        return check(config, out, measure=True, trials_at_once=None)
-    with ray_session(needs=_largest(config)):
-        check_nodes(config.data.store, out)
-        return check(config, out, measure=True, trials_at_once=trials_at_once(config))
+    search = search_of(config)
+    store = open_store(config)
+    preflight(config, store, out)
+    if warm_start:
+        previous_trials(warm_start, config, store.fingerprint)
+    with rehearsed_session(needs=_largest(config.scaling, search.confirm)):
+        at_once = None
+        if "RAY_ADDRESS" in os.environ:
+            check_nodes(store, out)
+            at_once = trials_at_once(search, config.scaling)
+        return check(config, out, measure=True, trials_at_once=at_once)
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
@@ -114,47 +129,50 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
                 f"{', '.join(CHANGEABLE)} can be changed now"
             )
     config = with_overrides(config, overrides)
-    assert config.search
     if extend:
-        config = with_overrides(config, [f"search.budget.trials={config.search.budget.trials + extend}"])
-    found = preflight(config, folder)
-    if found.fingerprint != place.fingerprint:
+        planned = search_of(config).budget.trials
+        config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
+    search = search_of(config)
+    store = open_store(config)
+    preflight(config, store, folder)
+    if store.fingerprint != place.fingerprint:
         raise PreflightError(
-            f"{config.data.store} holds other data than the sweep was begun with ({found.fingerprint[:12]}, "
+            f"{config.data.store} holds other data than the sweep was begun with ({store.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), sending() as sender, ray_session(needs=_largest(config)):
-        check_nodes(config.data.store, folder)
+    with locked(folder), sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+        check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        return _run(config, place, folder, sender, progress)
+        return _run(config, store, place, folder, sender, progress)
 
 
-def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progress: Progress) -> Swept:
-    assert config.search
+def _run(
+    config: Config, store: Store, place: StudyPlace, folder: Path, sender: Sender, progress: Progress
+) -> Swept:
     study = open_study(config, folder, place)
     if place.warm_start:
-        progress.say(learn_from(Path(place.warm_start), study, config, place.fingerprint))
-    with owned(folder) as record:
+        progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
+    with owned(folder, sender.root) as record:
         sender.follow(folder)
-        parent = parent_run(config, record, folder, place)
+        parent = parent_run(config, store, record, folder, place)
         with recording(parent), _telling_how_to_go_on(folder, progress):
-            observer = SweepRecords(config, record, parent.run, folder, progress)
+            observer = SweepRecords(config, store, record, parent.run, folder, progress)
             observer.settle(study.records())
             progress.say(_opening(config, study, folder))
-            keeper = Keeper(config, study, folder, trials_at_once(config))
-            records = run_sweep(config, study, folder, observer, keeper, fingerprint=place.fingerprint)
+            keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
+            records = run_sweep(config, store, study, folder, observer, keeper)
             observer.settle(records)
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
-            excluded = flags(records) if config.search.flagged != "keep" else {}
-            confirmation = _confirm(config, records, excluded, folder, observer, keeper, progress)
+            excluded = flags(records) if study.search.flagged != "keep" else {}
+            confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
-            report = write_story(config, place, study, confirmation, keeper, pages, folder)
+            report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner
     run_ids = sender.run_ids()
     summary = RunSummary(
@@ -162,7 +180,7 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
         name=config.name,
         metric=config.metric,
         value=winner.value,
-        fingerprint=place.fingerprint,
+        fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
         tracking_uri=without_secrets(pages.store.uri),
@@ -179,7 +197,8 @@ def _run(config: Config, place: StudyPlace, folder: Path, sender: Sender, progre
 
 def _confirm(
     config: Config,
-    records: Sequence[TrialRecord],
+    store: Store,
+    study: Study,
     excluded: Mapping[int, str],
     folder: Path,
     observer: SweepRecords,
@@ -194,10 +213,12 @@ def _confirm(
         progress.say(f"trial {number} is left out: {reason}")
     return confirm(
         config,
-        records,
+        plan,
+        study.records(),
         folder / "finalists",
         observer,
-        plan=plan,
+        num_classes=len(store.info.classes),
+        minimize=study.search.minimize,
         excluded=excluded,
         progress=keeper.write_progress,
     )
@@ -213,8 +234,7 @@ def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
 
 
 def _opening(config: Config, study: Study, folder: Path) -> str:
-    assert config.search
-    planned, records = config.search.budget.trials, study.records()
+    planned, records = study.search.budget.trials, study.records()
     if not records:
         return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"
     running = sum(record.state == "RUNNING" for record in records)
@@ -223,8 +243,7 @@ def _opening(config: Config, study: Study, folder: Path) -> str:
     return f"sweep {config.name} goes on: {told}; files in {folder}"
 
 
-def _largest(config: Config) -> ScalingConfig:
+def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
     """The workers of a trial or of a finalist, whichever is more."""
-    assert config.search is not None
-    workers = max(config.scaling.num_workers, config.search.confirm.num_workers or 1)
-    return config.scaling.model_copy(update={"num_workers": workers})
+    workers = max(scaling.num_workers, plan.num_workers or 1)
+    return scaling.model_copy(update={"num_workers": workers})

@@ -6,19 +6,20 @@ from pathlib import Path
 
 from encsearch.config import Config, to_yaml
 from encsearch.data.datasets import evenly_spaced
-from encsearch.data.store import open_split
-from encsearch.errors import UserError
+from encsearch.data.store import Store
+from encsearch.errors import UserError, one_line
+from encsearch.files import write_whole
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
-from encsearch.report import FinalistRow, SweepSummary, from_json, render, to_json
+from encsearch.report.page import render
+from encsearch.report.summary import FinalistRow, SweepSummary, from_json, to_json
 from encsearch.search.budget.keeper import Keeper
-from encsearch.search.confirm.finalists import BASELINE_LABELS, Finalist
+from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
 from encsearch.search.trials import flags
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
-from encsearch.workflow.job import write_whole
 from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
 from encsearch.workflow.sweep.folder import StudyPlace
 
@@ -39,6 +40,7 @@ class Pages:
 
 def write_story(
     config: Config,
+    store: Store,
     place: StudyPlace,
     study: Study,
     confirmation: Confirmation,
@@ -47,14 +49,13 @@ def write_story(
     folder: Path,
 ) -> Path:
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
-    assert config.search
     artifacts = folder / "artifacts"
-    _compare_models(confirmation, artifacts / PICTURE_FILE)
+    _compare_models(confirmation, store, artifacts / PICTURE_FILE)
     trials = study.records()
     story = SweepSummary(
         name=config.name,
         metric=config.metric,
-        space={path: dimension.kind for path, dimension in config.search.space.items()},
+        space={path: dimension.kind for path, dimension in study.search.space.items()},
         epochs=config.train.epochs,
         trials=trials,
         finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
@@ -83,27 +84,24 @@ def rewrite_report(folder: Path) -> Path:
     except FileNotFoundError:
         raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
     except ValueError as error:
-        reason = ", ".join(str(error).splitlines()[:3])
-        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({reason})") from None
+        raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
-def _compare_models(confirmation: Confirmation, target: Path) -> None:
+def _compare_models(confirmation: Confirmation, store: Store, target: Path) -> None:
     """A sheet of the baselines' and the winner's predictions on the same validation images."""
     winner = confirmation.winner
-    first_of_each = {_title(f): f for f in reversed((*confirmation.baselines, winner))}
-    models = {title: Predictor(_bundle(f)) for title, f in reversed(first_of_each.items())}
-    dataset = open_split(winner.config.data.store, winner.config.data.val_split)
+    first_of_each = {
+        name_context(f.config.model.context): f for f in reversed((*confirmation.baselines, winner))
+    }
+    models = {title: Predictor(_bundle(f, store)) for title, f in reversed(first_of_each.items())}
+    samples = evenly_spaced(store.split(winner.config.data.val_split), SHEET_IMAGES)
     target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(evenly_spaced(dataset, SHEET_IMAGES), dataset.info, models).save(target)
+    comparison_sheet(samples, store.info, models).save(target)
 
 
-def _bundle(finalist: Finalist) -> Bundle:
-    return checkpoint_model(finalist.config, finalist.result.best_checkpoint, finalist.result.best.metrics)
-
-
-def _title(finalist: Finalist) -> str:
-    return {**BASELINE_LABELS, "encoding": "EncNet"}[finalist.config.model.context]
+def _bundle(finalist: Finalist, store: Store) -> Bundle:
+    return checkpoint_model(finalist.config, store, finalist.result.best_checkpoint)
 
 
 def _links(
@@ -137,6 +135,6 @@ def _row(finalist: Finalist) -> FinalistRow:
         epochs=finalist.result.reports[-1].epoch,
         seconds=finalist.result.seconds,
         class_iou=dict(finalist.result.best.class_iou),
-        label="" if finalist.trial is not None else _title(finalist),
+        label="" if finalist.trial is not None else name_context(finalist.config.model.context),
         parameters=finalist.parameters,
     )

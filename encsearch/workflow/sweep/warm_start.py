@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from encsearch.config import Config, active, flatten
+from encsearch.config import Config, active, flatten, search_of
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.search.study.study import Study, records_at
@@ -30,15 +30,14 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
 
     Raises UserError when there are none, or when anything else than the searched values was different.
     """
-    assert config.search
     before, place = reopen(source)
-    assert before.search
+    search_before, space = search_of(before), search_of(config).space
     if place.fingerprint != fingerprint:
         raise UserError(
             f"--warm-start-from {source}: its trials do not compare, the data there was another "
             f"({place.fingerprint[:12]}, not {fingerprint[:12]})"
         )
-    searched = before.search.space.keys() | config.search.space.keys()
+    searched = search_before.space.keys() | space.keys()
     theirs, ours = flatten(before), flatten(config)
     for path in sorted(theirs.keys() | ours.keys()):
         is_compared = path in ("metric", "search.minimize") or path.startswith(COMPARED)
@@ -55,8 +54,7 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     journal = source / JOURNAL_FILE
     if not place.storage and not journal.exists():
         raise UserError(f"--warm-start-from {source}: {journal.name} is missing")
-    records = records_at(database if place.storage else str(journal), place.name, before.search)
-    space = config.search.space
+    records = records_at(database if place.storage else str(journal), place.name, search_before)
     fitting = [
         record
         for record in records

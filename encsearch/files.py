@@ -1,0 +1,184 @@
+"""Files that a kill, a power cut or a full disk leaves whole: text, folders, lines of JSON; and locks."""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from encsearch.errors import PreflightError, TrainingError, UserError
+
+RETRY_S = 0.1
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a job's file; a kill or a power cut leaves the old one or the new one. Raises TrainingError."""
+    with _named(path):
+        with beside(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+            sync(scratch)
+        sync(path.parent)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A free place beside `path` for a new file or folder, renamed to `path` once the block has succeeded.
+
+    Any other end of the block leaves `path` as it was and nothing beside it. What the rename replaces is a
+    file or an empty folder; for a folder with files in it it raises OSError. A power cut may lose the
+    content of what was not synced in the block, and the rename unless the folder is synced after it.
+    """
+    path = path.absolute()
+    scratch = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def sync(*paths: Path) -> None:
+    """Have the bytes of each file, and the names in each folder, on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError unless a new folder can take this place."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; give another folder or delete it")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a line of JSON, on disk when it returns; a line that a crash has torn is removed first.
+
+    One writer at a time, any number of readers: a line counts once its newline is written. The file is closed
+    again at once, which makes the line visible over NFS too. Raises TrainingError, as on a full disk.
+    """
+    line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
+    with _named(path), open(path, "ab+") as file:
+        _cut_torn_line(file)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines, each of which stands for itself; see `lines_after`."""
+    try:
+        return [values for values, _ in lines_after(path)]
+    except PreflightError as error:
+        raise PreflightError(f"{error}, or cut it off before that line to go on from there") from None
+
+
+def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each complete line from `offset` (bytes) on, with the offset behind it; none if there is no file.
+
+    Raises PreflightError for a line that is no JSON object: damage that no kill leaves.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                values = _parse(line)
+                if values is None:
+                    raise _damaged(path, offset)
+                offset += len(line)
+                yield values, offset
+    except FileNotFoundError:
+        return
+
+
+def remove_torn_line(path: Path) -> None:
+    """Remove what a killed writer left behind the last newline; for the one process that may write now."""
+    with open(path, "rb+") as file:
+        _cut_torn_line(file)
+
+
+@contextmanager
+def hold_lock(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Whether this process alone has the lock, until the block ends; waits that long for another to let go.
+
+    The kernel lets go of it when the process dies. It may not cross machines.
+    """
+    with open(path, "a") as lock:
+        is_held = _take(lock.fileno(), wait_s)
+        try:
+            yield is_held
+        finally:
+            # Closing the file is not enough while a forked process, as of a data loader, has it open too.
+            if is_held:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def user_cache() -> Path:
+    """The folder for what may be deleted, of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encsearch"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written ({error.strerror}); make room, or choose another folder"
+        ) from None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _damaged(path: Path, offset: int) -> PreflightError:
+    number = path.read_bytes()[:offset].count(b"\n") + 1
+    return PreflightError(f"{path}: line {number} is damaged; restore the file")
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _take(descriptor: int, wait_s: float) -> bool:
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(RETRY_S)

@@ -1,0 +1,143 @@
+"""Label maps of image files: which images, where the results go, and the two files that each becomes."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from encsearch.data.pictures import overlay
+from encsearch.errors import UserError
+from encsearch.files import beside
+from encsearch.inference.predictor import Prediction, Predictor, read_image
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+OVERLAY = ".overlay.png"
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file and the two that are made of it: its label map, and itself under its classes' colours."""
+
+    image: Path
+    labels: Path
+
+    @property
+    def overlay(self) -> Path:
+        return self.labels.with_name(self.labels.stem + OVERLAY)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What was found in a file: the classes of its label map, and what `Prediction.presence` says of all."""
+
+    file: LabelledFile
+    classes: tuple[str, ...]
+    presence: dict[str, float]
+
+
+def find_images(paths: Sequence[Path], out: Path) -> list[LabelledFile]:
+    """Every image of files and folders once, with its results below `out`.
+
+    Raises UserError if one is not there, or a result would overwrite another file.
+    """
+    files = [
+        LabelledFile(image, out / image.relative_to(folder).with_suffix(".png"))
+        for path in paths
+        for folder, image in _images(path, out)
+    ]
+    taken = {file.image.resolve(): file.image for file in files}
+    for file in files:
+        for result in (file.labels, file.overlay):
+            other = taken.setdefault(result.resolve(), result)
+            if other is not result:
+                raise UserError(
+                    f"{file.image}: its result {result} would overwrite {other}; choose another --out, and "
+                    "predict images of one name one by one"
+                )
+    return files
+
+
+def find_damaged(files: Sequence[LabelledFile], skip_bad: bool) -> dict[Path, str]:
+    """Why images cannot be read: each is decoded before anything is written.
+
+    Raises UserError for a damaged one unless such are skipped, and if all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for file in files:
+        try:
+            read_image(file.image)
+        except UserError as error:
+            if not skip_bad:
+                raise UserError(f"{error}, or leave such images out with --skip-bad") from None
+            damaged[file.image] = str(error)
+    if len(damaged) == len(files):
+        raise UserError(
+            f"none of the {len(files)} images can be read; the first: {next(iter(damaged.values()))}"
+        )
+    return damaged
+
+
+def write_labels(predictor: Predictor, files: Sequence[LabelledFile]) -> Iterator[Labels]:
+    """Segment the files and write their results, in order; each is yielded once it is written."""
+    waiting: deque[tuple[LabelledFile, NDArray[np.uint8]]] = deque()  # read, and not yet segmented
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for file in files:
+            pixels = read_image(file.image)
+            waiting.append((file, pixels))
+            yield pixels
+
+    for found in predictor.segment(pictures()):
+        file, pixels = waiting.popleft()
+        yield _write(file, pixels, found, predictor)
+
+
+def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(folder, file) of one image, or of those in a folder and below it, but no earlier results."""
+    if not path.exists():
+        raise UserError(f"{path}: no such image or folder of images")
+    if not path.is_dir():
+        return [(path.parent, path)]
+    is_inside = path.resolve() in out.resolve().parents
+    found = [
+        (path, file)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not file.name.endswith(OVERLAY)
+        and file.is_file()
+        and not (is_inside and out.resolve() in file.resolve().parents)
+    ]
+    if not found:
+        raise UserError(f"{path}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
+def _write(file: LabelledFile, pixels: NDArray[np.uint8], found: Prediction, predictor: Predictor) -> Labels:
+    palette = np.array(predictor.info.palette, dtype=np.uint8)
+    _make_folder(file.labels.parent)
+    _save(Image.fromarray(found.labels), file.labels)
+    _save(Image.fromarray(overlay(pixels, found.labels, palette)), file.overlay)
+    classes = tuple(predictor.info.classes[int(label)] for label in np.unique(found.labels))
+    return Labels(file, classes, dict(found.presence or {}))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot make this folder ({error.strerror}); choose another --out"
+        ) from None
+
+
+def _save(picture: Image.Image, target: Path) -> None:
+    """Whole or not at all, and through no link that somebody left in the folder."""
+    try:
+        with beside(target) as scratch:
+            picture.save(scratch, "PNG")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None

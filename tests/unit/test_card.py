@@ -1,0 +1,176 @@
+"""The model card names everything that is on, and nothing that is off."""
+
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+
+from encsearch.config import Config, Context, ModelConfig, with_values
+from encsearch.data.datasets import DatasetInfo
+from encsearch.inference.card import ModelFacts, model_card, name_term
+from encsearch.model.encnet import EncNet
+from encsearch.train.loss import TermName, loss_sums
+
+INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 255), (9, 9, 9), (255, 0, 0)), {})
+# Whatever another field needs before it counts is on.
+BASE = Config.model_validate(
+    {
+        "data": {"store": "store"},
+        "model": {"backbone": "resnet34", "auxiliary": "fcn"},
+        "loss": {"ohem_threshold": 0.7},
+        "scaling": {"num_workers": 2, "gpus_per_worker": 1},
+    }
+)
+
+# Path, value, what the card then says; of every Literal all members but the base's.
+NAMED: list[tuple[str, Any, str]] = [
+    ("augment.crop", 48, "crops of 48x48 px"),
+    ("augment.flip", 0.25, "mirrored with probability 0.25"),
+    ("augment.scale", [0.5, 2.5], "zoomed by 0.5 to 2.5"),
+    ("augment.rotate_deg", 15, "rotated by up to 15 degrees"),
+    ("augment.jitter", 0.35, "brightness, contrast and saturation changed by up to 35 %"),
+    ("model.backbone", "resnet18", "backbone resnet18"),
+    ("model.weights", "/somewhere/trained.pth", "initial weights: trained.pth"),
+    ("model.output_stride", 16, "output stride 16"),
+    ("model.output_stride", 32, "output stride 32"),
+    ("model.head", "pspnet", "head pspnet"),
+    ("model.head", "deeplabv3", "head deeplabv3;"),
+    ("model.head", "deeplabv3plus", "head deeplabv3plus"),
+    ("model.head", "unet", "head unet"),
+    ("model.head", "refinenet", "head refinenet"),
+    ("model.context", "gate", "context module: average pooling"),
+    ("model.context", "none", "without context module"),
+    ("model.num_codewords", 17, "17 codewords"),
+    ("model.codeword_init", "unit", "features and codewords scaled to length 1"),
+    ("model.channels", 96, "head of 96 channels"),
+    ("model.rescale_encoding", False, "over the codewords; its"),
+    ("model.aggregate", "mean", "averaged over the codewords"),
+    ("model.scaling", "residual", "the features times its scaling factors are added to the features"),
+    ("model.encoding_conv", True, "after a 1x1 convolution"),
+    ("model.auxiliary", "se", "the SE-loss of the auxiliary context module"),
+    ("model.auxiliary", "none", "the SE-loss of the context module\n"),
+    ("model.lateral", True, "the features of stages 2 and 3 join"),
+    ("model.align_corners", True, "corners aligned"),
+    ("model.dropout", 0.37, "dropout 0.37"),
+    ("loss.se_weight", 0.35, "0.35 times the SE-loss of the context module"),
+    ("loss.aux_weight", 0.45, "0.45 times the cross-entropy of the auxiliary FCN head"),
+    ("loss.dice_weight", 0.55, "0.55 times the soft Dice loss"),
+    ("loss.dice_weight", 1, "plus the soft Dice loss"),
+    ("loss.class_weights", "median_frequency", "classes weighted by median frequency"),
+    ("loss.class_weights", {"sky": 1, "road": 2.5, "car": 0}, "sky 1, road 2.5, car 0"),
+    ("loss.label_smoothing", 0.15, "label smoothing 0.15"),
+    ("loss.ohem_threshold", 0.65, "a probability below 0.65"),
+    ("loss.ohem_min_share", 0.125, "the hardest 12.5 % of an image"),
+    ("optim.lr", 0.023, "0.023 * (1 - progress)"),
+    ("optim.head_lr_factor", 7, "7 times that for the heads"),
+    ("optim.momentum", 0.85, "momentum 0.85"),
+    ("optim.weight_decay", 0.0007, "weight decay 0.0007"),
+    ("optim.poly_power", 1.5, "(1 - progress) ** 1.5"),
+    ("optim.clip_norm", 3.5, "gradients clipped to norm 3.5"),
+    ("train.epochs", 77, "77 epochs"),
+    ("train.steps_per_epoch", 123, "of 123 steps"),
+    ("train.global_batch_size", 34, "34 images a step"),
+    ("train.seed", 99, "seed 99"),
+    ("train.precision", "bf16", "bf16"),
+    ("train.sync_bn", "off", "batch norm of each alone"),
+]
+UNNAMED = {
+    "model.preset": "stands for values that are named one by one",
+    "train.val_batch_size": "changes no figure",
+    "train.profile_steps": "changes no figure",
+}
+SECTIONS = ("augment", "model", "loss", "optim", "train")
+
+
+def card(config: Config) -> str:
+    return model_card(ModelFacts(config, INFO, "abc", "def", 1000, {"mIoU": 0.5}, {}, {}))
+
+
+def test_every_field_that_a_training_follows_is_named() -> None:
+    fields = {f"{name}.{field}" for name in SECTIONS for field in type(getattr(BASE, name)).model_fields}
+
+    assert {path for path, _, _ in NAMED} | UNNAMED.keys() == fields
+
+
+def test_every_member_of_a_closed_list_is_named() -> None:
+    for path in {path for path, _, _ in NAMED}:
+        name, field = path.split(".")
+        section = getattr(BASE, name)
+        named = [getattr(section, field), *(value for other, value, _ in NAMED if other == path)]
+        if path == "model.output_stride":
+            named.append(4)  # of the backbone tiny alone
+        for member in members(type(section).model_fields[field].annotation):
+            assert member in named, path
+
+
+def members(annotation: Any) -> list[Any]:
+    """Of a Literal, or of those in a union."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [member for part in get_args(annotation) for member in members(part)]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), NAMED)
+def test_a_field_is_named_where_it_is_set_and_only_there(path: str, value: Any, words: str) -> None:
+    assert words in card(with_values(BASE, {path: value}))
+    assert words not in card(BASE)
+
+
+@pytest.mark.parametrize(
+    ("context", "auxiliary"),
+    list(product(get_args(Context), get_args(ModelConfig.model_fields["auxiliary"].annotation))),
+)
+def test_the_terms_that_are_named_are_those_that_train(context: str, auxiliary: str) -> None:
+    values = {"model.backbone": "tiny", "model.output_stride": 4, "model.channels": 8}
+    config = with_values(
+        BASE, {**values, "model.context": context, "model.auxiliary": auxiliary, "loss.dice_weight": 0.5}
+    )
+    network = EncNet.from_config(config.model, num_classes=3)
+
+    terms = loss_sums(network(torch.randn(2, 3, 16, 16)), torch.zeros(2, 16, 16), loss=config.loss)
+
+    assert terms.keys() == {term for term in get_args(TermName) if name_term(term, config.model)}
+
+
+def test_an_fcn_is_described_truly_and_whole() -> None:
+    recipe = {
+        "data": {"store": "store"},
+        "model": {"context": "none"},
+        "loss": {
+            "dice_weight": 0.5,
+            "ohem_threshold": 0.7,
+            "class_weights": "median_frequency",
+            "label_smoothing": 0.1,
+        },
+        "augment": {"rotate_deg": 10, "jitter": 0.3},
+    }
+
+    text = card(Config.model_validate(recipe))
+
+    assert text.partition("## Training\n\n")[2].partition("\n\n## ")[0].splitlines() == [
+        "- 50 epochs, 16 images a step, seed 0, fp32",
+        "- SGD: learning rate `0.01 * (1 - progress) ** 0.9`, 10 times that for the heads, momentum 0.9, "
+        "weight decay 0.0001",
+        "- loss: pixel cross-entropy, plus 0.5 times the soft Dice loss",
+        "- hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
+        "0.7, and at least the hardest 6.25 % of an image",
+        "- classes weighted by median frequency in the cross-entropy",
+        "- label smoothing 0.1 in the cross-entropy",
+        "- augmentation: mirrored with probability 0.5, rotated by up to 10 degrees either way, brightness, "
+        "contrast and saturation changed by up to 30 %",
+        "- backbone's initial weights: random",
+    ]
+    assert "SE-loss" not in text
+    assert "codewords" not in text
+    assert "which classes are somewhere" not in text
+
+
+def test_what_has_weight_zero_or_no_branch_is_not_named() -> None:
+    off = {"loss.se_weight": 0, "loss.aux_weight": 0, "augment.flip": 0, "loss.ohem_threshold": None}
+
+    text = card(with_values(BASE, off))
+
+    assert "- loss: pixel cross-entropy\n" in text
+    assert "- augmentation: none\n" in text
+    assert "presence of classes means nothing" in text
