@@ -77,9 +77,9 @@ def format_estimate(mean: float, interval: tuple[float, float] | None, *, signed
 
 
 def format_share(share: float, *, signed: bool = False) -> str:
-    """As in 12 %, 0.31 % or, signed, +12 %: any share but a score."""
+    """As in 12.5 %, 0.31 % or, signed, +12 %: any share but a score, three significant digits at most."""
     percent, sign = 100 * share, "+" if signed else ""
-    return f"{percent:{sign}.0f} %" if abs(percent) >= 10 else f"{percent:{sign}.2g} %"
+    return f"{percent:{sign}.0f} %" if abs(percent) >= 100 else f"{percent:{sign}.3g} %"
 
 
 def format_duration(seconds: float) -> str:

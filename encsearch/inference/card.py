@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from encsearch.config import AugmentConfig, Config, Context, ModelConfig
 from encsearch.data.datasets import DatasetInfo
-from encsearch.text import format_count, format_param, format_percent, format_score, is_score
+from encsearch.text import format_count, format_param, format_percent, format_score, format_share, is_score
 from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
@@ -254,7 +254,7 @@ def _loss(config: Config) -> Iterator[str]:
         yield (
             "hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
             f"{format_param(loss.ohem_threshold)}, and at least the hardest "
-            f"{format_param(100 * loss.ohem_min_share)} % of an image"
+            f"{format_share(loss.ohem_min_share)} of an image"
         )
     if loss.class_weights == "median_frequency":
         yield f"classes weighted by median frequency in {cross_entropy}"
@@ -277,7 +277,7 @@ def _augmentation(augment: AugmentConfig) -> Iterator[str]:
     if augment.rotate_deg:
         yield f"rotated by up to {format_param(augment.rotate_deg)} degrees either way"
     if augment.jitter:
-        yield f"brightness, contrast and saturation changed by up to {format_param(100 * augment.jitter)} %"
+        yield f"brightness, contrast and saturation changed by up to {format_share(augment.jitter)}"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
