@@ -42,7 +42,7 @@ from urllib.request import urlopen
 from encsearch.tracking.mlflow import connect
 from encsearch.tracking.registry.aliases import move, settle, sign
 from encsearch.tracking.registry.decisions import Draft, resolve
-from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 
 OUT = Path("benchmarks/results/promotions.json")
 PROCESSES = 8

@@ -161,7 +161,7 @@ def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[
 
 
 @dataclass(frozen=True)
-class RunResult:
+class TrainingResult:
     """All reports in order, and the checkpoint written at the very step that `best` reports."""
 
     reports: tuple[Report, ...]

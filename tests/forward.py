@@ -3,9 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-from encsearch.tracking.outbox.forward import Store, send_chunk
+from encsearch.tracking.outbox.forward import EventStore, send_chunk
 
 
-def send_all(job_folder: Path, store: Store) -> int:
+def send_all(job_folder: Path, store: EventStore) -> int:
     """How many events were sent until nothing was left."""
     return sum(iter(partial(send_chunk, job_folder, store), 0))

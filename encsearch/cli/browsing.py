@@ -23,7 +23,7 @@ from encsearch.text import (
 )
 
 if TYPE_CHECKING:
-    from encsearch.tracking.browse.rows import Row
+    from encsearch.tracking.browse.rows import RunRow
     from encsearch.tracking.browse.runs import Detail
     from encsearch.tracking.mlflow import Tracking
     from encsearch.workflow.sync import Synced
@@ -170,7 +170,7 @@ def _tracking(*named: str) -> "Tracking":
     return open_experiment(existing_store(store_of(job)), job.experiment_id if job else None)
 
 
-def _find(tracking: "Tracking", text: str) -> "Row":
+def _find(tracking: "Tracking", text: str) -> "RunRow":
     from encsearch.tracking.browse.runs import find, get
     from encsearch.workflow.browse import job_of
 
@@ -187,11 +187,11 @@ def _defaults() -> dict[str, str]:
     return {path: value if isinstance(value, str) else json.dumps(value) for path, value in leaves.items()}
 
 
-def _values(row: "Row") -> dict[str, Any]:
+def _values(row: "RunRow") -> dict[str, Any]:
     return asdict(row) | {"kind": row.kind, "parent_run_id": row.parent_run_id, "seconds": row.seconds}
 
 
-def _table(rows: Sequence["Row"], names: Sequence[str]) -> str:
+def _table(rows: Sequence["RunRow"], names: Sequence[str]) -> str:
     from encsearch.tracking.browse.rows import column
 
     return table(names, [[_cell(name, column(row, name)) for name in names] for row in rows])

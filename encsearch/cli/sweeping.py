@@ -98,8 +98,8 @@ def swept_text(done: "Swept") -> str:
     from encsearch.report.facts import comparable
     from encsearch.report.verdict import verdict
 
-    metric, records = done.summary.metric, done.records
-    paths = list(dict.fromkeys(path for record in records for path in record.values))
+    metric, trials = done.summary.metric, done.trials
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
     # The second objective, where there is one.
     minimize = done.confirmation.ranking.minimize
     second = [minimize] if minimize else []
@@ -112,17 +112,17 @@ def swept_text(done: "Swept") -> str:
             r.epochs,
             r.state,
         ]
-        for r in records
+        for r in trials
     ]
-    trials = table(["trial", *paths, f"best {metric} %", *second, "epochs", "state"], rows)
+    trial_table = table(["trial", *paths, f"best {metric} %", *second, "epochs", "state"], rows)
     confirmed = [
         [f.name, f.config.scaling.num_workers, format_percent(f.value), f.result.reports[-1].epoch]
         for f in (*done.confirmation.finalists, *done.confirmation.baselines)
     ]
     finalists = table(["confirmed", "workers", f"best {metric} %", "epochs"], confirmed)
-    candidates = comparable(records, done.excluded)
+    candidates = comparable(trials, done.excluded)
     told = "\n".join(verdict(done.confirmation.ranking, metric, candidates))
-    return f"{trials}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
+    return f"{trial_table}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 
 def swept_json(done: "Swept") -> dict[str, object]:
@@ -132,7 +132,7 @@ def swept_json(done: "Swept") -> dict[str, object]:
         "report": str(done.report),
         "ended_by": done.ended_by,
         "ranking": asdict(done.confirmation.ranking),
-        "trials": [asdict(record) for record in done.records],
+        "trials": [asdict(trial) for trial in done.trials],
         "finalists": [
             {"name": f.name, "trial": f.trial, "value": f.value, "best": f.result.best.to_dict()}
             for f in (*done.confirmation.finalists, *done.confirmation.baselines)

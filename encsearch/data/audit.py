@@ -8,7 +8,7 @@ from pathlib import Path
 
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.manifest import SplitManifest, StoreError, read_manifest
-from encsearch.data.rows import Row, content_line, make_row
+from encsearch.data.rows import StoreRow, content_line, make_row
 from encsearch.data.shards import read_rows
 from encsearch.errors import UserError
 
@@ -81,7 +81,7 @@ def _check_split(
         findings.problems.append(f"{name}: the samples are not those that the manifest's fingerprint names")
 
 
-def _sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[Row]:
+def _sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[StoreRow]:
     for shard in split.shards:
         try:
             yield from read_rows(store, shard)
@@ -89,7 +89,7 @@ def _sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Itera
             findings.problems.append(str(error))
 
 
-def _check_row(row: Row, where: str, info: DatasetInfo, findings: _Findings) -> None:
+def _check_row(row: StoreRow, where: str, info: DatasetInfo, findings: _Findings) -> None:
     sample = EncodedSample(row.id, row.image, row.mask, row.group)
     try:
         if make_row(sample, len(info.classes), where) != row:
@@ -100,7 +100,7 @@ def _check_row(row: Row, where: str, info: DatasetInfo, findings: _Findings) -> 
         findings.warnings.append(f"{where}: no pixel is labelled")
 
 
-def _check_leaks(row: Row, split: str, where: str, findings: _Findings) -> None:
+def _check_leaks(row: StoreRow, split: str, where: str, findings: _Findings) -> None:
     first_split, first = findings.first_with_image.setdefault(row.image_sha256, (split, where))
     if first_split != split:
         findings.problems.append(f"{where}: the same image as {first}, so one split leaks into the other")

@@ -12,7 +12,7 @@ from encsearch.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class StoreRow:
     """A sample as a shard holds it.
 
     `histogram` counts the pixels of each class; the rest of height x width is ignored. `encoded_sha256` is
@@ -31,7 +31,7 @@ class Row:
     mask_sha256: str
 
 
-def make_row(sample: EncodedSample, num_classes: int, where: str) -> Row:
+def make_row(sample: EncodedSample, num_classes: int, where: str) -> StoreRow:
     """Decode a sample and derive its row.
 
     Raises UserError, which begins with `where`, when a file is damaged, the sizes of image and mask differ,
@@ -42,7 +42,7 @@ def make_row(sample: EncodedSample, num_classes: int, where: str) -> Row:
     check_pair(image.shape[:2], mask, num_classes, where)
     counts = np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
     height, width = mask.shape
-    return Row(
+    return StoreRow(
         id=sample.id,
         image=sample.image,
         mask=sample.mask,
@@ -79,7 +79,7 @@ def encoded_sha256(sample_id: str, image: bytes, mask: bytes) -> str:
     return digest.hexdigest()
 
 
-def content_line(row: Row) -> bytes:
+def content_line(row: StoreRow) -> bytes:
     """What a row adds to the digest of its split: the same for the same pixels in other files."""
     return f"{row.id}\0{row.image_sha256}\0{row.mask_sha256}\n".encode()
 

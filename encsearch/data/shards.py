@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from encsearch.data.datasets import IGNORE, DatasetInfo
 from encsearch.data.manifest import VERSION, Shard, StoreError
-from encsearch.data.rows import Row, encoded_sha256
+from encsearch.data.rows import StoreRow, encoded_sha256
 from encsearch.errors import one_line
 from encsearch.files import beside, sha256, sync, user_cache
 from encsearch.text import format_bytes, format_count, format_list
@@ -80,7 +80,7 @@ class ShardWriter:
             write_page_checksum=True,
         )
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StoreRow) -> None:
         self._pending.append(_to_columns(row))
         self._pending_bytes += len(row.image) + len(row.mask)
         self.num_bytes += len(row.image) + len(row.mask)
@@ -107,7 +107,7 @@ class ShardWriter:
         self._pending, self._pending_bytes = [], 0
 
 
-def read_rows(store: Path, shard: Shard) -> Iterator[Row]:
+def read_rows(store: Path, shard: Shard) -> Iterator[StoreRow]:
     """Every row of a shard in order. Raises StoreError, also if the SHA-256 is not the manifest's."""
     for batch in _read_columns(store, shard, _SCHEMA.names):
         for columns in batch.to_pylist():
@@ -149,7 +149,7 @@ class RowCache:
         return CachedRow(sample_id, image, mask)
 
 
-def _to_columns(row: Row) -> dict[str, Any]:
+def _to_columns(row: StoreRow) -> dict[str, Any]:
     image_suffix = "png" if row.image.startswith(b"\x89PNG") else "jpg"
     return {
         "id": row.id,
@@ -164,8 +164,8 @@ def _to_columns(row: Row) -> dict[str, Any]:
     }
 
 
-def _from_columns(columns: dict[str, Any]) -> Row:
-    return Row(
+def _from_columns(columns: dict[str, Any]) -> StoreRow:
+    return StoreRow(
         id=columns["id"],
         image=columns["image"]["bytes"],
         mask=columns["mask"]["bytes"],

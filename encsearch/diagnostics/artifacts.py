@@ -11,8 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from encsearch.data.datasets import Sample, evenly_spaced
-from encsearch.diagnostics.measure import assignment_map, diagnose
-from encsearch.diagnostics.records import (
+from encsearch.diagnostics.figures import (
     ASSIGNMENT_FILE,
     CODEWORDS_FILE,
     DEAD_SHARE,
@@ -24,6 +23,7 @@ from encsearch.diagnostics.records import (
     ScalingFigures,
     to_json,
 )
+from encsearch.diagnostics.measure import assignment_map, diagnose
 from encsearch.inference.bundle import Bundle
 from encsearch.style import LIGHT, look
 from encsearch.text import format_count, format_number, format_share

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.data.transforms import eval_transform
-from encsearch.diagnostics.records import (
+from encsearch.diagnostics.figures import (
     DEAD_SHARE,
     DUPLICATE_DISTANCE,
     MIN_IMAGES,

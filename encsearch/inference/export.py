@@ -44,7 +44,7 @@ _SHAPES = ((1, 97, 131), (3, 160, 97), (2, *EXAMPLE_SIZE))  # batch, height, wid
 
 
 @dataclass(frozen=True)
-class Check:
+class ParityCheck:
     """How far a file is from the model on images (B, 3, H, W): the difference over the largest output."""
 
     file: str
@@ -57,7 +57,7 @@ class Export:
     """What was written, how exact it is, and what could not be checked and why."""
 
     files: tuple[str, ...]
-    checks: tuple[Check, ...]
+    checks: tuple[ParityCheck, ...]
     unchecked: Mapping[str, str]
 
 
@@ -97,7 +97,7 @@ def export_bundle(
 
 def compare(
     file: str, run: Run, graph: InferenceGraph, shapes: Sequence[tuple[int, int, int]]
-) -> list[Check]:
+) -> list[ParityCheck]:
     """Compare what `run` computes from a file with the graph, on noise of every shape (batch, height, width).
 
     Raises UserError when they differ by more than TOLERANCE.
@@ -116,7 +116,7 @@ def compare(
                 f"{batch}x3x{height}x{width}, more than {format_number(TOLERANCE)}; try a fixed --size, or "
                 "--format safetensors"
             )
-        checks.append(Check(file, tuple(images.shape), difference))
+        checks.append(ParityCheck(file, tuple(images.shape), difference))
     return checks
 
 
@@ -128,7 +128,7 @@ def _write(
     graph = InferenceGraph(bundle.model)
     interface = _interface(bundle, graph, size, least_side)
     shapes = [(1, *size), (3, *size)] if size else _SHAPES
-    checks: list[Check] = []
+    checks: list[ParityCheck] = []
     unchecked: dict[str, str] = {}
     if "torch" in formats or "onnx" in formats:
         program = trace(graph, least_side, size)

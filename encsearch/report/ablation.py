@@ -6,7 +6,7 @@ from pathlib import Path
 
 from encsearch.files import write_csv
 from encsearch.report.charts.ablation import draw_curve, draw_rows
-from encsearch.search.ablation.plan import ENCNET, FCN, GATE, Figures, Result, shown_metrics
+from encsearch.search.ablation.plan import ENCNET, FCN, GATE, AblationResult, PointFigures, shown_metrics
 from encsearch.search.statistics import Estimate
 from encsearch.text import (
     NOTHING,
@@ -34,8 +34,8 @@ class AblationStory:
     store: str
     split: str
     seeds: tuple[int, ...]
-    figures: tuple[Figures, ...]
-    results: tuple[Result, ...]
+    figures: tuple[PointFigures, ...]
+    results: tuple[AblationResult, ...]
     failures: Mapping[str, str]
     pictures: str
     wall_seconds: float
@@ -61,7 +61,7 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def _of_series(story: AblationStory, series: str) -> list[Figures]:
+def _of_series(story: AblationStory, series: str) -> list[PointFigures]:
     return [figures for figures in story.figures if figures.point.series == series]
 
 
@@ -76,7 +76,7 @@ def verdicts(story: AblationStory) -> list[str]:
     return sentences
 
 
-def figure_cells(figures: Figures, metric: str) -> list[str]:
+def figure_cells(figures: PointFigures, metric: str) -> list[str]:
     """Of a row in a table, in percent: the shown metrics, then the differences from FCN and from EncNet.
 
     A star marks a difference whose interval leaves out 0.
@@ -92,7 +92,7 @@ def figure_cells(figures: Figures, metric: str) -> list[str]:
     return cells
 
 
-def _verdict(row: str, other: str, figures: Figures, difference: Estimate) -> str:
+def _verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
     points = format_points(difference.mean, signed=True)
     said = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
     if difference.interval is None:
@@ -146,7 +146,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _table(figures: Sequence[Figures], metric: str) -> str:
+def _table(figures: Sequence[PointFigures], metric: str) -> str:
     names = [f"{name} %" for name in shown_metrics(metric)]
     header = ["row", "n", *names, f"minus {FCN}", f'minus "{ENCNET}"', "a training"]
     lines = [

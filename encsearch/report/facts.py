@@ -7,9 +7,9 @@ from itertools import accumulate
 from statistics import fmean, median
 from typing import Literal
 
-from encsearch.report.summary import FinalistRow, SweepSummary
+from encsearch.report.summary import FinalistSummary, SweepSummary
 from encsearch.search.confirm.ranking import Configuration, Ranking, rank
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 Kind = Literal["winner", "complete", "pruned", "fail", "running", "flagged", "refused"]
 KIND_LABELS: dict[Kind, str] = {
@@ -28,16 +28,16 @@ COMMON_SHARE = 2 / 3
 STRAGGLER_RATIO = 2.0
 """A trial whose seconds an epoch are over this multiple of the median is a straggler."""
 
-Valued = tuple[float, TrialRecord]
+Valued = tuple[float, Trial]
 """A trial behind its value."""
 
 
-def valued(trials: Sequence[TrialRecord]) -> list[Valued]:
+def valued(trials: Sequence[Trial]) -> list[Valued]:
     """The trials that have a finite value, with it."""
     return [(t.value, t) for t in trials if t.value is not None and math.isfinite(t.value)]
 
 
-def comparable(trials: Sequence[TrialRecord], excluded: Collection[int] = ()) -> list[Valued]:
+def comparable(trials: Sequence[Trial], excluded: Collection[int] = ()) -> list[Valued]:
     """Those that may win: with a finite value, not failed, not refused, and not `excluded`, trial numbers."""
     return [
         (value, trial)
@@ -60,7 +60,7 @@ def ranking_of(summary: SweepSummary) -> Ranking | None:
     return rank(finalists, baselines, summary.search.minimize)
 
 
-def kind_of(trial: TrialRecord, summary: SweepSummary) -> Kind:
+def kind_of(trial: Trial, summary: SweepSummary) -> Kind:
     """How the trial is marked in figures."""
     if trial.number == summary.winner:
         return "winner"
@@ -97,7 +97,7 @@ def finalists_cost(summary: SweepSummary) -> float:
     return sum(row.seconds * row.num_workers * each for row in summary.finalists)
 
 
-def common_epoch(trials: Sequence[TrialRecord]) -> int | None:
+def common_epoch(trials: Sequence[Trial]) -> int | None:
     """The last epoch that over COMMON_SHARE of the trials reached, of those that reported at all.
 
     Early stopping ends trials at rungs, so this is the highest rung that most trials reached. Later ones hold
@@ -127,7 +127,7 @@ class Straggler:
     ratio: float
 
 
-def stragglers(trials: Sequence[TrialRecord]) -> tuple[Straggler, ...]:
+def stragglers(trials: Sequence[Trial]) -> tuple[Straggler, ...]:
     """Trials slower than STRAGGLER_RATIO times the median, slowest first; of three or more trials."""
     paces = {trial.number: trial.seconds / trial.epochs for trial in trials if trial.epochs and trial.seconds}
     if len(paces) < 3:
@@ -145,7 +145,7 @@ class ClassTable:
     rows: list[tuple[str, list[float | None]]]
 
 
-def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
+def class_table(finalists: Sequence[FinalistSummary]) -> ClassTable:
     by_name = _by_name(finalists)
     classes = dict.fromkeys(name for row in finalists for name in row.class_iou)
     return ClassTable(
@@ -153,20 +153,20 @@ def class_table(finalists: Sequence[FinalistRow]) -> ClassTable:
     )
 
 
-def _configurations(rows: Sequence[FinalistRow]) -> list[Configuration]:
+def _configurations(rows: Sequence[FinalistSummary]) -> list[Configuration]:
     return [
         Configuration(name, group[0].trial, {r.seed: r.value for r in group}, group[0].parameters or 0)
         for name, group in _by_name(rows).items()
     ]
 
 
-def _by_name(rows: Sequence[FinalistRow]) -> dict[str, list[FinalistRow]]:
-    groups: dict[str, list[FinalistRow]] = {}
+def _by_name(rows: Sequence[FinalistSummary]) -> dict[str, list[FinalistSummary]]:
+    groups: dict[str, list[FinalistSummary]] = {}
     for row in rows:
         groups.setdefault(row.name, []).append(row)
     return groups
 
 
-def _mean(rows: Iterable[FinalistRow], class_name: str) -> float | None:
+def _mean(rows: Iterable[FinalistSummary], class_name: str) -> float | None:
     found = [row.class_iou[class_name] for row in rows if class_name in row.class_iou]
     return fmean(found) if found else None

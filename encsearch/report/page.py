@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from encsearch.diagnostics.records import (
+from encsearch.diagnostics.figures import (
     ASSIGNMENT_FILE,
     CODEWORDS_FILE,
     JSON_FILE,

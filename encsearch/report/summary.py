@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 
 from encsearch.config import Config, SearchConfig, search_of
 from encsearch.search.budget.forecast import ForecastPoint
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 
 @dataclass(frozen=True)
-class FinalistRow:
+class FinalistSummary:
     """One training from scratch after the search; `trial` None is a baseline, which `label` names."""
 
     trial: int | None
@@ -49,8 +49,8 @@ class SweepSummary:
     metric: str
     space: dict[str, str]
     epochs: int
-    trials: tuple[TrialRecord, ...]
-    finalists: tuple[FinalistRow, ...]
+    trials: tuple[Trial, ...]
+    finalists: tuple[FinalistSummary, ...]
     winner: int | None
     config_yaml: str
     mlflow: str = ""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from encsearch.config import Config
 from encsearch.files import beside
-from encsearch.reports import Recorder, Report, RunResult, best_report
+from encsearch.reports import Recorder, Report, TrainingResult, best_report
 from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
 
-def run_local(config: Config, run_dir: Path, recorder: Recorder, *, device: str = "cpu") -> RunResult:
+def run_local(config: Config, run_dir: Path, recorder: Recorder, *, device: str = "cpu") -> TrainingResult:
     """Train to the end of the plan and keep the best checkpoint under `run_dir`.
 
     Raises TrainingError (non-finite gradient) and closes nothing: the caller owns the recorder.
@@ -30,4 +30,4 @@ def run_local(config: Config, run_dir: Path, recorder: Recorder, *, device: str 
                 shutil.rmtree(best_checkpoint, ignore_errors=True)
         recorder.log(report)
     best = best_report(tuple(reports), config.metric)
-    return RunResult(tuple(reports), best, best_checkpoint, time.monotonic() - started)
+    return TrainingResult(tuple(reports), best, best_checkpoint, time.monotonic() - started)

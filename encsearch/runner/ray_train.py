@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import TrainingError, last_line
-from encsearch.reports import REPORTS_FILE, Recorder, Report, RunResult, SpoolReader, append, forwarding
+from encsearch.reports import REPORTS_FILE, Recorder, Report, SpoolReader, TrainingResult, append, forwarding
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
@@ -32,7 +32,7 @@ from encsearch.train.state import TrainState
 COLLECTIVE_TIMEOUT_S = 300
 
 
-def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResult:
+def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> TrainingResult:
     """Train with `config.scaling.num_workers` DDP workers; Ray is already connected.
 
     A lost worker restarts the group from the last checkpoint, at most `scaling.max_failures` times.
@@ -73,7 +73,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> RunResul
         raise TrainingError(f"{run_dir}: the training ended without a report")
     best_checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][config.metric])
     best = Report.from_dict(metrics["report"])
-    return RunResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
+    return TrainingResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
 
 
 @contextmanager

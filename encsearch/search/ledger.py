@@ -16,7 +16,7 @@ from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
 from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
-from encsearch.search.tune.board import Board, Entry, Job
+from encsearch.search.tune.board import Assignment, Board, Entry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 
 
@@ -135,10 +135,10 @@ class Ledger(Board[_Entry]):
         for proposal in study.running():
             self._take_up(proposal)
 
-    def next_job(self, key: str) -> Job | None:
+    def next_assignment(self, key: str) -> Assignment | None:
         if not self._waiting and len(self._out) < self._room:
             self._ask()
-        return super().next_job(key)
+        return super().next_assignment(key)
 
     def is_done(self) -> bool:
         if not super().is_done():
@@ -197,7 +197,7 @@ class Ledger(Board[_Entry]):
             return self._limiter.may_repeat()
         if not self._limiter.may_start():
             return False
-        spent = spent_by(self._study.records(), wall_s=0)
+        spent = spent_by(self._study.trials(), wall_s=0)
         most = max(spent.refused, spent.trials)
         return most < self._study.search.budget.trials and not self._study.is_exhausted()
 
@@ -212,12 +212,14 @@ class Ledger(Board[_Entry]):
             return False
         search = self._study.search
         measures = bool(search.limits.latency_ms) or _is_latency(search.minimize)
-        job = Job(config, trial_folder(self._folder, proposal.number), self._fingerprint, measures)
-        self._waiting.append(_Entry(proposal.number, job, values=proposal.values))
+        assignment = Assignment(
+            config, trial_folder(self._folder, proposal.number), self._fingerprint, measures
+        )
+        self._waiting.append(_Entry(proposal.number, assignment, values=proposal.values))
         return True
 
     def _begin(self, entry: _Entry) -> None:
-        entry.recorder = self._observer.open_recorder(entry.number, entry.job.config)
+        entry.recorder = self._observer.open_recorder(entry.number, entry.assignment.config)
         self._observer.follow(self._event(entry, None))
 
     def _take(self, entry: _Entry, report: Report) -> None:
@@ -249,8 +251,8 @@ class Ledger(Board[_Entry]):
         return entry.excess is not None
 
     def _repeat_flagged(self) -> None:
-        repeats = {record.number for record in self._study.records() if record.rerun_of is not None}
-        for number in flags(self._study.records()):
+        repeats = {trial.number for trial in self._study.trials() if trial.rerun_of is not None}
+        for number in flags(self._study.trials()):
             if number not in repeats:
                 self._study.repeat(number)
 
@@ -289,7 +291,7 @@ class Ledger(Board[_Entry]):
         event = self._event(entry, best, state, reason)
         if entry.recorder:
             try:
-                self._observer.trial_ended(event, entry.job.config, entry.job.folder)
+                self._observer.trial_ended(event, entry.assignment.config, entry.assignment.folder)
             finally:
                 entry.recorder.close(STATUS_OF[state])
         self._observer.follow(event)

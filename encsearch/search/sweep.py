@@ -12,8 +12,8 @@ from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ledger import Ledger, Limiter, Network, SweepObserver
 from encsearch.search.study.study import Study, known_points
-from encsearch.search.trials import TrialRecord
-from encsearch.search.tune.driver import run_jobs
+from encsearch.search.trials import Trial
+from encsearch.search.tune.driver import run_board
 from encsearch.train.experiment import count_parameters
 from encsearch.train.memory import training_gib
 
@@ -25,7 +25,7 @@ def run_sweep(
     folder: Path,
     observer: SweepObserver,
     limiter: Limiter,
-) -> tuple[TrialRecord, ...]:
+) -> tuple[Trial, ...]:
     """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
     `folder` gets `trials/` with the reports of each. What a process before this one left open goes on. When
@@ -46,14 +46,14 @@ def run_sweep(
         network=partial(_network, store=store, limits=search.limits),
     )
     try:
-        run_jobs(ledger, config.scaling, folder / "tune")
+        run_board(ledger, config.scaling, folder / "tune")
     except BaseException:
         ledger.leave_all()
         raise
     ledger.end_all("the budget was spent")
-    records = study.records()
-    _check_any_left(records, limiter)
-    return records
+    trials = study.trials()
+    _check_any_left(trials, limiter)
+    return trials
 
 
 def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
@@ -62,16 +62,16 @@ def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
     return min(room, search.max_concurrent or room)
 
 
-def _check_any_left(records: Sequence[TrialRecord], limiter: Limiter) -> None:
+def _check_any_left(trials: Sequence[Trial], limiter: Limiter) -> None:
     """Raises TrainingError when there is nothing to confirm."""
-    if any(record.curve for record in records if record.state != "FAIL"):
+    if any(trial.curve for trial in trials if trial.state != "FAIL"):
         return
-    reasons = "; ".join(sorted({str(record.reason) for record in records}))
-    if records and all(record.refused for record in records):
-        raise TrainingError(f"search.limits refused all of {len(records)} proposals: {reasons}")
+    reasons = "; ".join(sorted({str(trial.reason) for trial in trials}))
+    if trials and all(trial.refused for trial in trials):
+        raise TrainingError(f"search.limits refused all of {len(trials)} proposals: {reasons}")
     if limiter.must_end():
         raise TrainingError("search.budget was spent before a trial had reported; give it more")
-    raise TrainingError(f"all of {len(records)} trials failed: {reasons}")
+    raise TrainingError(f"all of {len(trials)} trials failed: {reasons}")
 
 
 def _network(trial: Config, store: Store, limits: LimitsConfig) -> Network:

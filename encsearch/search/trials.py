@@ -17,7 +17,7 @@ STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KIL
 
 
 @dataclass(frozen=True)
-class TrialRecord:
+class Trial:
     """A trial's values by config path and its curve, (epoch, metric) a report.
 
     `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed, was
@@ -61,19 +61,19 @@ class TrialEvent:
     reason: str | None = None
 
 
-def flags(records: Sequence[TrialRecord]) -> Mapping[int, str]:
+def flags(trials: Sequence[Trial]) -> Mapping[int, str]:
     """Why a trial is not comparable, by its number; those that are have no entry.
 
     Hardware, software and the number of workers change rounding, batch norm and latency, and so the figure. A
     trial is flagged if they changed midway, and if they are not those of most trials that kept theirs (of as
     many on either, those of the first one count). A trial that never reported says nothing and has no entry.
     """
-    kept = Counter(record.hardware[0] for record in records if len(record.hardware) == 1)
+    kept = Counter(trial.hardware[0] for trial in trials if len(trial.hardware) == 1)
     usual = max(kept, key=kept.__getitem__, default=None)
     reasons = {}
-    for record in records:
-        if len(record.hardware) > 1:
-            reasons[record.number] = f"changed midway: {', then '.join(record.hardware)}"
-        elif record.hardware and record.hardware[0] != usual:
-            reasons[record.number] = f"ran on {record.hardware[0]}, most trials on {usual}"
+    for trial in trials:
+        if len(trial.hardware) > 1:
+            reasons[trial.number] = f"changed midway: {', then '.join(trial.hardware)}"
+        elif trial.hardware and trial.hardware[0] != usual:
+            reasons[trial.number] = f"ran on {trial.hardware[0]}, most trials on {usual}"
     return reasons

@@ -8,7 +8,7 @@ from typing import Any
 from encsearch.data.codec import decode_image, encode_png
 from encsearch.errors import UserError
 from encsearch.inference.predictor import Prediction, Predictor
-from encsearch.serving.requests import RefusedError
+from encsearch.serving.requests import RequestRefusedError
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Answer:
     batch_size: int
 
 
-def answer_all(predictor: Predictor, files: Sequence[bytes]) -> list[Answer | RefusedError]:
+def answer_all(predictor: Predictor, files: Sequence[bytes]) -> list[Answer | RequestRefusedError]:
     """Segment image files, those of the same size together; one that is damaged spoils no other."""
-    answers: dict[int, Answer | RefusedError] = {}
+    answers: dict[int, Answer | RequestRefusedError] = {}
     by_size: dict[tuple[int, ...], dict[int, Any]] = {}
     for number, data in enumerate(files):
         try:
             pixels = decode_image(data, "the image")
         except UserError as error:
-            answers[number] = RefusedError(400, str(error))
+            answers[number] = RequestRefusedError(400, str(error))
         else:
             by_size.setdefault(pixels.shape, {})[number] = pixels
     for same_sized in by_size.values():

@@ -18,7 +18,7 @@ from encsearch.inference.predictor import Predictor
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json, model_json
 from encsearch.serving.requests import (
     Limits,
-    RefusedError,
+    RequestRefusedError,
     check_length,
     check_received,
     image_file,
@@ -66,7 +66,7 @@ class ImageServer:
     async def __call__(self, request: Request) -> Response:
         try:
             return await self._route(request)
-        except RefusedError as refused:
+        except RequestRefusedError as refused:
             headers = {"Retry-After": "1"} if refused.status == 503 else None
             return JSONResponse({"error": str(refused)}, refused.status, headers)
         except Exception:
@@ -77,7 +77,7 @@ class ImageServer:
     async def _route(self, request: Request) -> Response:
         path = request.url.path
         if path not in ROUTES:
-            raise RefusedError(404, f"no such page; there are {', '.join(ROUTES)}")
+            raise RequestRefusedError(404, f"no such page; there are {', '.join(ROUTES)}")
         if request.method != ROUTES[path]:
             return JSONResponse(
                 {"error": f"{request.method} is not for {path}; use {ROUTES[path]}"},
@@ -92,7 +92,7 @@ class ImageServer:
 
     async def _predict(self, request: Request) -> Response:
         if self._waiting >= self._max_waiting:
-            raise RefusedError(503, f"{self._waiting} requests are waiting already; try again")
+            raise RequestRefusedError(503, f"{self._waiting} requests are waiting already; try again")
         self._waiting += 1
         try:
             media = media_type(request.headers.get("content-type"))
@@ -101,7 +101,7 @@ class ImageServer:
             answer = await self._answer(image_file(media, body, self._limits))
         finally:
             self._waiting -= 1
-        if isinstance(answer, RefusedError):
+        if isinstance(answer, RequestRefusedError):
             raise answer
         headers = {"X-Batch-Size": str(answer.batch_size)}
         if wants_png(request.headers.get("accept")):
@@ -117,7 +117,7 @@ class ImageServer:
             check_received(num_bytes, self._limits)
         return b"".join(parts)
 
-    async def _answer_batch(self, files: list[bytes]) -> list[Answer | RefusedError]:
+    async def _answer_batch(self, files: list[bytes]) -> list[Answer | RequestRefusedError]:
         # In a thread: the replica goes on to take requests, which are the next batch.
         answers = await asyncio.to_thread(answer_all, self._predictor, files)
         self._num_images += len(files)

@@ -12,7 +12,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg")
 JSON_TYPE = "application/json"
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """A request that is not answered: the HTTP status and one line that says why."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -29,47 +29,49 @@ class Limits:
 
 
 def media_type(content_type: str | None) -> str:
-    """The body's type, by its header. Raises RefusedError 415."""
+    """The body's type, by its header. Raises RequestRefusedError 415."""
     found = (content_type or "").partition(";")[0].strip().lower()
     if found not in (*IMAGE_TYPES, JSON_TYPE):
-        raise RefusedError(
+        raise RequestRefusedError(
             415, f"Content-Type is {found or 'missing'}; send image/png, image/jpeg or {JSON_TYPE}"
         )
     return found
 
 
 def check_length(content_length: str | None, limits: Limits) -> None:
-    """Judge the length that is announced, before a byte of the body is read. Raises RefusedError 400 or 413.
+    """Judge the announced length before a byte of the body is read. Raises RequestRefusedError 400 or 413.
 
     A body that announces none is counted by `check_received` while it arrives.
     """
     if content_length is None:
         return
     if not content_length.isdecimal():
-        raise RefusedError(400, f"Content-Length is {content_length[:20]!r}, which is no number of bytes")
+        raise RequestRefusedError(
+            400, f"Content-Length is {content_length[:20]!r}, which is no number of bytes"
+        )
     check_received(int(content_length), limits)
 
 
 def check_received(num_bytes: int, limits: Limits) -> None:
-    """Raises RefusedError 413."""
+    """Raises RequestRefusedError 413."""
     if num_bytes > limits.max_bytes:
         given, allowed = format_count(num_bytes, "byte"), format_count(limits.max_bytes)
-        raise RefusedError(413, f"the body has {given} or more, but {allowed} are allowed")
+        raise RequestRefusedError(413, f"the body has {given} or more, but {allowed} are allowed")
 
 
 def image_file(media: str, body: bytes, limits: Limits) -> bytes:
     """The image file in a body, whose header was read and whose pixels were not.
 
-    Raises RefusedError 400 for what holds no image, 422 for too many pixels.
+    Raises RequestRefusedError 400 for what holds no image, 422 for too many pixels.
     """
     try:
         data = _from_json(body) if media == JSON_TYPE else body
         height, width = image_size(data, "the image")
     except UserError as error:
-        raise RefusedError(400, str(error)) from None
+        raise RequestRefusedError(400, str(error)) from None
     if height * width > limits.max_pixels:
         allowed = format_count(limits.max_pixels)
-        raise RefusedError(
+        raise RequestRefusedError(
             422, f"the image has {width}x{height} pixels, but {allowed} are allowed; send it smaller"
         )
     return data

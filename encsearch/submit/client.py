@@ -46,7 +46,7 @@ FORWARDED = (
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """One job of a cluster; `id` is the submission id, times are Unix seconds."""
 
     id: str
@@ -125,7 +125,7 @@ def follow(job_id: str, *, address: str | None = None) -> int:
     return exit_status(job)
 
 
-def list_jobs(*, address: str | None = None) -> list[Job]:
+def list_jobs(*, address: str | None = None) -> list[ClusterJob]:
     """The submitted jobs of the cluster, the newest first."""
     client = _connect(address)
     with _one_line_errors():
@@ -134,7 +134,7 @@ def list_jobs(*, address: str | None = None) -> list[Job]:
     return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
 
 
-def status(job_id: str, *, address: str | None = None) -> Job:
+def status(job_id: str, *, address: str | None = None) -> ClusterJob:
     """The job as it is now; raises UserError if the cluster does not know it."""
     return _info(_connect(address), job_id)
 
@@ -155,7 +155,7 @@ def stop(job_id: str, *, address: str | None = None) -> bool:
     return stopped
 
 
-def exit_status(job: Job) -> int:
+def exit_status(job: ClusterJob) -> int:
     """0 for SUCCEEDED, 130 for STOPPED, for FAILED what the command exited with, as a shell says it."""
     if job.status == "SUCCEEDED":
         return 0
@@ -300,21 +300,21 @@ def _stream(client: "JobSubmissionClient", job_id: str, skip: int) -> Iterator[s
             yield kept
 
 
-def _wait_until_over(client: "JobSubmissionClient", job_id: str) -> Job:
+def _wait_until_over(client: "JobSubmissionClient", job_id: str) -> ClusterJob:
     """The stream ends a moment before the job's state does."""
     while not (job := _info(client, job_id)).is_over:
         time.sleep(STATUS_POLL_S)
     return job
 
 
-def _info(client: "JobSubmissionClient", job_id: str) -> Job:
+def _info(client: "JobSubmissionClient", job_id: str) -> ClusterJob:
     with _one_line_errors(job_id):
         return _job(client.get_job_info(job_id))
 
 
-def _job(details: Any) -> Job:
+def _job(details: Any) -> ClusterJob:
     """From Ray's JobDetails, without its runtime_env: that holds the job's secrets."""
-    return Job(
+    return ClusterJob(
         id=details.submission_id,
         status=details.status.value,
         entrypoint=details.entrypoint,

@@ -22,7 +22,7 @@ class EpochMeans:
     points: tuple[Point, ...]
 
 
-class Curve:
+class EpochSums:
     """Adds up an epoch's loss terms in at most MAX_POINTS parts of equally many steps."""
 
     def __init__(self, num_steps: int) -> None:

@@ -27,7 +27,7 @@ from encsearch.errors import TrainingError
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
-from encsearch.train.curve import Curve
+from encsearch.train.curve import EpochSums
 from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
 from encsearch.train.state import TrainState
 from encsearch.train.telemetry import (
@@ -243,7 +243,7 @@ def _train_epoch(
     state.network.train()
     # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
     torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
-    curve = Curve(plan.steps_per_epoch)
+    curve = EpochSums(plan.steps_per_epoch)
     finite = torch.ones((), dtype=torch.bool, device=plan.device)
     last_step = (state.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch
     rate = math.nan

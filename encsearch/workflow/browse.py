@@ -33,7 +33,7 @@ from encsearch.tracking.browse.links import (
 from encsearch.tracking.browse.rows import (
     KIND_TAG,
     Query,
-    Row,
+    RunRow,
     filter_text,
     main_metric,
     ranked_by,
@@ -49,7 +49,7 @@ from encsearch.tracking.uris import existing_store, resolve_uri
 
 
 @dataclass(frozen=True)
-class Job:
+class RecordedJob:
     """A job's runs in MLflow: its own, and the one with its best model, None while there is none."""
 
     uri: str
@@ -74,12 +74,12 @@ def links_of(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dic
     return links | {"best run" if job.best_run_id else "run": run_link(base, job.experiment_id, best)}
 
 
-def store_of(job: Job | None) -> str:
+def store_of(job: RecordedJob | None) -> str:
     """The tracking URI that holds: the environment's, else the one that the job was recorded in."""
     return resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or (job.uri if job else None))
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path) -> RecordedJob:
     """The job in a folder, finished or not.
 
     Raises UserError where there is none, or MLflow has nothing of it yet.
@@ -88,14 +88,14 @@ def job_of(folder: Path) -> Job:
     ids = sent.runs
     if not (folder / SUMMARY_FILE).is_file() and ids:
         # A job's own run is the first that it begins, and JSON keeps the order.
-        return Job(sent.uri, sent.experiment_id, next(iter(ids.values())), None, len(ids) > 1, None)
+        return RecordedJob(sent.uri, sent.experiment_id, next(iter(ids.values())), None, len(ids) > 1, None)
     summary = read_summary(folder)
     best = summary.run_id or ids.get(summary.run)
     own = (summary.parent_run_id or ids.get(summary.parent_run)) if summary.parent_run else best
     if not own:
         raise UserError(f"{folder}: MLflow has nothing of this job yet; `encsearch sync {folder}` sends it")
     has_children = summary.parent_run is not None
-    return Job(summary.tracking_uri, summary.experiment_id, own, best, has_children, summary.metric)
+    return RecordedJob(summary.tracking_uri, summary.experiment_id, own, best, has_children, summary.metric)
 
 
 COMPARED = 10  # of the best of a group
@@ -112,10 +112,10 @@ class Group:
     name: str
     condition: str
     tags: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[RunRow, ...]
 
 
-def pages_of(tracking: Tracking, base: str, job: Job | None) -> Pages:
+def pages_of(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
     """The addresses by name; stores the views of a job that consists of runs.
 
     Without a job they are those to start from.
@@ -135,7 +135,7 @@ def pages_of(tracking: Tracking, base: str, job: Job | None) -> Pages:
     return found
 
 
-def groups(run: Row, children: Sequence[Row]) -> list[Group]:
+def groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
     """What a job consists of, as tables: of a sweep the trials and those that confirm them. None is empty."""
     own = children_of(run.run_id)
     if run.kind != "sweep":
@@ -160,7 +160,7 @@ def _jobs_page(tracking: Tracking, base: str) -> str:
     return _table(tracking, base, view)
 
 
-def _pages_of_group(tracking: Tracking, base: str, run: Row, group: Group, params: Sequence[str]) -> Pages:
+def _pages_of_group(tracking: Tracking, base: str, run: RunRow, group: Group, params: Sequence[str]) -> Pages:
     """The table, its charts, and the best ones compared."""
     metric = main_metric([run])
     title = f"{group.name} of {run.name}"

@@ -11,7 +11,7 @@ from encsearch.tracking.registry.decisions import (
     overtaken,
     resolve,
 )
-from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.tracking.registry.versions import ModelVersion, existing_versions, model_names, model_versions
 from encsearch.tracking.uris import existing_store
 

@@ -25,8 +25,8 @@ from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, looks, resolve
-from encsearch.tracking.registry.gate import Candidate, Decision, check_floors, class_ious, decide
-from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.gate import Candidate, GateDecision, check_floors, class_ious, decide
+from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.tracking.registry.packaging import WEIGHTS_TAG, register
 from encsearch.tracking.registry.versions import (
     download_bundle,
@@ -118,7 +118,7 @@ class _Model:
 class _Judged:
     """A decision and the set that it was made on."""
 
-    decision: Decision
+    decision: GateDecision
     fingerprint: str
     split: str
     alias: str

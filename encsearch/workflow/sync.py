@@ -9,7 +9,7 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.text import format_count
 from encsearch.tracking.mlflow import connect
 from encsearch.tracking.outbox.forward import (
-    Store,
+    EventStore,
     UnavailableError,
     refused_parts,
     send_chunk,
@@ -61,7 +61,7 @@ def _jobs_of(folder: Path) -> list[Path]:
     return found
 
 
-def _sync_readable(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:
+def _sync_readable(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> Synced:
     """A damaged record, or one of somebody else, must not keep the others back."""
     try:
         return _sync(job, store, deadline_s, say)
@@ -69,7 +69,7 @@ def _sync_readable(job: Path, store: Store, deadline_s: float, say: Callable[[st
         return Synced(str(job), unsent=None, reason=str(error))
 
 
-def _sync(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> Synced:
+def _sync(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> Synced:
     reaped = reap(job)
     if reaped is None:
         reason = "the job is running and sends its record itself"
@@ -82,7 +82,7 @@ def _sync(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]
     return Synced(str(job), sent, refused, tuple(reaped), unsent_events(job), reason)
 
 
-def _send(job: Path, store: Store, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
+def _send(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
     """How many events were sent, and why not the others."""
     sent, failure = 0, ""
     while True:

@@ -9,7 +9,7 @@ from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
 from encsearch.files import write_whole
 from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import Recorder, RunResult, RunSummary, recording
+from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count
@@ -26,7 +26,7 @@ class Trained:
 
     folder: Path
     summary: RunSummary
-    result: RunResult
+    result: TrainingResult
 
 
 def train(config: Config, out: Path, progress: Progress, *, in_process: bool = False) -> Trained:
@@ -83,7 +83,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     return Trained(folder, summary, result)
 
 
-def _ray_runner() -> Callable[[Config, Path, Recorder], RunResult]:
+def _ray_runner() -> Callable[[Config, Path, Recorder], TrainingResult]:
     """Imported late: Ray costs seconds, which a training without it need not pay."""
     from encsearch.runner.ray_train import run_ray_train
 

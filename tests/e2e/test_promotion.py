@@ -23,7 +23,7 @@ from encsearch.reports import RunSummary
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.aliases import move, settle, sign
 from encsearch.tracking.registry.decisions import Draft, resolve
-from encsearch.tracking.registry.mlflow_log import MlflowRegistry
+from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.workflow.job import BUNDLE, write_summary
 
 STEPS = {"poor": 1, "good": 12, "better": 60}

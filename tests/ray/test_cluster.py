@@ -25,7 +25,7 @@ from encsearch.errors import PreflightError
 from encsearch.files import read_lines
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, trainings_at_once
-from encsearch.search.trials import TrialEvent, TrialRecord
+from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.trial import SUPERVISOR, trial_resources
 from tests.ray.test_sweep import Observer, swept
 
@@ -93,7 +93,7 @@ def test_trials_of_half_a_gpu_are_packed_and_a_group_books_its_workers_alone() -
 
 @dataclass(frozen=True)
 class _Found:
-    records: tuple[TrialRecord, ...]
+    records: tuple[Trial, ...]
     recorded: list[int]
     lines: list[str]
 

@@ -9,9 +9,9 @@ from encsearch.files import read_lines
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
-RECORDS = [TrialRecord(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
+RECORDS = [Trial(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
 
 
 class Observer:

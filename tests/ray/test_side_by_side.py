@@ -7,7 +7,7 @@ import pytest
 from encsearch.config import Config, with_values
 from encsearch.data.store import Store
 from encsearch.reports import MemoryRecorder, Recorder, Report
-from encsearch.search.ablation.plan import Training
+from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.train.checkpoint import load_checkpoint
@@ -23,20 +23,20 @@ class Observer:
         self.checkpoint_steps: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
 
-    def open_recorder(self, training: Training) -> Recorder:
+    def open_recorder(self, training: PlannedTraining) -> Recorder:
         self.recorders[training.name] = MemoryRecorder()
         return self.recorders[training.name]
 
-    def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
+    def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
         state = build(training.config).state
         load_checkpoint(state, checkpoint)
         self.checkpoint_steps[training.name] = state.step
         self.last[training.name] = last
 
-    def failed(self, training: Training, reason: str) -> None:
+    def failed(self, training: PlannedTraining, reason: str) -> None:
         self.reasons[training.name] = reason
 
-    def follow(self, training: Training, event: TrialEvent) -> None:
+    def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
         pass
 
 
@@ -50,7 +50,7 @@ def test_one_training_fails_and_the_others_go_on(
         "diverges": {"optim.lr": 10.0, "optim.weight_decay": 1.0, "train.epochs": 8},
         "longer": {"train.epochs": 3},
     }
-    trainings = [Training(name, name, with_values(base, values)) for name, values in rows.items()]
+    trainings = [PlannedTraining(name, name, with_values(base, values)) for name, values in rows.items()]
     observer = Observer()
 
     fingerprint = Store(base.data.store).fingerprint

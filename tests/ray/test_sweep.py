@@ -15,7 +15,7 @@ from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep
-from encsearch.search.trials import TrialEvent, TrialRecord
+from encsearch.search.trials import Trial, TrialEvent
 from encsearch.train.checkpoint import newest
 
 
@@ -57,7 +57,7 @@ class Unlimited:
         return False
 
 
-def swept(config: Config, folder: Path, observer: Observer) -> tuple[TrialRecord, ...]:
+def swept(config: Config, folder: Path, observer: Observer) -> tuple[Trial, ...]:
     store = Store(config.data.store)
     return run_sweep(config, store, study_of(config, folder), folder, observer, Unlimited())
 
@@ -111,7 +111,7 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
         assert recorder.status == statuses[record.state]
         assert tuple((r.epoch, r.metrics["mIoU"]) for r in recorder.reports) == record.curve
     assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
-    assert study_of(config, tmp_path).records() == records
+    assert study_of(config, tmp_path).trials() == records
 
 
 def test_a_sweep_whose_trials_all_diverge_says_so(toy_config: Config, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     toy_config: Config, tmp_path: Path
 ) -> None:
     config = _diverging_sweep(toy_config)
-    record = TrialRecord(0, POINTS[-1], "COMPLETE", 0.5, ((8, 0.5),), 1.0)
+    record = Trial(0, POINTS[-1], "COMPLETE", 0.5, ((8, 0.5),), 1.0)
     observer = FinalistObserver()
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from encsearch.reports import Point
 from encsearch.tracking.outbox.events import Ended, Started
-from encsearch.tracking.outbox.forward import METRICS_A_REQUEST, GoneError, RefusedError
+from encsearch.tracking.outbox.forward import METRICS_A_REQUEST, EventRefusedError, GoneError
 
 Figure = tuple[str, int, int, str]
 
@@ -60,7 +60,7 @@ class MemoryStore:
         figures = [(name, p.step, p.time_ms, repr(value)) for p in points for name, value in p.values.items()]
         assert 0 < len(figures) <= METRICS_A_REQUEST
         if self.refused_figures & {name for name, *_ in figures}:
-            raise RefusedError("no such name")
+            raise EventRefusedError("no such name")
         run.figures += [figure for figure in figures if figure not in run.figures]
         self.disturb()
 
@@ -73,7 +73,7 @@ class MemoryStore:
         self._call("store_files", run_id)
         run = self.runs[run_id]
         if not path.exists():
-            raise RefusedError(f"{path} does not exist")
+            raise EventRefusedError(f"{path} does not exist")
         run.files[str(Path(target, path.name))] = path.read_bytes()
         self.disturb()
 

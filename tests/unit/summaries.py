@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from encsearch.config import Config, to_yaml
-from encsearch.report.summary import FinalistRow, SweepSummary
-from encsearch.search.trials import TrialRecord
+from encsearch.report.summary import FinalistSummary, SweepSummary
+from encsearch.search.trials import Trial
 
 SPACE = {
     "model.num_codewords": {"choice": [8, 16, 32, 64]},
@@ -19,20 +19,18 @@ def values(codewords: int = 32, se_weight: float = 0.2, lr: float = 0.01) -> dic
 
 
 TRIALS = (
-    TrialRecord(
-        0, values(8, lr=0.001), "COMPLETE", 0.40, ((1, 0.2), (2, 0.3), (3, 0.4)), 30, cost_seconds=60
-    ),
-    TrialRecord(1, values(32, lr=0.1), "PRUNED", 0.10, ((1, 0.1),), 10, cost_seconds=20),
-    TrialRecord(2, values(16), "COMPLETE", 0.50, ((1, 0.3), (2, 0.5), (3, 0.45)), 30, cost_seconds=60),
-    TrialRecord(3, values(64, lr=0.05), "FAIL", 0.90, ((1, 0.9),), 10, "<b>NaN</b>", cost_seconds=20),
+    Trial(0, values(8, lr=0.001), "COMPLETE", 0.40, ((1, 0.2), (2, 0.3), (3, 0.4)), 30, cost_seconds=60),
+    Trial(1, values(32, lr=0.1), "PRUNED", 0.10, ((1, 0.1),), 10, cost_seconds=20),
+    Trial(2, values(16), "COMPLETE", 0.50, ((1, 0.3), (2, 0.5), (3, 0.45)), 30, cost_seconds=60),
+    Trial(3, values(64, lr=0.05), "FAIL", 0.90, ((1, 0.9),), 10, "<b>NaN</b>", cost_seconds=20),
 )
 
 
-def finalist(value: float, seed: int = 1, trial: int | None = 2, label: str = "") -> FinalistRow:
-    return FinalistRow(trial, seed, 2, value, 3, 60, {"Road": value, "Car": value / 2}, label, 1000)
+def finalist(value: float, seed: int = 1, trial: int | None = 2, label: str = "") -> FinalistSummary:
+    return FinalistSummary(trial, seed, 2, value, 3, 60, {"Road": value, "Car": value / 2}, label, 1000)
 
 
-def seeds(*values: float, trial: int | None = 2, label: str = "") -> tuple[FinalistRow, ...]:
+def seeds(*values: float, trial: int | None = 2, label: str = "") -> tuple[FinalistSummary, ...]:
     """One configuration with a seed a value."""
     return tuple(finalist(value, seed, trial, label) for seed, value in enumerate(values))
 

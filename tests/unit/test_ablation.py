@@ -15,7 +15,7 @@ from encsearch.search.ablation.plan import (
     GATE,
     MULTI_SCALE,
     Ablation,
-    Result,
+    AblationResult,
     figures_of,
     plan_ablation,
 )
@@ -176,10 +176,10 @@ def _names(ablation: Ablation, label: str) -> list[str]:
     return list(point.trainings.values())
 
 
-def _results(ablation: Ablation, label: str, values: dict[int, float]) -> list[Result]:
+def _results(ablation: Ablation, label: str, values: dict[int, float]) -> list[AblationResult]:
     """Results of a row, the metric by seed."""
     (point,) = (p for p in ablation.points if p.label == label)
     return [
-        Result(point.trainings[seed], label, seed, 2, {"mIoU": value, "pixAcc": value}, 10.0)
+        AblationResult(point.trainings[seed], label, seed, 2, {"mIoU": value, "pixAcc": value}, 10.0)
         for seed, value in values.items()
     ]

@@ -5,8 +5,8 @@ import pytest
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
 from encsearch.search.budget.rules import (
     RAY_TRAIN_STARTUP_S,
+    BudgetDecision,
     Cost,
-    Decision,
     Needs,
     Pace,
     Spent,
@@ -17,7 +17,7 @@ from encsearch.search.budget.rules import (
     pace_of,
     spent_by,
 )
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 HOUR = 3600.0
 PLAN = ConfirmConfig(finalists=3, seeds=(1, 2), baselines=("none",))
@@ -31,8 +31,10 @@ def spent(trials: int = 4, wall_s: float = 0, device_s: float = 0, refused: int 
 def test_the_search_ends_early_enough_that_the_finalists_still_fit() -> None:
     budget = BudgetConfig(wall=2 * HOUR)
 
-    assert decide(budget, spent(wall_s=2 * HOUR - 1200 - 61), NEEDS) == Decision(True, False, may_repeat=True)
-    assert decide(budget, spent(wall_s=2 * HOUR - 1200), NEEDS) == Decision(
+    assert decide(budget, spent(wall_s=2 * HOUR - 1200 - 61), NEEDS) == BudgetDecision(
+        True, False, may_repeat=True
+    )
+    assert decide(budget, spent(wall_s=2 * HOUR - 1200), NEEDS) == BudgetDecision(
         may_start=False,
         must_end=True,
         reason="the wall budget of 2 h is spent: 1 h 40 min of search, 20 min kept for 3 finalists and "
@@ -53,7 +55,7 @@ def test_gpu_hours_count_the_devices_of_all_workers() -> None:
 
     before, after = (decide(budget, spent(device_s=s), NEEDS) for s in (4 * HOUR - 2521, 4 * HOUR - 2400))
 
-    assert before == Decision(True, False, may_repeat=True)
+    assert before == BudgetDecision(True, False, may_repeat=True)
     assert after.must_end
     assert after.reason == (
         "the budget of 4 GPU-hours is spent: 3.333 GPU-hours of search, 0.6667 GPU-hours kept for "
@@ -191,6 +193,6 @@ def sweep_of(budget: BudgetConfig, confirm: ConfirmConfig) -> SearchConfig:
     )
 
 
-def record(number: int, **fields: object) -> TrialRecord:
+def record(number: int, **fields: object) -> Trial:
     known = {"values": {}, "state": "COMPLETE", "value": None, "curve": (), "seconds": 0.0}
-    return TrialRecord(number=number, **{**known, **fields})  # type: ignore[arg-type]
+    return Trial(number=number, **{**known, **fields})  # type: ignore[arg-type]

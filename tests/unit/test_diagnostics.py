@@ -16,6 +16,7 @@ from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
 from encsearch.data.transforms import eval_transform
 from encsearch.diagnostics.artifacts import write_diagnostics
+from encsearch.diagnostics.figures import CodewordFigures, findings, from_json, to_json
 from encsearch.diagnostics.measure import (
     assignment_map,
     codeword_figures,
@@ -24,7 +25,6 @@ from encsearch.diagnostics.measure import (
     presence_figures,
     scaling_figures,
 )
-from encsearch.diagnostics.records import CodewordFigures, findings, from_json, to_json
 from encsearch.inference.bundle import Bundle
 from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding

@@ -1,12 +1,12 @@
 """Which trials are not comparable with the others."""
 
-from encsearch.search.trials import TrialRecord, flags
+from encsearch.search.trials import Trial, flags
 
 H200, A100 = "1 x NVIDIA H200, torch 2.15.0", "1 x NVIDIA A100, torch 2.15.0"
 
 
-def trial(number: int, *hardware: str) -> TrialRecord:
-    return TrialRecord(number, {}, "COMPLETE", 0.5, ((1, 0.5),), 1.0, hardware=hardware)
+def trial(number: int, *hardware: str) -> Trial:
+    return Trial(number, {}, "COMPLETE", 0.5, ((1, 0.5),), 1.0, hardware=hardware)
 
 
 def test_trials_that_ran_alike_have_no_flag() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.files import append_line, read_lines
-from encsearch.reports import REPORTS_FILE, Report, RunResult, append, best_report
+from encsearch.reports import REPORTS_FILE, Report, TrainingResult, append, best_report
 from encsearch.search.confirm.finalists import (
     Finalist,
     configurations,
@@ -20,21 +20,21 @@ from encsearch.search.confirm.finalists import (
     representative,
     to_line,
 )
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 
 def record(
     number: int, state: str, curve: list[float], values: Mapping[str, Any] | None = None, **more: Any
-) -> TrialRecord:
+) -> Trial:
     """Its values are unlike those of the others unless they are given."""
     reports = tuple(enumerate(curve, start=1))
     values = {"optim.lr": number} if values is None else values
-    return TrialRecord(number, values, state, max(curve, default=None), reports, 1.0, **more)
+    return Trial(number, values, state, max(curve, default=None), reports, 1.0, **more)
 
 
 def finalist(config: Config, value: float, trial: int | None = 0, seed: int = 1) -> Finalist:
     report = Report(epoch=1, step=1, seconds=1.0, metrics={"mIoU": value})
-    result = RunResult((report,), report, Path(), 1.0)
+    result = TrainingResult((report,), report, Path(), 1.0)
     return Finalist(f"{trial}-{seed}", trial, with_values(config, {"train.seed": seed}), result, 100)
 
 
@@ -147,7 +147,7 @@ def test_a_training_is_rebuilt_from_its_line_wherever_the_folder_is(
         append(before / "trial7-seed2" / REPORTS_FILE, report)
     checkpoint = before / "trial7-seed2" / "ray" / "checkpoint_1"
     config = with_values(toy_config, {"train.seed": 2})
-    trained = Finalist("trial7-seed2", 7, config, RunResult(reports, reports[1], checkpoint, 4.0), 1234)
+    trained = Finalist("trial7-seed2", 7, config, TrainingResult(reports, reports[1], checkpoint, 4.0), 1234)
 
     append_line(before / "finalists.jsonl", json.loads(json.dumps(to_line(trained, before))))
     before.rename(after)

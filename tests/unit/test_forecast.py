@@ -10,7 +10,7 @@ from encsearch.config import ScalingConfig, Scheduler, SearchConfig
 from encsearch.search.budget.forecast import Forecast, ForecastPoint, backtest, forecast
 from encsearch.search.budget.rehearsal import rehearse
 from encsearch.search.budget.rules import RAY_TRAIN_STARTUP_S, Pace
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 SURE = Pace((10.0,), startup_s=5.0, doubt=0.0, confirm_doubt=0.0)
 ONE = ScalingConfig()
@@ -28,7 +28,7 @@ def whole(search: SearchConfig, pace: Pace = SURE, epochs: int = 4, at_once: int
     return forecast(search, ONE, epochs, (), pace, elapsed_s=0, at_once=at_once)
 
 
-def record(number: int, curve: list[float], **fields: Any) -> TrialRecord:
+def record(number: int, curve: list[float], **fields: Any) -> Trial:
     known: dict[str, Any] = {
         "values": {},
         "state": "COMPLETE",
@@ -36,7 +36,7 @@ def record(number: int, curve: list[float], **fields: Any) -> TrialRecord:
         "seconds": 0.0,
     }
     points = tuple(enumerate(curve, start=1))
-    return TrialRecord(number=number, curve=points, **{**known, **fields})
+    return Trial(number=number, curve=points, **{**known, **fields})
 
 
 def test_without_stopping_and_spread_it_is_the_sum() -> None:

@@ -34,11 +34,11 @@ def run_to_end(journal: Path, search: SearchConfig) -> list[tuple[Proposal, str]
     study.queue([{"loss.se_weight": 0.2, "optim.lr": 0.01}])
     for proposal in study.running():
         train(study, proposal)
-    while len(study.records()) < TRIALS:
+    while len(study.trials()) < TRIALS:
         proposal = study.ask()
         assert proposal
         train(study, proposal)
-    return [(Proposal(record.number, record.values), record.state) for record in study.records()]
+    return [(Proposal(record.number, record.values), record.state) for record in study.trials()]
 
 
 def train(study: Study, proposal: Proposal) -> None:

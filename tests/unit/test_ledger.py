@@ -11,8 +11,8 @@ from encsearch.errors import UserError
 from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
-from encsearch.search.trials import TrialEvent, TrialRecord
-from encsearch.search.tune.board import RESTARTS, Job
+from encsearch.search.trials import Trial, TrialEvent
+from encsearch.search.tune.board import RESTARTS, Assignment
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"
@@ -78,8 +78,8 @@ class Sweep:
             network=network,
         )
 
-    def start(self, key: str) -> Job:
-        job = self.ledger.next_job(key)
+    def start(self, key: str) -> Assignment:
+        job = self.ledger.next_assignment(key)
         assert job
         self.ledger.started(key)
         return job
@@ -90,8 +90,8 @@ class Sweep:
         return stops[-1]
 
     @property
-    def records(self) -> tuple[TrialRecord, ...]:
-        return self.study.records()
+    def records(self) -> tuple[Trial, ...]:
+        return self.study.trials()
 
 
 Open = Callable[..., Sweep]
@@ -248,13 +248,13 @@ def test_no_more_trials_are_started_than_asked_for_or_than_there_is_room_for(swe
     one = sweep()
     one.start("a")
     one.start("b")
-    assert one.ledger.next_job("c") is None, "room for two"
+    assert one.ledger.next_assignment("c") is None, "room for two"
     one.train("a", 0.1, 0.2, 0.3)
     one.ledger.ended("a")
     one.start("c")
     one.train("b", 0.2, 0.3, 0.3)
     one.ledger.ended("b")
-    assert one.ledger.next_job("d") is None, "three were asked for"
+    assert one.ledger.next_assignment("d") is None, "three were asked for"
     assert not one.ledger.is_done(), "one still runs"
     one.ledger.ended("c")
     assert one.ledger.is_done()
@@ -265,7 +265,7 @@ def test_a_spent_budget_prunes_what_runs_and_says_so(sweep: Open) -> None:
     one.start("a")
     one.train("a", 0.4)
     one.budget.allows, one.budget.is_spent = False, True
-    assert one.ledger.next_job("b") is None
+    assert one.ledger.next_assignment("b") is None
     assert one.ledger.is_over()
     one.ledger.end_all("the budget was spent")
 
@@ -305,7 +305,7 @@ def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> 
 def test_a_search_whose_every_proposal_is_refused_ends(sweep: Open) -> None:
     one = sweep({"search.limits.parameters": 50})
 
-    assert one.ledger.next_job("a") is None
+    assert one.ledger.next_assignment("a") is None
     assert one.ledger.is_done()
     assert [record.refused for record in one.records] == [True] * 3
 

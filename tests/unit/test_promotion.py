@@ -10,7 +10,7 @@ from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
 from encsearch.tracking.registry.gate import (
     Candidate,
-    Decision,
+    GateDecision,
     Pixels,
     check_floors,
     class_ious,
@@ -42,7 +42,7 @@ CHAMPION = model("old", (0.7, 0.7, 0.7), version="3")
 BETTER = model("new", (0.8, 0.8, 0.8))
 
 
-def failed(decision: Decision) -> list[str]:
+def failed(decision: GateDecision) -> list[str]:
     return [check.text for check in decision.checks if not check.passed]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encsearch.diagnostics.records import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
-from encsearch.diagnostics.records import to_json as context_to_json
+from encsearch.diagnostics.figures import LIMITS, ContextDiagnostics, PresenceFigures, ScalingFigures
+from encsearch.diagnostics.figures import to_json as context_to_json
 from encsearch.errors import UserError
 from encsearch.report.charts.chart import Chart, png
 from encsearch.report.charts.search import history_chart
@@ -17,7 +17,7 @@ from encsearch.report.facts import class_table
 from encsearch.report.page import render
 from encsearch.report.summary import SweepSummary, from_json, to_json
 from encsearch.search.budget.forecast import ForecastPoint
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from encsearch.style import LIGHT
 from tests.unit.summaries import finalist, seeds, summary, values
 
@@ -116,7 +116,7 @@ def test_page_of_a_sweep_that_never_began(tmp_path: Path) -> None:
 
 
 def test_page_of_trials_that_cost_nothing_yet_and_have_no_value(tmp_path: Path) -> None:
-    refused = TrialRecord(0, values(), "PRUNED", None, (), 0.0, "too large", refused=True)
+    refused = Trial(0, values(), "PRUNED", None, (), 0.0, "too large", refused=True)
     text, parser = page_of(empty(trials=(refused,)), tmp_path)
     assert "refused by a limit" in text
     assert parser.fetched == []
@@ -189,7 +189,7 @@ def test_json_gives_the_summary_back() -> None:
 
 
 def test_json_holds_a_diverged_curve() -> None:
-    diverged = TrialRecord(0, values(), "FAIL", None, ((1, float("nan")),), 1.0)
+    diverged = Trial(0, values(), "FAIL", None, ((1, float("nan")),), 1.0)
     (trial,) = from_json(to_json(summary(trials=(diverged,)))).trials
     assert np.isnan(trial.curve[0][1])
 

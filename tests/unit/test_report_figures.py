@@ -20,13 +20,13 @@ from encsearch.report.charts.space import (
 )
 from encsearch.report.facts import ranking_of
 from encsearch.search.budget.forecast import ForecastPoint, backtest
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from tests.unit.summaries import SPACE, TRIALS, seeds, summary, values
 
 NUM_SPREAD = MIN_CONTOUR_POINTS + 2
 
 
-def spread(count: int = NUM_SPREAD, epochs: int = 1) -> tuple[TrialRecord, ...]:
+def spread(count: int = NUM_SPREAD, epochs: int = 1) -> tuple[Trial, ...]:
     """Trials all over the space, whose value is their learning rate's place."""
     rng = np.random.default_rng(0)
     found = []
@@ -35,7 +35,7 @@ def spread(count: int = NUM_SPREAD, epochs: int = 1) -> tuple[TrialRecord, ...]:
             int(rng.choice([8, 16, 32, 64])), float(rng.uniform()), float(10 ** rng.uniform(-3, -1))
         )
         curve = tuple((epoch, point["optim.lr"]) for epoch in range(1, epochs + 1))
-        found.append(TrialRecord(number, point, "COMPLETE", point["optim.lr"], curve, 1.0))
+        found.append(Trial(number, point, "COMPLETE", point["optim.lr"], curve, 1.0))
     return tuple(found)
 
 
@@ -137,7 +137,7 @@ def test_pairs_are_numeric_and_begin_with_codewords_se_weight_and_lr() -> None:
     ]
 
 
-def surface_of(trials: tuple[TrialRecord, ...]) -> Surface:
+def surface_of(trials: tuple[Trial, ...]) -> Surface:
     """Of the SE-weight and the learning rate, at the first epoch."""
     given = summary(trials=trials)
     axes = axes_of(given.search.space)

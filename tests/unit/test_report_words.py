@@ -17,7 +17,7 @@ from encsearch.report.facts import (
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import as_good, headline, tiles
 from encsearch.report.words import cost, ending, fates, left_out, paragraphs, searched, straggler_words
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
 
 BASELINE = {"trial": None, "label": "FCN"}
@@ -32,7 +32,7 @@ def won(given: SweepSummary) -> tuple[str, ...]:
     return dict(paragraphs(given))["What won, and how sure"]
 
 
-def best_of_search(given: SweepSummary) -> TrialRecord | None:
+def best_of_search(given: SweepSummary) -> Trial | None:
     best = best_of(comparable(given.trials, given.excluded))
     return best and best[1]
 

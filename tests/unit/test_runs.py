@@ -9,7 +9,7 @@ from encsearch.cli.browsing import _cell
 from encsearch.errors import UserError
 from encsearch.tracking.browse.rows import (
     Query,
-    Row,
+    RunRow,
     best_columns,
     column,
     filter_text,
@@ -24,9 +24,9 @@ from encsearch.tracking.browse.rows import (
 )
 
 
-def row(run_id: str = "a" * 32, name: str = "trial0", **values: Any) -> Row:
+def row(run_id: str = "a" * 32, name: str = "trial0", **values: Any) -> RunRow:
     fields = {"status": "FINISHED", "start_ms": 1_000, "end_ms": 3_500}
-    return Row(run_id, name, **{**fields, "params": {}, "metrics": {}, "tags": {}, **values})
+    return RunRow(run_id, name, **{**fields, "params": {}, "metrics": {}, "tags": {}, **values})
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_js
 from encsearch.serving.pictures import pictures_of
 from encsearch.serving.requests import (
     Limits,
-    RefusedError,
+    RequestRefusedError,
     check_length,
     check_received,
     image_file,
@@ -110,14 +110,14 @@ def test_text_is_never_a_path_and_what_is_no_image_is_refused(given: Any, messag
 
 @pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/form-data; boundary=x", "image/gif"])
 def test_another_content_type_is_415(header: str | None) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         media_type(header)
     assert refused.value.status == 415
 
 
 @pytest.mark.parametrize(("header", "status"), [("1001", 413), ("9" * 30, 413), ("-1", 400), ("x", 400)])
 def test_an_announced_length_is_judged_before_the_body(header: str, status: int) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         check_length(header, LIMITS)
     assert refused.value.status == status
 
@@ -127,7 +127,7 @@ def test_lengths_within_the_limit_pass() -> None:
     check_length(None, LIMITS)
     check_received(1000, LIMITS)
     assert media_type("Image/PNG; q=1") == "image/png"
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestRefusedError):
         check_received(1001, LIMITS)
 
 
@@ -150,7 +150,7 @@ def test_lengths_within_the_limit_pass() -> None:
 def test_a_body_without_a_fit_image_is_refused_in_one_line(
     media: str, body: bytes, status: int, message: str
 ) -> None:
-    with pytest.raises(RefusedError, match=message) as refused:
+    with pytest.raises(RequestRefusedError, match=message) as refused:
         image_file(media, body, LIMITS)
     assert refused.value.status == status
     assert "\n" not in str(refused.value)
@@ -172,7 +172,7 @@ def test_same_sized_images_go_together_and_a_damaged_one_spoils_no_other(predict
     small, large, other = picture(), picture(24, 32), picture(seed=1)
     files = [png(small), png(small)[:-30], png(large), png(other)]
     first, damaged, alone, last = answer_all(predictor, files)
-    assert isinstance(damaged, RefusedError)
+    assert isinstance(damaged, RequestRefusedError)
     assert damaged.status == 400
     for answer, pixels, together in ((first, small, 2), (alone, large, 1), (last, other, 2)):
         assert isinstance(answer, Answer)

@@ -10,8 +10,8 @@ import pytest
 from encsearch.config import Sampler, SearchConfig
 from encsearch.errors import PreflightError
 from encsearch.search.study.storage import repair_journal
-from encsearch.search.study.study import Study, records_at
-from encsearch.search.trials import TrialRecord
+from encsearch.search.study.study import Study, trials_at
+from encsearch.search.trials import Trial
 
 RANGES = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "loss.se_weight": {"uniform": [0.0, 1.0]}}
 CHOICES = {"model.num_codewords": {"choice": [4, 8]}, "loss.se_weight": {"choice": [0.0, 0.2, 0.4]}}
@@ -69,11 +69,11 @@ def test_telling_twice_changes_nothing() -> None:
     study.report(0, 1, 0.4)
     study.report(0, 1, 0.9)
     study.prune(0)
-    before = study.records()
+    before = study.trials()
     study.fail(0, "too late")
     study.complete(0)
 
-    assert study.records() == before
+    assert study.trials() == before
     assert (before[0].state, before[0].curve, before[0].reason) == ("PRUNED", ((1, 0.4),), None)
 
 
@@ -115,20 +115,20 @@ def test_two_studies_in_one_storage_do_not_mix(tmp_path: Path) -> None:
     run(first, 2)
     run(second, 1)
 
-    assert [len(study.records()) for study in (first, second)] == [2, 1]
+    assert [len(study.trials()) for study in (first, second)] == [2, 1]
 
 
 def test_what_was_learnt_elsewhere_is_known_to_the_sampler_but_not_counted(tmp_path: Path) -> None:
     place = str(tmp_path / "study.journal")
     known = [
-        TrialRecord(n, {"optim.lr": 0.01, "loss.se_weight": 0.1 * n}, "COMPLETE", 0.1 * n, ((1, 0.1 * n),), 1)
+        Trial(n, {"optim.lr": 0.01, "loss.se_weight": 0.1 * n}, "COMPLETE", 0.1 * n, ((1, 0.1 * n),), 1)
         for n in range(5)
     ]
     for _ in range(2):
         study = Study(place, "s", search(), EPOCHS)
         study.learn("earlier", known)
 
-    assert study.records() == ()
+    assert study.trials() == ()
     assert study.curve(4) == {1: 0.4}, "the rungs compare with it"
     assert run(study, 1) != run(Study("memory", "s", search(), EPOCHS), 1), "and the sampler knows it"
     assert len(study._study.get_trials()) == 6
@@ -139,7 +139,7 @@ def test_what_would_be_asked_next_is_told_without_being_asked() -> None:
     run(study, 4)
     told = study.would_ask(1)
 
-    assert len(study.records()) == 4
+    assert len(study.trials()) == 4
     assert told == tuple(run(study, 1))
 
 
@@ -150,7 +150,7 @@ def test_two_objectives_are_both_kept() -> None:
     study.report(0, 1, 0.5)
     study.complete(0)
 
-    assert (study.records()[0].value, study.records()[0].minimized) == (0.5, 1000)
+    assert (study.trials()[0].value, study.trials()[0].minimized) == (0.5, 1000)
     assert study._study.best_trials[0].values == [0.5, 1000]
 
 
@@ -160,7 +160,7 @@ def test_a_refused_trial_tells_the_sampler_that_it_is_not_feasible() -> None:
     study.refuse(0, "too large", 0.5)
     study.refuse(0, "too large", 0.5)
 
-    (record,) = study.records()
+    (record,) = study.trials()
     assert (record.refused, record.reason) == (True, "too large")
     assert study._study.get_trials()[0].system_attrs["constraints:limit"] == 0.5
 
@@ -178,7 +178,7 @@ def test_a_torn_journal_is_repaired(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
     study = Study(str(path), "s", search(), EPOCHS)
     run(study, 1)
-    assert len(Study(str(path), "s", search(), EPOCHS).records()) == 3
+    assert len(Study(str(path), "s", search(), EPOCHS).trials()) == 3
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_a_search_of_two_objectives_that_a_budget_ended_can_go_on(sampler: str) 
             study.complete(number)
 
     assert len(study.would_ask(2)) == 2
-    states = [(record.state, record.value) for record in study.records()]
+    states = [(record.state, record.value) for record in study.trials()]
     assert states[:2] == [("COMPLETE", 0.0), ("PRUNED", 0.1)]
-    assert study.records()[1].reason == "the budget was spent"
+    assert study.trials()[1].reason == "the budget was spent"
 
 
 def test_a_sampler_that_counts_tells_its_next_points_too() -> None:
@@ -234,7 +234,7 @@ def test_a_grid_is_tried_whole_whatever_was_learnt() -> None:
     """Only the trials of its own can be confirmed."""
     study = Study("memory", "s", search(CHOICES, sampler="grid"), EPOCHS)
     point = {"model.num_codewords": 4, "loss.se_weight": 0.0}
-    study.learn("earlier", [TrialRecord(0, point, "COMPLETE", 0.1, ((1, 0.1),), 1)])
+    study.learn("earlier", [Trial(0, point, "COMPLETE", 0.1, ((1, 0.1),), 1)])
 
     assert point in run(study, 6)
     assert study.is_exhausted()
@@ -247,7 +247,7 @@ def test_another_process_reads_a_study_without_writing(tmp_path: Path) -> None:
     torn = path.read_bytes() + b'{"op_code": 4, "wor'
     path.write_bytes(torn)
 
-    assert len(records_at(str(path), "s", search())) == 2
+    assert len(trials_at(str(path), "s", search())) == 2
     assert path.read_bytes() == torn
     with pytest.raises(PreflightError, match=r"study.journal has no study other"):
-        records_at(str(path), "other", search())
+        trials_at(str(path), "other", search())

@@ -26,8 +26,8 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def job(status: str, exit_code: int | None = None) -> client.Job:
-    return client.Job("id", status, "true", None, None, "", exit_code)
+def job(status: str, exit_code: int | None = None) -> client.ClusterJob:
+    return client.ClusterJob("id", status, "true", None, None, "", exit_code)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def job(status: str, exit_code: int | None = None) -> client.Job:
         (job("STOPPED"), 130),
     ],
 )
-def test_exit_status(ended: client.Job, expected: int) -> None:
+def test_exit_status(ended: client.ClusterJob, expected: int) -> None:
     assert client.exit_status(ended) == expected
 
 

@@ -8,7 +8,7 @@ from encsearch.cli.progress import LineProgress
 from encsearch.config import Config
 from encsearch.data.store import Store
 from encsearch.reports import Status
-from encsearch.search.trials import TrialRecord, TrialState
+from encsearch.search.trials import Trial, TrialState
 from encsearch.tracking.outbox.record import owned
 from encsearch.workflow.sweep.records import SweepRecords
 
@@ -19,7 +19,7 @@ from encsearch.workflow.sweep.records import SweepRecords
 def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
     toy_config: Config, tmp_path: Path, state: TrialState, status: Status
 ) -> None:
-    ended = TrialRecord(0, {}, state, value=0.5, curve=((1, 0.5),), seconds=1.0)
+    ended = Trial(0, {}, state, value=0.5, curve=((1, 0.5),), seconds=1.0)
     with owned(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(

@@ -11,7 +11,7 @@ import torch
 
 from encsearch.config import Config, with_values
 from encsearch.reports import Report
-from encsearch.train.curve import MAX_POINTS, Curve
+from encsearch.train.curve import MAX_POINTS, EpochSums
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 from encsearch.train.loss import Term
@@ -34,9 +34,9 @@ def reports_of(config: Config, **values: Any) -> list[Report]:
     return list(fit(e.state, e.loaders, e.loss, e.plan))
 
 
-def curve_of(num_steps: int, first: int = 1) -> Curve:
+def curve_of(num_steps: int, first: int = 1) -> EpochSums:
     """Step n adds n / 2 to the pixel loss and 4 / 4 to the SE-loss."""
-    curve = Curve(num_steps)
+    curve = EpochSums(num_steps)
     for step in range(first, first + num_steps):
         terms = {
             "pixel_loss": Term(torch.tensor(float(step)), torch.tensor(2.0)),

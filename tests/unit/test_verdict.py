@@ -3,12 +3,12 @@
 from encsearch.report.facts import comparable
 from encsearch.report.verdict import verdict
 from encsearch.search.confirm.ranking import Configuration, rank
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 TRIALS = (
-    TrialRecord(0, {}, "COMPLETE", 0.81, ((1, 0.81),), 1.0),
-    TrialRecord(1, {}, "COMPLETE", 0.75, ((1, 0.75),), 1.0),
-    TrialRecord(2, {}, "FAIL", 0.95, ((1, 0.95),), 1.0),
+    Trial(0, {}, "COMPLETE", 0.81, ((1, 0.81),), 1.0),
+    Trial(1, {}, "COMPLETE", 0.75, ((1, 0.75),), 1.0),
+    Trial(2, {}, "FAIL", 0.95, ((1, 0.95),), 1.0),
 )
 
 

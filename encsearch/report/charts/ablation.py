@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from encsearch.report.charts.chart import show_percent
-from encsearch.search.ablation.plan import FCN, Figures
+from encsearch.search.ablation.plan import FCN, PointFigures
 from encsearch.search.statistics import Estimate
 from encsearch.style import LIGHT, Hue, look
 from encsearch.text import format_count, format_param
@@ -21,7 +21,7 @@ SEEDS: dict[str, Any] = {"s": 70, "color": LIGHT.ink, "linewidths": 1, "zorder":
 
 
 @look(LIGHT)
-def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
+def draw_rows(rows: Sequence[PointFigures], metric: str, target: Path) -> None:
     """A line a row, the first on top, and in it a point for each budget."""
     labels = list(dict.fromkeys(figures.point.label for figures in rows))
     budgets = sorted({figures.point.epochs for figures in rows})
@@ -57,8 +57,8 @@ def draw_rows(rows: Sequence[Figures], metric: str, target: Path) -> None:
 
 @look(LIGHT)
 def draw_curve(
-    curve: Sequence[Figures],
-    rows: Sequence[Figures],
+    curve: Sequence[PointFigures],
+    rows: Sequence[PointFigures],
     metric: str,
     x_label: str,
     zero_label: str,
@@ -91,7 +91,7 @@ def draw_curve(
 
 
 def _draw_points(
-    axes: Axes, curve: Sequence[Figures], xs: Sequence[float], metric: str, style: str, fill: str
+    axes: Axes, curve: Sequence[PointFigures], xs: Sequence[float], metric: str, style: str, fill: str
 ) -> None:
     estimates = [figures.estimates[metric] for figures in curve]
     means = [estimate.mean for estimate in estimates]

@@ -12,7 +12,7 @@ from encsearch.report.charts.chart import Chart, Omitted, colour_of, legend_belo
 from encsearch.report.facts import valued
 from encsearch.report.summary import SweepSummary
 from encsearch.search.stopping import bracket_of, checked_epochs
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from encsearch.style import Palette
 
 SPREAD, MAX_STEP = 0.4, 0.02
@@ -67,7 +67,7 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
 def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
     """Those that a trial arrived in; a trial that failed later, or that the budget ended, has gone on."""
     search, epochs = summary.search, summary.epochs
-    by_bracket: dict[int, list[TrialRecord]] = {}
+    by_bracket: dict[int, list[Trial]] = {}
     for _, trial in valued(summary.trials):
         by_bracket.setdefault(bracket_of(search, epochs, trial.number), []).append(trial)
     found = []
@@ -83,7 +83,7 @@ def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
     return tuple(bracket for bracket in found if bracket.arrivals)
 
 
-def _is_stopped(trial: TrialRecord) -> bool:
+def _is_stopped(trial: Trial) -> bool:
     """By the scheduler, and not by a budget or a limit, which give a reason."""
     return trial.state == "PRUNED" and trial.reason is None
 

@@ -27,7 +27,7 @@ from encsearch.report.facts import Kind, comparable, kind_of, spent_until, value
 from encsearch.report.summary import SweepSummary
 from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
 from encsearch.search.confirm.finalists import pareto_front
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from encsearch.style import Palette
 from encsearch.text import format_count, format_list, format_share
 
@@ -168,7 +168,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
     return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
 
 
-def _points(summary: SweepSummary, trials: Sequence[TrialRecord], unit: float) -> list[Point]:
+def _points(summary: SweepSummary, trials: Sequence[Trial], unit: float) -> list[Point]:
     """(minimised in `unit`, metric, kind) of the trials that ran to the end and so have both."""
     return [
         (trial.minimized / unit, trial.value, kind_of(trial, summary))
@@ -241,9 +241,7 @@ def _draw_front(
     legend_below(figure, [*kind_handles((kind for _, _, kind in points), palette), line])
 
 
-def _draw_curves(
-    curves: list[tuple[TrialRecord, Kind]], metric: str, figure: Figure, palette: Palette
-) -> None:
+def _draw_curves(curves: list[tuple[Trial, Kind]], metric: str, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     for trial, kind in curves:
         epochs, values = zip(*trial.curve, strict=True)

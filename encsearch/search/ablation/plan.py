@@ -1,7 +1,8 @@
 """The paper's ablation as a list of trainings, and what their last epochs tell: pure decisions.
 
-A `Point` is what a table or a curve shows: one configuration at one budget, trained with every seed. Points
-that come to the same configuration (EncNet is a row, and lies on both curves) share their trainings.
+An `AblationPoint` is what a table or a curve shows: one configuration at one budget, trained with every
+seed. Points that come to the same configuration (EncNet is a row, and lies on both curves) share their
+trainings.
 """
 
 import json
@@ -24,7 +25,7 @@ BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """One training of one configuration; `row` is the label of the first point that shows it."""
 
     name: str
@@ -33,7 +34,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Point:
+class AblationPoint:
     """One configuration at one budget; `trainings` are their names by seed, `x` is K or alpha on a curve."""
 
     series: Series
@@ -50,17 +51,17 @@ class Ablation:
     `rescored` is result name -> training name, of the multi-scale row.
     """
 
-    points: tuple[Point, ...]
-    trainings: tuple[Training, ...]
+    points: tuple[AblationPoint, ...]
+    trainings: tuple[PlannedTraining, ...]
     rescored: Mapping[str, str]
 
-    def point(self, label: str, epochs: int) -> Point:
+    def point(self, label: str, epochs: int) -> AblationPoint:
         """The row `label` at a budget, which must be one of the ablation's."""
         return next(p for p in self.points if (p.series, p.label, p.epochs) == ("rows", label, epochs))
 
 
 @dataclass(frozen=True)
-class Result:
+class AblationResult:
     """What a training came to: the figures of its last epoch, and the seconds of all epochs.
 
     `name` is the training's, which is its run's name in MLflow, or that of the `rescored` result.
@@ -82,16 +83,16 @@ def plan_ablation(config: Config) -> Ablation:
     """
     _check_encnet(config)
     base = trial_config(config, {"ablate": {}})
-    trainings: dict[str, Training] = {}
-    points: list[Point] = []
+    trainings: dict[str, PlannedTraining] = {}
+    points: list[AblationPoint] = []
     for series, label, x, epochs, values in _wanted(config):
         names = {}
         for seed in config.ablate.seeds:
             row = _row(base, label, values, {"train.epochs": epochs, "train.seed": seed})
-            training = Training(f"{_slug(label)}-{epochs}-epochs-seed{seed}", label, row)
+            training = PlannedTraining(f"{_slug(label)}-{epochs}-epochs-seed{seed}", label, row)
             identity = json.dumps(flatten(training.config), sort_keys=True)
             names[seed] = trainings.setdefault(identity, training).name
-        points.append(Point(series, label, x, epochs, names))
+        points.append(AblationPoint(series, label, x, epochs, names))
     _check_names(tuple(trainings.values()))
     encnets = [p for p in points if (p.series, p.label) == ("rows", ENCNET) and config.ablate.scales]
     shown = [s for p in points for s in ([p, _multi_scale(p)] if p in encnets else [p])]
@@ -104,7 +105,7 @@ def plan_ablation(config: Config) -> Ablation:
 
 
 @dataclass(frozen=True)
-class Figures:
+class PointFigures:
     """What the finished trainings of a point came to; all figures are in [0, 1].
 
     `estimates` are by metric. `over_fcn` and `over_encnet` are the differences of the recipe's metric from
@@ -112,19 +113,21 @@ class Figures:
     seed has both. `seconds` is the median of a training, or of a scoring.
     """
 
-    point: Point
+    point: AblationPoint
     estimates: Mapping[str, Estimate]
     over_fcn: Estimate | None
     over_encnet: Estimate | None
     seconds: float
 
 
-def figures_of(ablation: Ablation, results: Sequence[Result], metric: str) -> tuple[Figures, ...]:
+def figures_of(
+    ablation: Ablation, results: Sequence[AblationResult], metric: str
+) -> tuple[PointFigures, ...]:
     """The figures of every point that has a result, in the order of the points."""
     found = {result.name: result for result in results}
     rows = {(p.label, p.epochs): _by_seed(p, found) for p in ablation.points if p.series == "rows"}
 
-    def over(label: str, point: Point) -> Estimate | None:
+    def over(label: str, point: AblationPoint) -> Estimate | None:
         ours, theirs = _by_seed(point, found), rows.get((label, point.epochs), {})
         if ours == theirs:
             return None
@@ -132,7 +135,7 @@ def figures_of(ablation: Ablation, results: Sequence[Result], metric: str) -> tu
         return estimate(gains) if gains else None
 
     return tuple(
-        Figures(
+        PointFigures(
             point,
             {name: estimate([r.metrics[name] for r in of_it]) for name in shown_metrics(metric)},
             over(FCN, point),
@@ -209,7 +212,7 @@ def _check_encnet(config: Config) -> None:
         raise UserError('loss.se_weight=0: the row "+ SE-loss" needs a weight; try 0.2')
 
 
-def _check_names(trainings: Sequence[Training]) -> None:
+def _check_names(trainings: Sequence[PlannedTraining]) -> None:
     """Folders and results go by the name, which no two of these configurations may share."""
     rows: dict[str, str] = {}
     for training in trainings:
@@ -240,7 +243,7 @@ def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[st
         raise UserError(f"ablation row {label!r}: {str(error).removeprefix('override: ')}") from None
 
 
-def _multi_scale(encnet: Point) -> Point:
+def _multi_scale(encnet: AblationPoint) -> AblationPoint:
     names = {seed: _rescored(name) for seed, name in encnet.trainings.items()}
     return replace(encnet, label=MULTI_SCALE, trainings=names)
 
@@ -249,7 +252,7 @@ def _rescored(training: str) -> str:
     return f"{training}-multi-scale"
 
 
-def _by_seed(point: Point, found: Mapping[str, Result]) -> dict[int, Result]:
+def _by_seed(point: AblationPoint, found: Mapping[str, AblationResult]) -> dict[int, AblationResult]:
     return {seed: found[name] for seed, name in point.trainings.items() if name in found}
 
 

@@ -10,35 +10,35 @@ import ray
 from encsearch.config import ScalingConfig
 from encsearch.reports import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
-from encsearch.search.ablation.plan import Training
+from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.trials import TrialEvent, TrialState
-from encsearch.search.tune.board import Board, Entry, Job
-from encsearch.search.tune.driver import run_jobs
+from encsearch.search.tune.board import Assignment, Board, Entry
+from encsearch.search.tune.driver import run_board
 from encsearch.train.checkpoint import drop_checkpoints, newest
 
 
 class SideBySideObserver(Protocol):
     """What the owner does about its trainings; called in the driver, between two Tune events."""
 
-    def open_recorder(self, training: Training) -> Recorder:
+    def open_recorder(self, training: PlannedTraining) -> Recorder:
         """A training starts; its recorder is closed with its true status."""
         ...
 
-    def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
+    def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
         """All epochs have run; `checkpoint` is of the last and is deleted after this call."""
         ...
 
-    def failed(self, training: Training, reason: str) -> None:
+    def failed(self, training: PlannedTraining, reason: str) -> None:
         """A training came to nothing; the others go on."""
         ...
 
-    def follow(self, training: Training, event: TrialEvent) -> None:
+    def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
         """Something happened that a person may want to see."""
         ...
 
 
 def run_side_by_side(
-    trainings: Sequence[Training],
+    trainings: Sequence[PlannedTraining],
     scaling: ScalingConfig,
     folder: Path,
     observer: SideBySideObserver,
@@ -53,14 +53,14 @@ def run_side_by_side(
     room = trainings_at_once(scaling, ray.cluster_resources())
     board = _SideBySide(trainings, observer, folder, fingerprint, room)
     try:
-        run_jobs(board, scaling, folder.with_name(f"{folder.name}-tune"))
+        run_board(board, scaling, folder.with_name(f"{folder.name}-tune"))
     finally:
         board.end_all("interrupted before its end")
 
 
 @dataclass(kw_only=True)
 class _Entry(Entry):
-    training: Training
+    training: PlannedTraining
 
 
 class _SideBySide(Board[_Entry]):
@@ -68,7 +68,7 @@ class _SideBySide(Board[_Entry]):
 
     def __init__(
         self,
-        trainings: Sequence[Training],
+        trainings: Sequence[PlannedTraining],
         observer: SideBySideObserver,
         folder: Path,
         fingerprint: str,
@@ -77,8 +77,8 @@ class _SideBySide(Board[_Entry]):
         super().__init__(room)
         self._observer = observer
         for number, training in enumerate(trainings):
-            job = Job(training.config, folder / training.name, fingerprint)
-            self._waiting.append(_Entry(number, job, training=training))
+            assignment = Assignment(training.config, folder / training.name, fingerprint)
+            self._waiting.append(_Entry(number, assignment, training=training))
 
     def end_all(self, reason: str) -> None:
         """End the trainings that are still open when the run is interrupted."""
@@ -100,11 +100,11 @@ class _SideBySide(Board[_Entry]):
         if entry.failure:
             if entry.recorder:
                 entry.recorder.close("FAILED")
-            drop_checkpoints(entry.job.folder)
+            drop_checkpoints(entry.assignment.folder)
             self._observer.failed(entry.training, entry.failure)
             self._tell(entry, "FAIL", entry.failure)
             return
-        checkpoint = newest(entry.job.folder)
+        checkpoint = newest(entry.assignment.folder)
         assert entry.last is not None, entry.training.name
         assert checkpoint is not None, entry.training.name
         assert entry.recorder is not None, entry.training.name
@@ -114,7 +114,7 @@ class _SideBySide(Board[_Entry]):
             entry.recorder.close("FAILED")
             raise
         entry.recorder.close("FINISHED")
-        drop_checkpoints(entry.job.folder)
+        drop_checkpoints(entry.assignment.folder)
         self._tell(entry, "COMPLETE")
 
     def _tell(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:

@@ -24,7 +24,7 @@ from encsearch.search.budget.rules import (
     needs_of,
     spent_by,
 )
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 REPETITIONS = 200
 # Which trials are stopped costs far more to play than how long they take, and varies less.
@@ -85,7 +85,7 @@ def forecast(
     search: SearchConfig,
     scaling: ScalingConfig,
     epochs: int,
-    records: Sequence[TrialRecord],
+    trials: Sequence[Trial],
     pace: Pace,
     *,
     elapsed_s: float,
@@ -95,18 +95,18 @@ def forecast(
 ) -> Forecast:
     """What a sweep `elapsed_s` after its start has still to do, `at_once` trials at a time.
 
-    `epochs` is a full trial's length, `records` are all trials so far, and `num_confirmed` of the trainings
+    `epochs` is a full trial's length, `trials` are all trials so far, and `num_confirmed` of the trainings
     after the search are over. The search ends, as by `budget.decide`, when the time that its finalists need
     is left. The same arguments give the same forecast.
     """
-    rng = np.random.default_rng((seed, len(records)))
-    spent = spent_by(records, elapsed_s)
+    rng = np.random.default_rng((seed, len(trials)))
+    spent = spent_by(trials, elapsed_s)
     limit = _search_limit(search, scaling, epochs, pace, spent)
     devices = devices_of(scaling)
     to_start = min(num_to_start(search, spent), _startable(limit, devices, pace, at_once))
     num_new = int(min(to_start, MAX_PLAYED))
     rehearsals = [
-        rehearse(search, epochs, records, num_new=num_new, at_once=at_once, seed=int(rng.integers(2**31)))
+        rehearse(search, epochs, trials, num_new=num_new, at_once=at_once, seed=int(rng.integers(2**31)))
         for _ in range(min(max(REHEARSED_TRIALS // (num_new + 1), MIN_REHEARSALS), MAX_REHEARSALS))
     ]
     played = _play_time(rng, rehearsals, pace, at_once, weight=to_start / max(1, num_new))

@@ -13,9 +13,9 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import Decision, Needs, decide, needs_of, pace_of, spent_by
+from encsearch.search.budget.rules import BudgetDecision, Needs, decide, needs_of, pace_of, spent_by
 from encsearch.search.study.study import Study
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 PROGRESS_FILE = "progress.jsonl"
 DECISION_S, PROGRESS_S = 1, 15
@@ -39,7 +39,7 @@ class Keeper:
         self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
         lines = read_lines(self._path)
         self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
-        self._decision = Decision(may_start=True, must_end=False, may_repeat=True)
+        self._decision = BudgetDecision(may_start=True, must_end=False, may_repeat=True)
         self._needs: Needs | None = None
         self._next_decision_s = self._next_progress_s = -1.0
         # The budget is for the search and what comes after it; this is None unless a limit ended the search.
@@ -79,32 +79,32 @@ class Keeper:
         if self.elapsed_s < self._next_decision_s:
             return
         self._next_decision_s = self.elapsed_s + DECISION_S
-        records = self._study.records()
-        pace = pace_of(records, STARTUP_S)
+        trials = self._study.trials()
+        pace = pace_of(trials, STARTUP_S)
         if pace:
             self._needs = needs_of(self._study.search, self._config.scaling, self._config.train.epochs, pace)
-        self._decision = decide(self._study.search.budget, spent_by(records, self.elapsed_s), self._needs)
-        if self._takes_trials_away(records):
+        self._decision = decide(self._study.search.budget, spent_by(trials, self.elapsed_s), self._needs)
+        if self._takes_trials_away(trials):
             self.ended_by = self._decision.reason
         if self.elapsed_s >= self._next_progress_s:
             self._next_progress_s = self.elapsed_s + PROGRESS_S
             self.write_progress()
 
-    def _takes_trials_away(self, records: Sequence[TrialRecord]) -> bool:
+    def _takes_trials_away(self, trials: Sequence[Trial]) -> bool:
         """Whether a limit ends, or has ended, a trial before its end, or keeps one from being started.
 
         A limit that is met after the last trial has ended nothing.
         """
         if self._decision.may_start:
             return False
-        if self._decision.must_end and any(_is_cut(record) for record in records):
+        if self._decision.must_end and any(_is_cut(trial) for trial in trials):
             return True
-        trained = spent_by(records, self.elapsed_s).trials
+        trained = spent_by(trials, self.elapsed_s).trials
         return trained < self._study.search.budget.trials and not self._study.is_exhausted()
 
     def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:
-        records = self._study.records()
-        pace = pace_of(records, STARTUP_S)
+        trials = self._study.trials()
+        pace = pace_of(trials, STARTUP_S)
         plan, _ = self.confirmation()
         if not pace or num_confirmed >= plan.num_trainings:
             return {}
@@ -113,7 +113,7 @@ class Keeper:
             self._study.search,
             self._config.scaling,
             self._config.train.epochs,
-            records,
+            trials,
             pace,
             elapsed_s=elapsed_s,
             at_once=self._at_once,
@@ -123,8 +123,8 @@ class Keeper:
         return asdict(point)
 
 
-def _is_cut(record: TrialRecord) -> bool:
+def _is_cut(trial: Trial) -> bool:
     """It runs, and so will be ended, or the budget ended it before: the scheduler gives no reason."""
-    return record.state == "RUNNING" or (
-        record.state == "PRUNED" and record.reason is not None and not record.refused
+    return trial.state == "RUNNING" or (
+        trial.state == "PRUNED" and trial.reason is not None and not trial.refused
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from encsearch.config import SearchConfig
 from encsearch.search.stopping import checked_epochs, should_stop
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 # Of more rivals these many, drawn at random, stand for all. From twice MAX_CHECKS epochs on at which a trial
 # may be stopped, every second, third, ... stands for all.
@@ -35,38 +35,38 @@ class Rehearsal:
 def rehearse(
     search: SearchConfig,
     epochs: int,
-    records: Sequence[TrialRecord],
+    trials: Sequence[Trial],
     *,
     num_new: int,
     at_once: int,
     seed: int,
 ) -> Rehearsal:
-    """Play the sweep to its end, `at_once` trials at a time, from where `records` stand.
+    """Play the sweep to its end, `at_once` trials at a time, from where `trials` stand.
 
     `epochs` is a full trial's length; every epoch takes the same time.
     """
-    return _Sweep(search, epochs, records, random.Random(seed)).play(num_new, at_once)
+    return _Sweep(search, epochs, trials, random.Random(seed)).play(num_new, at_once)
 
 
 class _Sweep:
     """The state of one sweep that is played."""
 
     def __init__(
-        self, search: SearchConfig, epochs: int, records: Sequence[TrialRecord], rng: random.Random
+        self, search: SearchConfig, epochs: int, trials: Sequence[Trial], rng: random.Random
     ) -> None:
         self._search, self._epochs, self._rng = search, epochs, rng
-        self._running = {r.number: r.epochs for r in records if r.state == "RUNNING"}
-        self._standing = {r.number: r.curve[-1][1] for r in records if r.state == "RUNNING" and r.curve}
-        self._next = max((r.number for r in records), default=-1) + 1
-        self._donors = _donors(records, epochs, rng)
+        self._running = {r.number: r.epochs for r in trials if r.state == "RUNNING"}
+        self._standing = {r.number: r.curve[-1][1] for r in trials if r.state == "RUNNING" and r.curve}
+        self._next = max((r.number for r in trials), default=-1) + 1
+        self._donors = _donors(trials, epochs, rng)
         self._noise = NOISE * statistics.pstdev(donor[0] for donor in self._donors)
         self._curves: dict[int, dict[int, float]] = {}
         self._reached: dict[int, list[int]] = {}  # who has reported, by epoch
-        for record in records:
-            checks = self._checks(record.number)
-            for epoch, value in record.curve:
+        for trial in trials:
+            checks = self._checks(trial.number)
+            for epoch, value in trial.curve:
                 if epoch in checks:
-                    self._report(record.number, epoch, value)
+                    self._report(trial.number, epoch, value)
 
     def play(self, num_new: int, at_once: int) -> Rehearsal:
         numbers = list(self._running) + [self._next + place for place in range(num_new)]
@@ -114,8 +114,8 @@ class _Sweep:
         return self._rng.choice(self._donors)
 
 
-def _donors(records: Sequence[TrialRecord], epochs: int, rng: random.Random) -> list[list[float]]:
-    ended = [r for r in records if r.curve and r.state in ("COMPLETE", "PRUNED")]
+def _donors(trials: Sequence[Trial], epochs: int, rng: random.Random) -> list[list[float]]:
+    ended = [r for r in trials if r.curve and r.state in ("COMPLETE", "PRUNED")]
     if len(ended) >= MIN_DONORS:
         return [_levelled(r.curve, epochs) for r in ended]
     levels = [rng.gauss(0, 1) for _ in range(NUM_ARTIFICIAL)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from encsearch.text import format_cost, format_count, format_duration, format_list
 
 # A machine is not equally fast all the time: a pace that many trials agree on may still be off by so much.
@@ -39,9 +39,9 @@ class Pace:
         return self.epoch_s[low] + (place - low) * (self.epoch_s[high] - self.epoch_s[low])
 
 
-def pace_of(records: Sequence[TrialRecord], startup_s: float) -> Pace | None:
+def pace_of(trials: Sequence[Trial], startup_s: float) -> Pace | None:
     """From the trials so far, those that run included; None before the first report."""
-    epoch_s = sorted(r.seconds / r.epochs for r in records if r.epochs and r.seconds)
+    epoch_s = sorted(r.seconds / r.epochs for r in trials if r.epochs and r.seconds)
     if not epoch_s:
         return None
     mean = statistics.fmean(epoch_s)
@@ -101,7 +101,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Decision:
+class BudgetDecision:
     """Whether another trial may start, whether those that run must end now, and why not or why.
 
     `may_repeat` is whether there is time for one that the number of trials does not count.
@@ -113,7 +113,7 @@ class Decision:
     may_repeat: bool = False
 
 
-def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
+def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> BudgetDecision:
     """What the budget allows at this moment; `needs` is None until something was measured.
 
     Running trials are ended by the clock and by GPU-hours, not by the number of trials. A search that is
@@ -121,26 +121,26 @@ def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> Decision:
     """
     kept = needs.confirm if needs else Cost(0, 0)
     if reason := _exceeded(budget, spent.cost + kept, spent.cost, needs):
-        return Decision(may_start=False, must_end=True, reason=reason)
+        return BudgetDecision(may_start=False, must_end=True, reason=reason)
     late = needs and _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
         told = f"all {format_count(budget.trials)} trials of the budget have started"
-        return Decision(False, False, told, may_repeat=not late)
+        return BudgetDecision(False, False, told, may_repeat=not late)
     if spent.refused >= budget.trials:
         refused = format_count(spent.refused)
         told = f"{refused} proposals were refused by search.limits, as many as the budget has trials"
-        return Decision(False, False, told, may_repeat=not late)
+        return BudgetDecision(False, False, told, may_repeat=not late)
     if late:
-        return Decision(False, False, f"no new trial would report in time: {late}")
-    return Decision(may_start=True, must_end=False, may_repeat=True)
+        return BudgetDecision(False, False, f"no new trial would report in time: {late}")
+    return BudgetDecision(may_start=True, must_end=False, may_repeat=True)
 
 
-def spent_by(records: Sequence[TrialRecord], wall_s: float) -> Spent:
+def spent_by(trials: Sequence[Trial], wall_s: float) -> Spent:
     """What the trials so far have used; `wall_s` is the sweep's time without its interruptions."""
-    trained = [r for r in records if not r.refused]
+    trained = [r for r in trials if not r.refused]
     return Spent(
         trials=sum(r.rerun_of is None for r in trained),
-        refused=len(records) - len(trained),
+        refused=len(trials) - len(trained),
         cost=Cost(wall_s, sum(r.cost_seconds for r in trained)),
     )
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig, Context, trial_config
-from encsearch.reports import REPORTS_FILE, Report, RunResult, distinct_reports
+from encsearch.reports import REPORTS_FILE, Report, TrainingResult, distinct_reports
 from encsearch.search.confirm.ranking import Configuration
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Finalist:
     name: str
     trial: int | None
     config: Config
-    result: RunResult
+    result: TrainingResult
     parameters: int
 
     @property
@@ -31,9 +31,7 @@ class Finalist:
         return self.config.train.seed
 
 
-def pick_finalists(
-    records: Sequence[TrialRecord], count: int, excluded: Collection[int] = ()
-) -> list[TrialRecord]:
+def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int] = ()) -> list[Trial]:
     """The `count` best trials, without those whose number is `excluded`.
 
     Those that ran to the end come first, then those that ran furthest, so that fidelities are not mixed. Of
@@ -41,34 +39,34 @@ def pick_finalists(
     those that ran to the end, the best metric first.
     """
     scored = [
-        record
-        for record in records
-        if record.value is not None
-        and record.state in ("COMPLETE", "PRUNED")
-        and not record.refused
-        and record.number not in excluded
+        trial
+        for trial in trials
+        if trial.value is not None
+        and trial.state in ("COMPLETE", "PRUNED")
+        and not trial.refused
+        and trial.number not in excluded
     ]
     scored.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
-    distinct: list[TrialRecord] = []
-    for record in pareto_front(scored) or scored:
-        if all(record.values != other.values for other in distinct):
-            distinct.append(record)
+    distinct: list[Trial] = []
+    for trial in pareto_front(scored) or scored:
+        if all(trial.values != other.values for other in distinct):
+            distinct.append(trial)
     return distinct[:count]
 
 
-def pareto_front(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that ran to the end and that no other beats in one objective without losing in the other.
 
     In their order; none where there is one objective.
     """
     points = [
-        (record, record.value, record.minimized)
-        for record in records
-        if record.state == "COMPLETE" and record.value is not None and record.minimized is not None
+        (trial, trial.value, trial.minimized)
+        for trial in trials
+        if trial.state == "COMPLETE" and trial.value is not None and trial.minimized is not None
     ]
     return [
-        record
-        for record, value, cost in points
+        trial
+        for trial, value, cost in points
         if not any(v >= value and c <= cost and (v, c) != (value, cost) for _, v, c in points)
     ]
 
@@ -132,7 +130,7 @@ def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
 
 def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist:
     """The training of `config` that left the line; its reports are those of its spool."""
-    result = RunResult(
+    result = TrainingResult(
         reports=tuple(distinct_reports(folder / line["name"] / REPORTS_FILE)),
         best=Report.from_dict(line["best"]),
         best_checkpoint=folder / line["checkpoint"],

@@ -12,7 +12,7 @@ from typing import Protocol
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.errors import TrainingError
 from encsearch.files import append_line, read_lines
-from encsearch.reports import Recorder, RunResult, recording
+from encsearch.reports import Recorder, TrainingResult, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
     Finalist,
@@ -25,7 +25,7 @@ from encsearch.search.confirm.finalists import (
     to_line,
 )
 from encsearch.search.confirm.ranking import Ranking, rank
-from encsearch.search.trials import TrialRecord
+from encsearch.search.trials import Trial
 from encsearch.train.experiment import count_parameters
 
 # A line a finished training; what it names is not trained again.
@@ -61,7 +61,7 @@ class Confirmation:
 def confirm(
     config: Config,
     plan: ConfirmConfig,
-    records: Sequence[TrialRecord],
+    trials: Sequence[Trial],
     folder: Path,
     observer: ConfirmObserver,
     *,
@@ -78,14 +78,16 @@ def confirm(
     checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
     told and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
-    picked = pick_finalists(records, plan.finalists, excluded)
+    picked = pick_finalists(trials, plan.finalists, excluded)
     if not picked:
         raise TrainingError(
-            f"none of {len(records)} trials can be confirmed: {len(excluded)} are left out because they "
+            f"none of {len(trials)} trials can be confirmed: {len(excluded)} are left out because they "
             "ran on other hardware (search.flagged), the others have no value"
         )
     wanted = [
-        Wanted(f"trial{r.number}-seed{seed}", r.number, finalist_config(config, r.values, seed, plan))
+        PlannedFinalist(
+            f"trial{r.number}-seed{seed}", r.number, finalist_config(config, r.values, seed, plan)
+        )
         for r in picked
         for seed in plan.seeds
     ]
@@ -102,7 +104,7 @@ def confirm(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedFinalist:
     """A training that the confirmation needs; its folder and its line go by the name."""
 
     name: str
@@ -110,10 +112,10 @@ class Wanted:
     config: Config
 
 
-def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
+def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
     """Their names hold the winner, at whose values they train: of an extended sweep it may be another."""
     return [
-        Wanted(
+        PlannedFinalist(
             f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}",
             None,
             with_values(winner.config, {"model.context": context, "train.seed": seed}),
@@ -124,7 +126,7 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[Wanted]:
 
 
 def _train_missing(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[PlannedFinalist],
     num_classes: int,
     folder: Path,
     observer: ConfirmObserver,
@@ -141,7 +143,9 @@ def _train_missing(
     return tuple(finalist for finalist in found if finalist)
 
 
-def _train(wanted: Wanted, num_classes: int, folder: Path, observer: ConfirmObserver) -> Finalist | None:
+def _train(
+    wanted: PlannedFinalist, num_classes: int, folder: Path, observer: ConfirmObserver
+) -> Finalist | None:
     recorder = observer.open_finalist(wanted.name, wanted.trial, wanted.config)
     try:
         with recording(recorder):
@@ -157,7 +161,7 @@ def _train(wanted: Wanted, num_classes: int, folder: Path, observer: ConfirmObse
     return finalist
 
 
-def _whole(result: RunResult) -> RunResult:
+def _whole(result: TrainingResult) -> TrainingResult:
     """A training that went on after a kill was timed from there; its epochs before it count too."""
     epochs_s = sum(report.seconds for report in result.reports)
     return replace(result, seconds=max(result.seconds, epochs_s))

@@ -24,7 +24,7 @@ from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
 from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
-from encsearch.search.trials import PARAMETERS, TrialRecord, TrialState
+from encsearch.search.trials import PARAMETERS, Trial, TrialState
 
 # User attributes of a trial, as people see them in optuna-dashboard.
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
@@ -73,21 +73,21 @@ class Study:
         if all(trial.user_attrs.get(RERUN_OF) != number for trial in trials):
             self._study.enqueue_trial(dict(trials[number].params), user_attrs={RERUN_OF: number})
 
-    def learn(self, source: str, records: Sequence[TrialRecord]) -> None:
+    def learn(self, source: str, trials: Sequence[Trial]) -> None:
         """Take over another study's ended trials for the sampler and the rungs, once a trial.
 
-        They are not among `records()`. Their values must lie in this study's space. Of two objectives a trial
+        They are not among `trials()`. Their values must lie in this study's space. Of two objectives a trial
         that was stopped tells nothing.
         """
         states = ("COMPLETE",) if self.search.minimize else ("COMPLETE", "PRUNED")
         known = {trial.user_attrs.get(WARM_START) for trial in self._study.get_trials(deepcopy=False)}
-        for record in records:
-            name = f"{source} trial {record.number}"
-            if name not in known and record.state in states:
-                self._study.add_trial(_foreign(record, name, self.search))
-        trials = self._study.get_trials(deepcopy=False)
-        self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
-        self._study.set_user_attr(WARM_START, sum(WARM_START in trial.user_attrs for trial in trials))
+        for trial in trials:
+            name = f"{source} trial {trial.number}"
+            if name not in known and trial.state in states:
+                self._study.add_trial(_foreign(trial, name, self.search))
+        frozen = self._study.get_trials(deepcopy=False)
+        self._curves = {t.number: dict(t.intermediate_values) for t in frozen if t.intermediate_values}
+        self._study.set_user_attr(WARM_START, sum(WARM_START in t.user_attrs for t in frozen))
 
     @property
     def num_learnt(self) -> int | None:
@@ -179,7 +179,7 @@ class Study:
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
 
-    def records(self) -> tuple[TrialRecord, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         """All trials of this sweep that were started, by number."""
         return _records(self._study, self.search)
 
@@ -231,7 +231,7 @@ class Study:
         self._study.tell(number, state=state, skip_if_finished=True)
 
 
-def records_at(place: str, name: str, search: SearchConfig) -> tuple[TrialRecord, ...]:
+def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
     """The trials of a study that another process may own; nothing is written there.
 
     Raises PreflightError when it is not there.
@@ -243,7 +243,7 @@ def records_at(place: str, name: str, search: SearchConfig) -> tuple[TrialRecord
         raise PreflightError(f"{without_secrets(place)} has no study {name}") from None
 
 
-def _records(study: optuna.Study, search: SearchConfig) -> tuple[TrialRecord, ...]:
+def _records(study: optuna.Study, search: SearchConfig) -> tuple[Trial, ...]:
     return tuple(
         _record(trial, search)
         for trial in study.get_trials(deepcopy=False)
@@ -251,11 +251,11 @@ def _records(study: optuna.Study, search: SearchConfig) -> tuple[TrialRecord, ..
     )
 
 
-def _record(trial: FrozenTrial, search: SearchConfig) -> TrialRecord:
+def _record(trial: FrozenTrial, search: SearchConfig) -> Trial:
     curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
     attributes = trial.user_attrs
     is_stopped = trial.state == OptunaState.FAIL and STOPPED in attributes
-    return TrialRecord(
+    return Trial(
         number=trial.number,
         values=dict(trial.params),
         state=cast(TrialState, "PRUNED" if is_stopped else trial.state.name),
@@ -272,17 +272,17 @@ def _record(trial: FrozenTrial, search: SearchConfig) -> TrialRecord:
     )
 
 
-def _foreign(record: TrialRecord, name: str, search: SearchConfig) -> FrozenTrial:
+def _foreign(trial: Trial, name: str, search: SearchConfig) -> FrozenTrial:
     """A trial of another study as one of this."""
-    space = {path: search.space[path] for path in record.values}
-    is_complete = record.state == "COMPLETE"
-    told = [record.value, record.minimized] if search.minimize else [record.value]
+    space = {path: search.space[path] for path in trial.values}
+    is_complete = trial.state == "COMPLETE"
+    told = [trial.value, trial.minimized] if search.minimize else [trial.value]
     return create_trial(
         state=OptunaState.COMPLETE if is_complete else OptunaState.PRUNED,
-        params=dict(record.values),
+        params=dict(trial.values),
         distributions={path: distribution(dimension) for path, dimension in space.items()},
         values=[float(value) for value in told if value is not None] if is_complete else None,
-        intermediate_values=dict(record.curve),
+        intermediate_values=dict(trial.curve),
         user_attrs={WARM_START: name},
     )
 

@@ -18,7 +18,7 @@ RESTARTS = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """One training; `folder` keeps its reports and its newest checkpoint, so that it can go on.
 
     A store whose fingerprint is not `fingerprint` is refused by the process that reads it.
@@ -35,7 +35,7 @@ class Entry:
     """A job on the board, over all attempts at it; `last` is its newest report, `seconds` of all reports."""
 
     number: int
-    job: Job
+    assignment: Assignment
     recorder: Recorder | None = None
     last: Report | None = None
     seconds: float = 0.0
@@ -58,12 +58,12 @@ class Board(ABC, Generic[E]):
         self._waiting: deque[E] = deque()
         self._out: dict[str, E] = {}
 
-    def next_job(self, key: str) -> Job | None:
+    def next_assignment(self, key: str) -> Assignment | None:
         """What to start now; None if nothing is to be started at the moment."""
         if not self._waiting or len(self._out) >= self._room:
             return None
         entry = self._out[key] = self._waiting.popleft()
-        return entry.job
+        return entry.assignment
 
     def is_done(self) -> bool:
         """Nothing runs and nothing is to come."""

@@ -17,18 +17,18 @@ from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
 from encsearch.search.tune.board import Board
-from encsearch.search.tune.trial import Trial, trial_resources
+from encsearch.search.tune.trial import TrialTrainable, trial_resources
 
 MAX_REASON = 200  # characters
 
 
-def run_jobs(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
+def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     """Run the board's jobs on the connected Ray until it is done or over, each with `scaling`'s workers.
 
     `folder` is Tune's scratch folder, deleted at the end.
     """
     tuner = tune.Tuner(
-        tune.with_resources(Trial, trial_resources(scaling)),
+        tune.with_resources(TrialTrainable, trial_resources(scaling)),
         tune_config=tune.TuneConfig(
             num_samples=-1,
             search_alg=_AskBoard(board),
@@ -75,7 +75,7 @@ class _AskBoard(_HoldsBoard, Searcher):
         _HoldsBoard.__init__(self, board)
 
     def suggest(self, trial_id: str) -> Any:
-        job = self._board.next_job(trial_id)
+        job = self._board.next_assignment(trial_id)
         if job:
             return {
                 "config": to_json(job.config),
@@ -123,7 +123,7 @@ class _TellBoard(_HoldsBoard, tune.Callback):
 
 
 def _last_line(error_file: Path) -> str:
-    """Of what Tune wrote of the error here; `Trial.get_error` reads a copy that comes later.
+    """Of what Tune wrote of the error here; `TrialTrainable.get_error` reads a copy that comes later.
 
     Shortened: Ray 2.60 adds to a lost process a paragraph of what may have been the cause.
     """

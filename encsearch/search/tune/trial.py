@@ -42,7 +42,7 @@ def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([SUPERVISOR] + [worker] * scaling.num_workers)
 
 
-class Trial(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """Steps a training by one epoch; `config` is a `Job`, its configuration as JSON.
 
     The processes are reused for the next trial, so torch is imported once. A trial whose folder has a

@@ -19,7 +19,7 @@ LINEAGE = ("data.", "version.", "git.", "mlflow.source.")
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run as the store has it; times are milliseconds since 1970, `metrics` the newest values."""
 
     run_id: str
@@ -90,13 +90,13 @@ def order_by(sort: str | None) -> list[str] | None:
     return [f"{key} {'ASC' if is_ascending else 'DESC'}", NEWEST_FIRST]
 
 
-def in_order(rows: Sequence[Row], sort: str) -> list[Row]:
+def in_order(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
     """Numbers by their size, before texts; runs that lack the value last."""
     name, is_ascending = _sort_name(sort)
     found = [(column(row, name), row) for row in rows]
     numbers = [(float(value), row) for value, row in found if _is_number(value)]
     texts = [(str(value), row) for value, row in found if value is not None and not _is_number(value)]
-    ordered: list[Row] = []
+    ordered: list[RunRow] = []
     for known in (numbers, texts):
         ordered += [row for _, row in sorted(known, key=lambda one: one[0], reverse=not is_ascending)]
     return ordered + [row for value, row in found if value is None]
@@ -109,7 +109,7 @@ def quoted(text: str) -> str:
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
-def pick(text: str, candidates: Sequence[Row]) -> Row:
+def pick(text: str, candidates: Sequence[RunRow]) -> RunRow:
     """The one run that `text` means. Raises UserError if it is none or several."""
     exact = [row for row in candidates if row.run_id == text]
     found = exact or list(candidates)
@@ -125,7 +125,7 @@ def pick(text: str, candidates: Sequence[Row]) -> Row:
     raise UserError(f"{text} is {len(found)} runs; give the id of one: {named}{more}")
 
 
-def column(row: Row, name: str) -> Any:
+def column(row: RunRow, name: str) -> Any:
     """What a table shows for `name`: an attribute, a metric, a param or a tag; None if the run lacks it.
 
     `metrics.seconds` is an epoch's, `seconds` the run's.
@@ -150,7 +150,7 @@ def column(row: Row, name: str) -> Any:
     return None
 
 
-def varying(rows: Sequence[Row]) -> list[str]:
+def varying(rows: Sequence[RunRow]) -> list[str]:
     """The params in which the runs differ, a missing one being a value, in the order of the first run."""
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     return [name for name in names if len({row.params.get(name) for row in rows}) > 1]
@@ -167,13 +167,13 @@ def searched(params: Mapping[str, str]) -> list[str]:
         return []
 
 
-def ranked_by(rows: Sequence[Row], metric: str) -> list[Row]:
+def ranked_by(rows: Sequence[RunRow], metric: str) -> list[RunRow]:
     """The runs that have the metric, the greatest first."""
     known = [row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))]
     return sorted(known, key=lambda row: row.metrics[metric], reverse=True)
 
 
-def main_metric(rows: Sequence[Row]) -> str:
+def main_metric(rows: Sequence[RunRow]) -> str:
     """The metric that the runs were trained for, by the recipe of the first that names one."""
     return next((row.params["metric"] for row in rows if "metric" in row.params), "mIoU")
 
@@ -188,7 +188,7 @@ def lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in tags.items() if name.startswith(LINEAGE)}
 
 
-def best_columns(rows: Sequence[Row], metric: str) -> list[int]:
+def best_columns(rows: Sequence[RunRow], metric: str) -> list[int]:
     """Which of the runs have the best value of a metric; none where no order is known, or all are equal."""
     sign = _direction(metric)
     values = [row.metrics.get(metric, math.nan) for row in rows]
@@ -198,7 +198,7 @@ def best_columns(rows: Sequence[Row], metric: str) -> list[int]:
     return [i for i, value in enumerate(values) if sign * value == max(known)]
 
 
-def metric_names(rows: Sequence[Row]) -> list[str]:
+def metric_names(rows: Sequence[RunRow]) -> list[str]:
     """Every metric that a run has: the best ones first, then by name."""
     names = {name for row in rows for name in row.metrics}
     return sorted(names, key=lambda name: (not name.startswith("best/"), name))

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
-from encsearch.tracking.browse.rows import Query, Row, filter_text, in_order, order_by, pick, quoted
+from encsearch.tracking.browse.rows import Query, RunRow, filter_text, in_order, order_by, pick, quoted
 from encsearch.tracking.browse.views import View, changes
 from encsearch.tracking.mlflow import Tracking, answering, innermost
 
@@ -23,10 +23,10 @@ MAX_NAMED = 10  # experiments that an error lists
 class Detail:
     """All that the store knows of a run; `datasets` by name with digest, `artifacts` path -> bytes."""
 
-    row: Row
+    row: RunRow
     datasets: Mapping[str, str]
     artifacts: Mapping[str, int]
-    children: tuple[Row, ...]
+    children: tuple[RunRow, ...]
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
     return Tracking(client, uri, found.experiment_id)
 
 
-def search(tracking: Tracking, query: Query) -> list[Row]:
+def search(tracking: Tracking, query: Query) -> list[RunRow]:
     """The runs of the experiment that the query means, page by page. Raises UserError for a bad filter."""
     order = order_by(query.sort)
     if order is None:
         assert query.sort, "MLflow orders by time"
         everything = search(tracking, replace(query, sort=None, limit=None))
         return in_order(everything, query.sort)[: query.limit]
-    found: list[Row] = []
+    found: list[RunRow] = []
     token, text = None, filter_text(query)
     while query.limit is None or len(found) < query.limit:
         size = RUNS_A_PAGE if query.limit is None else min(RUNS_A_PAGE, query.limit - len(found))
@@ -76,7 +76,7 @@ def search(tracking: Tracking, query: Query) -> list[Row]:
     return found
 
 
-def find(tracking: Tracking, text: str) -> Row:
+def find(tracking: Tracking, text: str) -> RunRow:
     """The run with that id, the start of an id, or that name. Raises UserError if it is none or several."""
     name = search(tracking, Query(f"attributes.run_name = {quoted(text)}", kind="all"))
     is_id = text.isalnum() and text == text.lower()
@@ -84,12 +84,12 @@ def find(tracking: Tracking, text: str) -> Row:
     return pick(text, list({row.run_id: row for row in [*ids, *name]}.values()))
 
 
-def get(tracking: Tracking, run_id: str) -> Row:
+def get(tracking: Tracking, run_id: str) -> RunRow:
     """Raises UserError for a run that the experiment lacks."""
     return pick(run_id, search(tracking, Query(f"attributes.run_id = {quoted(run_id)}", kind="all")))
 
 
-def detail(tracking: Tracking, row: Row) -> Detail:
+def detail(tracking: Tracking, row: RunRow) -> Detail:
     with answering(tracking.uri):
         inputs = tracking.client.get_run(row.run_id).inputs.dataset_inputs
         artifacts = _artifacts(tracking, row.run_id)
@@ -147,9 +147,9 @@ def _artifacts(tracking: Tracking, run_id: str, folder: str | None = None) -> di
     return found
 
 
-def _row(run: Run) -> Row:
+def _row(run: Run) -> RunRow:
     info, data = run.info, run.data
-    return Row(
+    return RunRow(
         info.run_id,
         info.run_name or info.run_id,
         info.status,

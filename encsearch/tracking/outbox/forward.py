@@ -42,15 +42,15 @@ class UnavailableError(Exception):
     """The store does not answer now; the same call may succeed later."""
 
 
-class RefusedError(Exception):
+class EventRefusedError(Exception):
     """The store will never take this."""
 
 
-class GoneError(RefusedError):
+class GoneError(EventRefusedError):
     """The run was deleted in the store: it takes nothing more."""
 
 
-class Store(Protocol):
+class EventStore(Protocol):
     """Where runs are kept. Every call may be repeated; each may raise the three errors above."""
 
     @property
@@ -143,7 +143,7 @@ def sending_alone(job_folder: Path) -> AbstractContextManager[bool]:
     return hold_lock(job_folder / FOLDER / SENDER_LOCK)
 
 
-def send_chunk(job_folder: Path, store: Store) -> int:
+def send_chunk(job_folder: Path, store: EventStore) -> int:
     """Send what comes next, at most EVENTS_A_CHUNK events; how many there were.
 
     The caller holds the lock. Raises UnavailableError; UserError for a record that was begun elsewhere.
@@ -196,14 +196,14 @@ def _steps(events: Sequence[Event]) -> Iterator[Event]:
         yield Logged(run, tuple(points))
 
 
-def _send(event: Event, runs: dict[str, str], store: Store, job_folder: Path) -> None:
+def _send(event: Event, runs: dict[str, str], store: EventStore, job_folder: Path) -> None:
     try:
         if isinstance(event, Started):
             parent_id = runs.get(event.parent) if event.parent else None
             runs[event.run] = store.begin(event, parent_id, runs.get(event.run))
             store.describe(runs[event.run], event)
         elif event.run not in runs:
-            raise RefusedError("its run was refused or deleted")
+            raise EventRefusedError("its run was refused or deleted")
         elif isinstance(event, Logged):
             _send_points(event, runs[event.run], store, job_folder)
         elif isinstance(event, Tagged):
@@ -212,7 +212,7 @@ def _send(event: Event, runs: dict[str, str], store: Store, job_folder: Path) ->
             store.store_files(runs[event.run], _inside(job_folder, event.path), event.target)
         else:
             store.end(runs[event.run], event)
-    except RefusedError as error:
+    except EventRefusedError as error:
         if isinstance(error, GoneError):
             runs.pop(event.run, None)
         _keep_refused(event, error, job_folder)
@@ -223,24 +223,24 @@ def _inside(job_folder: Path, path: str) -> Path:
     found = job_folder / path
     for file in (found, *found.rglob("*")):
         if not file.resolve().is_relative_to(job_folder.resolve()):
-            raise RefusedError(f"{file} leads out of the job's folder")
+            raise EventRefusedError(f"{file} leads out of the job's folder")
     return found
 
 
-def _send_points(event: Logged, run_id: str, store: Store, job_folder: Path) -> None:
+def _send_points(event: Logged, run_id: str, store: EventStore, job_folder: Path) -> None:
     for batch in _batches(event.points):
         try:
             store.log(run_id, batch)
         except GoneError:
             raise
-        except RefusedError:
+        except EventRefusedError:
             # One figure that is refused must not take the others with it.
             for point in batch:
                 for name, value in point.values.items():
                     single = replace(point, values={name: value})
                     try:
                         store.log(run_id, [single])
-                    except RefusedError as error:
+                    except EventRefusedError as error:
                         _keep_refused(Logged(event.run, (single,)), error, job_folder)
 
 
@@ -261,7 +261,7 @@ def _batches(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield batch
 
 
-def _keep_refused(event: Event, error: RefusedError, job_folder: Path) -> None:
+def _keep_refused(event: Event, error: EventRefusedError, job_folder: Path) -> None:
     path = job_folder / FOLDER / REFUSED_FILE
     reason = one_line(error)
     if not path.exists():

@@ -14,7 +14,7 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import Point
 from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, innermost
 from encsearch.tracking.outbox.events import Ended, Started
-from encsearch.tracking.outbox.forward import GoneError, RefusedError, UnavailableError
+from encsearch.tracking.outbox.forward import EventRefusedError, GoneError, UnavailableError
 
 KEY_TAG = "encsearch.record"
 TOO_LARGE = 413
@@ -70,7 +70,7 @@ class MlflowStore:
     def store_files(self, run_id: str, path: Path, target: str) -> None:
         for file in (path, *path.rglob("*")):
             if not os.access(file, os.R_OK):
-                raise RefusedError(f"{file} does not exist or cannot be read")
+                raise EventRefusedError(f"{file} does not exist or cannot be read")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         with self._telling(run_id), _any_upload_failure_is_for_now():
             send(run_id, str(path), target or None)
@@ -114,11 +114,11 @@ class MlflowStore:
             self._check_experiment()
             if run_id and self._is_gone(run_id):
                 raise GoneError(f"run {run_id} was deleted in MLflow") from None
-            raise RefusedError(innermost(error)) from None
+            raise EventRefusedError(innermost(error)) from None
         except STORE_FAILURES as error:
             # A proxy before the store may have a limit of its own on what it takes at once.
             if getattr(getattr(error, "response", None), "status_code", None) == TOO_LARGE:
-                raise RefusedError(innermost(error)) from None
+                raise EventRefusedError(innermost(error)) from None
             raise UnavailableError(innermost(error)) from None
 
     def _check_experiment(self) -> None:

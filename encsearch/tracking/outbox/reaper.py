@@ -9,7 +9,14 @@ from pathlib import Path
 from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.files import hold_lock
 from encsearch.tracking.outbox.events import Ended, Tagged
-from encsearch.tracking.outbox.forward import Store, is_settled, read_sent, send_chunk, sending_alone, warn
+from encsearch.tracking.outbox.forward import (
+    EventStore,
+    is_settled,
+    read_sent,
+    send_chunk,
+    sending_alone,
+    warn,
+)
 from encsearch.tracking.outbox.record import (
     EVENTS_FILE,
     FOLDER,
@@ -38,7 +45,7 @@ def reap(job_folder: Path) -> list[str] | None:
         return left
 
 
-def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
+def settle_siblings(job_folder: Path, store: EventStore) -> Iterator[None]:
     """Close and send what dead jobs beside this one have left, a part each time that the next is asked for.
 
     Only records of the same store, begun on this machine: a lock may not cross machines, and that of a job
@@ -52,7 +59,7 @@ def settle_siblings(job_folder: Path, store: Store) -> Iterator[None]:
             warn(f"the record of {folder} cannot be sent ({one_line(error, None)})")
 
 
-def _is_left(job_folder: Path, store: Store) -> bool:
+def _is_left(job_folder: Path, store: EventStore) -> bool:
     sent = read_sent(job_folder)
     if (sent.uri, sent.experiment_id) != (store.shown_uri, store.experiment_id) or is_settled(job_folder):
         return False
@@ -60,7 +67,7 @@ def _is_left(job_folder: Path, store: Store) -> bool:
     return bool(owner["host"] == socket.gethostname())
 
 
-def _send_in_parts(job_folder: Path, store: Store) -> Iterator[None]:
+def _send_in_parts(job_folder: Path, store: EventStore) -> Iterator[None]:
     is_done = False
     while not is_done:
         with sending_alone(job_folder) as is_alone:

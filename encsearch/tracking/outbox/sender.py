@@ -25,7 +25,7 @@ from encsearch.errors import PreflightError, TrainingError, UserError
 from encsearch.redaction import without_secrets
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
-    Store,
+    EventStore,
     UnavailableError,
     begin_sending,
     read_sent,
@@ -206,7 +206,7 @@ class _BusyError(UnavailableError):
 class _Forwarder:
     """Sends a job's record while the job lives, and what is left when it has ended."""
 
-    def __init__(self, job_folder: Path, store: Store) -> None:
+    def __init__(self, job_folder: Path, store: EventStore) -> None:
         self._job_folder, self._store = job_folder, store
         self._failure = ""
         self._ends_s = math.inf

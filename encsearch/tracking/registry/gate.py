@@ -51,13 +51,13 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     passed: bool
     text: str
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """The verdict, and what was looked at: each check as a sentence with its figures.
 
     `gain` is None without a champion to compare with.
@@ -65,7 +65,7 @@ class Decision:
 
     mean_iou: float
     gain: Gain | None
-    checks: tuple[Check, ...]
+    checks: tuple[GateCheck, ...]
 
     @property
     def promote(self) -> bool:
@@ -83,7 +83,7 @@ def decide(
     classes: Sequence[str],
     gate: PromoteConfig,
     place: str = "",
-) -> Decision:
+) -> GateDecision:
     """Every check of the gate on its own, so that all that speaks against a candidate is told at once.
 
     The candidate must be better than the champion by `gate.margin`, surely; no class may fall far; the floors
@@ -105,10 +105,12 @@ def decide(
         checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
         checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
-        checks.append(Check(True, f"no model to compare with; the candidate has mIoU {format_score(value)}"))
+        checks.append(
+            GateCheck(True, f"no model to compare with; the candidate has mIoU {format_score(value)}")
+        )
     checks += _floors(candidate_pixels, classes, gate)
     checks += _latency(candidate, champion, gate.latency_limit_ms, place)
-    return Decision(value, gain, tuple(checks))
+    return GateDecision(value, gain, tuple(checks))
 
 
 def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
@@ -177,33 +179,33 @@ def _mean_ious(sums: Values) -> Values:
     return means
 
 
-def _enough_images(number: int, least: int) -> Check:
+def _enough_images(number: int, least: int) -> GateCheck:
     images = format_count(number, "labelled image")
     if number < least:
-        return Check(False, f"the set has {images}, fewer than min_images={least}")
-    return Check(True, images)
+        return GateCheck(False, f"the set has {images}, fewer than min_images={least}")
+    return GateCheck(True, images)
 
 
-def _sure_enough(number: int, confidence: float) -> Iterator[Check]:
+def _sure_enough(number: int, confidence: float) -> Iterator[GateCheck]:
     """Of N images all favour an equal model by luck in 2 ** -N of cases, and no resampling can tell."""
     least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
     if number < least:
-        yield Check(
+        yield GateCheck(
             False,
             f"{format_count(number, 'labelled image')} cannot tell with {format_param(confidence)} "
             f"confidence, {format_count(least)} can",
         )
 
 
-def _another_model(candidate: Candidate, champion: Candidate) -> Check:
+def _another_model(candidate: Candidate, champion: Candidate) -> GateCheck:
     if candidate.run_id == champion.run_id:
-        return Check(False, f"run {candidate.run_id} is already the {_shown(champion)}")
+        return GateCheck(False, f"run {candidate.run_id} is already the {_shown(champion)}")
     if candidate.weights == champion.weights:
-        return Check(False, f"its weights are those of the {_shown(champion)}")
-    return Check(True, f"compared with the {_shown(champion)}")
+        return GateCheck(False, f"its weights are those of the {_shown(champion)}")
+    return GateCheck(True, f"compared with the {_shown(champion)}")
 
 
-def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> Check:
+def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
     """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
@@ -213,16 +215,16 @@ def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) ->
     )
     margin = f"the margin of {format_points(gate.margin)}"
     if passed:
-        return Check(True, f"{text}, which reaches {margin}")
+        return GateCheck(True, f"{text}, which reaches {margin}")
     if gain.value <= 0:
-        return Check(False, f"{text}: the candidate is not better")
+        return GateCheck(False, f"{text}: the candidate is not better")
     needed = f"above 0 and at least {margin}" if gate.margin else "above 0"
-    return Check(False, f"{text}, which is not {needed}")
+    return GateCheck(False, f"{text}, which is not {needed}")
 
 
 def _drops(
     candidate: Pixels, champion: Pixels, classes: Sequence[str], gate: PromoteConfig
-) -> Iterator[Check]:
+) -> Iterator[GateCheck]:
     if gate.max_class_drop is None:
         return
     ours, theirs = class_ious(candidate.sum(axis=0)), class_ious(champion.sum(axis=0))
@@ -231,14 +233,14 @@ def _drops(
     fallen = {index: drop for index, drop in drops.items() if drop > gate.max_class_drop + TOLERANCE}
     for index in fallen:
         fall = f"{format_score(theirs[index])} to {format_score(ours[index])}"
-        yield Check(False, f"{classes[index]} falls from IoU {fall}, over {allowed}")
+        yield GateCheck(False, f"{classes[index]} falls from IoU {fall}, over {allowed}")
     if drops and not fallen:
         worst = max(drops, key=drops.__getitem__)
         change = format_points(-drops[worst], signed=True)
-        yield Check(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {change})")
+        yield GateCheck(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {change})")
 
 
-def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[Check]:
+def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[GateCheck]:
     floors = _floor_by_class(candidate, classes, gate)
     ious = class_ious(candidate.sum(axis=0))
     shown = set(_shown_classes(candidate, 1))
@@ -249,9 +251,9 @@ def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> I
         elif ious[index] < floor - TOLERANCE:
             iou = format_score(ious[index])
             missed.append(f"{classes[index]} has IoU {iou}, below its floor of {format_score(floor)}")
-    yield from (Check(False, text) for text in missed)
+    yield from (GateCheck(False, text) for text in missed)
     if floors and not missed:
-        yield Check(True, f"{len(floors)} of {len(classes)} classes have a floor and reach it")
+        yield GateCheck(True, f"{len(floors)} of {len(classes)} classes have a floor and reach it")
 
 
 def _floor_by_class(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Mapping[int, float]:
@@ -268,7 +270,7 @@ def _shown_classes(pixels: Pixels, least: int) -> list[int]:
 
 def _latency(
     candidate: Candidate, champion: Candidate | None, limit_ms: float | None, place: str
-) -> Iterator[Check]:
+) -> Iterator[GateCheck]:
     if limit_ms is None:
         return
     assert candidate.latency_ms is not None, "a limit needs a measurement"
@@ -282,7 +284,7 @@ def _latency(
     text = (
         f"{format_number(candidate.latency_ms)} ms an image{rival}, measured on {place}: {relation} the limit"
     )
-    yield Check(passed, f"{text} of {format_number(limit_ms)} ms")
+    yield GateCheck(passed, f"{text} of {format_number(limit_ms)} ms")
 
 
 def _shown(champion: Candidate) -> str:

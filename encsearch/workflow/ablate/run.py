@@ -29,8 +29,8 @@ from encsearch.search.ablation.plan import (
     FCN,
     MULTI_SCALE,
     Ablation,
-    Result,
-    Training,
+    AblationResult,
+    PlannedTraining,
     budgets,
     figures_of,
     plan_ablation,
@@ -164,7 +164,7 @@ class _Observer:
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
-        self.results = [Result(**line) for line in read_lines(folder / RESULTS_FILE)]
+        self.results = [AblationResult(**line) for line in read_lines(folder / RESULTS_FILE)]
         # The folder may have been moved since.
         self.parent = record.main or folder.name
         encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
@@ -172,7 +172,7 @@ class _Observer:
         self._kept |= {*_pictured(config, ablation).values()}
         self._store, self._record, self._folder, self._progress = store, record, folder, progress
 
-    def open_recorder(self, training: Training) -> Recorder:
+    def open_recorder(self, training: PlannedTraining) -> Recorder:
         config = training.config
         return recorder_of(
             config,
@@ -202,14 +202,14 @@ class _Observer:
                 recorder.close("FINISHED")
                 drop_checkpoints(place)
 
-    def trained(self, training: Training, last: Report, seconds: float, checkpoint: Path) -> None:
+    def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
         config = training.config
         if training.name in self._kept:
             bundle = checkpoint_model(config, self._store, checkpoint, last)
             write_bundle(bundle, _model_folder(self._folder, training.name))
         # Last, since a training with a line here is not trained again.
         self.add(
-            Result(
+            AblationResult(
                 name=training.name,
                 row=training.row,
                 seed=config.train.seed,
@@ -219,14 +219,14 @@ class _Observer:
             )
         )
 
-    def add(self, result: Result) -> None:
+    def add(self, result: AblationResult) -> None:
         append_line(self._folder / RESULTS_FILE, asdict(result))
         self.results.append(result)
 
-    def failed(self, training: Training, reason: str) -> None:
+    def failed(self, training: PlannedTraining, reason: str) -> None:
         self.failures[training.name] = reason
 
-    def follow(self, training: Training, event: TrialEvent) -> None:
+    def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
         self._progress.trial(event, training.config)
 
     def say(self, line: str) -> None:
@@ -306,7 +306,7 @@ def _means(story: AblationStory) -> Report:
     return Report(epoch=0, step=0, seconds=story.wall_seconds, metrics=means)
 
 
-def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) -> list[Result]:
+def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) -> list[AblationResult]:
     """EncNet at the longest budget, of each seed that was trained. Raises TrainingError when none was."""
     encnet = ablation.point(ENCNET, budgets(config)[-1])
     found = {result.name: result for result in observer.results}

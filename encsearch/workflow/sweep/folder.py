@@ -103,7 +103,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
         repair_journal(folder / JOURNAL_FILE)
     journal = folder / JOURNAL_FILE
     study = Study(database or str(journal), place.name, search_of(config), config.train.epochs)
-    if (folder / "trials").exists() and not study.records():
+    if (folder / "trials").exists() and not study.trials():
         where = place.storage or journal
         raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
     return study

@@ -9,7 +9,7 @@ from encsearch.inference.bundle import write_bundle
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.ledger import trial_folder
-from encsearch.search.trials import STATUS_OF, TrialEvent, TrialRecord, TrialState
+from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, newest
@@ -56,19 +56,19 @@ class SweepRecords:
         self._folder, self._progress = folder, progress
         self._trials: dict[int, TrainingRecorder] = {}
 
-    def settle(self, records: Sequence[TrialRecord]) -> None:
+    def settle(self, trials: Sequence[Trial]) -> None:
         """End truly the records of trials that have ended, where a kill came before.
 
         Of some the end was noted just before the kill or a Ctrl-C; others wait to go on when a spent budget
         ends them.
         """
-        for record in records:
-            state = self._record.find(f"trial{record.number}")
-            if state is None or record.state == "RUNNING":
+        for trial in trials:
+            state = self._record.find(f"trial{trial.number}")
+            if state is None or trial.state == "RUNNING":
                 continue
-            is_untrue = state.status != STATUS_OF[record.state] or state.reaped
-            if is_untrue or newest(trial_folder(self._folder, record.number)):
-                self._settle(record)
+            is_untrue = state.status != STATUS_OF[trial.state] or state.reaped
+            if is_untrue or newest(trial_folder(self._folder, trial.number)):
+                self._settle(trial)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
         self._trials[number] = self._open_trial(number, config)
@@ -104,16 +104,16 @@ class SweepRecords:
     def finalist_failed(self, name: str, reason: str) -> None:
         self._progress.say(f"{name} failed: {reason}")
 
-    def _settle(self, record: TrialRecord) -> None:
-        folder = trial_folder(self._folder, record.number)
-        config = trial_config(self._config, record.values)
-        recorder = self._open_trial(record.number, config)
+    def _settle(self, trial: Trial) -> None:
+        folder = trial_folder(self._folder, trial.number)
+        config = trial_config(self._config, trial.values)
+        recorder = self._open_trial(trial.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
             # The trial may have written an epoch that its sweep had not taken when it was ended.
-            if report.epoch <= record.epochs:
+            if report.epoch <= trial.epochs:
                 recorder.log(report)
-        self._conclude(recorder, record.state, record.reason, config, folder)
-        recorder.close(STATUS_OF[record.state])
+        self._conclude(recorder, trial.state, trial.reason, config, folder)
+        recorder.close(STATUS_OF[trial.state])
 
     def _open_trial(self, number: int, config: Config) -> TrainingRecorder:
         name = f"trial{number}"

@@ -27,7 +27,7 @@ from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
-from encsearch.search.trials import TrialRecord, flags
+from encsearch.search.trials import Trial, flags
 from encsearch.text import format_count, format_params
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
@@ -68,7 +68,7 @@ class Swept:
 
     folder: Path
     summary: RunSummary
-    records: tuple[TrialRecord, ...]
+    trials: tuple[Trial, ...]
     confirmation: Confirmation
     report: Path
     ended_by: str | None
@@ -159,16 +159,16 @@ def _run(
         parent = parent_run(config, store, record, folder, place)
         with recording(parent), _telling_how_to_go_on(folder, progress):
             observer = SweepRecords(config, store, record, parent.run, folder, progress)
-            observer.settle(study.records())
+            observer.settle(study.trials())
             progress.say(_opening(config, study, folder))
             keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
-            records = run_sweep(config, store, study, folder, observer, keeper)
-            observer.settle(records)
+            trials = run_sweep(config, store, study, folder, observer, keeper)
+            observer.settle(trials)
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
-            excluded = flags(records) if study.search.flagged != "keep" else {}
+            excluded = flags(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
@@ -192,7 +192,7 @@ def _run(
         parent_run_id=run_ids.get(parent.run),
     )
     write_summary(folder, summary)
-    return Swept(folder, summary, records, confirmation, report, keeper.ended_by, excluded)
+    return Swept(folder, summary, trials, confirmation, report, keeper.ended_by, excluded)
 
 
 def _confirm(
@@ -214,7 +214,7 @@ def _confirm(
     return confirm(
         config,
         plan,
-        study.records(),
+        study.trials(),
         folder / "finalists",
         observer,
         num_classes=len(store.info.classes),
@@ -234,11 +234,11 @@ def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
 
 
 def _opening(config: Config, study: Study, folder: Path) -> str:
-    planned, records = study.search.budget.trials, study.records()
-    if not records:
+    planned, trials = study.search.budget.trials, study.trials()
+    if not trials:
         return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"
-    running = sum(record.state == "RUNNING" for record in records)
-    ended = spent_by([record for record in records if record.state != "RUNNING"], 0).trials
+    running = sum(trial.state == "RUNNING" for trial in trials)
+    ended = spent_by([trial for trial in trials if trial.state != "RUNNING"], 0).trials
     told = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} go on"
     return f"sweep {config.name} goes on: {told}; files in {folder}"
 

@@ -12,7 +12,7 @@ from encsearch.files import write_whole
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report.page import render
-from encsearch.report.summary import FinalistRow, SweepSummary, from_json, to_json
+from encsearch.report.summary import FinalistSummary, SweepSummary, from_json, to_json
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
@@ -51,7 +51,7 @@ def write_story(
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
     artifacts = folder / "artifacts"
     _compare_models(confirmation, store, artifacts / PICTURE_FILE)
-    trials = study.records()
+    trials = study.trials()
     story = SweepSummary(
         name=config.name,
         metric=config.metric,
@@ -126,8 +126,8 @@ def _context_folder(winner: str, artifacts: Path) -> Path | None:
     return folder if (artifacts / folder).is_dir() else None
 
 
-def _row(finalist: Finalist) -> FinalistRow:
-    return FinalistRow(
+def _row(finalist: Finalist) -> FinalistSummary:
+    return FinalistSummary(
         trial=finalist.trial,
         seed=finalist.seed,
         num_workers=finalist.config.scaling.num_workers,

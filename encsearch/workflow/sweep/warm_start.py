@@ -6,8 +6,8 @@ from pathlib import Path
 from encsearch.config import Config, active, flatten, search_of
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
-from encsearch.search.study.study import Study, records_at
-from encsearch.search.trials import TrialRecord
+from encsearch.search.study.study import Study, trials_at
+from encsearch.search.trials import Trial
 from encsearch.text import format_count
 from encsearch.workflow.sweep.folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
 
@@ -25,7 +25,7 @@ def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> 
     return f"the sampler knows {format_count(study.num_learnt, 'trial')} of {source.name}"
 
 
-def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[TrialRecord, ...]:
+def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Trial, ...]:
     """The ended trials of the sweep in `source` that lie in the space of `config`.
 
     Raises UserError when there are none, or when anything else than the searched values was different.
@@ -54,18 +54,18 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     journal = source / JOURNAL_FILE
     if not place.storage and not journal.exists():
         raise UserError(f"--warm-start-from {source}: {journal.name} is missing")
-    records = records_at(database if place.storage else str(journal), place.name, search_before)
+    trials = trials_at(database if place.storage else str(journal), place.name, search_before)
     fitting = [
-        record
-        for record in records
-        if record.state in ("COMPLETE", "PRUNED")
-        and not record.refused
-        and record.curve
-        and record.values.keys() == set(active(space, record.values))
-        and all(space[path].holds(value) for path, value in record.values.items())
+        trial
+        for trial in trials
+        if trial.state in ("COMPLETE", "PRUNED")
+        and not trial.refused
+        and trial.curve
+        and trial.values.keys() == set(active(space, trial.values))
+        and all(space[path].holds(value) for path, value in trial.values.items())
     ]
     if not fitting:
         raise UserError(
-            f"--warm-start-from {source}: none of its {len(records)} trials lies in the space here"
+            f"--warm-start-from {source}: none of its {len(trials)} trials lies in the space here"
         )
     return tuple(fitting)
