@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help setup demo check unit test lint types contracts format lock clean
+.PHONY: help setup demo check unit test test-fast lint types contracts format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,8 +41,12 @@ unit: $(STAMP) ## unit tests: no ray, no mlflow, seconds
 
 check: lint types contracts unit ## lint, types, import contracts, unit tests
 
+# Two processes: one for all that needs Ray, one for the rest, which mostly waits (tests/conftest.py).
 test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadgroup --durations=15
+
+test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m fast
 
 format: $(STAMP) ## let ruff rewrite the formatting
 	$(BIN)/ruff check --fix .

@@ -1,16 +1,29 @@
 """A small store that a tiny net learns in a second: three classes told apart by colour."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from encsearch.config import Config
+from encsearch.config import Config, ScalingConfig
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.store import write_store
+
+if TYPE_CHECKING:
+    from tests.e2e.head import Head
+
+# Before torch is imported, here and in processes of tests: small networks gain nothing by a second thread,
+# and on a busy machine two wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's own is 15: on a busy machine its workers would starve, and the tests wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+UNIT = Path(__file__).parent / "unit"
 
 TOY_INFO = DatasetInfo(
     name="toy",
@@ -18,6 +31,15 @@ TOY_INFO = DatasetInfo(
     palette=((90, 90, 90), (200, 40, 40), (40, 40, 200)),
     groups={"objects": ("red", "blue")},
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests are fast. Of several processes one runs all that needs Ray; the others take file by file."""
+    for item in items:
+        if UNIT in item.path.parents:
+            item.add_marker(pytest.mark.fast)
+        needs_ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +62,37 @@ def toy_config(toy_store: Path) -> Config:
             "train": {"epochs": 2, "global_batch_size": 8, "steps_per_epoch": 3, "val_batch_size": 4},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """This process's local Ray, for all tests that need one: its start costs more than most of them.
+
+    On two cores it has exactly the CPUs of the largest training here.
+    """
+    from encsearch.runner.ray_session import ray_session
+
+    with ray_session(needs=ScalingConfig(num_workers=2)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Head"]:
+    """A running cluster that asks for a token, of three CPUs: a training of two workers leaves one over."""
+    from tests.e2e.head import running_head
+
+    with running_head(tmp_path_factory.mktemp("cluster"), num_cpus=3) as head:
+        yield head
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database that MLflow has set up, which takes it seconds: to be copied into place."""
+    from encsearch.tracking.mlflow import connect
+
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    connect(f"sqlite:///{database}", "Default")
+    return database
 
 
 def _samples(split: str, count: int) -> Iterator[EncodedSample]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from encsearch.model.layers import conv_bn_relu, resize
 
@@ -61,5 +60,7 @@ def aspp(in_channels: int, channels: int, stride: int) -> nn.Module:
 
     The rates are 12, 24, 36 at stride 8 and reach equally far in the image at any other `stride`.
     """
+    from torchvision.models.segmentation.deeplabv3 import ASPP  # a second, for this head alone
+
     pyramid: nn.Module = ASPP(in_channels, [rate * 8 // stride for rate in _RATES], channels)
     return pyramid

@@ -119,11 +119,16 @@ class User:
         return Running(process, time.monotonic(), log, lambda: self.owned(process.pid))
 
 
-def new_user(folder: Path, variables: Mapping[str, str] | None = None, head: int | None = None) -> User:
+def new_user(
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    head: int | None = None,
+    recipe: Mapping[str, Any] = RECIPE,
+) -> User:
     """Make the folder's store and its recipe `toy.yaml`; MLflow's own store comes beside them."""
     shell = Shell(folder, variables or {})
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "toy.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    (folder / "toy.yaml").write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
     if not (folder / "scenes").exists():
         shell.encsearch(*STORE)
     return User(shell, head)

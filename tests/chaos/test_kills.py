@@ -24,6 +24,8 @@ from tests.chaos.sweeps import (
 )
 from tests.e2e.shell import clean_environment
 
+pytestmark = pytest.mark.ray
+
 
 def _has_said(text: str) -> Callable[[Running], bool]:
     return lambda running: text in running.said
@@ -39,28 +41,28 @@ def _is_past_its_first_checkpoint(number: int) -> Callable[[Running], bool]:
     return is_past
 
 
-@pytest.mark.parametrize(
-    ("name", "strikes", "kills"),
-    [
-        (
-            "driver-in-a-trial-then-in-a-finalist",
-            [
-                kill_driver_when(_is_past_its_first_checkpoint(1)),
-                kill_driver_when(_has_said("trial0-seed1 epoch 2")),
-            ],
-            2,
-        ),
-        ("trial", [kill_trial_when(_is_past_its_first_checkpoint(1))], 0),
-    ],
-)
-def test_a_sweep_ends_as_without_the_kill(
-    user: User, undisturbed: Evidence, name: str, strikes: list[Strike], kills: int
+def test_a_sweep_whose_driver_is_killed_ends_as_without_the_kill(user: User, undisturbed: Evidence) -> None:
+    """In a trial, then in a finalist; Ray goes with it each time."""
+    strikes = [
+        kill_driver_when(_is_past_its_first_checkpoint(1)),
+        kill_driver_when(_has_said("trial0-seed1 epoch 2")),
+    ]
+    _check_ends_as(undisturbed, user, "driver", strikes, kills=2)
+
+
+def test_a_sweep_whose_trial_is_killed_ends_as_without_the_kill(
+    user_of_a_cluster: User, undisturbed: Evidence
 ) -> None:
+    strikes = [kill_trial_when(_is_past_its_first_checkpoint(1))]
+    _check_ends_as(undisturbed, user_of_a_cluster, "trial", strikes, kills=0)
+
+
+def _check_ends_as(expected: Evidence, user: User, name: str, strikes: list[Strike], kills: int) -> None:
     attempts, folder = bring_to_end(user, name, strikes)
 
     assert [attempt.code for attempt in attempts] == [-9] * kills + [0]
     assert None not in [attempt.freed_s for attempt in attempts], "a process outlived its driver"
-    assert faults(read_evidence(folder, user.tracking_uri), undisturbed) == []
+    assert faults(read_evidence(folder, user.tracking_uri), expected) == []
 
 
 def test_a_tracking_database_whose_set_up_was_killed_is_made_anew(tmp_path: Path) -> None:

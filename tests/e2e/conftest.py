@@ -1,10 +1,14 @@
-"""The folder of a user with a small data set and a recipe that searches on it."""
+"""The folder of a user with a small data set and a recipe that searches on it, and servers for all tests."""
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.e2e.servers import Postgresql, TrackingServer, running_postgresql, running_tracking_server
 from tests.e2e.shell import Shell
 
 NUM_TRAIN, NUM_VAL, SIDE_PX = 48, 10, 64
@@ -37,10 +41,26 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A folder with the store `scenes` and the recipe `toy.yaml`; MLflow's own store comes beside them."""
+def shell(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Shell:
+    """A folder with the store `scenes`, the recipe `toy.yaml` and MLflow's own store."""
     shell = Shell(tmp_path_factory.mktemp("user"))
+    shutil.copy(empty_database, shell.folder)
     (shell.folder / "toy.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
     sizes = ("--train", str(NUM_TRAIN), "--val", str(NUM_VAL), "--test", "4", "--size", str(SIDE_PX))
     shell.encsearch("data", "scenes", "scenes", *sizes)
     return shell
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tracking_server(
+    postgresql: Postgresql, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingServer]:
+    """The team's; each module signs up a user of its own, who works in an experiment of his own."""
+    with running_tracking_server(tmp_path_factory.mktemp("server"), postgresql) as server:
+        yield server

@@ -70,8 +70,8 @@ class Postgresql:
 
 
 @contextmanager
-def running_postgresql(database: str = "postgres") -> Iterator[Postgresql]:
-    """With `database` in it, in a folder of its own; the test is skipped where no server is installed."""
+def running_postgresql() -> Iterator[Postgresql]:
+    """With databases "postgres" and "mlflow", both empty; the test is skipped where none is installed."""
     programs = [shutil.which("initdb"), *sorted(map(str, Path("/").glob(f"{SERVER_FOLDERS[1:]}/initdb")))]
     initdb = next((Path(program) for program in programs if program), None)
     if initdb is None:
@@ -95,9 +95,8 @@ def running_postgresql(database: str = "postgres") -> Iterator[Postgresql]:
         run("pg_ctl", "start", "--wait", "--options", options, "--log", f"{folder}/log")
         try:
             server = Postgresql(port, "tester", PASSWORD)
-            if database != "postgres":
-                with psycopg.connect(server.conninfo, autocommit=True) as connection:
-                    connection.execute(f"CREATE DATABASE {database}")
+            with psycopg.connect(server.conninfo, autocommit=True) as connection:
+                connection.execute("CREATE DATABASE mlflow")
             yield server
         finally:
             run("pg_ctl", "stop", "--wait", "--mode", "immediate")
@@ -163,11 +162,14 @@ class TrackingServer:
 
 
 @contextmanager
-def running_tracking_server(folder: Path) -> Iterator[TrackingServer]:
-    """The server that cluster/mlflow defines, without its containers; it works and logs in `folder`."""
+def running_tracking_server(folder: Path, postgresql: Postgresql) -> Iterator[TrackingServer]:
+    """The server that cluster/mlflow defines, without its containers; it works and logs in `folder`.
+
+    It takes the database "mlflow" of `postgresql`.
+    """
     (port,) = free_ports(1)
     uri = f"http://127.0.0.1:{port}"
-    with running_postgresql("mlflow") as postgresql, running_s3() as s3:
+    with running_s3() as s3:
         secrets = {
             "POSTGRES_PASSWORD": postgresql.password,
             "S3_SECRET_KEY": s3["AWS_SECRET_ACCESS_KEY"],

@@ -14,6 +14,8 @@ from encsearch.tracking.outbox.record import Record, now_ms
 from encsearch.workflow.ablate.run import ablate
 from tests.e2e.shell import Shell
 
+pytestmark = pytest.mark.ray
+
 # Four rows with two seeds and one step each, and the multi-scale row.
 BRIEF = (
     "train.epochs=1",
@@ -26,7 +28,9 @@ BRIEF = (
 )
 
 
-def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(shell: Shell) -> None:
+def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
+    shell: Shell, ray_here: None
+) -> None:
     def ablated(*options: str) -> dict[str, Any]:
         done: dict[str, Any] = json.loads(
             shell.encsearch("ablate", "toy.yaml", *BRIEF, "--json", *options).stdout

@@ -3,7 +3,6 @@
 import base64
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -13,13 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.servers import (
-    DEFINITION,
-    TrackingServer,
-    running_tracking_server,
-    server_command,
-    server_variables,
-)
+from tests.e2e.servers import DEFINITION, TrackingServer, server_command, server_variables
 from tests.e2e.shell import BIN, COMMAND_TIMEOUT_S, Shell, clean_environment
 
 PASSWORD, WRONG = "trainer's-own-1", "mistaken-Zx-17"
@@ -27,9 +20,8 @@ SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    with running_tracking_server(tmp_path_factory.mktemp("server")) as server:
-        yield server
+def server(tracking_server: TrackingServer) -> TrackingServer:
+    return tracking_server
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,8 +44,9 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
     home = tmp_path_factory.mktemp("browsing")
+    shutil.copy(empty_database, home)
     uri = f"sqlite:///{home / 'mlflow.db'}"
     tracking = connect(uri, "encsearch")
     client, experiment = tracking.client, tracking.experiment_id

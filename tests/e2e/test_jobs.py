@@ -2,7 +2,6 @@
 
 import json
 import secrets
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +9,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.e2e.head import Head, running_head
-from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
+from tests.e2e.head import Head
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
+
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = "jobs"
 NEVER_ENDING = "train.epochs=100000"
-
-
-@pytest.fixture(scope="module")
-def cluster(shell: Shell) -> Iterator[Head]:
-    with running_head(shell.folder, num_cpus=2) as head:
-        yield head
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +43,18 @@ def recipe(shell: Shell) -> list[str]:
 def test_a_submitted_training_is_followed_recorded_and_listed(
     submitter: Shell, recipe: list[str], cluster: Head
 ) -> None:
-    done = submitter.encsearch("submit", "--id", "training", "train", *recipe, "--in-process")
+    done = submitter.run("submit", "--id", "training", "train", *recipe, "--in-process")
 
     assert done.stderr.splitlines() == ["submitted training"]
     for line in ("toy epoch 1/2:", "toy epoch 2/2:", "best epoch"):
         assert line in done.stdout
     (run,) = _runs(submitter, "training")
     assert run.info.status == "FINISHED"
-    job = json.loads(submitter.encsearch("jobs", "status", "training", "--json").stdout)
+    job = json.loads(submitter.run("jobs", "status", "training", "--json").stdout)
     assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
     assert job["entrypoint"].startswith("python jobs/train.py ")
-    assert "training" in [
-        job["id"] for job in json.loads(submitter.encsearch("jobs", "list", "--json").stdout)
-    ]
-    assert submitter.encsearch("jobs", "logs", "training").stdout == done.stdout
+    assert "training" in [job["id"] for job in json.loads(submitter.run("jobs", "list", "--json").stdout)]
+    assert submitter.run("jobs", "logs", "training").stdout == done.stdout
 
     (copy,) = cluster.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (copy / "jobs" / "recipes").is_dir()
@@ -88,7 +81,7 @@ def test_a_sweep_by_rays_own_command_runs_on_the_cluster(submitter: Shell, recip
 
 
 def test_a_failing_job_exits_as_its_command_does(submitter: Shell) -> None:
-    done = submitter.encsearch("submit", "--id", "mistaken", "train", "no-such.yaml", code=2)
+    done = submitter.run("submit", "--id", "mistaken", "train", "no-such.yaml", code=2)
 
     assert "error: no-such.yaml: cannot read the recipe" in done.stdout
     submitted, failed = done.stderr.splitlines()
@@ -97,33 +90,33 @@ def test_a_failing_job_exits_as_its_command_does(submitter: Shell) -> None:
 
 def test_a_stopped_job_is_no_success_and_its_run_is_killed(submitter: Shell, recipe: list[str]) -> None:
     arguments = ("--no-wait", "--id", "endless", "train", *recipe, NEVER_ENDING, "--in-process")
-    assert submitter.encsearch("submit", *arguments).stdout == "endless\n"
+    assert submitter.run("submit", *arguments).stdout == "endless\n"
     follower = submitter.start("encsearch", "jobs", "logs", "endless", "--follow")
     read_until(follower, "stdout", lambda line: "toy epoch 1/" in line)
 
-    submitter.encsearch("jobs", "stop", "endless")
+    submitter.run("jobs", "stop", "endless")
     follower.communicate(timeout=COMMAND_TIMEOUT_S)
 
     assert follower.returncode == 130
     assert [run.info.status for run in _runs(submitter, "training")].count("KILLED") == 1
-    assert "was over already" in submitter.encsearch("jobs", "stop", "endless").stderr
+    assert "was over already" in submitter.run("jobs", "stop", "endless").stderr
 
 
 def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: Path) -> None:
     wrong = replace(submitter, variables={**submitter.variables, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    assert "the cluster refused the token" in wrong.refusal("jobs", "list", code=3)
+    assert "the cluster refused the token" in one_line(wrong.run("jobs", "list", code=3))
 
     # Another home, where no token lies by chance.
     nobody = {"RAY_ADDRESS": submitter.variables["RAY_ADDRESS"], "HOME": str(tmp_path)}
     stranger = replace(submitter, variables=nobody)
-    assert "the cluster asks for a token" in stranger.refusal("jobs", "list", code=3)
+    assert "the cluster asks for a token" in one_line(stranger.run("jobs", "list", code=3))
     forgetful = replace(submitter, variables={**nobody, "RAY_AUTH_MODE": "token"})
-    assert "holds no token" in forgetful.refusal("jobs", "list", code=3)
+    assert "holds no token" in one_line(forgetful.run("jobs", "list", code=3))
 
 
 def test_an_unknown_job_and_a_taken_id_are_named(submitter: Shell) -> None:
-    assert "no job nobody on this cluster" in submitter.refusal("jobs", "status", "nobody", code=2)
-    line = submitter.refusal("submit", "--id", "training", "train", "toy.yaml", code=2)
+    assert "no job nobody on this cluster" in one_line(submitter.run("jobs", "status", "nobody", code=2))
+    line = one_line(submitter.run("submit", "--id", "training", "train", "toy.yaml", code=2))
     assert "job id training is taken on this cluster" in line
 
 

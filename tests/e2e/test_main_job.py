@@ -16,7 +16,9 @@ from PIL import Image
 
 from encsearch.config import flatten, load_config, with_values
 from tests.e2e.conftest import NUM_TRAIN, NUM_VAL, RECIPE
-from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
+
+pytestmark = pytest.mark.ray
 
 ENDED_TIMEOUT_S = 30
 TRIALS = ("trial0", "trial1", "trial2")
@@ -26,7 +28,7 @@ EXPLAINED = {"config.yaml", "tables", "pictures"}
 @pytest.fixture(scope="module")
 def swept(shell: Shell) -> dict[str, Any]:
     """What `encsearch sweep --json` says; standard output holds nothing else."""
-    done = shell.encsearch("sweep", "toy.yaml", "--json")
+    done = shell.run("sweep", "toy.yaml", "--json")
     assert "Traceback" not in done.stderr
     for event in ("trial 0 COMPLETE", "trial 1 PRUNED", f"next: encsearch promote {shell.folder}/runs/toy-"):
         assert event in done.stderr
@@ -145,7 +147,8 @@ def test_the_report_can_be_written_anew_and_the_ui_is_linked(shell: Shell, swept
     assert links["best run"].split("?")[0].endswith(f"/runs/{swept['run_id']}")
 
 
-def test_a_training_by_one_worker_is_recorded(shell: Shell, client: MlflowClient) -> None:
+@pytest.mark.fast
+def test_a_training_by_one_worker_is_recorded(shell: Shell, client: MlflowClient, ray_here: None) -> None:
     done = json.loads(shell.encsearch("train", "toy.yaml", "--json").stdout)
     run = client.get_run(done["run_id"])
     assert (run.info.status, run.info.run_name) == ("FINISHED", Path(done["folder"]).name)
@@ -181,7 +184,7 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_made(
 def test_an_unreachable_cluster_is_refused_before_anything_is_made(shell: Shell, tmp_path: Path) -> None:
     offline = Shell(tmp_path, {"RAY_ADDRESS": "127.0.0.1:9"})
     recipe, store = shell.folder / "toy.yaml", shell.folder / "scenes"
-    line = offline.refusal("train", str(recipe), f"data.store={store}", code=3)
+    line = one_line(offline.run("train", str(recipe), f"data.store={store}", code=3))
     assert "Ray at RAY_ADDRESS=127.0.0.1:9 cannot be reached" in line
     assert list(tmp_path.iterdir()) == []
 

@@ -32,7 +32,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="session")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    """One store for all tests: setting up an empty database takes 7 to 20 s."""
+    """One store for all tests, which is set up here: it takes seconds."""
     return connect(f"sqlite:///{tmp_path_factory.mktemp('my store')}/mlflow.db", "toys")
 
 

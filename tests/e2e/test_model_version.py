@@ -39,8 +39,9 @@ class Registered:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+def registered(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registered:
     folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(empty_database, folder)
     tracking = connect(f"sqlite:///{folder}/mlflow.db", "toys")
     bundle = write_tiny_model(folder / "bundle")
     run_id = tracking.client.create_run(tracking.experiment_id).info.run_id

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Jobs:
+def jobs(tmp_path_factory: pytest.TempPathFactory, toy_store: Path, empty_database: Path) -> Jobs:
     folder = tmp_path_factory.mktemp("jobs")
+    shutil.copy(empty_database, folder)
     tracking = connect(f"sqlite:///{folder}/mlflow.db", "toys")
     config = Config.model_validate(
         {
@@ -118,6 +120,7 @@ def registry(jobs: Jobs) -> MlflowRegistry:
     return MlflowRegistry(jobs.tracking, "toy")
 
 
+@pytest.mark.fast
 def test_the_gate_decides_and_every_decision_is_in_the_log(
     jobs: Jobs, registry: MlflowRegistry, run: Run
 ) -> None:

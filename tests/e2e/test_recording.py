@@ -1,5 +1,6 @@
 """What a job writes down arrives in MLflow, row for row: over kills, outages and deleted runs."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,8 +33,9 @@ SETTLED_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", EXPERIMENT)
+def tracking(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tracking:
+    database = shutil.copy(empty_database, tmp_path_factory.mktemp("store"))
+    return connect(f"sqlite:///{database}", EXPERIMENT)
 
 
 @pytest.fixture

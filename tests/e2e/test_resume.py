@@ -16,6 +16,8 @@ from encsearch.workflow.sweep.run import resume
 from encsearch.workflow.sweep.warm_start import previous_trials
 from tests.e2e.shell import Shell
 
+pytestmark = pytest.mark.ray
+
 # One trial of one epoch, one finalist of one worker, no baseline.
 BRIEF = (
     "train.epochs=1",
@@ -26,7 +28,7 @@ BRIEF = (
 )
 
 
-def test_a_finished_sweep_is_extended_and_another_learns_from_it(shell: Shell) -> None:
+def test_a_finished_sweep_is_extended_and_another_learns_from_it(shell: Shell, ray_here: None) -> None:
     def swept(*arguments: str) -> dict[str, Any]:
         done: dict[str, Any] = json.loads(shell.encsearch(*arguments, "--json").stdout)
         return done

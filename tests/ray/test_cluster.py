@@ -1,18 +1,18 @@
 """A cluster of several nodes: what was on a lost one goes on elsewhere, and one without the files is refused.
 
-Each test has a cluster of its own, of Ray's processes on this machine, and a driver of its own beside it.
+They share a cluster of Ray's processes on this machine, whose head has no CPU, and a driver of its own beside
+it; each test brings its nodes.
 """
 
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -29,13 +29,15 @@ from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.trial import SUPERVISOR, trial_resources
 from tests.ray.test_sweep import Observer, swept
 
+pytestmark = pytest.mark.ray
+
 EPOCHS, LOST_AFTER = 4, 2
 HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
-    toy_config: Config, tmp_path: Path, num_workers: int
+    driver: Executor, toy_config: Config, tmp_path: Path, num_workers: int
 ) -> None:
     """A second trial of the same values, which loses nothing, has the same curve to the last digit."""
     same_twice = {"space": {"optim.lr": {"choice": [0.02]}}, "scheduler": "none", "budget": {"trials": 2}}
@@ -43,7 +45,7 @@ def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
         toy_config, {"train.epochs": EPOCHS, "scaling.num_workers": num_workers, "search": same_twice}
     )
 
-    found = _in_a_process(_lose_a_node, config, tmp_path)
+    found = driver.submit(_lose_a_node, config, tmp_path).result()
 
     hit, spared = found.records
     assert (hit.state, spared.state) == ("COMPLETE", "COMPLETE")
@@ -59,13 +61,13 @@ def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
     assert len(trained) <= EPOCHS + 1
 
 
-def test_a_node_without_the_files_is_refused(toy_config: Config, tmp_path: Path) -> None:
+def test_a_node_without_the_files_is_refused(driver: Executor, toy_config: Config, tmp_path: Path) -> None:
     """The driver and the node each have a working folder, as if it were a disk of their own."""
-    driver, node = tmp_path / "driver", tmp_path / "node"
-    shutil.copytree(toy_config.data.store, driver / "toy")
-    node.mkdir()
+    here, there = tmp_path / "driver", tmp_path / "node"
+    shutil.copytree(toy_config.data.store, here / "toy")
+    there.mkdir()
 
-    blind, outside, other, seeing = _in_a_process(_ask_node, driver, node)
+    blind, outside, other, seeing = driver.submit(_ask_node, here, there).result()
 
     assert "does not see the folder of runs" in blind
     assert "cannot read the store" in outside
@@ -75,9 +77,9 @@ def test_a_node_without_the_files_is_refused(toy_config: Config, tmp_path: Path)
     assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_without_an_address_a_session_has_a_ray_of_its_own_beside_a_running_cluster() -> None:
-    """Ray itself would attach to the cluster that was started last on this machine."""
-    assert _in_a_process(_num_cpus_beside_a_cluster) >= 1
+def test_without_an_address_a_session_has_a_ray_of_its_own_beside_a_running_cluster(driver: Executor) -> None:
+    """Ray itself would attach to the cluster that was started last on this machine, and has no CPU."""
+    assert driver.submit(_num_cpus_beside_the_cluster).result() >= 1
 
 
 def test_trials_of_half_a_gpu_are_packed_and_a_group_books_its_workers_alone() -> None:
@@ -113,54 +115,51 @@ class _LosesANode(Observer):
 
 
 def _lose_a_node(config: Config, folder: Path) -> _Found:
-    """The head has no CPU, so trials run on nodes of one CPU, as many as they need."""
-    cluster = _start_head()
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(config.scaling.num_workers)]
+    """Trials run on nodes of one CPU, as many as they need."""
+    nodes = [_cluster.add_node(num_cpus=1) for _ in range(config.scaling.num_workers)]
 
     def lose() -> None:
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        cluster.add_node(num_cpus=1)
+        _cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        nodes.append(_cluster.add_node(num_cpus=1))
 
     observer = _LosesANode(lose)
     try:
         with ray_session(needs=config.scaling):
             records = swept(config, folder, observer)
     finally:
-        cluster.shutdown()
+        for node in nodes:
+            _cluster.remove_node(node)
     return _Found(records, [report.epoch for report in observer.recorders[0].reports], observer.lines)
 
 
-def _ask_node(driver: Path, node: Path) -> list[str]:
+def _ask_node(here: Path, there: Path) -> list[str]:
     """What `check_nodes` says as the node gets to see more and more; "" when it says nothing."""
-    store, shared = "/proc/self/cwd/toy", driver.parent / "shared"
-    os.chdir(node)
-    cluster = _start_head()
-    cluster.add_node(num_cpus=1)
-    os.chdir(driver)
+    store, shared = "/proc/self/cwd/toy", here.parent / "shared"
+    os.chdir(there)
+    node = _cluster.add_node(num_cpus=1)
+    os.chdir(here)
     answers = []
     try:
         with ray_session(needs=ScalingConfig()):
             answers.append(_answer(store, Path("/proc/self/cwd/runs")))
             answers.append(_answer(store, shared))
-            generate_scenes(node / "toy", num_train=1, num_val=1, num_test=1)
+            generate_scenes(there / "toy", num_train=1, num_val=1, num_test=1)
             answers.append(_answer(store, shared))
-            shutil.rmtree(node / "toy")
-            shutil.copytree(driver / "toy", node / "toy")
+            shutil.rmtree(there / "toy")
+            shutil.copytree(here / "toy", there / "toy")
             answers.append(_answer(store, shared))
     finally:
-        cluster.shutdown()
+        _cluster.remove_node(node)
     return answers
 
 
-def _num_cpus_beside_a_cluster() -> float:
-    """The cluster that runs has none."""
-    cluster = _start_head()
-    del os.environ["RAY_ADDRESS"]
+def _num_cpus_beside_the_cluster() -> float:
+    address = os.environ.pop("RAY_ADDRESS")
     try:
         with ray_session(needs=ScalingConfig()):
             return float(ray.cluster_resources()["CPU"])
     finally:
-        cluster.shutdown()
+        os.environ["RAY_ADDRESS"] = address
 
 
 def _answer(store: str, out: Path) -> str:
@@ -171,20 +170,31 @@ def _answer(store: str, out: Path) -> str:
     return ""
 
 
-def _start_head() -> Cluster:
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Executor]:
+    """A process with the cluster: this one is connected to the Ray that the other tests share."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_head) as pool:
+        yield pool
+        pool.submit(_stop_cluster).result()
+
+
+_cluster: Cluster
+"""In the driver's process."""
+
+
+def _start_head() -> None:
     """Without a CPU, in a folder of its own, which keeps its address from others on this machine."""
+    global _cluster
     # Not pytest's folder: Ray puts Unix sockets below it, whose paths may have 107 bytes.
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    cluster = Cluster(
+    _cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH_CHECKS},
     )
-    os.environ["RAY_ADDRESS"] = cluster.address
-    return cluster
+    os.environ["RAY_ADDRESS"] = _cluster.address
 
 
-def _in_a_process(scenario: Callable[..., Any], *arguments: Any) -> Any:
-    """This one is connected to the cluster that the other tests share."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(scenario, *arguments).result()
+def _stop_cluster() -> None:
+    _cluster.shutdown()
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)

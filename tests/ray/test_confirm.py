@@ -11,7 +11,9 @@ from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
 from encsearch.search.trials import Trial
 
-RECORDS = [Trial(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
+pytestmark = pytest.mark.ray
+
+TRIALS = [Trial(0, {"optim.lr": 0.02}, "COMPLETE", 0.5, ((2, 0.5),), 1.0)]
 
 
 class Observer:
@@ -41,11 +43,11 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):
-        confirm(config, plan, RECORDS, tmp_path, killed, num_classes=3)
+        confirm(config, plan, TRIALS, tmp_path, killed, num_classes=3)
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []
-    found = confirm(config, plan, RECORDS, tmp_path, resumed, num_classes=3, progress=over.append)
+    found = confirm(config, plan, TRIALS, tmp_path, resumed, num_classes=3, progress=over.append)
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
     assert list(resumed.recorders) == ["trial0-seed2"]

@@ -14,6 +14,8 @@ from encsearch.model.encnet import EncNet
 from encsearch.search.ablation.rescore import rescore
 from tests.conftest import TOY_INFO
 
+pytestmark = pytest.mark.ray
+
 
 def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     toy_config: Config, toy_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

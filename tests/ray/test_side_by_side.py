@@ -13,6 +13,8 @@ from encsearch.search.trials import TrialEvent
 from encsearch.train.checkpoint import load_checkpoint
 from encsearch.train.experiment import build
 
+pytestmark = pytest.mark.ray
+
 
 class Observer:
     """Keeps the records in memory, and the step of each checkpoint that it is given."""

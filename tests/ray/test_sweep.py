@@ -18,6 +18,8 @@ from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.train.checkpoint import newest
 
+pytestmark = pytest.mark.ray
+
 
 class Observer:
     """Keeps the records in memory."""
@@ -73,7 +75,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.fast), 2])
 def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path, num_workers: int) -> None:
     search = {
         "space": {
@@ -133,7 +135,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
         confirm(config, search_of(config).confirm, [record], tmp_path, observer, num_classes=3)
 
     assert observer.recorder.status == "FAILED"
-    assert "non-finite gradient" in observer.failed["trial0-seed1"]
+    assert "non-finite gradient by step" in observer.failed["trial0-seed1"]
 
 
 class FinalistObserver:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from torch import nn
-from torchvision.models import get_model_weights
 
 from encsearch.config import DEEP_STEM_BACKBONES, IMAGENET, TIMM_PREFIX, TORCHVISION_BACKBONES
 from encsearch.errors import PreflightError
@@ -55,6 +54,8 @@ def find_weights(name: str, weights: str | None) -> Path | None:
     if name.startswith(TIMM_PREFIX):
         return published_timm_file(name.removeprefix(TIMM_PREFIX))
     assert name in TORCHVISION_BACKBONES, name
+    from torchvision.models import get_model_weights
+
     return published_file(get_model_weights(name).IMAGENET1K_V1.url)
 
 

@@ -1,26 +1,35 @@
-"""ResNets, ResNeXts and Wide ResNets of torchvision, and the ResNets with a deep stem."""
+"""ResNets, ResNeXts and Wide ResNets of torchvision, and the ResNets with a deep stem.
+
+torchvision is imported where it is used: that takes a second, which other backbones need not pay.
+"""
+
+from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.models import ResNet, get_model
 
 from encsearch.model.backbones.base import StagedBackbone, check_stride
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 DEEP_STEMS = {"s": 64, "c": 32}
 """Channels of the first convolution of a deep stem, by the last letter of the network's name."""
 
 
-def resnet(name: str) -> ResNet:
+def resnet(name: str) -> "ResNet":
     """torchvision's classifier `name`, or one with a deep stem: the authors' resnet50s, timm's resnet50c, ...
 
     Random weights. Its state dict has the keys of the published files.
     """
+    from torchvision.models import get_model
+
     net, stem = name[:-1], name[-1]
     if stem in DEEP_STEMS:
         return _with_deep_stem(get_model(net, weights=None), DEEP_STEMS[stem])
     return get_model(name, weights=None)
 
 
-def dilated(net: ResNet, name: str, output_stride: int) -> StagedBackbone:
+def dilated(net: "ResNet", name: str, output_stride: int) -> StagedBackbone:
     """The four stages of `net`, whose convolutions are changed in place.
 
     At stride 8 stage 3 has dilation 1, then 2, and stage 4 has 2, then 4, without a multi-grid: the rule of
@@ -37,7 +46,7 @@ def dilated(net: ResNet, name: str, output_stride: int) -> StagedBackbone:
     return StagedBackbone(stem, stages, channels, output_stride)
 
 
-def _with_deep_stem(net: ResNet, width: int) -> ResNet:
+def _with_deep_stem(net: "ResNet", width: int) -> "ResNet":
     """Three 3x3 convolutions, of `width`, `width` and twice that, the first strided, in place of the 7x7.
 
     zhanghang1989/PyTorch-Encoding, encoding/models/backbone/resnet.py (`deep_stem`, `stem_width=64`), as in
