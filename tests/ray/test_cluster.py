@@ -53,7 +53,8 @@ def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
     assert [epoch for epoch, _ in hit.curve] == found.recorded == list(range(1, EPOCHS + 1))
     assert hit.hardware == spared.hardware
     assert len(hit.hardware) == 1
-    (line,) = found.lines
+    # On a busy machine it is told that the trial is slow, too.
+    (line,) = [line for line in found.lines if "straggler" not in line]
     assert line.startswith("trial 0 lost its process and starts again")
     # It went on from its checkpoint: of what was trained at most the epoch of the loss is trained again.
     trained = [report["epoch"] for report in read_lines(tmp_path / "trials" / "0000" / "reports.jsonl")]

@@ -9,7 +9,7 @@ from encsearch.errors import PreflightError
 from encsearch.search.study.storage import repair_journal
 from encsearch.search.study.study import Proposal, Study
 
-EPOCHS = 3
+EPOCHS = 2
 RANGES = {"loss.se_weight": {"uniform": [0.0, 1.0]}, "optim.lr": {"loguniform": [1e-4, 1e-1]}}
 CHOICE = {"model.num_codewords": {"choice": [4, 8, 16]}}
 CONDITIONAL = {"optim.momentum": {"uniform": [0.5, 0.9], "when": {"model.num_codewords": [4, 16]}}}
@@ -20,7 +20,7 @@ SPACES = {
     "cmaes": RANGES,
     "qmc": RANGES | CHOICE,
 }
-TRIALS = 5
+TRIALS = 4
 
 
 def searched(sampler: str) -> SearchConfig:
