@@ -33,6 +33,7 @@ TOY_INFO = DatasetInfo(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests are fast. Of several processes one runs all that needs Ray; the others take file by file."""
     for item in items:

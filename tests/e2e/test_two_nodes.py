@@ -10,6 +10,8 @@ import pytest
 from tests.e2e.head import free_ports, free_range
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "local" / "two_nodes.sh"
 NUM_PORTS = 4  # from PORT on

@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
+pytestmark = pytest.mark.ray
+
 START_TIMEOUT_S = 60
 TRAP = "open({ran!r}, 'a').write(__name__ + '\\n')\nraise ImportError('not the module that was meant')\n"
 
