@@ -41,12 +41,19 @@ unit: $(STAMP) ## unit tests: no ray, no mlflow, seconds
 
 check: lint types contracts unit ## lint, types, import contracts, unit tests
 
-# Two processes: one for all that needs Ray, one for the rest, which mostly waits (tests/conftest.py).
+# Two processes side by side: all that needs Ray, which mostly waits, and the rest; two Rays are too much for
+# two cores. The second one's output comes when both have ended.
+define run_tests
+	@log=$$(mktemp); $(BIN)/pytest -q --durations=15 -m "not ray$(1)" > $$log 2>&1 & rest=$$!; \
+	$(BIN)/pytest -q --durations=15 -m "ray$(1)"; ray=$$?; \
+	wait $$rest; rest=$$?; cat $$log; rm $$log; [ $$ray = 0 ] && [ $$rest = 0 ]
+endef
+
 test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
-	$(BIN)/pytest -q -n 2 --dist loadgroup --durations=15
+	$(call run_tests)
 
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m fast
+	$(call run_tests, and fast)
 
 format: $(STAMP) ## let ruff rewrite the formatting
 	$(BIN)/ruff check --fix .

@@ -33,14 +33,11 @@ TOY_INFO = DatasetInfo(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests are fast. Of several processes one runs all that needs Ray; the others take file by file."""
+    """Unit tests are fast without saying so."""
     for item in items:
         if UNIT in item.path.parents:
             item.add_marker(pytest.mark.fast)
-        needs_ray = item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
