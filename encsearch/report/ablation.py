@@ -46,7 +46,7 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "ablation.csv", _summary_lines(story))
     write_csv(folder / "trainings.csv", _training_lines(story))
-    rows, codewords, se_weights = (_of_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    rows, codewords, se_weights = (_select_series(story, s) for s in ("rows", "codewords", "se_weights"))
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
     if codewords:
@@ -61,18 +61,18 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def _of_series(story: AblationStory, series: str) -> list[PointFigures]:
+def _select_series(story: AblationStory, series: str) -> list[PointFigures]:
     return [figures for figures in story.figures if figures.point.series == series]
 
 
 def verdicts(story: AblationStory) -> list[str]:
     """What the rows tell about EncNet against FCN and against the pooled gate, a sentence each and budget."""
     sentences = []
-    for figures in _of_series(story, "rows"):
+    for figures in _select_series(story, "rows"):
         if figures.point.label == ENCNET and figures.over_fcn:
-            sentences.append(_verdict(ENCNET, FCN, figures, figures.over_fcn))
+            sentences.append(_format_verdict(ENCNET, FCN, figures, figures.over_fcn))
         if figures.point.label == GATE and figures.over_encnet:
-            sentences.append(_verdict(GATE, ENCNET, figures, figures.over_encnet))
+            sentences.append(_format_verdict(GATE, ENCNET, figures, figures.over_encnet))
     return sentences
 
 
@@ -92,7 +92,7 @@ def figure_cells(figures: PointFigures, metric: str) -> list[str]:
     return cells
 
 
-def _verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
+def _format_verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
     points = format_points(difference.mean, signed=True)
     said = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
     if difference.interval is None:
@@ -111,7 +111,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         + (" One seed gives none." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
-    rows = _of_series(story, "rows")
+    rows = _select_series(story, "rows")
     for epochs in sorted({figures.point.epochs for figures in rows}):
         of_it = [figures for figures in rows if figures.point.epochs == epochs]
         parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_it, story.metric)]
@@ -124,7 +124,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
     ):
-        curve = _of_series(story, series)
+        curve = _select_series(story, series)
         if chart in charts:
             parts += [
                 f"## {title}, {format_count(curve[0].point.epochs, 'epoch')}",

@@ -51,7 +51,7 @@ def best_of(trials: Sequence[Valued]) -> Valued | None:
     return max(trials, key=lambda pair: pair[0], default=None)
 
 
-def ranking_of(summary: SweepSummary) -> Ranking | None:
+def rank_finalists(summary: SweepSummary) -> Ranking | None:
     """The finalists by the rule that named the winner; None where nothing was confirmed."""
     finalists = _configurations([row for row in summary.finalists if row.trial is not None])
     if not finalists:
@@ -60,7 +60,7 @@ def ranking_of(summary: SweepSummary) -> Ranking | None:
     return rank(finalists, baselines, summary.search.minimize)
 
 
-def kind_of(trial: Trial, summary: SweepSummary) -> Kind:
+def classify_trial(trial: Trial, summary: SweepSummary) -> Kind:
     """How the trial is marked in figures."""
     if trial.number == summary.winner:
         return "winner"
@@ -127,7 +127,7 @@ class Straggler:
     ratio: float
 
 
-def stragglers(trials: Sequence[Trial]) -> tuple[Straggler, ...]:
+def find_stragglers(trials: Sequence[Trial]) -> tuple[Straggler, ...]:
     """Trials slower than STRAGGLER_RATIO times the median, slowest first; of three or more trials."""
     paces = {trial.number: trial.seconds / trial.epochs for trial in trials if trial.epochs and trial.seconds}
     if len(paces) < 3:

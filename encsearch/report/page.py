@@ -23,10 +23,10 @@ from encsearch.report.charts.importance import importance_chart
 from encsearch.report.charts.rungs import rung_chart
 from encsearch.report.charts.search import curves_chart, eta_chart, history_chart, pareto_chart
 from encsearch.report.charts.space import contour_chart, parallel_chart, slice_chart
-from encsearch.report.facts import KIND_LABELS, class_table, kind_of, stragglers
+from encsearch.report.facts import KIND_LABELS, class_table, classify_trial, find_stragglers
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
-from encsearch.report.words import paragraphs, straggler_words
+from encsearch.report.words import describe_stragglers, paragraphs
 from encsearch.style import DARK, LIGHT
 from encsearch.text import (
     format_count,
@@ -86,10 +86,10 @@ def render(summary: SweepSummary, target: Path) -> Path:
             section: [_shown(chart, target.parent) for chart in charts]
             for section, charts in _charts(summary).items()
         },
-        kinds={trial.number: kind_of(trial, summary) for trial in summary.trials},
+        kinds={trial.number: classify_trial(trial, summary) for trial in summary.trials},
         kind_labels=KIND_LABELS,
         excluded=[t for t in summary.trials if t.state == "FAIL" or t.refused or t.number in summary.flags],
-        slow=straggler_words(stragglers(summary.trials)),
+        slow=describe_stragglers(find_stragglers(summary.trials)),
         classes=class_table(summary.finalists),
         picture=picture,
         context=context,

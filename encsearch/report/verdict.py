@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, ranking_of, search_cost
+from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, rank_finalists, search_cost
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
@@ -25,7 +25,7 @@ Tile = tuple[str, str, str]
 
 def headline(summary: SweepSummary) -> str:
     """The answer in one sentence."""
-    ranking = ranking_of(summary)
+    ranking = rank_finalists(summary)
     if ranking is None:
         best = best_of(comparable(summary.trials, summary.excluded))
         if best is None:
@@ -58,7 +58,7 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     ]
 
 
-def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
+def describe_winner(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
     """What won, how sure that is, what is as good, and how it stands against the baselines.
 
     `ranking` is None where nothing was confirmed; `trials` are those that may win. Their maximum is the
@@ -74,18 +74,18 @@ def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> t
         )
     return (
         _result(ranking.winner, metric),
-        *_why(ranking, metric),
-        *_as_good(ranking),
+        *_explain_rule(ranking, metric),
+        *_compare_finalists(ranking),
         *_optimism(ranking),
-        *(_against(standing) for standing in ranking.baselines),
+        *(_compare_baseline(standing) for standing in ranking.baselines),
         *_assumption(ranking),
         f"{_bias(best, len(trials))} {_excess(best, ranking)}",
     )
 
 
-def as_good(summary: SweepSummary) -> tuple[str, ...]:
+def describe_rivals(summary: SweepSummary) -> tuple[str, ...]:
     """The configurations that could as well have won, with their values."""
-    ranking = ranking_of(summary)
+    ranking = rank_finalists(summary)
     if ranking is None or len(ranking.standings) == 1:
         return ("Not known: it takes two configurations that were trained again.",)
     if not ranking.indistinguishable:
@@ -101,7 +101,7 @@ def as_good(summary: SweepSummary) -> tuple[str, ...]:
 
 
 def _confirmed(summary: SweepSummary) -> Tile:
-    label, ranking = f"{summary.metric} to expect", ranking_of(summary)
+    label, ranking = f"{summary.metric} to expect", rank_finalists(summary)
     if ranking is None:
         return (label, NOTHING, "nothing was confirmed")
     mean = ranking.winner.mean
@@ -111,7 +111,7 @@ def _confirmed(summary: SweepSummary) -> Tile:
 
 
 def _certainty(summary: SweepSummary) -> Tile:
-    label, ranking = "Is it the best?", ranking_of(summary)
+    label, ranking = "Is it the best?", rank_finalists(summary)
     if ranking is None or not ranking.freedom or len(ranking.standings) == 1:
         return (label, "not known", "it takes two finalists and two seeds")
     others = _others(len(ranking.standings))
@@ -133,7 +133,7 @@ def _result(winner: Standing, metric: str) -> str:
     return f"{trained} {format_score(winner.mean.mean)} on average (95 % interval {interval})."
 
 
-def _why(ranking: Ranking, metric: str) -> Iterator[str]:
+def _explain_rule(ranking: Ranking, metric: str) -> Iterator[str]:
     """By which rule it has won, or that no rule can tell."""
     winner, count = ranking.winner, len(ranking.standings)
     if ranking.standard_error is None:
@@ -141,7 +141,7 @@ def _why(ranking: Ranking, metric: str) -> Iterator[str]:
         if count > 1:
             yield f"The best value of {count} finalists won; whether it is the best of them cannot be told."
     elif ranking.best != winner.name:
-        yield _smaller(ranking, ranking.standard_error)
+        yield _explain_smaller(ranking, ranking.standard_error)
     elif count > 1:
         bound = f"It has the best lower 95 % bound of {count} finalists, {format_score(winner.lower_bound)}"
         error = format_points(ranking.standard_error)
@@ -154,7 +154,7 @@ def _why(ranking: Ranking, metric: str) -> Iterator[str]:
         )
 
 
-def _smaller(ranking: Ranking, error: float) -> str:
+def _explain_smaller(ranking: Ranking, error: float) -> str:
     winner = ranking.winner
     best = next(standing for standing in ranking.standings if standing.name == ranking.best)
     return (
@@ -166,7 +166,7 @@ def _smaller(ranking: Ranking, error: float) -> str:
     )
 
 
-def _as_good(ranking: Ranking) -> Iterator[str]:
+def _compare_finalists(ranking: Ranking) -> Iterator[str]:
     """Which finalists cannot be told apart from the winner, and by how much it leads the others."""
     if ranking.freedom and ranking.indistinguishable:
         yield f"With 95 % confidence it cannot be told apart from {format_list(ranking.indistinguishable)}."
@@ -184,7 +184,7 @@ def _optimism(ranking: Ranking) -> Iterator[str]:
         )
 
 
-def _against(baseline: Standing) -> str:
+def _compare_baseline(baseline: Standing) -> str:
     assert baseline.lead
     if baseline.lead.interval is None:
         return f"It is {_distance(baseline.lead, baseline.name)}; one seed each gives no interval."

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from encsearch.config import Dimension, Minimized, Sampler, Scheduler
-from encsearch.report.facts import Straggler, comparable, finalists_cost, ranking_of, search_cost
+from encsearch.report.facts import Straggler, comparable, finalists_cost, rank_finalists, search_cost
 from encsearch.report.summary import SweepSummary
-from encsearch.report.verdict import as_good, verdict
+from encsearch.report.verdict import describe_rivals, describe_winner
 from encsearch.search.budget.rules import spent_by
 from encsearch.text import (
     format_cost,
@@ -22,18 +22,18 @@ def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
     """(question, sentences) in the order of the page."""
     candidates = comparable(summary.trials, summary.excluded)
     return [
-        ("What was searched", searched(summary)),
-        ("What won, and how sure", verdict(ranking_of(summary), summary.metric, candidates)),
-        ("Who else is as good", as_good(summary)),
-        ("What it cost", cost(summary)),
-        ("What was left out", left_out(summary)),
-        ("How it ended", ending(summary)),
+        ("What was searched", describe_search(summary)),
+        ("What won, and how sure", describe_winner(rank_finalists(summary), summary.metric, candidates)),
+        ("Who else is as good", describe_rivals(summary)),
+        ("What it cost", describe_cost(summary)),
+        ("What was left out", describe_left_out(summary)),
+        ("How it ended", describe_ending(summary)),
     ]
 
 
-def searched(summary: SweepSummary) -> tuple[str, ...]:
+def describe_search(summary: SweepSummary) -> tuple[str, ...]:
     search = summary.search
-    space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
+    space = [f"{path} ({describe_dimension(dimension)})" for path, dimension in search.space.items()]
     goals = [f"the highest {summary.metric}", *([_goal(search.minimize)] if search.minimize else [])]
     sentences = [
         f"{format_count(len(summary.trials), 'trial')} searched {format_list(space)} for "
@@ -46,7 +46,7 @@ def searched(summary: SweepSummary) -> tuple[str, ...]:
         sentences.append(
             f"The sampler did not start from nothing: it knew the trials of {summary.warm_started}."
         )
-    return (*sentences, fates(summary))
+    return (*sentences, describe_fates(summary))
 
 
 def _goal(minimize: Minimized) -> str:
@@ -85,7 +85,7 @@ def _stopping(scheduler: Scheduler) -> str:
             return "no trial was to be stopped early"
 
 
-def extent(dimension: Dimension) -> str:
+def describe_dimension(dimension: Dimension) -> str:
     """Of a searched path: its choices or its ends, and when it is searched."""
     values = [format_param(value) for value in dimension.values]
     told = format_list(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
@@ -98,7 +98,7 @@ def extent(dimension: Dimension) -> str:
     return f"{told}, where {format_list(conditions)}" if conditions else told
 
 
-def fates(summary: SweepSummary) -> str:
+def describe_fates(summary: SweepSummary) -> str:
     """How many trials ended how."""
     trials = summary.trials
     trained = [trial for trial in trials if not trial.refused]
@@ -115,7 +115,7 @@ def fates(summary: SweepSummary) -> str:
     return f"Their fates: {format_list(told)}." if told else "None was started."
 
 
-def cost(summary: SweepSummary) -> tuple[str, ...]:
+def describe_cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
     trained = [trial for trial in summary.trials if not trial.refused]
     used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
@@ -133,7 +133,7 @@ def cost(summary: SweepSummary) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def left_out(summary: SweepSummary) -> tuple[str, ...]:
+def describe_left_out(summary: SweepSummary) -> tuple[str, ...]:
     """Which trials do not count; the reasons are in a table further down."""
     failed = [trial.number for trial in summary.trials if trial.state == "FAIL"]
     refused = [trial.number for trial in summary.trials if trial.refused]
@@ -155,7 +155,7 @@ def left_out(summary: SweepSummary) -> tuple[str, ...]:
     return (*sentences, "The reasons are below.") if sentences else ("Nothing: every trial counts.",)
 
 
-def ending(summary: SweepSummary) -> tuple[str, ...]:
+def describe_ending(summary: SweepSummary) -> tuple[str, ...]:
     """Which limit ended the search, whether the sweep met it, and what it would have tried next."""
     started, planned = spent_by(summary.trials, 0.0).trials, summary.search.budget.trials
     if summary.ended_by is not None:
@@ -181,7 +181,7 @@ def _overrun(summary: SweepSummary) -> Iterator[str]:
         )
 
 
-def straggler_words(slow: Sequence[Straggler]) -> str:
+def describe_stragglers(slow: Sequence[Straggler]) -> str:
     if not slow:
         return "No trial took over twice the median time an epoch."
     told = [

@@ -15,7 +15,7 @@ from encsearch.config import Config, LimitsConfig, Minimized, trial_config
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
-from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
+from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flag_trials
 from encsearch.search.tune.board import Assignment, Board, Entry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 
@@ -36,7 +36,7 @@ class Excess:
     reason: str
 
 
-def excess(limits: LimitsConfig, network: Network) -> Excess | None:
+def find_excess(limits: LimitsConfig, network: Network) -> Excess | None:
     """The first limit that the network is beyond."""
     parameters, gib = network.parameters, network.memory_gib
     if limits.parameters is not None and parameters > limits.parameters:
@@ -48,7 +48,7 @@ def excess(limits: LimitsConfig, network: Network) -> Excess | None:
     return None
 
 
-def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
+def find_latency_excess(limits: LimitsConfig, latency_ms: float) -> Excess | None:
     """Whether a measured latency is beyond the limit."""
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
@@ -148,7 +148,7 @@ class Ledger(Board[_Entry]):
         return not self._may_ask()
 
     def is_over(self) -> bool:
-        self._tell_stragglers()
+        self._report_stragglers()
         return self._limiter.must_end()
 
     def started(self, key: str) -> None:
@@ -206,7 +206,7 @@ class Ledger(Board[_Entry]):
         config = trial_config(self._config, proposal.values)
         network = self._network(config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
-        beyond = excess(self._study.search.limits, network)
+        beyond = find_excess(self._study.search.limits, network)
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
@@ -247,16 +247,16 @@ class Ledger(Board[_Entry]):
         if self._study.curve(entry.number):
             return False
         self._study.note(entry.number, **{LATENCY: latency_ms})
-        entry.excess = slow(self._study.search.limits, latency_ms)
+        entry.excess = find_latency_excess(self._study.search.limits, latency_ms)
         return entry.excess is not None
 
     def _repeat_flagged(self) -> None:
         repeats = {trial.number for trial in self._study.trials() if trial.rerun_of is not None}
-        for number in flags(self._study.trials()):
+        for number in flag_trials(self._study.trials()):
             if number not in repeats:
                 self._study.repeat(number)
 
-    def _tell_stragglers(self) -> None:
+    def _report_stragglers(self) -> None:
         epochs = [e.last.seconds for e in self._out.values() if e.last]
         if not epochs:
             return

@@ -61,7 +61,7 @@ class TrialEvent:
     reason: str | None = None
 
 
-def flags(trials: Sequence[Trial]) -> Mapping[int, str]:
+def flag_trials(trials: Sequence[Trial]) -> Mapping[int, str]:
     """Why a trial is not comparable, by its number; those that are have no entry.
 
     Hardware, software and the number of workers change rounding, batch norm and latency, and so the figure. A

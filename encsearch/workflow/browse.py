@@ -60,10 +60,10 @@ class RecordedJob:
     metric: str | None
 
 
-def links_of(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dict[str, str]:
+def find_links(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dict[str, str]:
     """By name: the command that opens a local store, and pages that can be named without asking MLflow."""
-    job = job_of(folder) if folder else None
-    uri = store_of(job)
+    job = find_job(folder) if folder else None
+    uri = find_store(job)
     command, base = ui_command(uri, port, host), ui_base(uri, port, host)
     links = {"open MLflow": command or base}
     if job is None:
@@ -74,12 +74,12 @@ def links_of(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dic
     return links | {"best run" if job.best_run_id else "run": run_link(base, job.experiment_id, best)}
 
 
-def store_of(job: RecordedJob | None) -> str:
+def find_store(job: RecordedJob | None) -> str:
     """The tracking URI that holds: the environment's, else the one that the job was recorded in."""
     return resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or (job.uri if job else None))
 
 
-def job_of(folder: Path) -> RecordedJob:
+def find_job(folder: Path) -> RecordedJob:
     """The job in a folder, finished or not.
 
     Raises UserError where there is none, or MLflow has nothing of it yet.
@@ -115,7 +115,7 @@ class Group:
     rows: tuple[RunRow, ...]
 
 
-def pages_of(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
+def find_pages(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
     """The addresses by name; stores the views of a job that consists of runs.
 
     Without a job they are those to start from.
@@ -127,15 +127,15 @@ def pages_of(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
     found: Pages = {run.kind or "run": run_link(base, experiment, run.run_id)}
     if job.best_run_id and job.best_run_id != run.run_id:
         found["winner"] = run_link(base, experiment, job.best_run_id)
-    found |= _pages_of_model(tracking, base, job.best_run_id or run.run_id)
+    found |= _find_model_pages(tracking, base, job.best_run_id or run.run_id)
     children = search(tracking, Query(parent=run.run_id))
     params = searched(run.params) or varying(children)
-    for group in groups(run, children):
-        found |= _pages_of_group(tracking, base, run, group, params[:MAX_PARAMS])
+    for group in make_groups(run, children):
+        found |= _find_group_pages(tracking, base, run, group, params[:MAX_PARAMS])
     return found
 
 
-def groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
+def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
     """What a job consists of, as tables: of a sweep the trials and those that confirm them. None is empty."""
     own = children_of(run.run_id)
     if run.kind != "sweep":
@@ -160,7 +160,9 @@ def _jobs_page(tracking: Tracking, base: str) -> str:
     return _table(tracking, base, view)
 
 
-def _pages_of_group(tracking: Tracking, base: str, run: RunRow, group: Group, params: Sequence[str]) -> Pages:
+def _find_group_pages(
+    tracking: Tracking, base: str, run: RunRow, group: Group, params: Sequence[str]
+) -> Pages:
     """The table, its charts, and the best ones compared."""
     metric = main_metric([run])
     title = f"{group.name} of {run.name}"
@@ -178,7 +180,7 @@ def _table(tracking: Tracking, base: str, view: View) -> str:
     return table_link(base, tracking.experiment_id, view.filter, view.metric)
 
 
-def _pages_of_model(tracking: Tracking, base: str, run_id: str) -> Pages:
+def _find_model_pages(tracking: Tracking, base: str, run_id: str) -> Pages:
     version = registered(tracking, run_id)
     if version is None:
         return {}
@@ -194,10 +196,10 @@ def show(
 
     Raises UserError for a folder without a job, PreflightError for a store or a port that cannot be used.
     """
-    job = job_of(folder) if folder else None
-    uri, experiment = existing_store(store_of(job)), job.experiment_id if job else None
+    job = find_job(folder) if folder else None
+    uri, experiment = existing_store(find_store(job)), job.experiment_id if job else None
     if is_server(uri):
-        tell(pages_of(open_experiment(uri, experiment), ui_base(uri), job))
+        tell(find_pages(open_experiment(uri, experiment), ui_base(uri), job))
         return
     if not is_loopback(host):
         say(
@@ -208,6 +210,6 @@ def show(
         say(f"starting MLflow at {server.base}")
         tracking = open_experiment(uri, experiment)  # beside the server's start, which takes as long
         server.wait_until_up()
-        tell(pages_of(tracking, server.base, job))
+        tell(find_pages(tracking, server.base, job))
         say("serving until Ctrl-C")
         server.wait_until_over()

@@ -15,7 +15,7 @@ from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
 from encsearch.search.budget.rules import Pace
-from encsearch.search.ledger import Network, excess
+from encsearch.search.ledger import Network, find_excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes, format_cost, format_count, format_duration, format_params
@@ -87,13 +87,13 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         return Checked(store, found, None)
     named_database()
     networks = _networks(config, search, store)
-    at_once = trials_at_once or search.max_concurrent or _held_here(config)
+    at_once = trials_at_once or search.max_concurrent or _count_places(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
     device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
     has_device = device == "cpu" or torch.cuda.is_available()
     calibrations = _calibrations(config, networks, found, device) if measure and has_device else ()
-    left = _left(config, search, calibrations, at_once)
+    left = _forecast(config, search, calibrations, at_once)
     searched = CheckedSearch(
         networks=networks,
         first_points=_first_points(config, search),
@@ -110,7 +110,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     return Checked(store, found, searched)
 
 
-def lines(config: Config, checked: Checked) -> list[str]:
+def describe_check(config: Config, checked: Checked) -> list[str]:
     """What was found, for people."""
     found = checked.preflight
     told = [
@@ -123,11 +123,11 @@ def lines(config: Config, checked: Checked) -> list[str]:
         f"global batch size {config.train.global_batch_size}",
     ]
     if config.search and checked.search:
-        told += _search_lines(config.search, checked.search)
+        told += _describe_search(config.search, checked.search)
     return told
 
 
-def _search_lines(search: SearchConfig, checked: CheckedSearch) -> list[str]:
+def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
     told = [
         f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
         f"{checked.trials_at_once} at once"
@@ -142,10 +142,10 @@ def _search_lines(search: SearchConfig, checked: CheckedSearch) -> list[str]:
     told += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
     needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
     told.append(f"disk: {needed} needed at most, {free} free")
-    return told + _time_lines(checked)
+    return told + _describe_time(checked)
 
 
-def _time_lines(checked: CheckedSearch) -> list[str]:
+def _describe_time(checked: CheckedSearch) -> list[str]:
     trained = f"{_range(checked.trials)} trials of {_range(checked.epochs)} epochs together"
     if not checked.wall_s or not checked.device_s:
         return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
@@ -191,7 +191,7 @@ def _network(config: Config, limits: LimitsConfig, values: Mapping[str, Any], st
     trial = trial_config(config, values)
     num_parameters = count_parameters(trial.model, len(store.info.classes))
     network = Network(num_parameters, training_gib(trial, store))
-    beyond = excess(limits, network)
+    beyond = find_excess(limits, network)
     assert network.memory_gib is not None
     return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)
 
@@ -216,7 +216,7 @@ def _first_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, An
     return study.would_ask(min(FIRST_POINTS, search.budget.trials))
 
 
-def _left(
+def _forecast(
     config: Config, search: SearchConfig, calibrations: Sequence[Calibration], at_once: int
 ) -> Forecast:
     epochs = config.train.epochs
@@ -229,7 +229,7 @@ def _left(
     return forecast(untimed, config.scaling, epochs, (), UNIT_PACE, elapsed_s=0, at_once=at_once)
 
 
-def _held_here(config: Config) -> int:
+def _count_places(config: Config) -> int:
     """Trials at once on this machine, as a local Ray counts."""
     return trainings_at_once(config.scaling, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
 

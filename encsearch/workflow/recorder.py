@@ -91,7 +91,7 @@ class TrainingRecorder:
                 self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
 
 
-def recorder_of(
+def start_recorder(
     config: Config,
     store: Store,
     record: Record,

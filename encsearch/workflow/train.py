@@ -17,7 +17,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
+from encsearch.workflow.recorder import checkpoint_model, start_recorder, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         write_whole(folder / CONFIG_FILE, to_yaml(config))
         with owned(folder, sender.root) as record:
             sender.follow(folder)
-            recorder = recorder_of(
+            recorder = start_recorder(
                 config,
                 store,
                 record,

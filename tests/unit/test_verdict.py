@@ -1,7 +1,7 @@
 """What a ranking says in words."""
 
 from encsearch.report.facts import comparable
-from encsearch.report.verdict import verdict
+from encsearch.report.verdict import describe_winner
 from encsearch.search.confirm.ranking import Configuration, rank
 from encsearch.search.trials import Trial
 
@@ -19,7 +19,7 @@ def config(trial: int | None, *values: float, parameters: int = 100) -> Configur
 
 def told(*finalists: Configuration, baseline: Configuration | None = None, minimize: str = "") -> str:
     ranking = rank(finalists, [baseline] if baseline else [], minimize or None)
-    return " ".join(verdict(ranking, "mIoU", comparable(TRIALS)))
+    return " ".join(describe_winner(ranking, "mIoU", comparable(TRIALS)))
 
 
 def test_the_winner_has_its_mean_and_interval() -> None:
@@ -88,5 +88,5 @@ def test_with_two_objectives_the_front_is_left_to_people() -> None:
 
 
 def test_without_a_value_or_a_confirmation_nothing_is_promised() -> None:
-    assert verdict(None, "mIoU", []) == ("No trial has a value: there is no winner.",)
-    assert "Nothing was trained again from scratch" in verdict(None, "mIoU", comparable(TRIALS))[1]
+    assert describe_winner(None, "mIoU", []) == ("No trial has a value: there is no winner.",)
+    assert "Nothing was trained again from scratch" in describe_winner(None, "mIoU", comparable(TRIALS))[1]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below, show_percent
-from encsearch.report.facts import ranking_of
+from encsearch.report.facts import rank_finalists
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.style import Hue, Palette
@@ -21,7 +21,7 @@ HUES: dict[Role, Hue] = {WINNER: "green", AS_GOOD: "orange", WORSE: "blue", BASE
 
 def finalist_chart(summary: SweepSummary) -> Chart | Omitted:
     title = "Trained again from scratch"
-    ranking = ranking_of(summary)
+    ranking = rank_finalists(summary)
     if ranking is None:
         return Omitted(title, "nothing was trained again after the search")
     standings = roles(ranking)

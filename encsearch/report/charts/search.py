@@ -23,7 +23,7 @@ from encsearch.report.charts.chart import (
     plot_trials,
     show_percent,
 )
-from encsearch.report.facts import Kind, comparable, kind_of, spent_until, valued
+from encsearch.report.facts import Kind, classify_trial, comparable, spent_until, valued
 from encsearch.report.summary import SweepSummary
 from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
 from encsearch.search.confirm.finalists import pareto_front
@@ -78,7 +78,9 @@ def history(summary: SweepSummary) -> History:
         row.value for row in summary.finalists if row.trial is not None and row.trial == summary.winner
     ]
     return History(
-        points=tuple((spent[t.number], value, kind_of(t, summary)) for value, t in valued(summary.trials)),
+        points=tuple(
+            (spent[t.number], value, classify_trial(t, summary)) for value, t in valued(summary.trials)
+        ),
         best=(*records, (ends[-1][0], records[-1][1])) if records else (),
         ends=ends,
         maximum=max(candidates, key=lambda point: point[1], default=None),
@@ -133,7 +135,7 @@ def curves_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial reported an epoch")
     # The winner is drawn last, over the others.
     trials.sort(key=lambda trial: trial.number == summary.winner)
-    curves = [(trial, kind_of(trial, summary)) for trial in trials]
+    curves = [(trial, classify_trial(trial, summary)) for trial in trials]
     caption = "A mark ends the curve of a trial that did not run to the end, and stands on the winner's."
     return Chart("curves.png", title, caption, 4.4, partial(_draw_curves, curves, summary.metric))
 
@@ -146,10 +148,10 @@ def eta_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no forecasts of the end were recorded")
     tested = backtest(points, ended_s)
     assert tested
-    return Chart("forecasts.png", title, forecast_words(tested), 3.6, partial(_draw_eta, points, ended_s))
+    return Chart("forecasts.png", title, describe_forecasts(tested), 3.6, partial(_draw_eta, points, ended_s))
 
 
-def forecast_words(tested: Backtest) -> str:
+def describe_forecasts(tested: Backtest) -> str:
     errors = [
         f"{format_share(error, signed=True)} {f'at {format_share(share)}' if share else 'at the start'}"
         for share, error in tested.errors
@@ -171,7 +173,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 def _points(summary: SweepSummary, trials: Sequence[Trial], unit: float) -> list[Point]:
     """(minimised in `unit`, metric, kind) of the trials that ran to the end and so have both."""
     return [
-        (trial.minimized / unit, trial.value, kind_of(trial, summary))
+        (trial.minimized / unit, trial.value, classify_trial(trial, summary))
         for trial in trials
         if trial.minimized is not None and trial.value is not None and trial.state == "COMPLETE"
     ]

@@ -30,7 +30,7 @@ from encsearch.report.charts.chart import (
     plot_trials,
     show_percent,
 )
-from encsearch.report.facts import Kind, at_epoch, common_epoch, kind_of, valued
+from encsearch.report.facts import Kind, at_epoch, classify_trial, common_epoch, valued
 from encsearch.report.summary import SweepSummary
 from encsearch.style import Palette
 from encsearch.text import format_param, short_names
@@ -208,7 +208,11 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 def _lines(summary: SweepSummary, axes: Mapping[str, Axis]) -> list[Line]:
     """Those of the trials that have a value."""
     return [
-        Line({path: axes[path].place(v) for path, v in trial.values.items()}, value, kind_of(trial, summary))
+        Line(
+            {path: axes[path].place(v) for path, v in trial.values.items()},
+            value,
+            classify_trial(trial, summary),
+        )
         for value, trial in valued(summary.trials)
     ]
 

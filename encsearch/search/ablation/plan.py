@@ -120,7 +120,7 @@ class PointFigures:
     seconds: float
 
 
-def figures_of(
+def compute_figures(
     ablation: Ablation, results: Sequence[AblationResult], metric: str
 ) -> tuple[PointFigures, ...]:
     """The figures of every point that has a result, in the order of the points."""

@@ -85,16 +85,16 @@ class _SideBySide(Board[_Entry]):
         for entry in self._still_open():
             if entry.recorder:
                 entry.recorder.close("KILLED")
-                self._tell(entry, "FAIL", reason)
+                self._follow(entry, "FAIL", reason)
 
     def _begin(self, entry: _Entry) -> None:
         entry.recorder = self._observer.open_recorder(entry.training)
-        self._tell(entry, "RUNNING")
+        self._follow(entry, "RUNNING")
 
     def _take(self, entry: _Entry, report: Report) -> None:
         assert entry.recorder is not None
         entry.recorder.log(report)
-        self._tell(entry, "RUNNING")
+        self._follow(entry, "RUNNING")
 
     def _end(self, entry: _Entry) -> None:
         if entry.failure:
@@ -102,7 +102,7 @@ class _SideBySide(Board[_Entry]):
                 entry.recorder.close("FAILED")
             drop_checkpoints(entry.assignment.folder)
             self._observer.failed(entry.training, entry.failure)
-            self._tell(entry, "FAIL", entry.failure)
+            self._follow(entry, "FAIL", entry.failure)
             return
         checkpoint = newest(entry.assignment.folder)
         assert entry.last is not None, entry.training.name
@@ -115,9 +115,9 @@ class _SideBySide(Board[_Entry]):
             raise
         entry.recorder.close("FINISHED")
         drop_checkpoints(entry.assignment.folder)
-        self._tell(entry, "COMPLETE")
+        self._follow(entry, "COMPLETE")
 
-    def _tell(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
+    def _follow(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
         config = entry.training.config
         values = {"row": entry.training.row, "epochs": config.train.epochs, "seed": config.train.seed}
         epoch = entry.last.epoch if entry.last else 0

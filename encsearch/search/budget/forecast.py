@@ -18,10 +18,10 @@ from encsearch.search.budget.rules import (
     Cost,
     Pace,
     Spent,
+    compute_needs,
     confirm_cost,
     devices_of,
     left_of,
-    needs_of,
     spent_by,
 )
 from encsearch.search.trials import Trial
@@ -113,7 +113,7 @@ def forecast(
     ends = _end_of_search(played, limit, devices)
     each = confirm_cost(search.confirm, scaling, epochs, 1)
     fixed = confirm_cost(search.confirm, scaling, epochs, 0)
-    count = max(0, needs_of(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
+    count = max(0, compute_needs(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
     confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))
@@ -150,7 +150,7 @@ def _search_limit(
     search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace, spent: Spent
 ) -> Cost:
     """What the search may still take before the rest is needed for its finalists."""
-    kept = needs_of(search, scaling, epochs, pace).confirm
+    kept = compute_needs(search, scaling, epochs, pace).confirm
     left = left_of(search.budget, spent.cost + kept)
     return Cost(max(0.0, left.wall_s), max(0.0, left.device_s))
 

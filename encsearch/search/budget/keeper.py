@@ -13,7 +13,7 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import BudgetDecision, Needs, decide, needs_of, pace_of, spent_by
+from encsearch.search.budget.rules import BudgetDecision, Needs, compute_needs, decide, pace_of, spent_by
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial
 
@@ -82,7 +82,9 @@ class Keeper:
         trials = self._study.trials()
         pace = pace_of(trials, STARTUP_S)
         if pace:
-            self._needs = needs_of(self._study.search, self._config.scaling, self._config.train.epochs, pace)
+            self._needs = compute_needs(
+                self._study.search, self._config.scaling, self._config.train.epochs, pace
+            )
         self._decision = decide(self._study.search.budget, spent_by(trials, self.elapsed_s), self._needs)
         if self._takes_trials_away(trials):
             self.ended_by = self._decision.reason

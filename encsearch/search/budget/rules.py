@@ -120,9 +120,9 @@ def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> BudgetDec
     refused as many proposals as it may train ends too: its limits leave hardly anything of its space.
     """
     kept = needs.confirm if needs else Cost(0, 0)
-    if reason := _exceeded(budget, spent.cost + kept, spent.cost, needs):
+    if reason := _describe_exceeded(budget, spent.cost + kept, spent.cost, needs):
         return BudgetDecision(may_start=False, must_end=True, reason=reason)
-    late = needs and _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
+    late = needs and _describe_exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
         told = f"all {format_count(budget.trials)} trials of the budget have started"
         return BudgetDecision(False, False, told, may_repeat=not late)
@@ -145,17 +145,17 @@ def spent_by(trials: Sequence[Trial], wall_s: float) -> Spent:
     )
 
 
-def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
+def compute_needs(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
     """What the search must leave, by the speed measured so far.
 
     Finalists that have begun are not cut, so that a standard deviation of what they may take longer is kept
     beside what they are expected to take. A confirmation that would take more than MAX_CONFIRM_SHARE of the
-    budget is reduced, see `affordable`.
+    budget is reduced, see `reduce_plan`.
     """
     expected = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
     each = expected.times(math.exp(pace.confirm_doubt))
     left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
-    plan, reduced = affordable(search.confirm, each, left)
+    plan, reduced = reduce_plan(search.confirm, each, left)
     report_s = pace.startup_s + pace.quantile(0.5)
     return Needs(
         plan=plan,
@@ -165,14 +165,14 @@ def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pa
     )
 
 
-def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
+def reduce_plan(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
     """The confirmation that `left` allows, and what was cut from it as one line.
 
     Fewer finalists first, then no baselines, then fewer seeds: without several seeds no winner is sure. One
     training is always kept, since a sweep without any has no result.
     """
     room = min(left.wall_s / each.wall_s, left.device_s / each.device_s if each.device_s else math.inf)
-    plans = list(_ever_smaller(confirm))
+    plans = list(_list_smaller(confirm))
     plan = next((p for p in plans if p.num_trainings <= room), plans[-1])
     if plan == confirm or not math.isfinite(room):
         return confirm, None
@@ -180,7 +180,7 @@ def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmC
         there, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
     else:
         there, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
-    cut = f"confirming {_plan_text(plan)} instead of {_plan_text(confirm)}"
+    cut = f"confirming {_describe_plan(plan)} instead of {_describe_plan(confirm)}"
     return plan, f"{cut}: there are {there} for trainings of {each_takes}"
 
 
@@ -206,32 +206,32 @@ def devices_of(scaling: ScalingConfig) -> float:
     return scaling.num_workers * (scaling.gpus_per_worker or scaling.cpus_per_worker)
 
 
-def _exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | None) -> str | None:
+def _describe_exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | None) -> str | None:
     """Which limit `total` meets, in words."""
     left = left_of(budget, total)
     if left.wall_s <= 0:
         assert budget.wall
         parts = f"{format_duration(search.wall_s)} of search"
         if needs:
-            parts += f", {format_duration(needs.confirm.wall_s)} kept for {_plan_text(needs.plan)}"
+            parts += f", {format_duration(needs.confirm.wall_s)} kept for {_describe_plan(needs.plan)}"
         return f"the wall budget of {format_duration(budget.wall)} is spent: {parts}"
     if left.device_s <= 0:
         assert budget.gpu_hours
         parts = f"{format_cost(search.device_s, 'GPU')} of search"
         if needs:
-            parts += f", {format_cost(needs.confirm.device_s, 'GPU')} kept for {_plan_text(needs.plan)}"
+            parts += f", {format_cost(needs.confirm.device_s, 'GPU')} kept for {_describe_plan(needs.plan)}"
         return f"the budget of {format_cost(3600 * budget.gpu_hours, 'GPU')} is spent: {parts}"
     return None
 
 
-def _ever_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
+def _list_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
     for finalists in range(confirm.finalists, 0, -1):
         yield confirm.model_copy(update={"finalists": finalists})
     for count in range(len(confirm.seeds), 0, -1):
         yield confirm.model_copy(update={"finalists": 1, "baselines": (), "seeds": confirm.seeds[:count]})
 
 
-def _plan_text(confirm: ConfirmConfig) -> str:
+def _describe_plan(confirm: ConfirmConfig) -> str:
     parts = [format_count(confirm.finalists, "finalist")]
     if confirm.baselines:
         parts.append(format_count(len(confirm.baselines), "baseline"))

@@ -82,7 +82,7 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: 
     return trial_config(config, changed)
 
 
-def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
+def group_trainings(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
     """The trainings of each trial, and of each baseline, as one."""
     groups: dict[str, list[Finalist]] = {}
     for training in trainings:

@@ -16,9 +16,9 @@ from encsearch.reports import Recorder, TrainingResult, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
     Finalist,
-    configurations,
     finalist_config,
     from_line,
+    group_trainings,
     name_context,
     pick_finalists,
     representative,
@@ -94,12 +94,12 @@ def confirm(
     trained = _train_missing(wanted, num_classes, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
-    won = rank(configurations(trained), minimize=minimize).winner.configuration.trial
+    won = rank(group_trainings(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
     baselines = _train_missing(
         _baselines(winner, plan), num_classes, folder, observer, lambda count: progress(len(wanted) + count)
     )
-    ranking = rank(configurations(trained), configurations(baselines), minimize)
+    ranking = rank(group_trainings(trained), group_trainings(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
 
 

@@ -53,7 +53,7 @@ class TrialTrainable(tune.Trainable):
     _folder: Path
     _epochs: int
     _origin: dict[str, str]
-    _told: deque[Report]
+    _ready: deque[Report]
     _failure: str | None
     _measures_latency: bool
 
@@ -75,11 +75,11 @@ class TrialTrainable(tune.Trainable):
         if self._measures_latency:
             self._measures_latency = False
             return {**self._origin, LATENCY: _call(self._workers[:1], "latency_ms")[0]}
-        if not self._told:
+        if not self._ready:
             failure = self._train()
             if failure:
                 return {**self._origin, "failure": failure, "done": True}
-        report = self._told.popleft()
+        report = self._ready.popleft()
         return {
             **self._origin,
             "report": report.to_dict(),
@@ -105,7 +105,7 @@ class TrialTrainable(tune.Trainable):
         if not self._failure and (files := read_newest(self._folder)):
             reached = _call(self._workers, "load", files)[0]
         told = distinct_reports(self._folder / REPORTS_FILE)
-        self._told = deque(report for report in told if report.epoch <= reached)
+        self._ready = deque(report for report in told if report.epoch <= reached)
 
     def _train(self) -> str | None:
         """Train one epoch and keep it: the report, then the checkpoint, so that no epoch is kept without."""
@@ -116,7 +116,7 @@ class TrialTrainable(tune.Trainable):
         report: Report = results[0]
         append(self._folder / REPORTS_FILE, report)
         write_newest(self._folder, report.epoch, _call(self._workers[:1], "save")[0])
-        self._told.append(report)
+        self._ready.append(report)
         return None
 
 

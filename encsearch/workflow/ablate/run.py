@@ -32,7 +32,7 @@ from encsearch.search.ablation.plan import (
     AblationResult,
     PlannedTraining,
     budgets,
-    figures_of,
+    compute_figures,
     plan_ablation,
 )
 from encsearch.search.ablation.rescore import rescore
@@ -46,7 +46,7 @@ from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
+from encsearch.workflow.recorder import checkpoint_model, start_recorder, start_run
 
 RESULTS_FILE = "trainings.jsonl"
 
@@ -139,7 +139,7 @@ def _train_and_compare(
             store=store.path.name,
             split=config.data.val_split,
             seeds=config.ablate.seeds,
-            figures=figures_of(ablation, observer.results, config.metric),
+            figures=compute_figures(ablation, observer.results, config.metric),
             results=tuple(observer.results),
             failures=observer.failures,
             pictures=_compare_pictures(config, store, ablation, folder, artifacts / PICTURE_FILE),
@@ -174,7 +174,7 @@ class _Observer:
 
     def open_recorder(self, training: PlannedTraining) -> Recorder:
         config = training.config
-        return recorder_of(
+        return start_recorder(
             config,
             self._store,
             self._record,

@@ -17,7 +17,7 @@ from encsearch.workflow.job import Progress
 from encsearch.workflow.recorder import (
     TrainingRecorder,
     checkpoint_model,
-    recorder_of,
+    start_recorder,
     start_run,
     write_context,
     write_panels,
@@ -131,7 +131,7 @@ class SweepRecords:
             if kind != "trial":
                 self._progress.epoch(name, report, config)
 
-        return recorder_of(
+        return start_recorder(
             config,
             self._store,
             self._record,

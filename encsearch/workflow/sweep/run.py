@@ -27,7 +27,7 @@ from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
-from encsearch.search.trials import Trial, flags
+from encsearch.search.trials import Trial, flag_trials
 from encsearch.text import format_count, format_params
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
@@ -157,10 +157,10 @@ def _run(
     with owned(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
-        with recording(parent), _telling_how_to_go_on(folder, progress):
+        with recording(parent), _report_resume(folder, progress):
             observer = SweepRecords(config, store, record, parent.run, folder, progress)
             observer.settle(study.trials())
-            progress.say(_opening(config, study, folder))
+            progress.say(_describe_start(config, study, folder))
             keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
             trials = run_sweep(config, store, study, folder, observer, keeper)
             observer.settle(trials)
@@ -168,7 +168,7 @@ def _run(
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
-            excluded = flags(trials) if study.search.flagged != "keep" else {}
+            excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
@@ -225,7 +225,7 @@ def _confirm(
 
 
 @contextmanager
-def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
+def _report_resume(folder: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -233,7 +233,7 @@ def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
         raise
 
 
-def _opening(config: Config, study: Study, folder: Path) -> str:
+def _describe_start(config: Config, study: Study, folder: Path) -> str:
     planned, trials = study.search.budget.trials, study.trials()
     if not trials:
         return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"

@@ -17,7 +17,7 @@ from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
-from encsearch.search.trials import flags
+from encsearch.search.trials import flag_trials
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
 from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
@@ -66,7 +66,7 @@ def write_story(
         picture=Path(PICTURE_FILE),  # it lies beside the report
         wall_seconds=keeper.elapsed_s,
         context=_context_folder(confirmation.winner.name, artifacts),
-        flags=flags(trials),
+        flags=flag_trials(trials),
         forecasts=keeper.points(),
         ended_by=keeper.ended_by,
         next_values=study.would_ask(NEXT_TRIALS) if keeper.ended_by else (),
