@@ -1,4 +1,4 @@
-"""The page of a sweep: words, figures, tables and the winner's context module put into the template."""
+"""The page of a sweep: the template filled with sentences, charts, tables and the winner's context module."""
 
 import base64
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class ContextSection:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure on the page as data URIs, or, without them, why it is left out."""
+    """A chart on the page as data URIs, or the reason why it is left out."""
 
     title: str
     caption: str
@@ -67,9 +67,9 @@ class Shown:
 
 
 def render(summary: SweepSummary, target: Path) -> Path:
-    """Write the report to `target`, its figures as PNG beside it, and return `target`.
+    """Write the report to `target`, its charts as PNG beside it, and return `target`.
 
-    Raises UserError if what it shows cannot be read.
+    Raises UserError if the pictures or diagnostics cannot be read.
     """
     page = _environment().get_template(TEMPLATE)
     picture = _picture_uri(target.parent / summary.picture) if summary.picture else None
@@ -99,7 +99,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
 
 
 def _charts(summary: SweepSummary) -> dict[str, list[Chart | Omitted]]:
-    """By the section of the page."""
+    """The charts of each section of the page."""
     return {
         "confirmed": [finalist_chart(summary)],
         "search": [history_chart(summary), pareto_chart(summary), curves_chart(summary), rung_chart(summary)],
@@ -122,7 +122,7 @@ def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
 
 
 def _context_section(folder: Path) -> ContextSection:
-    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
+    """Read the files that `write_diagnostics` wrote. Raises UserError if one cannot be read."""
     try:
         diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,7 +132,7 @@ def _context_section(folder: Path) -> ContextSection:
         diagnostics.num_images,
         findings(diagnostics),
         LIMITS,
-        # Which pictures there are depends on the model.
+        # The set of pictures depends on the model.
         tuple(
             (title, _picture_uri(folder / name)) for name, title in TITLES.items() if (folder / name).exists()
         ),

@@ -82,7 +82,7 @@ def test_a_space_that_the_limits_refuse_ends_the_search() -> None:
 
     assert not decision.may_start
     assert decision.reason
-    assert "4 proposals were refused" in decision.reason
+    assert "refused 4 proposals" in decision.reason
 
 
 def test_refused_and_repeated_trials_are_not_counted_but_a_repeat_costs() -> None:
@@ -121,10 +121,12 @@ def test_what_was_cut_is_said_with_the_numbers() -> None:
 
     asked = "instead of 3 finalists and 1 baseline x 2 seeds"
     assert by_time == (
-        f"confirming 1 finalist and 1 baseline x 2 seeds {asked}: there are 40 min for trainings of 10 min"
+        f"confirming 1 finalist and 1 baseline x 2 seeds {asked}: it may take 40 min, "
+        "and one training takes 10 min"
     )
     assert by_devices == (
-        f"confirming 1 finalist x 1 seed {asked}: there are 0.5 GPU-hours for trainings of 0.5 GPU-hours"
+        f"confirming 1 finalist x 1 seed {asked}: it may take 0.5 GPU-hours, and one training takes "
+        "0.5 GPU-hours"
     )
 
 

@@ -52,7 +52,7 @@ def test_what_was_searched_names_ranges_goals_and_fates() -> None:
         "(0.001 to 0.1, on a log scale) for the highest mIoU."
     )
     assert method == "The values came from TPE; ASHA stopped the weaker trials early."
-    assert last == "Their fates: 2 ran to the end, 1 stopped early and 1 failed."
+    assert last == "Outcomes: 2 ran to the end, 1 stopped early and 1 failed."
 
 
 def test_fates_tell_a_budget_from_a_limit_from_the_scheduler() -> None:
@@ -91,7 +91,7 @@ def test_headline_of_one_finalist_does_not_call_it_the_best() -> None:
 
 def test_one_seed_each_cannot_tell_the_best() -> None:
     rows = (finalist(0.45), finalist(0.40, trial=0))
-    assert "nobody can tell whether it is the best" in headline(summary(finalists=rows))
+    assert "it is not known whether it is the best" in headline(summary(finalists=rows))
 
 
 def test_configurations_as_good_as_the_winner_are_named() -> None:
@@ -100,7 +100,7 @@ def test_configurations_as_good_as_the_winner_are_named() -> None:
     assert headline(both).endswith("but is indistinguishable from trial 0.")
     (sentence,) = describe_rivals(both)
     assert sentence.startswith("Trial 0 (mIoU 44.33 %; model.num_codewords=8")
-    assert tiles(both)[1][1:] == ("cannot be told", "from 1 of 1 other finalist")
+    assert tiles(both)[1][1:] == ("not certain", "not told apart from 1 of 1 other finalist")
 
 
 def test_a_clear_winner_is_told_apart() -> None:
@@ -138,7 +138,7 @@ def test_cost_is_that_of_all_devices_the_finalists_included() -> None:
     first, wall, epochs = describe_cost(summary())
     assert first.startswith("280 CPU-seconds: 160 CPU-seconds for the search, 120 CPU-seconds for 1 training")
     assert wall == "From start to end it took 7 min."
-    assert epochs == "The trials ran 8 of the 12 epochs that they would take to their ends."
+    assert epochs == "The trials ran 8 of the 12 epochs that they would have taken to the end."
 
 
 def test_what_was_left_out_is_counted_by_cause() -> None:
@@ -147,9 +147,9 @@ def test_what_was_left_out_is_counted_by_cause() -> None:
         dataclasses.replace(TRIALS[0], number=4, rerun_of=0),
     )
     assert describe_left_out(summary(trials=trials, flags={0: "changed midway"})) == (
-        "Trial 0 ran otherwise than the others and is left out of the choice (search.flagged=exclude).",
-        "Run again for that: 4 (of 0).",
-        "Trial 1 went beyond search.limits.",
+        "Trial 0 ran under other conditions and is left out of the choice (search.flagged=exclude).",
+        "Run again for this reason: 4 (repeats 0).",
+        "Trial 1 exceeded search.limits.",
         "Trial 3 failed.",
         "The reasons are below.",
     )
@@ -176,7 +176,7 @@ def test_refused_and_repeated_trials_are_none_of_the_budget() -> None:
 
     assert describe_ending(summary(trials=trials)) == ("After 3 trials of 4 there was nothing left to try.",)
     assert describe_cost(summary(trials=trials))[-1] == (
-        "The trials ran 10 of the 12 epochs that they would take to their ends."
+        "The trials ran 10 of the 12 epochs that they would have taken to the end."
     )
 
 
@@ -184,7 +184,8 @@ def test_a_sweep_that_took_longer_than_its_budget_says_so() -> None:
     overrun = describe_ending(summary({"budget": {"trials": 4, "wall": 399}}))
 
     assert overrun[1:] == (
-        "It took 7 min, over its wall budget of 7 min: the finalists took longer than was kept for them.",
+        "It took 7 min, over its wall budget of 7 min: "
+        "the finalists took longer than the time reserved for them.",
     )
     assert len(describe_ending(summary({"budget": {"trials": 4, "wall": 400}}))) == 1
 
