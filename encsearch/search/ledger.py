@@ -19,6 +19,10 @@ from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, 
 from encsearch.search.tune.board import Assignment, Board, Entry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 
+# A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
+# STRAGGLER_MIN_S seconds.
+STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30
+
 
 @dataclass(frozen=True)
 class Network:
@@ -41,10 +45,10 @@ def find_excess(limits: LimitsConfig, network: Network) -> Excess | None:
     parameters, gib = network.parameters, network.memory_gib
     if limits.parameters is not None and parameters > limits.parameters:
         given, allowed = format_count(parameters, "parameter"), format_count(limits.parameters)
-        return _beyond("parameters", parameters / limits.parameters, given, allowed)
+        return _make_excess("parameters", parameters / limits.parameters, given, allowed)
     if limits.memory_gib is not None and gib is not None and gib > limits.memory_gib:
         given, allowed = f"{format_bytes(gib * 2**30)} of memory", format_bytes(limits.memory_gib * 2**30)
-        return _beyond("memory_gib", gib / limits.memory_gib, given, allowed)
+        return _make_excess("memory_gib", gib / limits.memory_gib, given, allowed)
     return None
 
 
@@ -53,24 +57,7 @@ def find_latency_excess(limits: LimitsConfig, latency_ms: float) -> Excess | Non
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
     given, allowed = f"{format_number(latency_ms)} ms an image", format_number(limits.latency_ms)
-    return _beyond("latency_ms", latency_ms / limits.latency_ms, given, allowed)
-
-
-def _is_latency(minimize: Minimized | None) -> bool:
-    """Whether a trial must measure its latency; the number of parameters is always recorded."""
-    match minimize:
-        case "latency_ms":
-            return True
-        case "parameters" | None:
-            return False
-
-
-def _beyond(name: str, ratio: float, given: str, allowed: str) -> Excess:
-    return Excess(ratio - 1, f"{given}, but search.limits.{name} is {allowed}")
-
-
-# A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
-STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30
+    return _make_excess("latency_ms", latency_ms / limits.latency_ms, given, allowed)
 
 
 class SweepObserver(Protocol):
@@ -94,7 +81,7 @@ class SweepObserver(Protocol):
 
 
 class Limiter(Protocol):
-    """Whether the budget allows more; see `budget`."""
+    """The budget as the ledger asks it; see `budget`."""
 
     def may_start(self) -> bool: ...
 
@@ -306,3 +293,16 @@ class Ledger(Board[_Entry]):
 def trial_folder(folder: Path, number: int) -> Path:
     """Where a trial of the sweep in `folder` keeps its reports and its newest checkpoint."""
     return folder / "trials" / f"{number:04d}"
+
+
+def _is_latency(minimize: Minimized | None) -> bool:
+    """Whether a trial must measure its latency; the number of parameters is always recorded."""
+    match minimize:
+        case "latency_ms":
+            return True
+        case "parameters" | None:
+            return False
+
+
+def _make_excess(name: str, ratio: float, given: str, allowed: str) -> Excess:
+    return Excess(ratio - 1, f"{given}, but search.limits.{name} is {allowed}")
