@@ -47,9 +47,9 @@ def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: boo
     --print does.
     """
     if only_print or as_json:
-        from encsearch.workflow.browse import links_of
+        from encsearch.workflow.browse import find_links
 
-        links = links_of(folder, host, port)
+        links = find_links(folder, host, port)
         emit(links, as_json, _lines(links))
         return
     from encsearch.workflow.browse import show
@@ -164,17 +164,17 @@ def _tracking(*named: str) -> "Tracking":
     """The environment's store, or the one that the first job's folder among the named was recorded in."""
     from encsearch.tracking.browse.runs import open_experiment
     from encsearch.tracking.uris import existing_store
-    from encsearch.workflow.browse import job_of, store_of
+    from encsearch.workflow.browse import find_job, find_store
 
-    job = next((job_of(Path(text)) for text in named if Path(text).is_dir()), None)
-    return open_experiment(existing_store(store_of(job)), job.experiment_id if job else None)
+    job = next((find_job(Path(text)) for text in named if Path(text).is_dir()), None)
+    return open_experiment(existing_store(find_store(job)), job.experiment_id if job else None)
 
 
 def _find(tracking: "Tracking", text: str) -> "RunRow":
     from encsearch.tracking.browse.runs import find, get
-    from encsearch.workflow.browse import job_of
+    from encsearch.workflow.browse import find_job
 
-    return get(tracking, job_of(Path(text)).run_id) if Path(text).is_dir() else find(tracking, text)
+    return get(tracking, find_job(Path(text)).run_id) if Path(text).is_dir() else find(tracking, text)
 
 
 def _defaults() -> dict[str, str]:

@@ -96,7 +96,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 def swept_text(done: "Swept") -> str:
     """The table of trials and finalists, how sure the winner is, and where the report is."""
     from encsearch.report.facts import comparable
-    from encsearch.report.verdict import verdict
+    from encsearch.report.verdict import describe_winner
 
     metric, trials = done.summary.metric, done.trials
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
@@ -121,7 +121,7 @@ def swept_text(done: "Swept") -> str:
     ]
     finalists = table(["confirmed", "workers", f"best {metric} %", "epochs"], confirmed)
     candidates = comparable(trials, done.excluded)
-    told = "\n".join(verdict(done.confirmation.ranking, metric, candidates))
+    told = "\n".join(describe_winner(done.confirmation.ranking, metric, candidates))
     return f"{trial_table}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 

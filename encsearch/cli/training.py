@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def show(config: "Config", checked: "Checked", as_json: bool) -> None:
     """Print what was found; see `workflow.check`."""
-    from encsearch.workflow.check import lines
+    from encsearch.workflow.check import describe_check
 
     search = asdict(checked.search) if checked.search else None
-    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
+    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(describe_check(config, checked)))
 
 
 recipe_argument = click.argument("recipe")

@@ -23,10 +23,10 @@ PICTURE_FILE = "pictures.png"
 
 @dataclass(frozen=True)
 class AblationStory:
-    """All that the report shows.
+    """The content of the report.
 
-    `failures` are reasons by training; `pictures` is the caption of `pictures.png`, which lies beside the
-    report, or why there is none.
+    `failures` are reasons by training; `pictures` is the caption of `pictures.png` beside the report, or the
+    reason why there is none.
     """
 
     name: str
@@ -46,7 +46,7 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "ablation.csv", _summary_lines(story))
     write_csv(folder / "trainings.csv", _training_lines(story))
-    rows, codewords, se_weights = (_of_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    rows, codewords, se_weights = (_select_series(story, s) for s in ("rows", "codewords", "se_weights"))
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
     if codewords:
@@ -61,25 +61,25 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def _of_series(story: AblationStory, series: str) -> list[PointFigures]:
+def _select_series(story: AblationStory, series: str) -> list[PointFigures]:
     return [figures for figures in story.figures if figures.point.series == series]
 
 
 def verdicts(story: AblationStory) -> list[str]:
-    """What the rows tell about EncNet against FCN and against the pooled gate, a sentence each and budget."""
+    """Compare EncNet with FCN and with the pooled gate, in one sentence for each pair and budget."""
     sentences = []
-    for figures in _of_series(story, "rows"):
+    for figures in _select_series(story, "rows"):
         if figures.point.label == ENCNET and figures.over_fcn:
-            sentences.append(_verdict(ENCNET, FCN, figures, figures.over_fcn))
+            sentences.append(_format_verdict(ENCNET, FCN, figures, figures.over_fcn))
         if figures.point.label == GATE and figures.over_encnet:
-            sentences.append(_verdict(GATE, ENCNET, figures, figures.over_encnet))
+            sentences.append(_format_verdict(GATE, ENCNET, figures, figures.over_encnet))
     return sentences
 
 
 def figure_cells(figures: PointFigures, metric: str) -> list[str]:
-    """Of a row in a table, in percent: the shown metrics, then the differences from FCN and from EncNet.
+    """Cells of a table row, in percent: the shown metrics, then the differences from FCN and from EncNet.
 
-    A star marks a difference whose interval leaves out 0.
+    A star marks a difference whose interval excludes 0.
     """
     estimates = [figures.estimates[name] for name in shown_metrics(metric)]
     cells = [format_estimate(estimate.mean, estimate.interval) for estimate in estimates]
@@ -92,39 +92,39 @@ def figure_cells(figures: PointFigures, metric: str) -> list[str]:
     return cells
 
 
-def _verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
+def _format_verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
     points = format_points(difference.mean, signed=True)
-    said = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
+    text = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
     if difference.interval is None:
-        return f"{said}; one seed gives no interval."
+        return f"{text}; one seed gives no interval."
     interval = format_interval(difference.interval, signed=True)
-    told = "told apart" if difference.tells_apart else "not told apart"
-    return f"{said} {interval} over {format_count(len(difference.values), 'seed')}: {told}."
+    result = "told apart" if difference.tells_apart else "not told apart"
+    return f"{text} {interval} over {format_count(len(difference.values), 'seed')}: {result}."
 
 
 def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -> str:
     parts = [
         f"# Ablation of {story.name}",
         f"Validation split `{story.split}` of `{story.store}`, {format_count(len(story.seeds), 'seed')}. "
-        "Every figure is of the last epoch, in percent: the best epoch would be chosen on the split that it "
-        "is scored on. In brackets: the 95 % interval of the mean over seeds (Student's t)."
-        + (" One seed gives none." if len(story.seeds) == 1 else ""),
+        "All figures are from the last epoch, in percent: choosing the best epoch would use the split that "
+        "it is scored on. In brackets: the 95 % interval of the mean over seeds (Student's t)."
+        + (" One seed gives no interval." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
-    rows = _of_series(story, "rows")
+    rows = _select_series(story, "rows")
     for epochs in sorted({figures.point.epochs for figures in rows}):
-        of_it = [figures for figures in rows if figures.point.epochs == epochs]
-        parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_it, story.metric)]
+        of_budget = [figures for figures in rows if figures.point.epochs == epochs]
+        parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_budget, story.metric)]
     parts += [
-        f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval leaves "
-        "out 0. Each interval stands for itself: nothing corrects for the number of comparisons.",
+        f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval "
+        "excludes 0. Each interval is separate: it is not corrected for the number of comparisons.",
         "![rows](rows.png)",
     ]
     for series, title, chart in (
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
     ):
-        curve = _of_series(story, series)
+        curve = _select_series(story, series)
         if chart in charts:
             parts += [
                 f"## {title}, {format_count(curve[0].point.epochs, 'epoch')}",
@@ -162,7 +162,7 @@ def _table(figures: Sequence[PointFigures], metric: str) -> str:
 
 
 def _summary_lines(story: AblationStory) -> Iterator[Sequence[object]]:
-    """A line a point; figures in [0, 1]."""
+    """One line for each point; figures in [0, 1]."""
     names = [*shown_metrics(story.metric), f"minus {FCN}", f"minus {ENCNET}"]
     yield [
         "series",
@@ -186,7 +186,7 @@ def _csv_cells(estimate: Estimate | None) -> tuple[object, object, object]:
 
 
 def _training_lines(story: AblationStory) -> Iterator[Sequence[object]]:
-    """A line a result, with every figure of its last epoch."""
+    """One line for each result, with every metric of its last epoch."""
     metrics = list(dict.fromkeys(name for result in story.results for name in result.metrics))
     yield ["name", "row", "epochs", "seed", "seconds", *metrics]
     for r in story.results:

@@ -1,4 +1,4 @@
-"""What the trials and finalists of a sweep say, without words or figures: pure."""
+"""Facts about the trials and finalists of a sweep, for sentences and charts: pure."""
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -23,22 +23,22 @@ KIND_LABELS: dict[Kind, str] = {
 }
 
 COMMON_SHARE = 2 / 3
-"""Above what halving leaves over, with some to spare: asynchronously it keeps a few more than one in two."""
+"""Well above the share that halving keeps; asynchronously it keeps a few more than one in two."""
 
 STRAGGLER_RATIO = 2.0
 """A trial whose seconds an epoch are over this multiple of the median is a straggler."""
 
 Valued = tuple[float, Trial]
-"""A trial behind its value."""
+"""(value, trial)"""
 
 
 def valued(trials: Sequence[Trial]) -> list[Valued]:
-    """The trials that have a finite value, with it."""
+    """The trials that have a finite value, with that value."""
     return [(t.value, t) for t in trials if t.value is not None and math.isfinite(t.value)]
 
 
 def comparable(trials: Sequence[Trial], excluded: Collection[int] = ()) -> list[Valued]:
-    """Those that may win: with a finite value, not failed, not refused, and not `excluded`, trial numbers."""
+    """The trials that may win: a finite value, not failed, not refused, number not in `excluded`."""
     return [
         (value, trial)
         for value, trial in valued(trials)
@@ -51,8 +51,8 @@ def best_of(trials: Sequence[Valued]) -> Valued | None:
     return max(trials, key=lambda pair: pair[0], default=None)
 
 
-def ranking_of(summary: SweepSummary) -> Ranking | None:
-    """The finalists by the rule that named the winner; None where nothing was confirmed."""
+def rank_finalists(summary: SweepSummary) -> Ranking | None:
+    """Rank the finalists by the rule that decided the winner; None where nothing was confirmed."""
     finalists = _configurations([row for row in summary.finalists if row.trial is not None])
     if not finalists:
         return None
@@ -60,8 +60,8 @@ def ranking_of(summary: SweepSummary) -> Ranking | None:
     return rank(finalists, baselines, summary.search.minimize)
 
 
-def kind_of(trial: Trial, summary: SweepSummary) -> Kind:
-    """How the trial is marked in figures."""
+def classify_trial(trial: Trial, summary: SweepSummary) -> Kind:
+    """Choose the trial's mark in charts."""
     if trial.number == summary.winner:
         return "winner"
     if trial.refused:
@@ -80,7 +80,7 @@ def kind_of(trial: Trial, summary: SweepSummary) -> Kind:
 
 
 def spent_until(summary: SweepSummary) -> dict[int, float]:
-    """Device seconds of the search by the end of each trial, the trials one after the other by number."""
+    """Device seconds of the search up to the end of each trial, added up in the order of the numbers."""
     ends = accumulate(trial.cost_seconds for trial in summary.trials)
     return {trial.number: end for trial, end in zip(summary.trials, ends, strict=True)}
 
@@ -91,17 +91,17 @@ def search_cost(summary: SweepSummary) -> float:
 
 
 def finalists_cost(summary: SweepSummary) -> float:
-    """Device seconds of the trainings after the search, by what each worker booked."""
+    """Device seconds of the trainings after the search, by the devices that each worker booked."""
     scaling = summary.config.scaling
     each = scaling.gpus_per_worker if summary.cost_unit == "GPU" else scaling.cpus_per_worker
     return sum(row.seconds * row.num_workers * each for row in summary.finalists)
 
 
 def common_epoch(trials: Sequence[Trial]) -> int | None:
-    """The last epoch that over COMMON_SHARE of the trials reached, of those that reported at all.
+    """The last epoch that more than COMMON_SHARE of the trials with a report reached.
 
-    Early stopping ends trials at rungs, so this is the highest rung that most trials reached. Later ones hold
-    only trials that were good, and what made the others bad cannot be seen there.
+    Early stopping ends trials at rungs, so this is the highest rung that most trials reached. Later epochs
+    have only good trials, which do not show what made the others bad.
     """
     curves = [dict(trial.curve) for trial in trials if trial.curve]
     epochs = {epoch for curve in curves for epoch in curve}
@@ -112,7 +112,7 @@ def common_epoch(trials: Sequence[Trial]) -> int | None:
 
 
 def at_epoch(summary: SweepSummary, epoch: int) -> list[Valued]:
-    """The comparable trials that reached the epoch, with their value at it."""
+    """The comparable trials that reached the epoch, with their values there."""
     found = comparable(summary.trials, summary.excluded)
     reached = [(dict(trial.curve).get(epoch), trial) for _, trial in found]
     return [(value, trial) for value, trial in reached if value is not None and math.isfinite(value)]
@@ -127,8 +127,8 @@ class Straggler:
     ratio: float
 
 
-def stragglers(trials: Sequence[Trial]) -> tuple[Straggler, ...]:
-    """Trials slower than STRAGGLER_RATIO times the median, slowest first; of three or more trials."""
+def find_stragglers(trials: Sequence[Trial]) -> tuple[Straggler, ...]:
+    """Find trials over STRAGGLER_RATIO times the median, slowest first; it takes three trials."""
     paces = {trial.number: trial.seconds / trial.epochs for trial in trials if trial.epochs and trial.seconds}
     if len(paces) < 3:
         return ()

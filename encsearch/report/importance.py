@@ -1,9 +1,9 @@
-"""Which searched path moves the metric, by two evaluators, and how sure that is.
+"""The importance of the searched paths for the metric, by two evaluators, with its uncertainty.
 
-Of a study Optuna rates the trials that ran to the end alone, which early stopping leaves few of; here the
-caller gives every trial's value at one common epoch. A share alone says little: fANOVA and PED-ANOVA answer
-different questions and may rank the paths otherwise, and with few trials both give shares to noise. So each
-share comes with an interval over resampled trials, and with what it is by chance, the values dealt out anew.
+Optuna rates only trials that ran to the end, and early stopping leaves few of them; here the caller gives
+every trial's value at one common epoch. A share alone says little: fANOVA and PED-ANOVA answer different
+questions and may rank the paths differently, and with few trials both give shares to noise. So each share
+comes with an interval over resampled trials, and with the share that shuffled values reach by chance.
 """
 
 import math
@@ -32,13 +32,13 @@ Observation = tuple[Mapping[str, Any], float]
 Shares = dict[str, float]
 
 RESAMPLES = 20
-"""Resamples, and shuffles; of twenty a 90 % interval leaves out the lowest and the highest."""
+"""Number of resamples, and of shuffles; with twenty, a 90 % interval drops the lowest and the highest."""
 
 TREES, TREES_A_RESAMPLE = 64, 16
 MIN_TRIALS, MIN_TRIALS_A_PATH = 10, 4
 
 MIN_TOP_TRIALS = 5
-"""Of the best part of the trials, which PED-ANOVA looks at; its authors ask for at least these."""
+"""Minimum size of the best part of the trials, which PED-ANOVA examines, as its authors require."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class PathImportance:
 
 @dataclass(frozen=True)
 class Importances:
-    """What one evaluator says; the paths by falling share.
+    """The result of one evaluator; the paths by falling share.
 
-    `chance` is the most that any path reached with shuffled values. That one of them is beyond it by chance
-    alone has a probability of 1 / (RESAMPLES + 1), for all paths together: a permutation test of the largest
+    `chance` is the largest share of any path with shuffled values. By chance alone, a path exceeds it with a
+    probability of 1 / (RESAMPLES + 1), for all paths together: a permutation test of the largest
     (Westfall and Young, Resampling-Based Multiple Testing, 1993).
     """
 
@@ -67,20 +67,20 @@ class Importances:
 
     @property
     def beyond_chance(self) -> tuple[str, ...]:
-        """The paths that are beyond chance."""
+        """The paths whose share exceeds chance."""
         return tuple(path.path for path in self.paths if path.share > self.chance)
 
 
 def importances(
     space: Mapping[str, Dimension], trials: Sequence[Observation], seed: int
 ) -> tuple[Importances, ...]:
-    """By fANOVA and by PED-ANOVA; empty with too few trials to tell, see `trials_needed`.
+    """Rate the paths by fANOVA and by PED-ANOVA; empty with too few trials, see `trials_needed`.
 
-    Rated are the paths that every trial has, with two values or more: `rated_paths`.
+    Only paths that every trial has, with two values or more, are rated: `rated_paths`.
 
     fANOVA (Hutter et al., ICML 2014): the share of a random forest's variance that a path explains alone;
-    what is missing to 1 is joint work of several. PED-ANOVA (Watanabe et al., IJCAI 2023): how far the values
-    of the best trials differ from those of all, relative to the sum over the paths.
+    the rest to 1 comes from several paths together. PED-ANOVA (Watanabe et al., IJCAI 2023): how far the
+    values of the best trials differ from those of all, relative to the sum over the paths.
     """
     paths = rated_paths(space, trials)
     if not paths or len(trials) < trials_needed(len(paths)):
@@ -93,7 +93,7 @@ def importances(
 
 
 def rated_paths(space: Mapping[str, Dimension], trials: Sequence[Observation]) -> list[str]:
-    """Those that can be rated; of a path with a `when`, trials without it would be guessed."""
+    """The paths that can be rated; a path with a `when` would need guesses for the trials without it."""
     return [
         path
         for path in space
@@ -107,9 +107,9 @@ def trials_needed(num_paths: int) -> int:
 
 @dataclass(frozen=True)
 class _Data:
-    """The trials in the evaluators' terms; log ranges are given on their log scale.
+    """The trials in Optuna's terms; log ranges are given on their log scale.
 
-    Optuna's fANOVA takes means over the plain range, most of which is the uppermost decade of a log range.
+    Optuna's fANOVA averages over the plain range, where the uppermost decade of a log range dominates.
     """
 
     distributions: dict[str, BaseDistribution]
@@ -127,10 +127,10 @@ def _rate(
     rng = np.random.default_rng(seed)
     everyone = np.arange(len(values))
 
-    def shares(chosen: NDArray[np.int64], told: NDArray[np.float64], trees: int) -> Shares:
-        if np.ptp(told) == 0:  # fANOVA raises an error where there is no variance to share out
+    def shares(chosen: NDArray[np.int64], metrics: NDArray[np.float64], trees: int) -> Shares:
+        if np.ptp(metrics) == 0:  # fANOVA raises an error where there is no variance to share out
             return dict.fromkeys(data.distributions, 0.0)
-        return evaluate(_study(data, chosen, told), trees, seed)
+        return evaluate(_study(data, chosen, metrics), trees, seed)
 
     whole = shares(everyone, values, TREES)
     drawn = [rng.integers(len(values), size=len(values)) for _ in range(RESAMPLES)]
@@ -144,7 +144,7 @@ def _rate(
 
 
 def _relative(found: Importances) -> Importances:
-    """All figures as parts of the sum of the shares; those of resamples and shuffles may be above 1."""
+    """Divide all figures by the sum of the shares; those of resamples and shuffles may exceed 1."""
     total = sum(path.share for path in found.paths) or 1.0
     paths = tuple(
         replace(path, share=path.share / total, low=path.low / total, high=path.high / total)
@@ -158,7 +158,7 @@ def _fanova(study: optuna.Study, trees: int, seed: int) -> Shares:
 
 
 def _ped_anova(study: optuna.Study, trees: int, seed: int) -> Shares:
-    """It has neither trees nor randomness."""
+    """PED-ANOVA has neither trees nor randomness."""
     best_part = max(0.1, MIN_TOP_TRIALS / len(study.get_trials(deepcopy=False)))
     return _shares(study, PedAnovaImportanceEvaluator(target_quantile=best_part))
 
@@ -172,7 +172,7 @@ def _shares(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> Shares:
 
 
 def _study(data: _Data, chosen: NDArray[np.int64], values: NDArray[np.float64]) -> optuna.Study:
-    """A study in memory of the trials `chosen`, which may repeat, with these values."""
+    """Make a study in memory from the trials `chosen`, which may repeat, with these values."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
     study.add_trials(

@@ -1,4 +1,4 @@
-"""The page of a sweep: words, figures, tables and the winner's context module put into the template."""
+"""The page of a sweep: the template filled with sentences, charts, tables and the winner's context module."""
 
 import base64
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from encsearch.report.charts.importance import importance_chart
 from encsearch.report.charts.rungs import rung_chart
 from encsearch.report.charts.search import curves_chart, eta_chart, history_chart, pareto_chart
 from encsearch.report.charts.space import contour_chart, parallel_chart, slice_chart
-from encsearch.report.facts import KIND_LABELS, class_table, kind_of, stragglers
+from encsearch.report.facts import KIND_LABELS, class_table, classify_trial, find_stragglers
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
-from encsearch.report.words import paragraphs, straggler_words
+from encsearch.report.words import describe_stragglers, paragraphs
 from encsearch.style import DARK, LIGHT
 from encsearch.text import (
     format_count,
@@ -58,7 +58,7 @@ class ContextSection:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure on the page as data URIs, or, without them, why it is left out."""
+    """A chart on the page as data URIs, or the reason why it is left out."""
 
     title: str
     caption: str
@@ -67,9 +67,9 @@ class Shown:
 
 
 def render(summary: SweepSummary, target: Path) -> Path:
-    """Write the report to `target`, its figures as PNG beside it, and return `target`.
+    """Write the report to `target`, its charts as PNG beside it, and return `target`.
 
-    Raises UserError if what it shows cannot be read.
+    Raises UserError if the pictures or diagnostics cannot be read.
     """
     page = _environment().get_template(TEMPLATE)
     picture = _picture_uri(target.parent / summary.picture) if summary.picture else None
@@ -86,10 +86,10 @@ def render(summary: SweepSummary, target: Path) -> Path:
             section: [_shown(chart, target.parent) for chart in charts]
             for section, charts in _charts(summary).items()
         },
-        kinds={trial.number: kind_of(trial, summary) for trial in summary.trials},
+        kinds={trial.number: classify_trial(trial, summary) for trial in summary.trials},
         kind_labels=KIND_LABELS,
         excluded=[t for t in summary.trials if t.state == "FAIL" or t.refused or t.number in summary.flags],
-        slow=straggler_words(stragglers(summary.trials)),
+        slow=describe_stragglers(find_stragglers(summary.trials)),
         classes=class_table(summary.finalists),
         picture=picture,
         context=context,
@@ -99,7 +99,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
 
 
 def _charts(summary: SweepSummary) -> dict[str, list[Chart | Omitted]]:
-    """By the section of the page."""
+    """The charts of each section of the page."""
     return {
         "confirmed": [finalist_chart(summary)],
         "search": [history_chart(summary), pareto_chart(summary), curves_chart(summary), rung_chart(summary)],
@@ -122,7 +122,7 @@ def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
 
 
 def _context_section(folder: Path) -> ContextSection:
-    """Of the files that `write_diagnostics` left. Raises UserError if one cannot be read."""
+    """Read the files that `write_diagnostics` wrote. Raises UserError if one cannot be read."""
     try:
         diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,7 +132,7 @@ def _context_section(folder: Path) -> ContextSection:
         diagnostics.num_images,
         findings(diagnostics),
         LIMITS,
-        # Which pictures there are depends on the model.
+        # The set of pictures depends on the model.
         tuple(
             (title, _picture_uri(folder / name)) for name, title in TITLES.items() if (folder / name).exists()
         ),

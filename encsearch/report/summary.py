@@ -1,4 +1,4 @@
-"""What a report is written from: `sweep.json`."""
+"""The data of a report: `sweep.json`."""
 
 import json
 from collections.abc import Mapping
@@ -36,13 +36,12 @@ class FinalistSummary:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All that the report shows; `space` is path -> kind as in the recipe, `epochs` a full trial's length.
+    """The content of the report; `space` is path -> kind as in the recipe, `epochs` a full trial's length.
 
     `picture`, and `context`, the folder of the winner's context diagnostics, are relative to the report's
     folder, so that all can move together. `flags` is trial -> why it is not comparable with the others.
-    `ended_by` says which limit ended the search, None that all trials were run; `next_values` are of the
-    trials that it would have tried next. `warm_started` names the sweep whose trials the sampler began
-    with.
+    `ended_by` is the limit that ended the search, None if all trials were run; `next_values` are the values
+    that it would have tried next. `warm_started` is the sweep whose trials the sampler began with.
     """
 
     name: str
@@ -85,7 +84,7 @@ def to_json(summary: SweepSummary) -> str:
 
 
 def from_json(text: str) -> SweepSummary:
-    """Raises ValueError if the text, or the recipe in it, is not a valid one."""
+    """Read the summary. Raises ValueError if the text, or the recipe in it, is not valid."""
     summary = TypeAdapter(SweepSummary).validate_json(text)
     if not summary.config.search:
         raise ValueError(f"the recipe of {summary.name} has no search block")

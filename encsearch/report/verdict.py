@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, ranking_of, search_cost
+from encsearch.report.facts import Valued, best_of, comparable, finalists_cost, rank_finalists, search_cost
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.search.statistics import Estimate
@@ -25,7 +25,7 @@ Tile = tuple[str, str, str]
 
 def headline(summary: SweepSummary) -> str:
     """The answer in one sentence."""
-    ranking = ranking_of(summary)
+    ranking = rank_finalists(summary)
     if ranking is None:
         best = best_of(comparable(summary.trials, summary.excluded))
         if best is None:
@@ -37,14 +37,14 @@ def headline(summary: SweepSummary) -> str:
     if len(ranking.standings) == 1:
         return f"{reached}; no other configuration was confirmed beside it."
     if not ranking.freedom:
-        return f"{reached}; with one seed each nobody can tell whether it is the best."
+        return f"{reached}; with one seed each it is not known whether it is the best."
     if ranking.indistinguishable:
         return f"{reached}, but is indistinguishable from {format_list(ranking.indistinguishable)}."
     return f"{reached}, and is told apart from {_others(len(ranking.standings))}."
 
 
 def tiles(summary: SweepSummary) -> list[Tile]:
-    """What people look for first."""
+    """The figures that people look for first."""
     spent = search_cost(summary) + finalists_cost(summary)
     wall = (
         "" if summary.wall_seconds is None else f"{format_duration(summary.wall_seconds)} from start to end"
@@ -58,11 +58,11 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     ]
 
 
-def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
-    """What won, how sure that is, what is as good, and how it stands against the baselines.
+def describe_winner(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> tuple[str, ...]:
+    """Describe the winner, its confidence, the finalists as good as it, and its lead over the baselines.
 
-    `ranking` is None where nothing was confirmed; `trials` are those that may win. Their maximum is the
-    largest of many noisy values and so too high on average: it is never given as what to expect.
+    `ranking` is None where nothing was confirmed; `trials` are the ones that may win. Their maximum is the
+    largest of many noisy values and so too high on average: it is never reported as the expected value.
     """
     best = best_of(trials)
     if best is None:
@@ -74,34 +74,34 @@ def verdict(ranking: Ranking | None, metric: str, trials: Sequence[Valued]) -> t
         )
     return (
         _result(ranking.winner, metric),
-        *_why(ranking, metric),
-        *_as_good(ranking),
+        *_explain_rule(ranking, metric),
+        *_compare_finalists(ranking),
         *_optimism(ranking),
-        *(_against(standing) for standing in ranking.baselines),
+        *(_compare_baseline(standing) for standing in ranking.baselines),
         *_assumption(ranking),
         f"{_bias(best, len(trials))} {_excess(best, ranking)}",
     )
 
 
-def as_good(summary: SweepSummary) -> tuple[str, ...]:
-    """The configurations that could as well have won, with their values."""
-    ranking = ranking_of(summary)
+def describe_rivals(summary: SweepSummary) -> tuple[str, ...]:
+    """List the configurations as good as the winner, with their values."""
+    ranking = rank_finalists(summary)
     if ranking is None or len(ranking.standings) == 1:
         return ("Not known: it takes two configurations that were trained again.",)
     if not ranking.indistinguishable:
         return ("No other finalist.",)
     values = {trial.number: trial.values for trial in summary.trials}
-    told = [
+    rivals = [
         f"{s.name} ({summary.metric} {format_score(s.mean.mean)}; "
         f"{format_params(values[s.configuration.trial])})"
         for s in ranking.standings
         if s.name in ranking.indistinguishable and s.configuration.trial is not None
     ]
-    return (f"{capitalize(format_list(told))}.",)
+    return (f"{capitalize(format_list(rivals))}.",)
 
 
 def _confirmed(summary: SweepSummary) -> Tile:
-    label, ranking = f"{summary.metric} to expect", ranking_of(summary)
+    label, ranking = f"{summary.metric} to expect", rank_finalists(summary)
     if ranking is None:
         return (label, NOTHING, "nothing was confirmed")
     mean = ranking.winner.mean
@@ -111,13 +111,13 @@ def _confirmed(summary: SweepSummary) -> Tile:
 
 
 def _certainty(summary: SweepSummary) -> Tile:
-    label, ranking = "Is it the best?", ranking_of(summary)
+    label, ranking = "Is it the best?", rank_finalists(summary)
     if ranking is None or not ranking.freedom or len(ranking.standings) == 1:
         return (label, "not known", "it takes two finalists and two seeds")
     others = _others(len(ranking.standings))
     if ranking.indistinguishable:
-        return (label, "cannot be told", f"from {len(ranking.indistinguishable)} of {others}")
-    return (label, "of its finalists", f"told apart from {others} with 95 %")
+        return (label, "not certain", f"not told apart from {len(ranking.indistinguishable)} of {others}")
+    return (label, "among its finalists", f"told apart from {others} with 95 %")
 
 
 def _others(num_finalists: int) -> str:
@@ -133,15 +133,15 @@ def _result(winner: Standing, metric: str) -> str:
     return f"{trained} {format_score(winner.mean.mean)} on average (95 % interval {interval})."
 
 
-def _why(ranking: Ranking, metric: str) -> Iterator[str]:
-    """By which rule it has won, or that no rule can tell."""
+def _explain_rule(ranking: Ranking, metric: str) -> Iterator[str]:
+    """The rule by which it won, or that no rule could decide."""
     winner, count = ranking.winner, len(ranking.standings)
     if ranking.standard_error is None:
         yield "With one seed the noise between seeds is unknown: another may be better or worse."
         if count > 1:
-            yield f"The best value of {count} finalists won; whether it is the best of them cannot be told."
+            yield f"The best value of {count} finalists won; whether it is really the best is not known."
     elif ranking.best != winner.name:
-        yield _smaller(ranking, ranking.standard_error)
+        yield _explain_smaller(ranking, ranking.standard_error)
     elif count > 1:
         bound = f"It has the best lower 95 % bound of {count} finalists, {format_score(winner.lower_bound)}"
         error = format_points(ranking.standard_error)
@@ -149,25 +149,25 @@ def _why(ranking: Ranking, metric: str) -> Iterator[str]:
         yield f"{bound}." if ranking.minimize else f"{bound}, and {smaller}."
     if ranking.minimize:
         yield (
-            f"The finalists are of the Pareto front of {metric} and {ranking.minimize}: none is better in "
-            "both, so this winner is a proposal, and the front is there to choose from."
+            f"The finalists come from the Pareto front of {metric} and {ranking.minimize}: none is better in "
+            "both, so this winner is a proposal; you can choose another from the front."
         )
 
 
-def _smaller(ranking: Ranking, error: float) -> str:
+def _explain_smaller(ranking: Ranking, error: float) -> str:
     winner = ranking.winner
     best = next(standing for standing in ranking.standings if standing.name == ranking.best)
     return (
-        f"The best lower 95 % bound is that of {best.name}, {format_score(best.lower_bound)}; {winner.name} "
-        f"with {format_score(winner.lower_bound)} is as good within one standard error "
+        f"{capitalize(best.name)} has the best lower 95 % bound, {format_score(best.lower_bound)}; "
+        f"{winner.name} with {format_score(winner.lower_bound)} is as good within one standard error "
         f"({format_points(error)}), and wins by fewer parameters: "
         f"{format_count(winner.configuration.parameters)} instead of "
         f"{format_count(best.configuration.parameters)}."
     )
 
 
-def _as_good(ranking: Ranking) -> Iterator[str]:
-    """Which finalists cannot be told apart from the winner, and by how much it leads the others."""
+def _compare_finalists(ranking: Ranking) -> Iterator[str]:
+    """The finalists that cannot be told apart from the winner, and its lead over the others."""
     if ranking.freedom and ranking.indistinguishable:
         yield f"With 95 % confidence it cannot be told apart from {format_list(ranking.indistinguishable)}."
     for standing in ranking.standings[1:]:
@@ -179,17 +179,17 @@ def _optimism(ranking: Ranking) -> Iterator[str]:
     """Choosing among finalists is a selection too, of far fewer and surer figures than the search's."""
     if ranking.optimism and len(ranking.standings) > 1:
         yield (
-            f"As the best of {len(ranking.standings)} means its own may be too high, by at most "
+            f"Being the best of {len(ranking.standings)} means, its own may be too high, by at most "
             f"{format_points(ranking.optimism)} on average."
         )
 
 
-def _against(baseline: Standing) -> str:
+def _compare_baseline(baseline: Standing) -> str:
     assert baseline.lead
     if baseline.lead.interval is None:
         return f"It is {_distance(baseline.lead, baseline.name)}; one seed each gives no interval."
-    told = "" if baseline.lead.tells_apart else ", so the two cannot be told apart"
-    return f"It is {_distance(baseline.lead, baseline.name)}{told}."
+    addition = "" if baseline.lead.tells_apart else ", so the two cannot be told apart"
+    return f"It is {_distance(baseline.lead, baseline.name)}{addition}."
 
 
 def _assumption(ranking: Ranking) -> Iterator[str]:
@@ -197,8 +197,8 @@ def _assumption(ranking: Ranking) -> Iterator[str]:
         yield (
             "Intervals are Student's t and assume that all configurations vary alike between seeds "
             f"({format_count(ranking.freedom, 'degree')} of freedom among the finalists); differences are "
-            "paired by seed, and their intervals hold together with 95 %, those over finalists and those "
-            "over baselines each."
+            "paired by seed, and their intervals hold together with 95 %, separately for finalists and "
+            "for baselines."
         )
 
 
@@ -211,7 +211,7 @@ def _bias(best: Valued, count: int) -> str:
 
 
 def _excess(best: Valued, ranking: Ranking) -> str:
-    """By how much the search's maximum was above the mean of that configuration, else of the winner."""
+    """Distance of the search's maximum from that configuration's mean, or else from the winner's."""
     value, trial = best
     standing = next((s for s in ranking.standings if s.configuration.trial == trial.number), ranking.winner)
     above = value - standing.mean.mean

@@ -1,11 +1,11 @@
-"""The first page of a report in plain words, but for its answer: see verdict.py."""
+"""The sentences on the first page of a report, except for its answer: see verdict.py."""
 
 from collections.abc import Iterator, Sequence
 
 from encsearch.config import Dimension, Minimized, Sampler, Scheduler
-from encsearch.report.facts import Straggler, comparable, finalists_cost, ranking_of, search_cost
+from encsearch.report.facts import Straggler, comparable, finalists_cost, rank_finalists, search_cost
 from encsearch.report.summary import SweepSummary
-from encsearch.report.verdict import as_good, verdict
+from encsearch.report.verdict import describe_rivals, describe_winner
 from encsearch.search.budget.rules import spent_by
 from encsearch.text import (
     format_cost,
@@ -22,18 +22,18 @@ def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
     """(question, sentences) in the order of the page."""
     candidates = comparable(summary.trials, summary.excluded)
     return [
-        ("What was searched", searched(summary)),
-        ("What won, and how sure", verdict(ranking_of(summary), summary.metric, candidates)),
-        ("Who else is as good", as_good(summary)),
-        ("What it cost", cost(summary)),
-        ("What was left out", left_out(summary)),
-        ("How it ended", ending(summary)),
+        ("What was searched", describe_search(summary)),
+        ("What won, and how sure", describe_winner(rank_finalists(summary), summary.metric, candidates)),
+        ("Who else is as good", describe_rivals(summary)),
+        ("What it cost", describe_cost(summary)),
+        ("What was left out", describe_left_out(summary)),
+        ("How it ended", describe_ending(summary)),
     ]
 
 
-def searched(summary: SweepSummary) -> tuple[str, ...]:
+def describe_search(summary: SweepSummary) -> tuple[str, ...]:
     search = summary.search
-    space = [f"{path} ({extent(dimension)})" for path, dimension in search.space.items()]
+    space = [f"{path} ({describe_dimension(dimension)})" for path, dimension in search.space.items()]
     goals = [f"the highest {summary.metric}", *([_goal(search.minimize)] if search.minimize else [])]
     sentences = [
         f"{format_count(len(summary.trials), 'trial')} searched {format_list(space)} for "
@@ -46,7 +46,7 @@ def searched(summary: SweepSummary) -> tuple[str, ...]:
         sentences.append(
             f"The sampler did not start from nothing: it knew the trials of {summary.warm_started}."
         )
-    return (*sentences, fates(summary))
+    return (*sentences, describe_fates(summary))
 
 
 def _goal(minimize: Minimized) -> str:
@@ -85,21 +85,21 @@ def _stopping(scheduler: Scheduler) -> str:
             return "no trial was to be stopped early"
 
 
-def extent(dimension: Dimension) -> str:
-    """Of a searched path: its choices or its ends, and when it is searched."""
+def describe_dimension(dimension: Dimension) -> str:
+    """Describe a searched path: its choices or its range, and its condition."""
     values = [format_param(value) for value in dimension.values]
-    told = format_list(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
+    text = format_list(values, "or") if dimension.kind == "choice" else f"{values[0]} to {values[1]}"
     if dimension.kind.startswith("log"):
-        told += ", on a log scale"
+        text += ", on a log scale"
     conditions = [
         f"{path} is {format_list([format_param(value) for value in allowed], 'or')}"
         for path, allowed in dimension.when.items()
     ]
-    return f"{told}, where {format_list(conditions)}" if conditions else told
+    return f"{text}, where {format_list(conditions)}" if conditions else text
 
 
-def fates(summary: SweepSummary) -> str:
-    """How many trials ended how."""
+def describe_fates(summary: SweepSummary) -> str:
+    """Count the trials by the way they ended."""
     trials = summary.trials
     trained = [trial for trial in trials if not trial.refused]
     pruned = [trial for trial in trained if trial.state == "PRUNED"]
@@ -111,11 +111,11 @@ def fates(summary: SweepSummary) -> str:
         "failed": sum(trial.state == "FAIL" for trial in trained),
         "not ended": sum(trial.state == "RUNNING" for trial in trained),
     }
-    told = [f"{format_count(count)} {fate}" for fate, count in counts.items() if count]
-    return f"Their fates: {format_list(told)}." if told else "None was started."
+    parts = [f"{format_count(count)} {fate}" for fate, count in counts.items() if count]
+    return f"Outcomes: {format_list(parts)}." if parts else "None was started."
 
 
-def cost(summary: SweepSummary) -> tuple[str, ...]:
+def describe_cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
     trained = [trial for trial in summary.trials if not trial.refused]
     used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
@@ -129,34 +129,34 @@ def cost(summary: SweepSummary) -> tuple[str, ...]:
     if summary.wall_seconds is not None:
         sentences.append(f"From start to end it took {format_duration(summary.wall_seconds)}.")
     epochs = f"{format_count(used)} of the {format_count(planned)} epochs"
-    sentences.append(f"The trials ran {epochs} that they would take to their ends.")
+    sentences.append(f"The trials ran {epochs} that they would have taken to the end.")
     return tuple(sentences)
 
 
-def left_out(summary: SweepSummary) -> tuple[str, ...]:
-    """Which trials do not count; the reasons are in a table further down."""
+def describe_left_out(summary: SweepSummary) -> tuple[str, ...]:
+    """List the trials that do not count; the reasons are in a table further down."""
     failed = [trial.number for trial in summary.trials if trial.state == "FAIL"]
     refused = [trial.number for trial in summary.trials if trial.refused]
-    reruns = [f"{t.number} (of {t.rerun_of})" for t in summary.trials if t.rerun_of is not None]
+    reruns = [f"{t.number} (repeats {t.rerun_of})" for t in summary.trials if t.rerun_of is not None]
     sentences = []
     if summary.flags:
         verb = "is" if len(summary.flags) == 1 else "are"
-        fate = "kept all the same" if summary.search.flagged == "keep" else "left out of the choice"
+        fate = "kept nevertheless" if summary.search.flagged == "keep" else "left out of the choice"
         sentences.append(
-            f"{_trials(sorted(summary.flags))} ran otherwise than the others and {verb} {fate} "
+            f"{_trials(sorted(summary.flags))} ran under other conditions and {verb} {fate} "
             f"(search.flagged={summary.search.flagged})."
         )
     if reruns:
-        sentences.append(f"Run again for that: {format_list(reruns)}.")
+        sentences.append(f"Run again for this reason: {format_list(reruns)}.")
     if refused:
-        sentences.append(f"{_trials(refused)} went beyond search.limits.")
+        sentences.append(f"{_trials(refused)} exceeded search.limits.")
     if failed:
         sentences.append(f"{_trials(failed)} failed.")
     return (*sentences, "The reasons are below.") if sentences else ("Nothing: every trial counts.",)
 
 
-def ending(summary: SweepSummary) -> tuple[str, ...]:
-    """Which limit ended the search, whether the sweep met it, and what it would have tried next."""
+def describe_ending(summary: SweepSummary) -> tuple[str, ...]:
+    """Describe which limit ended the search, whether the sweep kept it, and the next values."""
     started, planned = spent_by(summary.trials, 0.0).trials, summary.search.budget.trials
     if summary.ended_by is not None:
         first = f"After {format_count(started, 'trial')} of {planned}: {summary.ended_by}."
@@ -172,25 +172,25 @@ def ending(summary: SweepSummary) -> tuple[str, ...]:
 
 
 def _overrun(summary: SweepSummary) -> Iterator[str]:
-    """Finalists that have begun are not cut, so that they may take longer than was kept for them."""
+    """Report an overrun: finalists that have begun are not cut, so they may exceed their reserved time."""
     taken_s, wall_s = summary.wall_seconds, summary.search.budget.wall
     if taken_s is not None and wall_s is not None and taken_s > wall_s:
         yield (
             f"It took {format_duration(taken_s)}, over its wall budget of {format_duration(wall_s)}: the "
-            "finalists took longer than was kept for them."
+            "finalists took longer than the time reserved for them."
         )
 
 
-def straggler_words(slow: Sequence[Straggler]) -> str:
+def describe_stragglers(slow: Sequence[Straggler]) -> str:
     if not slow:
         return "No trial took over twice the median time an epoch."
-    told = [
+    parts = [
         f"trial {s.number} ({format_duration(s.seconds_an_epoch)}, {format_number(s.ratio)} times)"
         for s in slow
     ]
     return (
-        f"Over twice the median time an epoch: {format_list(told)}. A larger network, a slower machine, or a "
-        "device shared with others may be why."
+        f"Over twice the median time an epoch: {format_list(parts)}. A larger network, a slower machine, or "
+        "a device shared with others may be why."
     )
 
 

@@ -1,8 +1,8 @@
-"""The ledger of a running sweep: what each trial was given, how far it came, how it ended.
+"""The ledger of a running sweep: each trial's values, its progress and its end.
 
-It knows nothing of Ray Tune, and keeps the study, the recorders and the person who follows the sweep in step:
-every epoch is taken once, every trial ends once, with its true state. What the study holds is enough to go on
-after a kill: the trials that were open are given out again, and tell again what they told before.
+It does not depend on Ray Tune. It keeps the study, the recorders and the user's view in step: every epoch is
+recorded once, and every trial ends once, with its true state. The study holds enough to continue after a
+kill: the open trials are assigned again and repeat the reports they had sent before.
 """
 
 import time
@@ -15,14 +15,18 @@ from encsearch.config import Config, LimitsConfig, Minimized, trial_config
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
-from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flags
+from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flag_trials
 from encsearch.search.tune.board import Assignment, Board, Entry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
+
+# A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
+# STRAGGLER_MIN_S seconds.
+STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a trial's network takes; a figure that no limit asks for may be None."""
+    """The size of a trial's network; `memory_gib` may be None if no limit needs it."""
 
     parameters: int
     memory_gib: float | None = None
@@ -30,76 +34,59 @@ class Network:
 
 @dataclass(frozen=True)
 class Excess:
-    """How far a trial is beyond a limit: `share` of the limit above it."""
+    """How far a trial exceeds a limit, as a share of that limit."""
 
     share: float
     reason: str
 
 
-def excess(limits: LimitsConfig, network: Network) -> Excess | None:
-    """The first limit that the network is beyond."""
+def find_excess(limits: LimitsConfig, network: Network) -> Excess | None:
+    """Return the first limit that the network exceeds, or None."""
     parameters, gib = network.parameters, network.memory_gib
     if limits.parameters is not None and parameters > limits.parameters:
         given, allowed = format_count(parameters, "parameter"), format_count(limits.parameters)
-        return _beyond("parameters", parameters / limits.parameters, given, allowed)
+        return _make_excess("parameters", parameters / limits.parameters, given, allowed)
     if limits.memory_gib is not None and gib is not None and gib > limits.memory_gib:
         given, allowed = f"{format_bytes(gib * 2**30)} of memory", format_bytes(limits.memory_gib * 2**30)
-        return _beyond("memory_gib", gib / limits.memory_gib, given, allowed)
+        return _make_excess("memory_gib", gib / limits.memory_gib, given, allowed)
     return None
 
 
-def slow(limits: LimitsConfig, latency_ms: float) -> Excess | None:
-    """Whether a measured latency is beyond the limit."""
+def find_latency_excess(limits: LimitsConfig, latency_ms: float) -> Excess | None:
+    """Return by how much a measured latency exceeds the limit, or None."""
     if limits.latency_ms is None or latency_ms <= limits.latency_ms:
         return None
     given, allowed = f"{format_number(latency_ms)} ms an image", format_number(limits.latency_ms)
-    return _beyond("latency_ms", latency_ms / limits.latency_ms, given, allowed)
-
-
-def _is_latency(minimize: Minimized | None) -> bool:
-    """Whether a trial must measure its second objective; the parameters are noted of every trial."""
-    match minimize:
-        case "latency_ms":
-            return True
-        case "parameters" | None:
-            return False
-
-
-def _beyond(name: str, ratio: float, given: str, allowed: str) -> Excess:
-    return Excess(ratio - 1, f"{given}, but search.limits.{name} is {allowed}")
-
-
-# A trial is a straggler if it has been silent for so many times the usual seconds of an epoch.
-STRAGGLER_FACTOR, STRAGGLER_MIN_S = 4, 30
+    return _make_excess("latency_ms", latency_ms / limits.latency_ms, given, allowed)
 
 
 class SweepObserver(Protocol):
-    """What the sweep's owner does about its trials; called in the driver, between two of Tune's events."""
+    """The sweep owner's reactions to its trials; called in the driver, between two Tune events."""
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
-        """A trial starts, or goes on after a kill; closed FINISHED, KILLED (stopped early) or FAILED."""
+        """A trial starts, or continues after a kill; closed as FINISHED, KILLED (stopped early) or FAILED."""
         ...
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
-        """A trial has come to its end; its recorder is still open, and `folder` has its last checkpoint."""
+        """A trial has ended; its recorder is still open, and `folder` has its last checkpoint."""
         ...
 
     def follow(self, event: TrialEvent) -> None:
-        """Something happened that a person may want to see."""
+        """Something happened that the user may want to see."""
         ...
 
     def say(self, line: str) -> None:
-        """As `follow`, in words."""
+        """Show one line of text to the user."""
         ...
 
 
 class Limiter(Protocol):
-    """Whether the budget allows more; see `budget`."""
+    """The budget as the ledger asks it; see `budget`."""
 
     def may_start(self) -> bool: ...
 
     def may_repeat(self) -> bool:
-        """As `may_start`, of a trial that the number of trials does not count."""
+        """Like `may_start`, for a trial that does not count towards the number of trials."""
         ...
 
     def must_end(self) -> bool: ...
@@ -115,7 +102,7 @@ class _Entry(Entry):
 
 
 class Ledger(Board[_Entry]):
-    """The trials of one sweep; `network` tells what a trial's network takes."""
+    """The trials of one sweep; `network` measures the size of a trial's network."""
 
     def __init__(
         self,
@@ -148,7 +135,7 @@ class Ledger(Board[_Entry]):
         return not self._may_ask()
 
     def is_over(self) -> bool:
-        self._tell_stragglers()
+        self._report_stragglers()
         return self._limiter.must_end()
 
     def started(self, key: str) -> None:
@@ -173,26 +160,26 @@ class Ledger(Board[_Entry]):
         return starts_again
 
     def end_all(self, reason: str) -> None:
-        """The budget is spent: what is still open was stopped early, with its curve."""
+        """End the open trials as stopped early, with their curves, because the budget is spent."""
         for entry in self._still_open():
             self._study.prune(entry.number, reason)
             self._close(entry, "PRUNED", reason)
 
     def leave_all(self) -> None:
-        """The sweep is interrupted: its trials stay open in the study, from where a resume takes them up."""
+        """Leave the trials open in the study when the sweep is interrupted; a resume continues them."""
         for entry in self._still_open():
             if entry.recorder:
                 entry.recorder.close("KILLED")
 
     def _ask(self) -> None:
-        """Put one proposal that is within the limits among the waiting."""
+        """Queue one proposal that is within the limits."""
         while self._may_ask():
             proposal = self._study.ask()
             if proposal is None or self._take_up(proposal):
                 return
 
     def _may_ask(self) -> bool:
-        """A flagged trial that is run again is not counted, and refused proposals are counted apart."""
+        """Repeats of flagged trials are not counted, and refused proposals are counted separately."""
         if self._study.num_repeats_waiting():
             return self._limiter.may_repeat()
         if not self._limiter.may_start():
@@ -202,11 +189,11 @@ class Ledger(Board[_Entry]):
         return most < self._study.search.budget.trials and not self._study.is_exhausted()
 
     def _take_up(self, proposal: Proposal) -> bool:
-        """Make a waiting entry of a proposal, unless it is refused."""
+        """Queue a proposal, unless a limit refuses it."""
         config = trial_config(self._config, proposal.values)
         network = self._network(config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
-        beyond = excess(self._study.search.limits, network)
+        beyond = find_excess(self._study.search.limits, network)
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
@@ -226,7 +213,7 @@ class Ledger(Board[_Entry]):
         is_new = report.epoch not in self._study.curve(entry.number)
         value = report.metrics[self._config.metric]
         if is_new:
-            # The value last: what is noted of an epoch that a kill keeps from it is noted again with it.
+            # The value comes last: if a kill prevents it, a resume writes the notes and the value again.
             cost = entry.seconds * devices_of(self._config.scaling)
             self._study.note(entry.number, **{SECONDS: entry.seconds, COST: cost})
             self._study.report(entry.number, report.epoch, value)
@@ -243,20 +230,20 @@ class Ledger(Board[_Entry]):
             self._study.note(entry.number, **{HARDWARE: list(entry.hardware)})
 
     def _is_slow(self, entry: _Entry, latency_ms: float) -> bool:
-        """Judged once: a trial that goes on is measured again, but what it is was decided before."""
+        """Judge the latency once: a resumed trial measures it again, but was judged before the kill."""
         if self._study.curve(entry.number):
             return False
         self._study.note(entry.number, **{LATENCY: latency_ms})
-        entry.excess = slow(self._study.search.limits, latency_ms)
+        entry.excess = find_latency_excess(self._study.search.limits, latency_ms)
         return entry.excess is not None
 
     def _repeat_flagged(self) -> None:
         repeats = {trial.number for trial in self._study.trials() if trial.rerun_of is not None}
-        for number in flags(self._study.trials()):
+        for number in flag_trials(self._study.trials()):
             if number not in repeats:
                 self._study.repeat(number)
 
-    def _tell_stragglers(self) -> None:
+    def _report_stragglers(self) -> None:
         epochs = [e.last.seconds for e in self._out.values() if e.last]
         if not epochs:
             return
@@ -266,12 +253,12 @@ class Ledger(Board[_Entry]):
             if not entry.is_late and silent > max(STRAGGLER_MIN_S, STRAGGLER_FACTOR * usual):
                 entry.is_late = True
                 self._observer.say(
-                    f"trial {entry.number} is a straggler: silent for {format_duration(silent)}, where an "
-                    f"epoch takes {format_duration(usual)}"
+                    f"trial {entry.number} is a straggler: silent for {format_duration(silent)}; an epoch "
+                    f"usually takes {format_duration(usual)}"
                 )
 
     def _end(self, entry: _Entry) -> None:
-        """Give the trial its terminal state, from how far it came."""
+        """Give the trial its terminal state, by the epochs that it reached."""
         if entry.excess:
             self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
             self._close(entry, "PRUNED", entry.excess.reason)
@@ -306,3 +293,16 @@ class Ledger(Board[_Entry]):
 def trial_folder(folder: Path, number: int) -> Path:
     """Where a trial of the sweep in `folder` keeps its reports and its newest checkpoint."""
     return folder / "trials" / f"{number:04d}"
+
+
+def _is_latency(minimize: Minimized | None) -> bool:
+    """Whether a trial must measure its latency; the number of parameters is always recorded."""
+    match minimize:
+        case "latency_ms":
+            return True
+        case "parameters" | None:
+            return False
+
+
+def _make_excess(name: str, ratio: float, given: str, allowed: str) -> Excess:
+    return Excess(ratio - 1, f"{given}, but search.limits.{name} is {allowed}")

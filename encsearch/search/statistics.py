@@ -1,7 +1,7 @@
-"""Means over seeds, and how sure they are: Student's t, for trainings that differ by the seed alone.
+"""Means over seeds and their confidence intervals: Student's t, for trainings that differ only by the seed.
 
-A configuration has two or three seeds, which say little of its variance. Configurations of one recipe are
-therefore assumed to vary alike, and the variance is taken from all of them together: `pooled` over
+A configuration has two or three seeds, too few to estimate its variance. The configurations of one recipe are
+therefore assumed to have the same variance, which is estimated from all of them together: `pooled` over
 configurations, `blocked` over configurations and seeds.
 """
 
@@ -19,9 +19,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval by Student's t, which is None where nothing tells the variance.
+    """A mean and its 95 % interval by Student's t, which is None where the variance is unknown.
 
-    `values` are one a seed; empty for a difference of means that share no seed.
+    `values` has one value for each seed; it is empty for a difference of means that share no seed.
     """
 
     values: tuple[float, ...]
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def tells_apart(self) -> bool:
-        """Of a difference: whether its interval leaves out 0."""
+        """Whether the interval of this difference excludes 0."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
@@ -47,7 +47,7 @@ class Spread:
 
 
 def estimate(values: Sequence[float], spread: Spread | None = None) -> Estimate:
-    """Mean and interval of at least one value; the variance is theirs unless a `spread` is given."""
+    """Mean and interval of at least one value; without `spread` the variance comes from the values."""
     spread = spread or pooled([values])
     mean = fmean(values)
     if spread is None:
@@ -56,7 +56,7 @@ def estimate(values: Sequence[float], spread: Spread | None = None) -> Estimate:
 
 
 def lower_bound(values: Sequence[float], spread: Spread) -> float:
-    """One-sided: with a probability of 95 % the true mean is above."""
+    """One-sided 95 % lower confidence bound of the mean."""
     return fmean(values) - float(student_t.ppf(CONFIDENCE, spread.freedom)) * spread.error(len(values))
 
 
@@ -74,10 +74,10 @@ def pooled(groups: Sequence[Sequence[float]]) -> Spread | None:
 
 
 def blocked(groups: Sequence[Mapping[int, float]]) -> Spread | None:
-    """Standard deviation that is left when every group and every seed has an effect of its own.
+    """Residual standard deviation when every group and every seed has an effect of its own.
 
-    `groups` are values by seed, some may be missing. The residual mean square of a randomized block design
-    (Montgomery, chapter 4), by least squares; None if it leaves no degree of freedom.
+    `groups` are values by seed; some may be missing. The residual mean square of a randomized block design
+    (Montgomery, chapter 4), by least squares; None without a degree of freedom.
     """
     seeds = sorted({seed for group in groups for seed in group})
     cells = [(row, seed) for row, group in enumerate(groups) for seed in group]
@@ -100,10 +100,10 @@ def difference(
 ) -> Estimate:
     """`ours` minus `theirs`, two of the groups `among` whose variance is assumed equal; values by seed.
 
-    Paired by the seeds that both have, so that what a seed does to all groups alike does not count: with two
-    groups it is the paired t-test, with more of them the variance is better known. Without a common seed, or
-    where pairing leaves no degree of freedom, it is the difference of the means. Of `comparisons` intervals
-    all hold together with 95 % (Bonferroni; Dunn, JASA 1961).
+    Values are paired by common seed, which removes an effect that a seed has on all groups alike: with two
+    groups it is the paired t-test, with more groups the variance is better known. Without a common seed, or
+    where pairing leaves no degree of freedom, it is the difference of the means. All `comparisons` intervals
+    hold together with 95 % (Bonferroni; Dunn, JASA 1961).
     """
     gains = [ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs]
     gain = fmean(gains) if gains else fmean(ours.values()) - fmean(theirs.values())

@@ -1,8 +1,8 @@
-"""Which trial is stopped early: pure decisions on the curves that the study holds.
+"""The decision which trials are stopped early: pure functions of the curves in the study.
 
-A decision is a function of the curves alone, so that a sweep that was killed takes it again after its resume,
-and the simulations of `forecast` and of the benchmarks take the same one. Optuna's own pruners keep what they
-decided in the study before they say so; a kill in between would lose a decision.
+Because a decision depends on the curves alone, a killed sweep makes it again after its resume, and the
+simulations of `forecast` and of the benchmarks make the same one. Optuna's own pruners store a decision in
+the study before they return it; a kill in between would lose the decision.
 """
 
 import statistics
@@ -15,9 +15,10 @@ Curve = Mapping[int, float]
 
 
 def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve]) -> bool:
-    """Whether the trial `number`, which has just reported, is to be stopped.
+    """Whether to stop the trial `number`, which has just reported.
 
-    `curves` holds every trial's so far, by number; `epochs` is a full trial's length, where none is stopped.
+    `curves` holds every trial's curve so far, by number; `epochs` is a full trial's length, where none is
+    stopped.
     """
     epoch = max(curves[number])
     if epoch not in checked_epochs(search, epochs, number):
@@ -34,7 +35,7 @@ def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[
 
 
 def checked_epochs(search: SearchConfig, epochs: int, number: int) -> Sequence[int]:
-    """The epochs before the last after which the trial may be stopped: its rungs, where the rule has any."""
+    """Epochs before the last after which the trial may be stopped: its rungs, if the scheduler has any."""
     match search.scheduler:
         case "asha" | "hyperband":
             return all_rungs(search, epochs)[bracket_of(search, epochs, number) :]
@@ -54,11 +55,11 @@ def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
 
 
 def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
-    """How many of the first rungs the trial is spared: 0 in ASHA, whose trials all stand in one bracket.
+    """Number of first rungs that the trial skips: 0 in ASHA, where all trials share one bracket.
 
     Hyperband (Li et al., JMLR 2018, algorithm 1) hedges against curves that cross: each bracket has one rung
-    less than the one before, and as many trials less as gives both the same epochs. The trials are dealt out
-    in turn by those shares, so that the bracket follows from the number.
+    less than the one before, and fewer trials, so that both take the same epochs. Trials are assigned to
+    brackets in turn by those shares, so that the bracket follows from the number.
     """
     if search.scheduler != "hyperband":
         return 0
@@ -74,9 +75,9 @@ def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
 
 
 def _below_rung(factor: int, epoch: int, number: int, curves: Mapping[int, Curve]) -> bool:
-    """Asynchronous halving: not among the best 1/factor of all that have reached this rung so far.
+    """Asynchronous halving: whether the trial is outside the best 1/factor at this rung so far.
 
-    With fewer than `factor` of them, only the best goes on.
+    If fewer than `factor` trials have reached it, only the best one continues.
     """
     reached = [curve[epoch] for curve in curves.values() if epoch in curve]
     kept = max(1, len(reached) // factor)

@@ -1,4 +1,4 @@
-"""The search of a sweep: Ray Tune runs what the study proposes, the ledger hears what became of it."""
+"""The search of a sweep: the study proposes trials, Ray Tune runs them, the ledger records them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,12 +28,12 @@ def run_sweep(
 ) -> tuple[Trial, ...]:
     """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
-    `folder` gets `trials/` with the reports of each. What a process before this one left open goes on. When
-    this one is interrupted the trials stay open, from where the next takes them up. Raises TrainingError
-    when every trial failed.
+    `folder` gets `trials/` with the reports of each. Trials that an earlier process left open continue. If
+    this process is interrupted, its trials stay open for the next one. Raises TrainingError when every trial
+    failed.
     """
     search = study.search
-    # As many as may be asked for: a point that waits for ever would be asked for before a repeated trial.
+    # No more points than the budget has trials: a point left waiting would run before a repeated trial.
     study.queue(known_points(config, search)[: search.budget.trials])
     ledger = Ledger(
         config,
@@ -57,24 +57,24 @@ def run_sweep(
 
 
 def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
-    """What the connected cluster holds, at most `search.max_concurrent`."""
+    """Number of trials that fit on the connected cluster, at most `search.max_concurrent`."""
     room = trainings_at_once(scaling, ray.cluster_resources())
     return min(room, search.max_concurrent or room)
 
 
 def _check_any_left(trials: Sequence[Trial], limiter: Limiter) -> None:
-    """Raises TrainingError when there is nothing to confirm."""
+    """Raise TrainingError when there is nothing to confirm."""
     if any(trial.curve for trial in trials if trial.state != "FAIL"):
         return
     reasons = "; ".join(sorted({str(trial.reason) for trial in trials}))
     if trials and all(trial.refused for trial in trials):
         raise TrainingError(f"search.limits refused all of {len(trials)} proposals: {reasons}")
     if limiter.must_end():
-        raise TrainingError("search.budget was spent before a trial had reported; give it more")
+        raise TrainingError("search.budget was spent before any trial reported; increase it")
     raise TrainingError(f"all of {len(trials)} trials failed: {reasons}")
 
 
 def _network(trial: Config, store: Store, limits: LimitsConfig) -> Network:
-    """What the network of a trial takes; its memory only if that is limited, since it takes a second."""
+    """Measure a trial's network; its memory only if that is limited, since it takes a second."""
     gib = training_gib(trial, store) if limits.memory_gib else None
     return Network(count_parameters(trial.model, len(store.info.classes)), gib)

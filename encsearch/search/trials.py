@@ -1,4 +1,4 @@
-"""One trial of a sweep, as its study, its report and the choice of finalists see it; and which compare."""
+"""The record of one trial of a sweep, and the check whether trials are comparable."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from encsearch.reports import Status
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
 
-# A model's size and the time that it takes, as a trial reports them and as its study keeps them.
+# Names of a model's size and latency, in a trial's results and in its study.
 PARAMETERS, LATENCY = "parameters", "latency_ms"
 
-# How the record of a trial that has ended is closed.
+# The status with which an ended trial's record is closed.
 STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
@@ -20,11 +20,11 @@ STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KIL
 class Trial:
     """A trial's values by config path and its curve, (epoch, metric) a report.
 
-    `value` is the best of the curve, also of a trial that was pruned; `reason` says why it failed, was
-    refused or was ended by the budget. `seconds` are those of its epochs, without the time between a kill
-    and the resume, `cost_seconds` those of all its devices: GPUs, or CPUs where no GPU was booked. `hardware`
-    is what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
-    `refused` trials were beyond a limit and never trained; `rerun_of` is the flagged trial that this repeats.
+    `value` is the best of the curve, also if the trial was pruned; `reason` says why it failed, was refused
+    or was ended by the budget. `seconds` is the time of its epochs, without the time between a kill and the
+    resume; `cost_seconds` adds up all its devices: GPUs, or CPUs where no GPU was booked. `hardware` lists
+    what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
+    `refused` trials exceeded a limit and never trained; `rerun_of` is the flagged trial that this repeats.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """What a person following the sweep is told: a trial started, reported an epoch, or ended.
+    """An event that the user sees: a trial started, reported an epoch, or ended.
 
     `value` is the last report's while the trial runs, and its best at the end.
     """
@@ -61,12 +61,12 @@ class TrialEvent:
     reason: str | None = None
 
 
-def flags(trials: Sequence[Trial]) -> Mapping[int, str]:
-    """Why a trial is not comparable, by its number; those that are have no entry.
+def flag_trials(trials: Sequence[Trial]) -> Mapping[int, str]:
+    """Give the reason for each trial that is not comparable, by its number.
 
-    Hardware, software and the number of workers change rounding, batch norm and latency, and so the figure. A
-    trial is flagged if they changed midway, and if they are not those of most trials that kept theirs (of as
-    many on either, those of the first one count). A trial that never reported says nothing and has no entry.
+    Hardware, software and the number of workers change rounding, batch norm and latency, and so the metric. A
+    trial is flagged if they changed midway, or if they differ from most trials that kept theirs (in a tie,
+    the hardware of the first trial counts). A trial that never reported has no entry.
     """
     kept = Counter(trial.hardware[0] for trial in trials if len(trial.hardware) == 1)
     usual = max(kept, key=kept.__getitem__, default=None)

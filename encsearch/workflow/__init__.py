@@ -2,9 +2,9 @@
 
 Every job gets a folder of its own:
 
-    run.json      what it was and what came of it
+    run.json      the kind of job and its result
     config.yaml   the resolved recipe
-    artifacts/    what is uploaded to MLflow: per-class table, confusion matrix, panels, the model's bundle;
-                  of a sweep the HTML report
-    sweep.json    what the report is written from
+    artifacts/    the files uploaded to MLflow: per-class table, confusion matrix, panels, the model's bundle;
+                  for a sweep also the HTML report
+    sweep.json    the data of a sweep's report
 """

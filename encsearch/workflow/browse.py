@@ -1,6 +1,6 @@
 """`encsearch ui`: MLflow's server over a local store, and the pages that show a job.
 
-The pages are those of what the job consists of, its winner, its model and its promotions.
+The pages show the job's runs, its winner, its model and its promotions.
 """
 
 import os
@@ -47,10 +47,16 @@ from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.uris import existing_store, resolve_uri
 
+COMPARED = 10  # best runs of a group that one page compares
+MAX_PARAMS = 8  # columns of a view
+JOB_PARAMS = ("data.store", "model.backbone", "model.num_codewords", "optim.lr")
+
+Pages = dict[str, str]
+
 
 @dataclass(frozen=True)
 class RecordedJob:
-    """A job's runs in MLflow: its own, and the one with its best model, None while there is none."""
+    """A job's runs in MLflow: its own run, and the one with its best model, None if there is none yet."""
 
     uri: str
     experiment_id: str
@@ -60,10 +66,10 @@ class RecordedJob:
     metric: str | None
 
 
-def links_of(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dict[str, str]:
-    """By name: the command that opens a local store, and pages that can be named without asking MLflow."""
-    job = job_of(folder) if folder else None
-    uri = store_of(job)
+def find_links(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dict[str, str]:
+    """Find links by name: the command for a local store, and pages known without asking MLflow."""
+    job = find_job(folder) if folder else None
+    uri = find_store(job)
     command, base = ui_command(uri, port, host), ui_base(uri, port, host)
     links = {"open MLflow": command or base}
     if job is None:
@@ -74,40 +80,33 @@ def links_of(folder: Path | None, host: str = LOOPBACK, port: int = PORT) -> dic
     return links | {"best run" if job.best_run_id else "run": run_link(base, job.experiment_id, best)}
 
 
-def store_of(job: RecordedJob | None) -> str:
-    """The tracking URI that holds: the environment's, else the one that the job was recorded in."""
+def find_store(job: RecordedJob | None) -> str:
+    """Find the tracking URI in force: the environment's, or else the one that the job was recorded in."""
     return resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or (job.uri if job else None))
 
 
-def job_of(folder: Path) -> RecordedJob:
-    """The job in a folder, finished or not.
+def find_job(folder: Path) -> RecordedJob:
+    """Find the job in a folder, finished or not.
 
-    Raises UserError where there is none, or MLflow has nothing of it yet.
+    Raises UserError if there is none, or if MLflow has no run of it yet.
     """
     sent = read_sent(folder)
     ids = sent.runs
     if not (folder / SUMMARY_FILE).is_file() and ids:
-        # A job's own run is the first that it begins, and JSON keeps the order.
+        # A job starts its own run first, and JSON keeps the order.
         return RecordedJob(sent.uri, sent.experiment_id, next(iter(ids.values())), None, len(ids) > 1, None)
     summary = read_summary(folder)
     best = summary.run_id or ids.get(summary.run)
     own = (summary.parent_run_id or ids.get(summary.parent_run)) if summary.parent_run else best
     if not own:
-        raise UserError(f"{folder}: MLflow has nothing of this job yet; `encsearch sync {folder}` sends it")
+        raise UserError(f"{folder}: this job is not in MLflow yet; send it with `encsearch sync {folder}`")
     has_children = summary.parent_run is not None
     return RecordedJob(summary.tracking_uri, summary.experiment_id, own, best, has_children, summary.metric)
 
 
-COMPARED = 10  # of the best of a group
-MAX_PARAMS = 8  # columns of a view
-JOB_PARAMS = ("data.store", "model.backbone", "model.num_codewords", "optim.lr")
-
-Pages = dict[str, str]
-
-
 @dataclass(frozen=True)
 class Group:
-    """Runs of a job that make one table: its name, and how MLflow finds them."""
+    """Runs of a job that form one table: its name, and the condition by which MLflow finds them."""
 
     name: str
     condition: str
@@ -115,10 +114,10 @@ class Group:
     rows: tuple[RunRow, ...]
 
 
-def pages_of(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
-    """The addresses by name; stores the views of a job that consists of runs.
+def find_pages(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
+    """Find the addresses by name, and store the views of a job's groups of runs.
 
-    Without a job they are those to start from.
+    Without a job, find the pages to start from.
     """
     if job is None:
         return {"jobs": _jobs_page(tracking, base), "models": registry_link(base)}
@@ -127,16 +126,16 @@ def pages_of(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
     found: Pages = {run.kind or "run": run_link(base, experiment, run.run_id)}
     if job.best_run_id and job.best_run_id != run.run_id:
         found["winner"] = run_link(base, experiment, job.best_run_id)
-    found |= _pages_of_model(tracking, base, job.best_run_id or run.run_id)
+    found |= _find_model_pages(tracking, base, job.best_run_id or run.run_id)
     children = search(tracking, Query(parent=run.run_id))
     params = searched(run.params) or varying(children)
-    for group in groups(run, children):
-        found |= _pages_of_group(tracking, base, run, group, params[:MAX_PARAMS])
+    for group in make_groups(run, children):
+        found |= _find_group_pages(tracking, base, run, group, params[:MAX_PARAMS])
     return found
 
 
-def groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
-    """What a job consists of, as tables: of a sweep the trials and those that confirm them. None is empty."""
+def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
+    """Group a job's runs into tables without empty ones: a sweep has its trials and its finalists."""
     own = children_of(run.run_id)
     if run.kind != "sweep":
         found = [Group("trainings", own, (KIND_TAG,), tuple(children))]
@@ -151,7 +150,7 @@ def groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
 
 
 def _jobs_page(tracking: Tracking, base: str) -> str:
-    """The experiment's jobs, without what they consist of."""
+    """The page of the experiment's jobs, without their child runs."""
     jobs = Query(limit=1)
     metric = main_metric(search(tracking, jobs))
     view = View(
@@ -160,8 +159,10 @@ def _jobs_page(tracking: Tracking, base: str) -> str:
     return _table(tracking, base, view)
 
 
-def _pages_of_group(tracking: Tracking, base: str, run: RunRow, group: Group, params: Sequence[str]) -> Pages:
-    """The table, its charts, and the best ones compared."""
+def _find_group_pages(
+    tracking: Tracking, base: str, run: RunRow, group: Group, params: Sequence[str]
+) -> Pages:
+    """Find the pages of a group: its table, its charts, and its best runs compared."""
     metric = main_metric([run])
     title = f"{group.name} of {run.name}"
     view = View(f"{run.run_id}-{group.name}", title, group.condition, metric, tuple(params), group.tags)
@@ -172,13 +173,13 @@ def _pages_of_group(tracking: Tracking, base: str, run: RunRow, group: Group, pa
 
 
 def _table(tracking: Tracking, base: str, view: View) -> str:
-    """The view, stored; for a person who may not store one the plain table."""
+    """Store the view and return its link, or the plain table's for a user who may not store one."""
     if save_view(tracking, view, int(time.time() * 1000)):
         return view_link(base, tracking.experiment_id, view.key)
     return table_link(base, tracking.experiment_id, view.filter, view.metric)
 
 
-def _pages_of_model(tracking: Tracking, base: str, run_id: str) -> Pages:
+def _find_model_pages(tracking: Tracking, base: str, run_id: str) -> Pages:
     version = registered(tracking, run_id)
     if version is None:
         return {}
@@ -188,26 +189,28 @@ def _pages_of_model(tracking: Tracking, base: str, run_id: str) -> Pages:
 
 
 def show(
-    folder: Path | None, host: str, port: int, say: Callable[[str], None], tell: Callable[[Pages], None]
+    folder: Path | None, host: str, port: int, say: Callable[[str], None], show_pages: Callable[[Pages], None]
 ) -> None:
-    """Serve the store until a signal ends it, and `tell` the pages once it answers; of a server tell them.
+    """Serve a local store until a signal, and show the pages once it answers; with a server, only show them.
 
     Raises UserError for a folder without a job, PreflightError for a store or a port that cannot be used.
     """
-    job = job_of(folder) if folder else None
-    uri, experiment = existing_store(store_of(job)), job.experiment_id if job else None
+    job = find_job(folder) if folder else None
+    uri, experiment = existing_store(find_store(job)), job.experiment_id if job else None
     if is_server(uri):
-        tell(pages_of(open_experiment(uri, experiment), ui_base(uri), job))
+        show_pages(find_pages(open_experiment(uri, experiment), ui_base(uri), job))
         return
     if not is_loopback(host):
         say(
-            f"warning: --host {host}: who reaches this machine can read and change the records: this server "
-            "has no authentication, the one that cluster/mlflow defines has"
+            f"warning: --host {host}: anyone who reaches this machine can read and change the records: this "
+            "server has no authentication, the one in cluster/mlflow has"
         )
     with serving(uri, host, port) as server:
         say(f"starting MLflow at {server.base}")
-        tracking = open_experiment(uri, experiment)  # beside the server's start, which takes as long
+        tracking = open_experiment(
+            uri, experiment
+        )  # in parallel with the server's start, which takes as long
         server.wait_until_up()
-        tell(pages_of(tracking, server.base, job))
+        show_pages(find_pages(tracking, server.base, job))
         say("serving until Ctrl-C")
         server.wait_until_over()

@@ -1,4 +1,4 @@
-"""How fast one network trains and validates on a device of this machine: a few steps of the real loop."""
+"""Measures how fast a network trains and validates on this machine, by a few steps of the real loop."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from encsearch.search.budget.rules import CONFIRM_DOUBT, Pace
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import Loaders, fit
 
-# Time for one network after its warm-up, seconds; it is exceeded where a step alone takes longer.
+# Seconds for one network after its warm-up; exceeded if a single step takes longer.
 CALIBRATION_S = 5
-# Training steps and validation batches of the warm-up, and the most of one measurement.
+# Training steps and validation batches of the warm-up, and their maximum in one measurement.
 WARM_UP, MAX_COUNT = 2, 50
-# Of the time, so much is one measurement's training, and so much its validation.
+# Shares of CALIBRATION_S for the training and the validation of one measurement.
 TRAINING_SHARE, VALIDATION_SHARE = 0.2, 0.1
-# Between two trials in a process that has torch already (Ray 2.60), beside building the experiment.
+# Seconds between two trials in a process that has imported torch (Ray 2.60), without building the experiment.
 BETWEEN_TRIALS_S = 1.0
-# Standard deviation, as a share, between a network's time alone on the machine and beside others.
+# Standard deviation, as a share, between a network's time alone on the machine and next to others.
 DOUBT = 0.25
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds of one worker: to build an experiment, of a step, of a validation batch, of a whole epoch."""
+    """One worker's seconds to build an experiment, for a step, a validation batch and a whole epoch."""
 
     build_s: float
     step_s: float
@@ -40,8 +40,8 @@ class Calibration:
 def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> Calibration:
     """Train a few steps and validate a few batches in this process, with one worker's part of the batch.
 
-    `num_train` and `num_val` samples make an epoch. What several workers send one another is not measured.
-    The weights are thrown away. Raises TrainingError at a non-finite gradient.
+    `num_train` and `num_val` samples make an epoch. Communication between workers is not measured. The
+    weights are thrown away. Raises TrainingError at a non-finite gradient.
     """
     train, workers = config.train, config.scaling.num_workers
     part = train.model_copy(update={"global_batch_size": train.global_batch_size // workers})
@@ -57,7 +57,7 @@ def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> C
 
 
 def pace_of_calibrations(calibrations: Sequence[Calibration]) -> Pace:
-    """The pace of trials whose networks lie between those that were measured."""
+    """The pace of trials whose networks lie between the measured ones."""
     epoch_s = sorted(calibration.epoch_s for calibration in calibrations)
     build_s = max(calibration.build_s for calibration in calibrations)
     return Pace(tuple(epoch_s), BETWEEN_TRIALS_S + build_s, DOUBT, CONFIRM_DOUBT)
@@ -65,7 +65,7 @@ def pace_of_calibrations(calibrations: Sequence[Calibration]) -> Pace:
 
 @contextmanager
 def _threads(cpus: float) -> Iterator[None]:
-    """As many threads as Ray gives a worker, by OMP_NUM_THREADS."""
+    """Use as many threads as Ray gives a worker through OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(cpus)))
     try:
@@ -75,9 +75,9 @@ def _threads(cpus: float) -> Iterator[None]:
 
 
 def _measurements(experiment: Experiment) -> Iterator[tuple[float, float]]:
-    """Seconds of a step and of a validation batch, again and again until the time is over.
+    """Yield seconds of a step and of a validation batch until CALIBRATION_S have passed.
 
-    A network whose warm-up alone takes that long is measured by its warm-up.
+    A network whose warm-up takes longer is measured by its warm-up.
     """
     started = time.monotonic()
     step_s, batch_s = _timed(experiment, WARM_UP, WARM_UP)
@@ -95,7 +95,7 @@ def _measurements(experiment: Experiment) -> Iterator[tuple[float, float]]:
 
 
 def _timed(experiment: Experiment, num_steps: int, num_batches: int) -> tuple[float, float]:
-    """Seconds of a step and of a batch, from one short epoch of the real loop."""
+    """Time a step and a validation batch, in one short epoch of the real loop."""
     validation_began = 0.0
     num_validated = 0
 
@@ -106,7 +106,7 @@ def _timed(experiment: Experiment, num_steps: int, num_batches: int) -> tuple[fl
             num_validated += 1
             yield batch
 
-    experiment.state.step = 0  # the place in this short plan, which has one epoch
+    experiment.state.step = 0  # start of this short plan, which has one epoch
     plan = replace(experiment.plan, epochs=1, steps_per_epoch=num_steps)
     began = time.monotonic()
     for _ in fit(experiment.state, Loaders(experiment.loaders.train, validation), experiment.loss, plan):

@@ -1,4 +1,4 @@
-"""`encsearch check`: whether a recipe can run, what its search takes, and how long. Ray is not started."""
+"""`encsearch check`: whether a recipe can run, and what its search costs. Ray is not started."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
 from encsearch.search.budget.rules import Pace
-from encsearch.search.ledger import Network, excess
+from encsearch.search.ledger import Network, find_excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes, format_cost, format_count, format_duration, format_params
@@ -25,16 +25,16 @@ from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
 from encsearch.workflow.sweep.folder import named_database
 
-# Beside those below `model.`, the paths that change what a training step takes.
+# Paths that change a training step's cost, in addition to those below `model.`.
 SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
 FIRST_POINTS = 5
-# One epoch is one unit of time where nothing was measured.
+# One epoch is one unit of time if nothing was measured.
 UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0, confirm_doubt=0.0)
 
 
 @dataclass(frozen=True)
 class CheckedNetwork:
-    """A network of the space, by the values that size it; `refused` names a limit that it is beyond."""
+    """A network of the space, by the values that determine its size; `refused` is a limit that it exceeds."""
 
     values: Mapping[str, Any]
     parameters: int
@@ -44,10 +44,10 @@ class CheckedNetwork:
 
 @dataclass(frozen=True)
 class CheckedSearch:
-    """What a sweep takes.
+    """The expected cost of a sweep.
 
-    `calibrations` are those of the network that needs the least memory and of that which needs the most, in
-    this order and on `device`. Where nothing was measured there are none, and no times.
+    `calibrations` were made on `device`, for the networks that need the least memory and the most, in this
+    order. If nothing was measured there are none, and no times.
     """
 
     networks: tuple[CheckedNetwork, ...]
@@ -65,7 +65,7 @@ class CheckedSearch:
 
 @dataclass(frozen=True)
 class Checked:
-    """The store, opened, and what was found; `search` is None for a recipe without a search block."""
+    """The opened store and the results; `search` is None for a recipe without a search block."""
 
     store: Store
     preflight: Preflight
@@ -73,11 +73,12 @@ class Checked:
 
 
 def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | None) -> Checked:
-    """Check a recipe without training it, but for a calibration of some seconds with `measure`.
+    """Check a recipe without training it, except for a calibration of some seconds with `measure`.
 
-    `trials_at_once` is what the cluster will hold; None: search.max_concurrent, else what this machine holds.
-    Raises PreflightError (exit code 3) with the first thing that is wrong, of the stores that the environment
-    names too; they are not opened, which would create them. UserError for an `out` that cannot be written.
+    `trials_at_once` is the number that fits on the cluster; None: search.max_concurrent, or else the number
+    that fits on this machine. Raises PreflightError (exit code 3) for the first problem, also in the stores
+    that the environment names; they are not opened, which would create them. Raises UserError for an `out`
+    that cannot be written.
     """
     store = open_store(config)
     found = preflight(config, store, out)
@@ -87,13 +88,13 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         return Checked(store, found, None)
     named_database()
     networks = _networks(config, search, store)
-    at_once = trials_at_once or search.max_concurrent or _held_here(config)
+    at_once = trials_at_once or search.max_concurrent or _count_places(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
     device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
     has_device = device == "cpu" or torch.cuda.is_available()
     calibrations = _calibrations(config, networks, found, device) if measure and has_device else ()
-    left = _left(config, search, calibrations, at_once)
+    left = _forecast(config, search, calibrations, at_once)
     searched = CheckedSearch(
         networks=networks,
         first_points=_first_points(config, search),
@@ -110,10 +111,10 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     return Checked(store, found, searched)
 
 
-def lines(config: Config, checked: Checked) -> list[str]:
-    """What was found, for people."""
+def describe_check(config: Config, checked: Checked) -> list[str]:
+    """Describe the results for people."""
     found = checked.preflight
-    told = [
+    text = [
         f"{config.data.store}: {format_count(found.num_train)} training and {format_count(found.num_val)} "
         f"validation samples, {format_count(found.num_classes, 'class')}, fingerprint "
         f"{found.fingerprint[:12]}",
@@ -123,29 +124,29 @@ def lines(config: Config, checked: Checked) -> list[str]:
         f"global batch size {config.train.global_batch_size}",
     ]
     if config.search and checked.search:
-        told += _search_lines(config.search, checked.search)
-    return told
+        text += _describe_search(config.search, checked.search)
+    return text
 
 
-def _search_lines(search: SearchConfig, checked: CheckedSearch) -> list[str]:
-    told = [
+def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
+    text = [
         f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
         f"{checked.trials_at_once} at once"
     ]
-    told += [
+    text += [
         f"  {format_params(network.values) or 'every network'}: "
         f"{format_count(network.parameters, 'parameter')}, "
         f"{format_bytes(network.memory_gib * 2**30)} of memory a worker"
         + (f"; refused: {network.refused}" if network.refused else "")
         for network in checked.networks
     ]
-    told += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
+    text += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
     needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
-    told.append(f"disk: {needed} needed at most, {free} free")
-    return told + _time_lines(checked)
+    text.append(f"disk: {needed} needed at most, {free} free")
+    return text + _describe_time(checked)
 
 
-def _time_lines(checked: CheckedSearch) -> list[str]:
+def _describe_time(checked: CheckedSearch) -> list[str]:
     trained = f"{_range(checked.trials)} trials of {_range(checked.epochs)} epochs together"
     if not checked.wall_s or not checked.device_s:
         return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
@@ -163,9 +164,9 @@ def _time_lines(checked: CheckedSearch) -> list[str]:
 
 
 def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[CheckedNetwork, ...]:
-    """Of every searched value that sizes a network, or both ends of its range, the others as in the recipe.
+    """Networks for each value, or end of a range, that changes the size; other values as in the recipe.
 
-    The last two have of each path the value that needs the least memory, and the most.
+    The last two networks combine the values of each path that need the least memory, and the most.
     """
     space = search.space
     networks: list[CheckedNetwork] = []
@@ -176,10 +177,10 @@ def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[Check
             continue
         conditions = {other: allowed[0] for other, allowed in dimension.when.items()}
         points = [{**conditions, path: value} for value in dimension.values]
-        of_path = [_network(config, search.limits, point, store) for point in points]
-        of_path.sort(key=_size)
-        least[path], most[path] = of_path[0].values[path], of_path[-1].values[path]
-        networks += of_path
+        sized = [_network(config, search.limits, point, store) for point in points]
+        sized.sort(key=_size)
+        least[path], most[path] = sized[0].values[path], sized[-1].values[path]
+        networks += sized
     for values in (least, most):
         values = {path: values[path] for path in active(space, values) if path in values}
         if all(values != network.values for network in networks):
@@ -191,7 +192,7 @@ def _network(config: Config, limits: LimitsConfig, values: Mapping[str, Any], st
     trial = trial_config(config, values)
     num_parameters = count_parameters(trial.model, len(store.info.classes))
     network = Network(num_parameters, training_gib(trial, store))
-    beyond = excess(limits, network)
+    beyond = find_excess(limits, network)
     assert network.memory_gib is not None
     return CheckedNetwork(values, network.parameters, network.memory_gib, beyond.reason if beyond else None)
 
@@ -203,20 +204,20 @@ def _size(network: CheckedNetwork) -> tuple[float, int]:
 def _calibrations(
     config: Config, networks: Sequence[CheckedNetwork], found: Preflight, device: str
 ) -> tuple[Calibration, ...]:
-    """Of the smallest network and of the largest."""
+    """Calibrate the smallest network and the largest."""
     least, most = min(networks, key=_size), max(networks, key=_size)
     trials = [trial_config(config, n.values) for n in ([least, most] if least != most else [most])]
     return tuple(calibrate(t, device, num_train=found.num_train, num_val=found.num_val) for t in trials)
 
 
 def _first_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
-    """The values of the first trials, if each is asked for before one has ended."""
+    """The values of the first trials, if all are proposed before one has ended."""
     study = Study(MEMORY, "check", search, config.train.epochs)
     study.queue(known_points(config, search)[: search.budget.trials])
     return study.would_ask(min(FIRST_POINTS, search.budget.trials))
 
 
-def _left(
+def _forecast(
     config: Config, search: SearchConfig, calibrations: Sequence[Calibration], at_once: int
 ) -> Forecast:
     epochs = config.train.epochs
@@ -229,13 +230,13 @@ def _left(
     return forecast(untimed, config.scaling, epochs, (), UNIT_PACE, elapsed_s=0, at_once=at_once)
 
 
-def _held_here(config: Config) -> int:
-    """Trials at once on this machine, as a local Ray counts."""
+def _count_places(config: Config) -> int:
+    """Count the trials that fit on this machine at once, as a local Ray would."""
     return trainings_at_once(config.scaling, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
 
 
 def _enough_free_bytes(out: Path, needed: int) -> int:
-    """What is free below `out`; raises PreflightError where it is less than needed."""
+    """Free bytes below `out`; raises PreflightError if they are fewer than needed."""
     folder = existing_folder(out)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -1,4 +1,4 @@
-"""A job's folder: its name, and the summary that later commands read; and how a job reports its progress."""
+"""A job's folder, the summary that later commands read, and the protocol for a job's progress."""
 
 import json
 import secrets
@@ -17,7 +17,7 @@ BUNDLE = Path("artifacts") / "bundle"
 
 
 def new_folder(out: Path, name: str) -> Path:
-    """A folder that no other job has, so that no old training is continued by accident."""
+    """Make a folder that no other job has, so that no old training is continued by accident."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = out / f"{name}-{stamp}-{secrets.token_hex(2)}"
     try:
@@ -28,7 +28,7 @@ def new_folder(out: Path, name: str) -> Path:
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:
-    """The last thing that a job writes: a folder with a summary is a finished job."""
+    """Write the summary as the last step of a job: a folder with a summary is a finished job."""
     write_whole(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
 
 

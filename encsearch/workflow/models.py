@@ -1,4 +1,4 @@
-"""`encsearch models`: what is registered, who holds which alias since when, and what was decided."""
+"""`encsearch models`: the registered versions, the holder of each alias, and the decisions."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from encsearch.tracking.uris import existing_store
 
 @dataclass(frozen=True)
 class VersionRow:
-    """`since` gives the time from which on the log has each alias of the version at it."""
+    """`since` is the time, by the log, from which the version has held each of its aliases."""
 
     model: str
     version: str
@@ -47,7 +47,7 @@ class DecisionRow:
 
 @dataclass(frozen=True)
 class Models:
-    """`decisions` are of one model, the newest first; `warnings` say where the log and MLflow differ."""
+    """`decisions` belong to one model, newest first; `warnings` report where the log and MLflow differ."""
 
     versions: tuple[VersionRow, ...]
     decisions: tuple[DecisionRow, ...]
@@ -55,7 +55,7 @@ class Models:
 
 
 def models(name: str | None = None) -> Models:
-    """Every model, or the one of that name with the decisions on it. Reading repairs nothing.
+    """List every model, or the one of that name with its decisions. Reading repairs nothing.
 
     Raises UserError for a model that has no version.
     """
@@ -71,7 +71,7 @@ def models(name: str | None = None) -> Models:
 
 
 def _versions(tracking: Tracking, name: str) -> tuple[list[ModelVersion], Log]:
-    # In this order, or a promotion in between would look like a move by hand.
+    # The log is read first, or a promotion in between would look like a move by hand.
     log = MlflowRegistry(tracking, name).log()
     return model_versions(tracking, name), log
 
@@ -96,7 +96,7 @@ def _rows(versions: list[ModelVersion], log: Log) -> tuple[VersionRow, ...]:
 
 
 def _number(text: str | None) -> float | None:
-    """Of a tag, which people may have written."""
+    """Parse a tag, which people may have written."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -135,16 +135,16 @@ def _warnings(name: str, versions: list[ModelVersion], log: Log) -> list[str]:
         action = next_action(state, holder, numbers)
         if action == "follow":
             found.append(
-                f"{now}, but decision {state.head} is for version {state.version}; it runs still, or the next"
-                " promote or rollback finishes it"
+                f"{now}, but decision {state.head} is for version {state.version}; it is running still, or"
+                " the next promote or rollback finishes it"
             )
         elif action == "adopt":
             gone = "" if state.version is None or state.version in numbers else ", which was deleted"
             found.append(
                 f"{now}, but by the log it is version {state.version or 'none'}{gone}: somebody changed it by"
-                " hand; the next promote or rollback writes that down"
+                " hand; the next promote or rollback records that"
             )
     holes = missing_entries(log)
     if holes:
-        found.append(f"{name}: of the log, decisions {', '.join(map(str, holes))} were deleted in MLflow")
+        found.append(f"{name}: decisions {', '.join(map(str, holes))} of the log were deleted in MLflow")
     return found

@@ -1,7 +1,7 @@
 """`encsearch promote` and `rollback`.
 
-To promote is to score the candidate and the champion on the same images, to decide, and to move the alias; a
-rollback moves it back to the version before, or to one that is named.
+A promotion scores the candidate and the champion on the same images, decides, and moves the alias; a rollback
+moves it back to the previous version, or to a named one.
 """
 
 import os
@@ -42,9 +42,9 @@ OVERTAKEN_TAG = "encsearch.overtaken"
 
 @dataclass(frozen=True)
 class NewHolder:
-    """The version that an alias now points at, its page, and why; a rollback is decided on no figures.
+    """The version that an alias now points at, its page, and the reasons; a rollback has no figures.
 
-    `decision` is the decision's number in the log, `notes` say what had to be finished or adopted first, and
+    `decision` is the decision's number in the log; `notes` list what had to be finished or adopted first, and
     what came right after.
     """
 
@@ -72,10 +72,9 @@ def promote(
 
     `source` is the job's folder or the MLflow run id of a training or finalist. Candidate and champion are
     both scored on the validation split of `store`; by default it is the one that the candidate was trained
-    on, which must hold the same data still. `overrides` change the recipe's promote section. Every decision
-    is appended to the log of the model. Raises UserError for bad input, a store that was changed or classes
-    that differ, and GateRefusedError with all reasons when the candidate is refused, or when another decision
-    came first.
+    on, whose data must be unchanged. `overrides` change the recipe's promote section. Every decision is
+    appended to the log of the model. Raises UserError for bad input, a changed store or different classes,
+    and GateRefusedError with all reasons when the candidate is refused, or when another decision came first.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tracking, run_id, folder = _find(source, Path(scratch))
@@ -101,7 +100,7 @@ def promote(
                 _mark_overtaken(registry, draft, moved)
                 raise GateRefusedError(
                     f"{source} is not promoted to {gate.alias}: {moved.holder} came meanwhile"
-                    f" (decision {moved.state.head}); promote it again to be compared with that"
+                    f" (decision {moved.state.head}); promote again to compare with that"
                 )
     return _new_holder(registry, draft, moved, settled)
 
@@ -116,7 +115,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A decision and the set that it was made on."""
+    """A decision and the data that it was made on."""
 
     decision: GateDecision
     fingerprint: str
@@ -131,7 +130,7 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
         tracking = connect(existing_store())
         return tracking, source, download_bundle(tracking, f"runs:/{source}/bundle", scratch / "candidate")
     summary = read_summary(Path(source))
-    # A job that ended while the store was away was told no run id; the record has it once it is sent.
+    # A job that ended while the store was away has no run id; its record has it once it is sent.
     run_id = summary.run_id or read_sent(Path(source)).runs.get(summary.run)
     if run_id is None:
         raise UserError(f"{source}: its record is not in MLflow yet; send it with `encsearch sync {source}`")
@@ -168,7 +167,7 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
         height, width = dataset[0].mask.shape
         threads = format_count(torch.get_num_threads(), "thread")
         place = f"{socket.gethostname()} ({device}, {threads}, {width}x{height} px)"
-    # One size of batches for both, so that they come in the same order.
+    # The same batch size for both, so that the batches come in the same order.
     batch_size = model.bundle.config.train.val_batch_size
     seen = [
         Candidate(
@@ -190,7 +189,7 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
 
 
 def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id: str) -> Draft:
-    """The decision as a refusal, which moves nothing."""
+    """Draft the decision as a refusal, which moves nothing."""
     earlier = looks(registry.log(), judged.fingerprint, judged.split)
     data = f"data {judged.fingerprint[:12]}, split {judged.split}"
     note = f"{data}, on which {format_count(earlier, 'candidate')} had been judged before"
@@ -211,7 +210,7 @@ def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id:
 
 
 def _version(registry: MlflowRegistry, draft: Draft, folder: Path, weights: str) -> str | None:
-    """The candidate's version, registered unless it is; None if it is too late for the candidate anyway."""
+    """The candidate's version, registered if necessary; None if another decision came first."""
     if resolve(registry.log(), draft.alias).head != draft.based_on:
         return None
     for version in model_versions(registry.tracking, registry.model):
@@ -231,9 +230,9 @@ def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> Non
 
 
 def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> NewHolder:
-    """Point the alias at `version`, by default at the one that held it before the present one.
+    """Point the alias at `version`, by default at its previous holder.
 
-    No gate is asked: a rollback is what people do when they know better. Raises UserError for a model or a
+    There is no gate: a rollback is a person's decision. Raises UserError for a model or a
     version that does not exist, and when there is nothing to go back to; GateRefusedError when another
     decision came first.
     """

@@ -1,4 +1,4 @@
-"""A training on its way into MLflow: its reports, and the artifacts that explain its best epoch."""
+"""The recording of a training in MLflow: its reports, and the artifacts that explain its best epoch."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -25,11 +25,11 @@ from encsearch.train.checkpoint import load_weights
 from encsearch.train.experiment import SHOWN_IMAGES
 
 CONTEXT_FOLDER = "context"
-# The context module is diagnosed on so many validation images, fewer if they are large: 4 Mpx in all, and so
-# a second or two with a small network; never under the least number.
+# Numbers of validation images for the diagnostics of the context module; large images allow fewer, 4 Mpx in
+# all but never under the minimum, which takes a second or two with a small network.
 MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
 
-# Trials and the trainings of an ablation are too many.
+# Not for trials and the trainings of an ablation, which are too many.
 PICTURED = ("training", "finalist", "baseline")
 
 Follow = Callable[[Report], None]
@@ -41,7 +41,7 @@ def follow_nothing(report: Report) -> None:
 
 
 class TrainingRecorder:
-    """A `Recorder` that stores what a report brings as it comes, and the best epoch's tables at the end."""
+    """A `Recorder` that stores a report's files at once, and the best epoch's tables at the end."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TrainingRecorder:
         *,
         pictured: bool,
     ) -> None:
-        """With `pictured`, the predictions that reports bring are drawn, which takes 0.1 s a sheet."""
+        """With `pictured`, the predictions in the reports are drawn, which takes 0.1 s a sheet."""
         self.run = inner.run
         self.artifacts = artifacts
         self._inner, self._config, self._store = inner, config, store
@@ -80,7 +80,7 @@ class TrainingRecorder:
             self._inner.close(status)
 
     def _store_files(self, report: Report) -> None:
-        """All of `artifacts` is stored at the end; the predictions also at once, to be watched."""
+        """Store the predictions at once, to be watched; all of `artifacts` is stored at the end."""
         write_texts(self.artifacts, report)
         tags = machine_tags(report)
         if tags:
@@ -91,7 +91,7 @@ class TrainingRecorder:
                 self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
 
 
-def recorder_of(
+def start_recorder(
     config: Config,
     store: Store,
     record: Record,
@@ -103,7 +103,7 @@ def recorder_of(
     tags: Mapping[str, str] | None = None,
     follow: Follow = follow_nothing,
 ) -> TrainingRecorder:
-    """Begin the MLflow run of one training, or go on with it: its resolved config as params, its lineage.
+    """Start or continue the MLflow run of one training, with its resolved config as params and its lineage.
 
     `run` and `parent` are names of runs in the job's record, `artifacts` is a folder below the job's.
     """
@@ -131,9 +131,9 @@ def start_run(
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Begin or continue a run of any kind: what every run of encsearch says of itself."""
+    """Start or continue a run of any kind, with the params and tags that every run of encsearch has."""
     if parent is None:
-        # Of a job once: its trainings run the same code.
+        # Once for each job: its trainings run the same code.
         write_diff(record.root, artifacts)
     return record.start(
         run,
@@ -152,12 +152,12 @@ def start_run(
 
 @cache
 def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
-    """Of a job once: git takes longer than a short trial's epoch."""
+    """Collect the lineage once for each job: git takes longer than a short trial's epoch."""
     return lineage(fingerprint, root)
 
 
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
-    """The model of a checkpoint that was trained with `config`, with the figures that `scored` has of it."""
+    """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
     shape = config.model.model_copy(update={"weights": None})
     model = EncNet.from_config(shape, len(store.info.classes))
     load_weights(model, checkpoint)
@@ -174,7 +174,7 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
 
 
 def write_panels(bundle: Bundle, store: Store, artifacts: Path) -> None:
-    """`pictures/panels.png`: the same validation images in every run, their truth, the best model's masks."""
+    """Write `pictures/panels.png`: truth and predictions for the same validation images in every run."""
     samples = evenly_spaced(store.split(bundle.config.data.val_split), SHOWN_IMAGES)
     target = artifacts / PICTURES / "panels.png"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def write_panels(bundle: Bundle, store: Store, artifacts: Path) -> None:
 
 
 def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:
-    """`context/`: what the context module does on validation images; nothing for a model without one."""
+    """Write `context/`: diagnostics of the context module on validation images, if the model has one."""
     from encsearch.diagnostics.artifacts import write_diagnostics
 
     dataset = store.split(bundle.config.data.val_split)

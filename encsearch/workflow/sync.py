@@ -1,4 +1,4 @@
-"""`encsearch sync`: what a job that is dead, or a store that was away, has left unsent."""
+"""`encsearch sync`: send the records that a dead job or an absent store has left unsent."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ RETRY_S = 2.0
 
 @dataclass(frozen=True)
 class Synced:
-    """What was done for one job: events sent and refused now, runs closed because their process was dead.
+    """The result for one job: events sent and refused now, runs closed because their process was dead.
 
-    `unsent` events are left, None of a record that cannot be read; `reason` says why. A job that `is_alive`
-    sends its own.
+    `unsent` counts the events left, None if the record cannot be read; `reason` says why. A job that
+    `is_alive` sends its own events.
     """
 
     folder: str
@@ -41,9 +41,9 @@ class Synced:
 
 
 def sync(folders: Sequence[Path], wait_s: float, say: Callable[[str], None]) -> list[Synced]:
-    """Close the runs of dead jobs and send all that is unsent, of jobs' folders or folders of jobs.
+    """Close the runs of dead jobs and send all unsent events, from jobs' folders or folders of jobs.
 
-    A store that fails is tried again for `wait_s` in all. Raises UserError for a folder without a record,
+    A store that fails is retried for `wait_s` in all. Raises UserError for a folder without a record,
     PreflightError when the store cannot be used.
     """
     jobs = [job for folder in folders for job in _jobs_of(folder)]
@@ -62,7 +62,7 @@ def _jobs_of(folder: Path) -> list[Path]:
 
 
 def _sync_readable(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> Synced:
-    """A damaged record, or one of somebody else, must not keep the others back."""
+    """Sync a job; a damaged record, or another user's, must not hold up the others."""
     try:
         return _sync(job, store, deadline_s, say)
     except (UserError, TrainingError, OSError) as error:
@@ -75,7 +75,7 @@ def _sync(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], 
         reason = "the job is running and sends its record itself"
         return Synced(str(job), unsent=unsent_events(job), reason=reason, is_alive=True)
     for run in reaped:
-        say(f"{job}: {run} is closed, its process was killed")
+        say(f"{job}: closed {run}, whose process was killed")
     known = refused_parts(job)
     sent, reason = _send(job, store, deadline_s, say)
     refused = refused_parts(job) - known
@@ -83,7 +83,7 @@ def _sync(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], 
 
 
 def _send(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
-    """How many events were sent, and why not the others."""
+    """Send the events; return how many were sent, and why the others were not."""
     sent, failure = 0, ""
     while True:
         try:

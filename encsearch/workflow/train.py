@@ -17,7 +17,7 @@ from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import sending
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, write_context, write_panels
+from encsearch.workflow.recorder import checkpoint_model, start_recorder, write_context, write_panels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Trained:
 
 
 def train(config: Config, out: Path, progress: Progress, *, in_process: bool = False) -> Trained:
-    """Train, record in MLflow, keep the best checkpoint as a bundle in a new folder below `out`.
+    """Train, record in MLflow, and keep the best checkpoint as a bundle in a new folder below `out`.
 
     Raises PreflightError before anything is started, TrainingError when the training fails.
     """
@@ -43,7 +43,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         write_whole(folder / CONFIG_FILE, to_yaml(config))
         with owned(folder, sender.root) as record:
             sender.follow(folder)
-            recorder = recorder_of(
+            recorder = start_recorder(
                 config,
                 store,
                 record,
@@ -75,7 +75,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             run_id=None,
             bundle=str(BUNDLE),
         )
-        # Before the wait: a Ctrl-C while the store does not answer leaves a finished training finished.
+        # Written before the wait: a training stays finished after a Ctrl-C while the store does not answer.
         write_summary(folder, summary)
         run_ids = sender.run_ids()
     summary = replace(summary, run_id=run_ids.get(recorder.run))
@@ -84,7 +84,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
 
 
 def _ray_runner() -> Callable[[Config, Path, Recorder], TrainingResult]:
-    """Imported late: Ray costs seconds, which a training without it need not pay."""
+    """Imported late: importing Ray takes seconds, which a training without it can save."""
     from encsearch.runner.ray_train import run_ray_train
 
     return run_ray_train

@@ -64,9 +64,9 @@ def place(toy_config: Config, tmp_path: Path) -> Path:
 
 
 def test_what_would_make_trials_incomparable_is_refused(place: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.channels=8: the sweep has begun"):
+    with pytest.raises(UserError, match=r"model\.channels=8: the sweep has started"):
         resume(place, ["model.channels=8"], 0, LineProgress())
-    with pytest.raises(PreflightError, match="holds other data than the sweep was begun with"):
+    with pytest.raises(PreflightError, match="holds other data than at the start of the sweep"):
         resume(place, ["search.budget.trials=3"], 0, LineProgress())
 
 
@@ -106,11 +106,11 @@ def test_a_sweep_has_one_process(place: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "the data there was another"),
+        ({}, "its data is different"),
         ({"train.epochs": 3}, "train.epochs is 2 there and 3 here"),
         (
             {"search.space": {"model.num_codewords": {"choice": [4, 8]}}},
-            "none of its 0 trials lies in the space",
+            "none of its 0 trials lies in this sweep's space",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from encsearch.search.ablation.plan import (
     MULTI_SCALE,
     Ablation,
     AblationResult,
-    figures_of,
+    compute_figures,
     plan_ablation,
 )
 from encsearch.workflow.ablate.gains import chosen
@@ -99,7 +99,7 @@ def test_differences_are_paired_by_seed(toy_config: Config) -> None:
         *_results(ablation, FCN, {0: 0.2, 1: 0.4}),
         *_results(ablation, ENCNET, {0: 0.3, 1: 0.502}),
     ]
-    by_label = {f.point.label: f for f in figures_of(ablation, results, "mIoU")}
+    by_label = {f.point.label: f for f in compute_figures(ablation, results, "mIoU")}
 
     gain = by_label[ENCNET].over_fcn
     assert gain is not None
@@ -113,7 +113,7 @@ def test_differences_are_paired_by_seed(toy_config: Config) -> None:
 def test_a_seed_that_failed_is_left_out_of_the_pairs(toy_config: Config) -> None:
     ablation = plan_ablation(with_values(toy_config, SMALL))
     results = [*_results(ablation, FCN, {0: 0.2, 1: 0.4}), *_results(ablation, ENCNET, {1: 0.5})]
-    by_label = {f.point.label: f for f in figures_of(ablation, results, "mIoU")}
+    by_label = {f.point.label: f for f in compute_figures(ablation, results, "mIoU")}
 
     gain = by_label[ENCNET].over_fcn
     assert gain is not None
@@ -134,7 +134,7 @@ def test_the_report_shows_every_row_and_says_what_is_told_apart(toy_config: Conf
         store="toy",
         split="val",
         seeds=(0, 1),
-        figures=figures_of(ablation, results, "mIoU"),
+        figures=compute_figures(ablation, results, "mIoU"),
         results=tuple(results),
         failures={"K=8-2-epochs-seed0": "non-finite gradient by step 3"},
         pictures="No pictures.",

@@ -10,11 +10,11 @@ from encsearch.search.budget.rules import (
     Needs,
     Pace,
     Spent,
-    affordable,
+    compute_needs,
     confirm_cost,
     decide,
-    needs_of,
     pace_of,
+    reduce_plan,
     spent_by,
 )
 from encsearch.search.trials import Trial
@@ -82,7 +82,7 @@ def test_a_space_that_the_limits_refuse_ends_the_search() -> None:
 
     assert not decision.may_start
     assert decision.reason
-    assert "4 proposals were refused" in decision.reason
+    assert "refused 4 proposals" in decision.reason
 
 
 def test_refused_and_repeated_trials_are_not_counted_but_a_repeat_costs() -> None:
@@ -109,22 +109,24 @@ def test_refused_and_repeated_trials_are_not_counted_but_a_repeat_costs() -> Non
 def test_a_confirmation_that_is_too_dear_loses_its_seeds_last(
     room: int, finalists: int, baselines: tuple[str, ...], seeds: tuple[int, ...]
 ) -> None:
-    plan, line = affordable(PLAN, each=Cost(100, 0), left=Cost(100.0 * room, float("inf")))
+    plan, line = reduce_plan(PLAN, each=Cost(100, 0), left=Cost(100.0 * room, float("inf")))
 
     assert (plan.finalists, plan.baselines, plan.seeds) == (finalists, baselines, seeds)
     assert (line is None) == (room == 8)
 
 
 def test_what_was_cut_is_said_with_the_numbers() -> None:
-    by_time = affordable(PLAN, each=Cost(600, 600), left=Cost(2400, float("inf")))[1]
-    by_devices = affordable(PLAN, each=Cost(600, 1800), left=Cost(2400, 1800))[1]
+    by_time = reduce_plan(PLAN, each=Cost(600, 600), left=Cost(2400, float("inf")))[1]
+    by_devices = reduce_plan(PLAN, each=Cost(600, 1800), left=Cost(2400, 1800))[1]
 
     asked = "instead of 3 finalists and 1 baseline x 2 seeds"
     assert by_time == (
-        f"confirming 1 finalist and 1 baseline x 2 seeds {asked}: there are 40 min for trainings of 10 min"
+        f"confirming 1 finalist and 1 baseline x 2 seeds {asked}: it may take 40 min, "
+        "and one training takes 10 min"
     )
     assert by_devices == (
-        f"confirming 1 finalist x 1 seed {asked}: there are 0.5 GPU-hours for trainings of 0.5 GPU-hours"
+        f"confirming 1 finalist x 1 seed {asked}: it may take 0.5 GPU-hours, and one training takes "
+        "0.5 GPU-hours"
     )
 
 
@@ -132,7 +134,7 @@ def test_the_reserve_is_finalists_and_baselines_one_after_the_other() -> None:
     search = sweep_of(BudgetConfig(wall=10 * HOUR), ConfirmConfig(finalists=2, seeds=(1, 2), epochs=10))
     pace = Pace((20.0,), startup_s=5.0, doubt=0.1, confirm_doubt=0.0)
 
-    needs = needs_of(search, ScalingConfig(num_workers=2, gpus_per_worker=1), 30, pace)
+    needs = compute_needs(search, ScalingConfig(num_workers=2, gpus_per_worker=1), 30, pace)
 
     each_s = RAY_TRAIN_STARTUP_S + 10 * 20.0
     assert needs.confirm == Cost(4 * each_s, 2 * 4 * each_s)
@@ -145,7 +147,7 @@ def test_the_reserve_has_a_margin_of_one_standard_deviation() -> None:
     search = sweep_of(BudgetConfig(wall=10 * HOUR), ConfirmConfig(seeds=(1, 2), epochs=10))
     sure, unsure = (Pace((20.0,), startup_s=5.0, doubt=0.1, confirm_doubt=doubt) for doubt in (0.0, 0.35))
 
-    kept = [needs_of(search, ScalingConfig(), 30, pace).confirm.wall_s for pace in (sure, unsure)]
+    kept = [compute_needs(search, ScalingConfig(), 30, pace).confirm.wall_s for pace in (sure, unsure)]
 
     assert kept[1] / kept[0] == pytest.approx(1.42, abs=0.01)
 
@@ -153,7 +155,9 @@ def test_the_reserve_has_a_margin_of_one_standard_deviation() -> None:
 def test_it_claims_half_of_the_budget_at_most() -> None:
     search = sweep_of(BudgetConfig(wall=1000), ConfirmConfig(finalists=3, seeds=(1, 2), epochs=10))
 
-    needs = needs_of(search, ScalingConfig(), 30, Pace((8.0,), startup_s=0, doubt=0.1, confirm_doubt=0.0))
+    needs = compute_needs(
+        search, ScalingConfig(), 30, Pace((8.0,), startup_s=0, doubt=0.1, confirm_doubt=0.0)
+    )
 
     assert needs.plan.num_trainings == 4
     assert needs.confirm.wall_s <= 500

@@ -10,7 +10,7 @@ from encsearch.errors import PreflightError
 from encsearch.search.budget.forecast import Interval
 from encsearch.train.experiment import count_parameters
 from encsearch.workflow.calibration import calibrate
-from encsearch.workflow.check import check, lines
+from encsearch.workflow.check import check, describe_check
 
 SPACE = {"model.num_codewords": {"choice": [64, 4]}, "optim.lr": {"loguniform": [0.01, 0.1]}}
 LR = {"optim.lr": {"loguniform": [0.01, 0.1]}}
@@ -31,7 +31,7 @@ def test_without_a_search_it_is_the_preflight_alone(toy_config: Config, tmp_path
     checked = check(toy_config, tmp_path, measure=True, trials_at_once=None)
 
     assert checked.search is None
-    assert "2 epochs of 3 steps, global batch size 8" in lines(toy_config, checked)
+    assert "2 epochs of 3 steps, global batch size 8" in describe_check(toy_config, checked)
 
 
 def test_every_size_of_the_space_has_its_parameters_and_memory(toy_config: Config, tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_every_size_of_the_space_has_its_parameters_and_memory(toy_config: Confi
     assert (large.values, small.values) == ({"model.num_codewords": 64}, {"model.num_codewords": 4})
     assert large.parameters == largest > small.parameters
     assert large.memory_gib > small.memory_gib > 0
-    assert [line.strip().partition(":")[0] for line in lines(config, checked) if "refused" in line] == [
-        "model.num_codewords=64"
-    ]
+    assert [
+        line.strip().partition(":")[0] for line in describe_check(config, checked) if "refused" in line
+    ] == ["model.num_codewords=64"]
 
 
 def test_it_tells_the_first_trials_and_without_a_measurement_no_time(
@@ -68,7 +68,10 @@ def test_it_tells_the_first_trials_and_without_a_measurement_no_time(
     assert len(found.first_points) == 3
     assert (found.wall_s, found.calibrations) == (None, ())
     assert (found.trials, found.epochs) == (Interval(3, 3, 3), Interval(6, 6, 6))
-    assert "3 trials of 6 epochs together; how long that takes was not measured" in lines(config, checked)[-1]
+    assert (
+        "3 trials of 6 epochs together; how long that takes was not measured"
+        in describe_check(config, checked)[-1]
+    )
 
 
 def test_a_sweep_that_does_not_fit_on_the_disk_is_refused(toy_config: Config, tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_recipe_for_gpus_is_not_timed_without_one(
 
     assert checked.search
     assert checked.search.calibrations == ()
-    assert "was not measured on this machine (cuda:0)" in lines(config, checked)[-1]
+    assert "was not measured on this machine (cuda:0)" in describe_check(config, checked)[-1]
 
 
 def test_a_calibration_counts_the_steps_and_batches_of_an_epoch(

@@ -12,9 +12,9 @@ from encsearch.files import append_line, read_lines
 from encsearch.reports import REPORTS_FILE, Report, TrainingResult, append, best_report
 from encsearch.search.confirm.finalists import (
     Finalist,
-    configurations,
     finalist_config,
     from_line,
+    group_trainings,
     pareto_front,
     pick_finalists,
     representative,
@@ -114,7 +114,7 @@ def test_with_two_objectives_the_front_is_confirmed_the_best_metric_first() -> N
 
 def test_trainings_of_one_trial_or_baseline_are_one_configuration(toy_config: Config) -> None:
     fcn = with_values(toy_config, {"model.context": "none"})
-    found = configurations(
+    found = group_trainings(
         [
             finalist(toy_config, 0.5, trial=3, seed=1),
             finalist(toy_config, 0.6, trial=3, seed=2),

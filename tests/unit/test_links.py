@@ -25,7 +25,7 @@ from encsearch.tracking.browse.ui_server import UiServer, require_port
 from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, changes, packed, state
 from encsearch.tracking.outbox.forward import SENT_FILE, Sent
 from encsearch.tracking.outbox.record import FOLDER
-from encsearch.workflow.browse import job_of, links_of
+from encsearch.workflow.browse import find_job, find_links
 from encsearch.workflow.job import write_summary
 from tests.views import unpacked
 
@@ -163,35 +163,35 @@ def test_a_view_link_holds_no_filter_since_the_page_would_take_that_instead() ->
 
 def test_a_finished_sweep_is_its_own_run_and_the_winners(tmp_path: Path) -> None:
     write_summary(tmp_path, summary())
-    job = job_of(tmp_path)
+    job = find_job(tmp_path)
     assert (job.run_id, job.best_run_id, job.has_children) == ("own", "best", True)
 
 
 def test_runs_that_were_sent_later_are_found_by_their_names(tmp_path: Path) -> None:
     write_summary(tmp_path, summary(run_id=None, parent_run_id=None))
     note_sent(tmp_path, {"toy-1": "own", "trial3-seed1": "best"})
-    job = job_of(tmp_path)
+    job = find_job(tmp_path)
     assert (job.run_id, job.best_run_id) == ("own", "best")
 
 
 def test_a_job_that_runs_is_the_run_that_it_began_first(tmp_path: Path) -> None:
     note_sent(tmp_path, {"toy-1": "own", "trial0": "t0"})
-    job = job_of(tmp_path)
+    job = find_job(tmp_path)
     assert (job.run_id, job.best_run_id, job.uri) == ("own", None, "sqlite:////m.db")
 
 
 def test_of_a_job_that_no_store_has_the_way_out_is_told(tmp_path: Path) -> None:
     write_summary(tmp_path, summary(run_id=None, parent_run_id=None))
     with pytest.raises(UserError, match="encsearch sync"):
-        job_of(tmp_path)
+        find_job(tmp_path)
     with pytest.raises(UserError, match=r"run\.json is missing"):
-        job_of(tmp_path / "elsewhere")
+        find_job(tmp_path / "elsewhere")
 
 
 def test_links_are_named_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_summary(tmp_path, summary())
-    links = links_of(tmp_path)
+    links = find_links(tmp_path)
     assert list(links) == ["open MLflow", "trials", "best run"]
     assert links["best run"].startswith("http://tracker/#/experiments/7/runs/best")
 

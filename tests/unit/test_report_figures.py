@@ -9,7 +9,14 @@ from encsearch.report.charts.chart import Chart, Omitted
 from encsearch.report.charts.finalists import AS_GOOD, BASELINE, WINNER, WORSE, roles
 from encsearch.report.charts.importance import importance_chart
 from encsearch.report.charts.rungs import brackets, rung_chart
-from encsearch.report.charts.search import eta_chart, forecast_words, history, pareto_chart, spaced, time_unit
+from encsearch.report.charts.search import (
+    describe_forecasts,
+    eta_chart,
+    history,
+    pareto_chart,
+    spaced,
+    time_unit,
+)
 from encsearch.report.charts.space import (
     MIN_CONTOUR_POINTS,
     Surface,
@@ -18,7 +25,7 @@ from encsearch.report.charts.space import (
     numeric_pairs,
     surface,
 )
-from encsearch.report.facts import ranking_of
+from encsearch.report.facts import rank_finalists
 from encsearch.search.budget.forecast import ForecastPoint, backtest
 from encsearch.search.trials import Trial
 from tests.unit.summaries import SPACE, TRIALS, seeds, summary, values
@@ -209,7 +216,7 @@ def test_finalists_are_marked_by_what_they_are_to_the_winner() -> None:
         *seeds(0.20, 0.21, 0.22, trial=1),
         *seeds(0.1, 0.2, trial=None, label="FCN"),
     )
-    ranking = ranking_of(summary(finalists=rows))
+    ranking = rank_finalists(summary(finalists=rows))
     assert ranking
     assert {standing.name: role for standing, role in roles(ranking)} == {
         "trial 2": WINNER,
@@ -220,7 +227,7 @@ def test_finalists_are_marked_by_what_they_are_to_the_winner() -> None:
 
 
 def test_one_seed_each_is_not_told_apart() -> None:
-    ranking = ranking_of(summary(finalists=(*seeds(0.45), *seeds(0.1, trial=0))))
+    ranking = rank_finalists(summary(finalists=(*seeds(0.45), *seeds(0.1, trial=0))))
     assert ranking
     assert [role for _, role in roles(ranking)] == [WINNER, AS_GOOD]
 
@@ -229,8 +236,8 @@ def test_forecasts_are_compared_with_the_end() -> None:
     points = (ForecastPoint(0.0, 50.0, 80.0, 90.0), ForecastPoint(60.0, 80.0, 110.0, 120.0))
     tested = backtest(points, 100.0)
     assert tested
-    assert "-20 % at the start, -20 % at 25 %, -20 % at 50 % and +10 % at 75 %" in forecast_words(tested)
-    assert "within 50 % of the intervals" in forecast_words(tested)
+    assert "-20 % at the start, -20 % at 25 %, -20 % at 50 % and +10 % at 75 %" in describe_forecasts(tested)
+    assert "within 50 % of the intervals" in describe_forecasts(tested)
     assert "no forecasts" in reason(eta_chart(summary()))
 
 

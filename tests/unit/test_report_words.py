@@ -7,16 +7,24 @@ import pytest
 
 from encsearch.report.facts import (
     best_of,
+    classify_trial,
     common_epoch,
     comparable,
     finalists_cost,
-    kind_of,
+    find_stragglers,
     search_cost,
-    stragglers,
 )
 from encsearch.report.summary import SweepSummary
-from encsearch.report.verdict import as_good, headline, tiles
-from encsearch.report.words import cost, ending, fates, left_out, paragraphs, searched, straggler_words
+from encsearch.report.verdict import describe_rivals, headline, tiles
+from encsearch.report.words import (
+    describe_cost,
+    describe_ending,
+    describe_fates,
+    describe_left_out,
+    describe_search,
+    describe_stragglers,
+    paragraphs,
+)
 from encsearch.search.trials import Trial
 from tests.unit.summaries import TRIALS, finalist, seeds, summary, values
 
@@ -38,24 +46,24 @@ def best_of_search(given: SweepSummary) -> Trial | None:
 
 
 def test_what_was_searched_names_ranges_goals_and_fates() -> None:
-    first, method, last = searched(summary())
+    first, method, last = describe_search(summary())
     assert first == (
         "4 trials searched model.num_codewords (8, 16, 32 or 64), loss.se_weight (0 to 1) and optim.lr "
         "(0.001 to 0.1, on a log scale) for the highest mIoU."
     )
     assert method == "The values came from TPE; ASHA stopped the weaker trials early."
-    assert last == "Their fates: 2 ran to the end, 1 stopped early and 1 failed."
+    assert last == "Outcomes: 2 ran to the end, 1 stopped early and 1 failed."
 
 
 def test_fates_tell_a_budget_from_a_limit_from_the_scheduler() -> None:
     ended = changed(1, reason="the wall budget is spent")
-    assert "1 ended by the budget" in fates(summary(trials=ended))
+    assert "1 ended by the budget" in describe_fates(summary(trials=ended))
     refused = changed(1, reason="too large", refused=True)
-    assert "1 refused by a limit" in fates(summary(trials=refused))
+    assert "1 refused by a limit" in describe_fates(summary(trials=refused))
 
 
 def test_two_objectives_say_that_early_stopping_does_not_apply() -> None:
-    sentences = searched(summary({"minimize": "parameters", "scheduler": "none"}))
+    sentences = describe_search(summary({"minimize": "parameters", "scheduler": "none"}))
     assert sentences[0].endswith("for the highest mIoU and the fewest parameters.")
     assert any("does not apply to two objectives" in sentence for sentence in sentences)
 
@@ -65,11 +73,13 @@ def test_a_condition_of_a_path_is_told() -> None:
         "model.context": {"choice": ["encoding", "gate"]},
         "model.num_codewords": {"choice": [8, 16], "when": {"model.context": ["encoding"]}},
     }
-    assert "(8 or 16, where model.context is encoding)" in searched(summary({"space": space}))[0]
+    assert "(8 or 16, where model.context is encoding)" in describe_search(summary({"space": space}))[0]
 
 
 def test_warm_start_is_told() -> None:
-    assert any("the trials of older" in sentence for sentence in searched(summary(warm_started="older")))
+    assert any(
+        "the trials of older" in sentence for sentence in describe_search(summary(warm_started="older"))
+    )
 
 
 def test_headline_of_one_finalist_does_not_call_it_the_best() -> None:
@@ -81,22 +91,22 @@ def test_headline_of_one_finalist_does_not_call_it_the_best() -> None:
 
 def test_one_seed_each_cannot_tell_the_best() -> None:
     rows = (finalist(0.45), finalist(0.40, trial=0))
-    assert "nobody can tell whether it is the best" in headline(summary(finalists=rows))
+    assert "it is not known whether it is the best" in headline(summary(finalists=rows))
 
 
 def test_configurations_as_good_as_the_winner_are_named() -> None:
     rows = (*seeds(0.44, 0.46, 0.45), *seeds(0.46, 0.43, 0.44, trial=0))
     both = summary(finalists=rows)
     assert headline(both).endswith("but is indistinguishable from trial 0.")
-    (sentence,) = as_good(both)
+    (sentence,) = describe_rivals(both)
     assert sentence.startswith("Trial 0 (mIoU 44.33 %; model.num_codewords=8")
-    assert tiles(both)[1][1:] == ("cannot be told", "from 1 of 1 other finalist")
+    assert tiles(both)[1][1:] == ("not certain", "not told apart from 1 of 1 other finalist")
 
 
 def test_a_clear_winner_is_told_apart() -> None:
     rows = (*seeds(0.45, 0.46, 0.47), *seeds(0.30, 0.31, 0.32, trial=0))
     assert headline(summary(finalists=rows)).endswith("and is told apart from 1 other finalist.")
-    assert as_good(summary(finalists=rows)) == ("No other finalist.",)
+    assert describe_rivals(summary(finalists=rows)) == ("No other finalist.",)
 
 
 def test_what_to_expect_is_the_finalists_not_the_searchs_maximum() -> None:
@@ -125,10 +135,10 @@ def test_failed_and_flagged_trials_are_never_the_best() -> None:
 def test_cost_is_that_of_all_devices_the_finalists_included() -> None:
     # Finalists: 60 s with 2 workers, 1 CPU each.
     assert (search_cost(summary()), finalists_cost(summary())) == (160, 120)
-    first, wall, epochs = cost(summary())
+    first, wall, epochs = describe_cost(summary())
     assert first.startswith("280 CPU-seconds: 160 CPU-seconds for the search, 120 CPU-seconds for 1 training")
     assert wall == "From start to end it took 7 min."
-    assert epochs == "The trials ran 8 of the 12 epochs that they would take to their ends."
+    assert epochs == "The trials ran 8 of the 12 epochs that they would have taken to the end."
 
 
 def test_what_was_left_out_is_counted_by_cause() -> None:
@@ -136,21 +146,23 @@ def test_what_was_left_out_is_counted_by_cause() -> None:
         *changed(1, refused=True, reason="too large"),
         dataclasses.replace(TRIALS[0], number=4, rerun_of=0),
     )
-    assert left_out(summary(trials=trials, flags={0: "changed midway"})) == (
-        "Trial 0 ran otherwise than the others and is left out of the choice (search.flagged=exclude).",
-        "Run again for that: 4 (of 0).",
-        "Trial 1 went beyond search.limits.",
+    assert describe_left_out(summary(trials=trials, flags={0: "changed midway"})) == (
+        "Trial 0 ran under other conditions and is left out of the choice (search.flagged=exclude).",
+        "Run again for this reason: 4 (repeats 0).",
+        "Trial 1 exceeded search.limits.",
         "Trial 3 failed.",
         "The reasons are below.",
     )
-    assert left_out(summary(trials=TRIALS[:3])) == ("Nothing: every trial counts.",)
+    assert describe_left_out(summary(trials=TRIALS[:3])) == ("Nothing: every trial counts.",)
 
 
 def test_the_end_is_told_with_what_would_have_come_next() -> None:
-    assert ending(summary()) == ("All 4 trials of the budget were run.",)
-    assert ending(summary(trials=TRIALS[:3])) == ("After 3 trials of 4 there was nothing left to try.",)
+    assert describe_ending(summary()) == ("All 4 trials of the budget were run.",)
+    assert describe_ending(summary(trials=TRIALS[:3])) == (
+        "After 3 trials of 4 there was nothing left to try.",
+    )
     spent = summary(trials=TRIALS[:3], ended_by="the wall budget of 2 h is spent", next_values=(values(64),))
-    assert ending(spent) == (
+    assert describe_ending(spent) == (
         "After 3 trials of 4: the wall budget of 2 h is spent.",
         "It would have tried next: (model.num_codewords=64, loss.se_weight=0.2, optim.lr=0.01).",
     )
@@ -162,33 +174,34 @@ def test_refused_and_repeated_trials_are_none_of_the_budget() -> None:
         dataclasses.replace(TRIALS[0], rerun_of=0),
     )
 
-    assert ending(summary(trials=trials)) == ("After 3 trials of 4 there was nothing left to try.",)
-    assert cost(summary(trials=trials))[-1] == (
-        "The trials ran 10 of the 12 epochs that they would take to their ends."
+    assert describe_ending(summary(trials=trials)) == ("After 3 trials of 4 there was nothing left to try.",)
+    assert describe_cost(summary(trials=trials))[-1] == (
+        "The trials ran 10 of the 12 epochs that they would have taken to the end."
     )
 
 
 def test_a_sweep_that_took_longer_than_its_budget_says_so() -> None:
-    overrun = ending(summary({"budget": {"trials": 4, "wall": 399}}))
+    overrun = describe_ending(summary({"budget": {"trials": 4, "wall": 399}}))
 
     assert overrun[1:] == (
-        "It took 7 min, over its wall budget of 7 min: the finalists took longer than was kept for them.",
+        "It took 7 min, over its wall budget of 7 min: "
+        "the finalists took longer than the time reserved for them.",
     )
-    assert len(ending(summary({"budget": {"trials": 4, "wall": 400}}))) == 1
+    assert len(describe_ending(summary({"budget": {"trials": 4, "wall": 400}}))) == 1
 
 
 def test_a_second_objective_is_told_as_low_and_not_as_few() -> None:
-    text = " ".join(searched(summary({"minimize": "latency_ms", "scheduler": "none"})))
+    text = " ".join(describe_search(summary({"minimize": "latency_ms", "scheduler": "none"})))
 
     assert "for the highest mIoU and the lowest latency_ms." in text
 
 
 def test_stragglers_are_those_over_twice_the_median_pace() -> None:
     slow = changed(1, seconds=21.0)
-    (found,) = stragglers(slow)
+    (found,) = find_stragglers(slow)
     assert (found.number, found.ratio) == (1, pytest.approx(2.1))
-    assert "trial 1 (21 s, 2.1 times)" in straggler_words((found,))
-    assert stragglers(changed(1, seconds=20.0)) == ()
+    assert "trial 1 (21 s, 2.1 times)" in describe_stragglers((found,))
+    assert find_stragglers(changed(1, seconds=20.0)) == ()
 
 
 def test_common_epoch_is_the_last_that_most_trials_reached() -> None:
@@ -199,5 +212,5 @@ def test_common_epoch_is_the_last_that_most_trials_reached() -> None:
 
 def test_a_refused_trial_is_not_taken_for_a_stopped_one() -> None:
     refused = dataclasses.replace(TRIALS[1], refused=True, reason="too slow")
-    assert kind_of(refused, summary()) == "refused"
-    assert kind_of(TRIALS[1], summary()) == "pruned"
+    assert classify_trial(refused, summary()) == "refused"
+    assert classify_trial(TRIALS[1], summary()) == "pruned"

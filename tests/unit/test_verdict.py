@@ -1,7 +1,7 @@
 """What a ranking says in words."""
 
 from encsearch.report.facts import comparable
-from encsearch.report.verdict import verdict
+from encsearch.report.verdict import describe_winner
 from encsearch.search.confirm.ranking import Configuration, rank
 from encsearch.search.trials import Trial
 
@@ -19,7 +19,7 @@ def config(trial: int | None, *values: float, parameters: int = 100) -> Configur
 
 def told(*finalists: Configuration, baseline: Configuration | None = None, minimize: str = "") -> str:
     ranking = rank(finalists, [baseline] if baseline else [], minimize or None)
-    return " ".join(verdict(ranking, "mIoU", comparable(TRIALS)))
+    return " ".join(describe_winner(ranking, "mIoU", comparable(TRIALS)))
 
 
 def test_the_winner_has_its_mean_and_interval() -> None:
@@ -29,7 +29,7 @@ def test_the_winner_has_its_mean_and_interval() -> None:
     assert "best lower 95 % bound of 2 finalists" in text
     assert "It is 10.00 points above trial 1 (95 % interval [+10.00, +10.00])." in text
     assert "cannot be told apart" not in text
-    assert "As the best of 2 means its own may be too high, by at most 0.65 points on average." in text
+    assert "Being the best of 2 means, its own may be too high, by at most 0.65 points on average." in text
 
 
 def test_what_is_as_good_is_named() -> None:
@@ -41,7 +41,7 @@ def test_what_is_as_good_is_named() -> None:
 def test_a_smaller_winner_says_which_had_the_better_bound() -> None:
     text = told(config(0, 0.70, 0.74, parameters=2000), config(1, 0.73, 0.70, parameters=1000))
 
-    assert "The best lower 95 % bound is that of trial 0" in text
+    assert "Trial 0 has the best lower 95 % bound" in text
     assert "wins by fewer parameters: 1,000 instead of 2,000" in text
 
 
@@ -49,7 +49,7 @@ def test_one_seed_tells_nothing_and_says_so() -> None:
     text = told(config(0, 0.7), config(1, 0.6), baseline=config(None, 0.5))
 
     assert "with 1 seed, trial 0 reaches mIoU 70.00 %." in text
-    assert "whether it is the best of them cannot be told" in text
+    assert "whether it is really the best is not known" in text
     assert "It is 20.00 points above FCN; one seed each gives no interval." in text
     assert "95 %" not in text
 
@@ -88,5 +88,5 @@ def test_with_two_objectives_the_front_is_left_to_people() -> None:
 
 
 def test_without_a_value_or_a_confirmation_nothing_is_promised() -> None:
-    assert verdict(None, "mIoU", []) == ("No trial has a value: there is no winner.",)
-    assert "Nothing was trained again from scratch" in verdict(None, "mIoU", comparable(TRIALS))[1]
+    assert describe_winner(None, "mIoU", []) == ("No trial has a value: there is no winner.",)
+    assert "Nothing was trained again from scratch" in describe_winner(None, "mIoU", comparable(TRIALS))[1]

@@ -69,12 +69,12 @@ def test_a_study_that_is_gone_from_its_database_is_not_begun_again(
     open_study(config, folder, reopen(folder)[1])
     (tmp_path / "study.db").unlink()
 
-    with pytest.raises(PreflightError, match="is gone, but its trials were begun"):
+    with pytest.raises(PreflightError, match="is missing, but its trials have started"):
         open_study(config, folder, reopen(folder)[1])
 
 
 def test_a_folder_whose_recipe_lost_its_search_is_refused(config: Config, tmp_path: Path) -> None:
     folder = begin(config.model_copy(update={"search": None}), tmp_path, "f", None)
 
-    with pytest.raises(UserError, match="its search: block is gone"):
+    with pytest.raises(UserError, match="its search: block is missing"):
         reopen(folder)

@@ -1,1 +1,1 @@
-"""The figures of a report: one file a figure, or a few that share their data."""
+"""The charts of a report: one file for each chart, or for a few that share their data."""

@@ -1,4 +1,4 @@
-"""Charts of an ablation as PNG: the rows, and the curves over K and alpha that the paper draws.
+"""Charts of an ablation as PNG: the rows, and the paper's curves over K and alpha.
 
 Every chart shows means with their 95 % intervals, and each seed as a thin mark.
 """
@@ -22,18 +22,18 @@ SEEDS: dict[str, Any] = {"s": 70, "color": LIGHT.ink, "linewidths": 1, "zorder":
 
 @look(LIGHT)
 def draw_rows(rows: Sequence[PointFigures], metric: str, target: Path) -> None:
-    """A line a row, the first on top, and in it a point for each budget."""
+    """Draw one line for each row, the first on top, with a point for each budget."""
     labels = list(dict.fromkeys(figures.point.label for figures in rows))
     budgets = sorted({figures.point.epochs for figures in rows})
     step = 0.6 / len(budgets)
     figure = Figure(figsize=(7.5, 1.4 + len(labels) * (0.3 + 0.12 * len(budgets))))
     axes = figure.add_subplot()
     for index, epochs in enumerate(budgets):
-        of_it = [figures for figures in rows if figures.point.epochs == epochs]
+        of_budget = [figures for figures in rows if figures.point.epochs == epochs]
         shift = (index - (len(budgets) - 1) / 2) * step
-        heights = [labels.index(figures.point.label) + shift for figures in of_it]
+        heights = [labels.index(figures.point.label) + shift for figures in of_budget]
         colour = LIGHT.hues[HUES[index % len(HUES)]]
-        estimates = [figures.estimates[metric] for figures in of_it]
+        estimates = [figures.estimates[metric] for figures in of_budget]
         axes.errorbar(
             [estimate.mean for estimate in estimates],
             heights,
@@ -64,7 +64,7 @@ def draw_curve(
     zero_label: str,
     target: Path,
 ) -> None:
-    """Means over x on a log2 axis; 0, which such an axis has no place for, stands apart on its left.
+    """Draw means over x on a log2 axis; x = 0, which such an axis cannot show, stands apart on its left.
 
     FCN at the same budget, if it is among the rows, is a dashed line.
     """

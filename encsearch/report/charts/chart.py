@@ -1,4 +1,4 @@
-"""A figure of the report, and the marks of its trials, which differ in shape as well as in colour."""
+"""A chart of the report, and the marks of its trials, which differ in shape as well as in colour."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -42,9 +42,9 @@ MARKS: dict[Kind, Mark] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure that can be drawn: `draw` fills an empty one in the colours of a palette.
+    """A chart that can be drawn: `draw` fills an empty figure in the colours of a palette.
 
-    `file` is the name of the PNG, `height` in inches, `caption` says what is to be seen and what not.
+    `file` is the name of the PNG, `height` in inches, `caption` explains the chart and its limits.
     """
 
     file: str
@@ -56,7 +56,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Omitted:
-    """A figure that has nothing to show, and why."""
+    """A chart that has nothing to show, and the reason."""
 
     title: str
     reason: str
@@ -75,7 +75,7 @@ def png(chart: Chart, palette: Palette) -> bytes:
 def plot_trials(
     axes: Axes, points: Sequence[tuple[float, float, Kind]], palette: Palette, scale: float = 1.0
 ) -> None:
-    """Trials as marks by their kind, the winner over the others."""
+    """Plot trials as marks by their kind, the winner on top."""
     present = {kind for _, _, kind in points}
     for kind in (each for each in reversed(KIND_LABELS) if each in present):
         xs, ys = zip(*((x, y) for x, y, each in points if each == kind), strict=True)
@@ -84,7 +84,7 @@ def plot_trials(
 
 
 def kind_handles(kinds: Iterable[Kind], palette: Palette) -> list[Line2D]:
-    """Entries of a legend, in one order everywhere."""
+    """Legend entries, in the same order everywhere."""
     present = set(kinds)
     return [
         Line2D([], [], markersize=min(MARKS[kind].size, 11), label=label, **_mark(kind, palette))
@@ -98,7 +98,7 @@ def colour_of(kind: Kind, palette: Palette) -> str:
 
 
 def show_percent(axis: Axis, label: str) -> None:
-    """Count in percent on an axis of shares, and name it as a table would: "mIoU %"."""
+    """Show percent on an axis of shares, and label it as a table would: "mIoU %"."""
     axis.set_major_formatter(PercentFormatter(1.0, symbol=None))
     axis.set_label_text(f"{label} %")
 

@@ -1,4 +1,4 @@
-"""The trainings from scratch: every seed, the mean and its interval, and who cannot be told apart."""
+"""The trainings from scratch: every seed, the mean, its interval, and the finalists as good as the winner."""
 
 from functools import partial
 
@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below, show_percent
-from encsearch.report.facts import ranking_of
+from encsearch.report.facts import rank_finalists
 from encsearch.report.summary import SweepSummary
 from encsearch.search.confirm.ranking import Ranking, Standing
 from encsearch.style import Hue, Palette
 
 Role = str
-"""What a configuration is to the winner."""
+"""A configuration's relation to the winner."""
 
 WINNER, AS_GOOD, WORSE, BASELINE = "winner", "not told apart from it", "told apart from it", "baseline"
 HUES: dict[Role, Hue] = {WINNER: "green", AS_GOOD: "orange", WORSE: "blue", BASELINE: "grey"}
@@ -21,7 +21,7 @@ HUES: dict[Role, Hue] = {WINNER: "green", AS_GOOD: "orange", WORSE: "blue", BASE
 
 def finalist_chart(summary: SweepSummary) -> Chart | Omitted:
     title = "Trained again from scratch"
-    ranking = ranking_of(summary)
+    ranking = rank_finalists(summary)
     if ranking is None:
         return Omitted(title, "nothing was trained again after the search")
     standings = roles(ranking)
@@ -39,7 +39,7 @@ def finalist_chart(summary: SweepSummary) -> Chart | Omitted:
 
 
 def roles(ranking: Ranking) -> list[tuple[Standing, Role]]:
-    """Each configuration and what it is to the winner, the winner first and the baselines last."""
+    """Each configuration and its relation to the winner, the winner first and the baselines last."""
     return [
         (ranking.winner, WINNER),
         *((s, AS_GOOD if _is_as_good(s) else WORSE) for s in ranking.standings[1:]),

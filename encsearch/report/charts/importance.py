@@ -1,4 +1,4 @@
-"""Which path matters, and how sure that is."""
+"""The importance of the searched paths, with its uncertainty."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -42,14 +42,14 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
 def _basis(num_trials: int, epoch: int | None, metric: str) -> str:
     return (
         f"From the {metric} of {format_count(num_trials, 'trial')} at epoch {epoch}, the last that most of "
-        "them reached. Bars are what the evaluator says, thin lines the 90 % interval over resampled trials, "
-        f"the broken line the most that any path reached in {RESAMPLES} shuffles of the values. The two ask "
-        "different questions and need not agree."
+        "them reached. Bars are the evaluator's shares, thin lines the 90 % interval over resampled trials, "
+        f"the broken line the largest share of any path in {RESAMPLES} shuffles of the values. The two "
+        "evaluators answer different questions and need not agree."
     )
 
 
 def _finding(found: Sequence[Importances]) -> str:
-    """What is beyond chance, which may be nothing."""
+    """List the paths beyond chance, if there are any."""
     both = [path for path in found[0].beyond_chance if all(path in each.beyond_chance for each in found)]
     one = [f"{path} ({each.evaluator})" for each in found for path in each.beyond_chance if path not in both]
     if not both and not one:
@@ -95,7 +95,7 @@ def _draw_one(plot: Axes, each: Importances, names: Mapping[str, str], palette: 
 
 
 def _draw_chance(plot: Axes, chance: float, right: float, palette: Palette) -> None:
-    """A line, or a word where it lies beyond the right end of the axis."""
+    """Draw a line, or a label if it lies beyond the right end of the axis."""
     if chance <= right:
         plot.axvline(chance, color=palette.hues["purple"], linewidth=2, linestyle=DASHED)
         return

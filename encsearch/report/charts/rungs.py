@@ -1,4 +1,4 @@
-"""Early stopping as a picture: which trials came to which rung, and who went on."""
+"""Early stopping as a chart: the trials that reached each rung, and the ones that went on."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from encsearch.search.trials import Trial
 from encsearch.style import Palette
 
 SPREAD, MAX_STEP = 0.4, 0.02
-"""What all marks at a rung take at most of the way to the next, and each: equal values lie side by side."""
+"""Width of all marks at a rung, and of each one, in rung distances: equal values are side by side."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Bracket:
-    """The trials of one bracket; `rungs` end with the full length, at which nobody is stopped."""
+    """The trials of one bracket; `rungs` end with the full length, where no trial is stopped."""
 
     index: int
     rungs: tuple[int, ...]
@@ -50,7 +50,9 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
         case "none":
             return Omitted(title, "no trial was to be stopped early (search.scheduler=none)")
         case "median":
-            return Omitted(title, "the median rule has no rungs; the learning curves show who was stopped")
+            return Omitted(
+                title, "the median rule has no rungs; the learning curves show which trials were stopped"
+            )
         case "asha" | "hyperband":
             pass
     found = brackets(summary)
@@ -58,14 +60,14 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial reached a rung")
     kept = search.asha.reduction_factor
     caption = (
-        f"At a rung a trial goes on if it is among the best 1/{kept} of those of its bracket that had come "
-        "there by then, so an early one may go on with a value that is stopped later."
+        f"At a rung a trial goes on if it is among the best 1/{kept} of its bracket's trials that had "
+        "reached it by then, so an early trial may go on with a value at which a later one is stopped."
     )
     return Chart("rungs.png", title, caption, 4.4, partial(_draw_rungs, found, summary.metric))
 
 
 def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
-    """Those that a trial arrived in; a trial that failed later, or that the budget ended, has gone on."""
+    """Brackets with arrivals; a trial that failed later, or that the budget ended, went on."""
     search, epochs = summary.search, summary.epochs
     by_bracket: dict[int, list[Trial]] = {}
     for _, trial in valued(summary.trials):
@@ -84,7 +86,7 @@ def brackets(summary: SweepSummary) -> tuple[Bracket, ...]:
 
 
 def _is_stopped(trial: Trial) -> bool:
-    """By the scheduler, and not by a budget or a limit, which give a reason."""
+    """Whether the scheduler stopped the trial; a budget or a limit would give a reason."""
     return trial.state == "PRUNED" and trial.reason is None
 
 

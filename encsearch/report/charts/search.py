@@ -1,4 +1,4 @@
-"""The search as a whole: against its cost, two objectives, learning curves, and the forecasts of its end."""
+"""Charts of the whole search: cost, two objectives, learning curves, and the forecasts of its end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from encsearch.report.charts.chart import (
     plot_trials,
     show_percent,
 )
-from encsearch.report.facts import Kind, comparable, kind_of, spent_until, valued
+from encsearch.report.facts import Kind, classify_trial, comparable, spent_until, valued
 from encsearch.report.summary import SweepSummary
 from encsearch.search.budget.forecast import Backtest, ForecastPoint, backtest
 from encsearch.search.confirm.finalists import pareto_front
@@ -32,7 +32,7 @@ from encsearch.style import Palette
 from encsearch.text import format_count, format_list, format_share
 
 MAX_COUNTS = 10
-"""Labels of the upper axis, which counts trials."""
+"""Most labels of the upper axis, which counts trials."""
 
 MIN_FORECASTS = 2
 Point = tuple[float, float, Kind]
@@ -61,9 +61,9 @@ def history_chart(summary: SweepSummary) -> Chart | Omitted:
     unit = f"{summary.cost_unit}-seconds"
     values = format_count(len(candidates), "noisy value")
     caption = (
-        f"Each mark is a trial, at the {unit} that all trials until its end had taken, in the order of their "
-        "numbers. A trial that was stopped early shows its best until then. The ringed one is the search's "
-        f"maximum: the largest of {values}, so too high on average."
+        f"Each mark is a trial, at the {unit} that it and all trials before it took, in the order of their "
+        "numbers. A trial that was stopped early shows its best value until then. The ring marks the "
+        f"search's maximum: the largest of {values}, so too high on average."
     )
     return Chart("history.png", title, caption, 4.4, partial(_draw_history, data, summary.metric, unit))
 
@@ -78,7 +78,9 @@ def history(summary: SweepSummary) -> History:
         row.value for row in summary.finalists if row.trial is not None and row.trial == summary.winner
     ]
     return History(
-        points=tuple((spent[t.number], value, kind_of(t, summary)) for value, t in valued(summary.trials)),
+        points=tuple(
+            (spent[t.number], value, classify_trial(t, summary)) for value, t in valued(summary.trials)
+        ),
         best=(*records, (ends[-1][0], records[-1][1])) if records else (),
         ends=ends,
         maximum=max(candidates, key=lambda point: point[1], default=None),
@@ -87,7 +89,7 @@ def history(summary: SweepSummary) -> History:
 
 
 def spaced(ends: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """Those of the ends that have room for a label: a MAX_COUNTS-th of the whole after the one before."""
+    """The ends with room for a label: at least 1 / MAX_COUNTS of the axis after the one before."""
     room = ends[-1][0] / MAX_COUNTS
     shown: list[tuple[float, int]] = []
     for end, count in ends:
@@ -109,7 +111,7 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial has both figures")
     caption = (
         "No trial is better than one on the line in one figure and as good in the other; which of them to "
-        "take is for people to choose. Early stopping compares one figure and does not "
+        "take is your choice. Early stopping compares one figure and does not "
         "apply to two objectives."
     )
     draw = partial(_draw_front, points, sorted(front), summary.metric, label)
@@ -117,7 +119,7 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
 
 
 def _axis(minimized: Minimized) -> tuple[str, float]:
-    """The label, and the unit as a number of what the trials hold."""
+    """The label, and the divisor that converts the trials' figures to its unit."""
     match minimized:
         case "parameters":
             return "trainable parameters, millions", 1e6
@@ -133,36 +135,36 @@ def curves_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial reported an epoch")
     # The winner is drawn last, over the others.
     trials.sort(key=lambda trial: trial.number == summary.winner)
-    curves = [(trial, kind_of(trial, summary)) for trial in trials]
+    curves = [(trial, classify_trial(trial, summary)) for trial in trials]
     caption = "A mark ends the curve of a trial that did not run to the end, and stands on the winner's."
     return Chart("curves.png", title, caption, 4.4, partial(_draw_curves, curves, summary.metric))
 
 
 def eta_chart(summary: SweepSummary) -> Chart | Omitted:
-    """The forecasts that were made during the sweep against the end that came."""
+    """The forecasts made during the sweep, against its true end."""
     title = "How good the forecasts were"
     points, ended_s = summary.forecasts, summary.wall_seconds
     if len(points) < MIN_FORECASTS or ended_s is None:
         return Omitted(title, "no forecasts of the end were recorded")
     tested = backtest(points, ended_s)
     assert tested
-    return Chart("forecasts.png", title, forecast_words(tested), 3.6, partial(_draw_eta, points, ended_s))
+    return Chart("forecasts.png", title, describe_forecasts(tested), 3.6, partial(_draw_eta, points, ended_s))
 
 
-def forecast_words(tested: Backtest) -> str:
+def describe_forecasts(tested: Backtest) -> str:
     errors = [
         f"{format_share(error, signed=True)} {f'at {format_share(share)}' if share else 'at the start'}"
         for share, error in tested.errors
     ]
     return (
-        f"The median was off by {format_list(errors)} of the way (positive: the sweep ended sooner). The "
-        f"true end was within {format_share(tested.held)} of the intervals, each of which was to hold it "
+        f"The median was off by {format_list(errors)} of the sweep (positive: it ended sooner). The "
+        f"true end was within {format_share(tested.held)} of the intervals, each of which should contain it "
         "with 80 %."
     )
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
-    """The unit in which so long a time reads well, and its seconds."""
+    """A readable unit for a duration, and its length in seconds."""
     if seconds < 300:
         return "seconds", 1.0
     return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
@@ -171,7 +173,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 def _points(summary: SweepSummary, trials: Sequence[Trial], unit: float) -> list[Point]:
     """(minimised in `unit`, metric, kind) of the trials that ran to the end and so have both."""
     return [
-        (trial.minimized / unit, trial.value, kind_of(trial, summary))
+        (trial.minimized / unit, trial.value, classify_trial(trial, summary))
         for trial in trials
         if trial.minimized is not None and trial.value is not None and trial.state == "COMPLETE"
     ]
@@ -203,7 +205,7 @@ def _draw_history(data: History, metric: str, unit: str, figure: Figure, palette
 
 
 def _ring(axes: Axes, point: tuple[float, float], palette: Palette) -> Line2D:
-    """Draw it, and return its entry of the legend."""
+    """Draw a ring, and return its legend entry."""
     style: dict[str, Any] = {
         "linestyle": "none",
         "marker": "o",
@@ -269,12 +271,14 @@ def _draw_eta(points: Sequence[ForecastPoint], ended_s: float, figure: Figure, p
     xs = [point.elapsed_s / unit for point in points]
     low, high = [point.low_s / unit for point in points], [point.high_s / unit for point in points]
     colour = palette.hues["blue"]
-    axes.fill_between(xs, low, high, color=colour, alpha=0.22, linewidth=0, label="foreseen with 80 %")
+    axes.fill_between(
+        xs, low, high, color=colour, alpha=0.22, linewidth=0, label="80 % interval of the forecast"
+    )
     median = [point.median_s / unit for point in points]
     axes.plot(xs, median, color=colour, linewidth=2, label="median forecast")
     axes.axhline(ended_s / unit, color=palette.hues["green"], linestyle=DASHED, label="the true end")
     axes.set_xlim(0, ended_s / unit)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{name} since the start")
-    axes.set_ylabel(f"foreseen end, {name}")
+    axes.set_ylabel(f"forecast end, {name}")
     figure.legend(loc="outside lower center", ncols=3)

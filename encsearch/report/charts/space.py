@@ -1,7 +1,7 @@
 """The searched paths: all at once, one by one, and two at a time.
 
-In the figures of optuna.visualization.matplotlib (5.0) nobody sees how a trial ended, which one won, where a
-trial did not search a path and which part of the space is guessed, and dark paper makes them unreadable.
+The charts of optuna.visualization.matplotlib (5.0) do not show how a trial ended, which one won, where a
+trial did not search a path and which part of the space is guessed, and on dark paper they are unreadable.
 """
 
 import math
@@ -30,7 +30,7 @@ from encsearch.report.charts.chart import (
     plot_trials,
     show_percent,
 )
-from encsearch.report.facts import Kind, at_epoch, common_epoch, kind_of, valued
+from encsearch.report.facts import Kind, at_epoch, classify_trial, common_epoch, valued
 from encsearch.report.summary import SweepSummary
 from encsearch.style import Palette
 from encsearch.text import format_param, short_names
@@ -43,13 +43,13 @@ MAX_PAIRS = 3
 NUM_LEVELS = 12
 
 KNOWN_PATHS = ("model.num_codewords", "loss.se_weight", "optim.lr")
-"""Those that pairs are made of first: K, the SE-weight and the learning rate."""
+"""Paths that form the first pairs: K, the SE-weight and the learning rate."""
 
 MIN_CONTOUR_POINTS = 10
-"""Fewer places than these give triangles that say more of themselves than of the metric."""
+"""With fewer places the triangles show more of themselves than of the metric."""
 
 MIN_CONTOUR_LEVELS = 3
-"""Different values of each of the two paths."""
+"""Fewest different values of each of the two paths."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Surface:
 
 
 def parallel_chart(summary: SweepSummary) -> Chart | Omitted:
-    """One line a trial, across an axis for each path to its value."""
+    """One line for each trial, across an axis for each path to its value."""
     title = "All paths at once"
     axes = axes_of(summary.search.space)
     # The best ones are drawn last, over the others.
@@ -120,9 +120,9 @@ def parallel_chart(summary: SweepSummary) -> Chart | Omitted:
     if len(lines) < 2:
         return Omitted(title, f"it takes two trials with a value, and there is {len(lines) or 'none'}")
     caption = (
-        f"Each line is a trial, from left to right to its best {summary.metric}, which its colour shows too. "
-        "Trials that did not run to the end are dashed, the winner is thick. A gap is a "
-        "path that the trial did not search."
+        f"Each line is a trial and ends at its best {summary.metric} on the right, which its colour shows "
+        "too. Trials that did not run to the end are dashed, the winner is thick. A gap is a path that the "
+        "trial did not search."
     )
     draw = partial(_draw_parallel, lines, tuple(axes.values()), summary.metric)
     return Chart("parallel.png", title, caption, 4.6, draw)
@@ -136,7 +136,7 @@ def slice_chart(summary: SweepSummary) -> Chart | Omitted:
     if not lines:
         return Omitted(title, "no trial has a value")
     rows = -(-len(axes) // PANELS_A_ROW)
-    caption = "The best value of each trial. The other paths differ too: a trend is no effect yet."
+    caption = "The best value of each trial. The other paths differ too, so a trend need not be an effect."
     draw = partial(_draw_slices, lines, tuple(axes.values()), rows, summary.metric)
     return Chart("slices.png", title, caption, 0.6 + 3 * rows, draw)
 
@@ -155,8 +155,8 @@ def contour_chart(summary: SweepSummary) -> Chart | Omitted:
         return Omitted(title, "no trial searched two of these paths at once")
     basis = f"{summary.metric} of all trials at epoch {epoch}, the last that most of them reached."
     how = (
-        "Between the trials (dots) colours are interpolated, linear over triangles of neighbours; outside of "
-        "them nothing is drawn. What the other paths did is mixed in."
+        "Between the trials (dots) colours are interpolated, linearly over triangles of neighbours; nothing "
+        "is drawn outside of them. The effects of the other paths are mixed in."
         if any(each.interpolated for each in surfaces)
         else f"There are too few for an interpolation, which takes {MIN_CONTOUR_POINTS} different places and "
         f"{MIN_CONTOUR_LEVELS} values of each path."
@@ -166,20 +166,20 @@ def contour_chart(summary: SweepSummary) -> Chart | Omitted:
 
 
 def axes_of(space: Mapping[str, Dimension]) -> dict[str, Axis]:
-    """The axis of each path, over all that is searched and not only what was tried."""
+    """The axis of each path, over its whole searched range and not only the tried values."""
     names = short_names(space)
     return {path: _axis(path, names[path], dimension) for path, dimension in space.items()}
 
 
 def numeric_pairs(axes: Mapping[str, Axis], count: int) -> list[tuple[Axis, Axis]]:
-    """The first `count` pairs of numeric axes, those of KNOWN_PATHS before others."""
+    """The first `count` pairs of numeric axes, KNOWN_PATHS before others."""
     numeric = [axis for axis in axes.values() if _are_numbers(axis.choices)]
     order = [*KNOWN_PATHS, *axes]
     return list(combinations(sorted(numeric, key=lambda axis: order.index(axis.path)), 2))[:count]
 
 
 def surface(summary: SweepSummary, pair: tuple[Axis, Axis], epoch: int) -> Surface:
-    """The pair's surface; trials at one place count as their mean."""
+    """The pair's surface; trials at the same place count as their mean."""
     across, up = pair
     found: dict[tuple[float, float], list[float]] = {}
     for value, trial in at_epoch(summary, epoch):
@@ -206,9 +206,13 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 
 def _lines(summary: SweepSummary, axes: Mapping[str, Axis]) -> list[Line]:
-    """Those of the trials that have a value."""
+    """Lines of the trials that have a value."""
     return [
-        Line({path: axes[path].place(v) for path, v in trial.values.items()}, value, kind_of(trial, summary))
+        Line(
+            {path: axes[path].place(v) for path, v in trial.values.items()},
+            value,
+            classify_trial(trial, summary),
+        )
         for value, trial in valued(summary.trials)
     ]
 
@@ -257,7 +261,7 @@ def _draw_parallel(
 
 
 def _label(plot: Plot, x: float, y: float, text: str, palette: Palette) -> None:
-    """A tick of an axis that stands within the plot, on paper so that lines do not cross it."""
+    """Label a tick inside the plot, on a paper-coloured box so that lines do not cross it."""
     plot.annotate(
         text,
         (x, y),

@@ -1,8 +1,7 @@
-"""The paper's ablation as a list of trainings, and what their last epochs tell: pure decisions.
+"""The paper's ablation as a list of trainings, and the figures of their last epochs: pure decisions.
 
-An `AblationPoint` is what a table or a curve shows: one configuration at one budget, trained with every
-seed. Points that come to the same configuration (EncNet is a row, and lies on both curves) share their
-trainings.
+An `AblationPoint` is one configuration at one budget, trained with every seed; a table or a curve shows it.
+Points with the same configuration (EncNet is a row, and lies on both curves) share their trainings.
 """
 
 import json
@@ -46,9 +45,9 @@ class AblationPoint:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is shown, what is trained for it, and which results are a training's weights scored otherwise.
+    """The points that are shown, their trainings, and the results that score a training's weights again.
 
-    `rescored` is result name -> training name, of the multi-scale row.
+    `rescored` is result name -> training name, for the multi-scale row.
     """
 
     points: tuple[AblationPoint, ...]
@@ -62,9 +61,9 @@ class Ablation:
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What a training came to: the figures of its last epoch, and the seconds of all epochs.
+    """The result of a training: the metrics of its last epoch, and the seconds of all epochs.
 
-    `name` is the training's, which is its run's name in MLflow, or that of the `rescored` result.
+    `name` is the training's, also its run's name in MLflow, or the name of a `rescored` result.
     """
 
     name: str
@@ -106,11 +105,11 @@ def plan_ablation(config: Config) -> Ablation:
 
 @dataclass(frozen=True)
 class PointFigures:
-    """What the finished trainings of a point came to; all figures are in [0, 1].
+    """The figures of a point's finished trainings, all in [0, 1].
 
     `estimates` are by metric. `over_fcn` and `over_encnet` are the differences of the recipe's metric from
     the rows "FCN" and "+ SE-loss" at the same budget, seed by seed; None for the row itself and where no
-    seed has both. `seconds` is the median of a training, or of a scoring.
+    seed has both. `seconds` is the median time of a training, or of a scoring.
     """
 
     point: AblationPoint
@@ -120,10 +119,10 @@ class PointFigures:
     seconds: float
 
 
-def figures_of(
+def compute_figures(
     ablation: Ablation, results: Sequence[AblationResult], metric: str
 ) -> tuple[PointFigures, ...]:
-    """The figures of every point that has a result, in the order of the points."""
+    """Compute the figures of every point that has a result, in the order of the points."""
     found = {result.name: result for result in results}
     rows = {(p.label, p.epochs): _by_seed(p, found) for p in ablation.points if p.series == "rows"}
 
@@ -153,12 +152,12 @@ def shown_metrics(metric: str) -> tuple[str, ...]:
 
 
 def budgets(config: Config) -> tuple[int, ...]:
-    """Of the rows, in epochs, ascending."""
+    """The budgets of the rows, in epochs, ascending."""
     return tuple(sorted(config.ablate.epochs or (config.train.epochs,)))
 
 
 def _wanted(config: Config) -> Iterator[tuple[Series, str, float, int, Mapping[str, Any]]]:
-    """Series, label, x, epochs and values of every point."""
+    """Yield series, label, x, epochs and values of every point."""
     ablate = config.ablate
     encnet = {"model.context": "encoding"}
     gate = {"model.context": "gate"}
@@ -185,7 +184,7 @@ def _wanted(config: Config) -> Iterator[tuple[Series, str, float, int, Mapping[s
 
 
 def _network_of(head: Head) -> str:
-    """The head without context module, by the name of its paper."""
+    """Name the head without context module, as its paper does."""
     match head:
         case "fcn":
             return FCN
@@ -202,7 +201,7 @@ def _network_of(head: Head) -> str:
 
 
 def _check_encnet(config: Config) -> None:
-    """The rows are steps from FCN to the recipe's EncNet, so the recipe must be one."""
+    """Check that the recipe is an EncNet: the rows are steps from FCN to it."""
     if config.model.head != "fcn":
         raise UserError(
             f"model.head={config.model.head}: the ablation goes from FCN to EncNet, which have the head fcn; "
@@ -213,13 +212,13 @@ def _check_encnet(config: Config) -> None:
 
 
 def _check_names(trainings: Sequence[PlannedTraining]) -> None:
-    """Folders and results go by the name, which no two of these configurations may share."""
+    """Check that names are unique, because they identify folders and results."""
     rows: dict[str, str] = {}
     for training in trainings:
         if training.name in rows:
             raise UserError(
-                f"ablation rows {rows[training.name]!r} and {training.row!r} are different trainings of too "
-                "much alike names; rename or leave out one"
+                f"ablation rows {rows[training.name]!r} and {training.row!r} are different trainings, but "
+                "their names are too similar; rename or leave out one"
             )
         rows[training.name] = training.row
 

@@ -16,7 +16,7 @@ from encsearch.inference.evaluation import score_bundle
 
 @dataclass(frozen=True)
 class Rescored:
-    """The scores of one model, or why there are none."""
+    """The scores of one model, or the reason why there are none."""
 
     name: str
     metrics: dict[str, float]
@@ -27,13 +27,13 @@ class Rescored:
 def rescore(
     models: Mapping[str, Path], store: Path, settings: EvalConfig, scaling: ScalingConfig
 ) -> Iterator[Rescored]:
-    """Score bundles, name -> folder, on `store`'s split that each was validated on, as each is done.
+    """Score bundles, name -> folder, on the split of `store` that each was validated on, in any order.
 
     A scoring has the CPUs and the GPU of one worker.
     """
     task = ray.remote(_score).options(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)
     device = "cuda:0" if scaling.gpus_per_worker else "cpu"
-    # A worker has a working directory of its own.
+    # Absolute paths, because a worker has its own working directory.
     names = {
         task.remote(folder.absolute(), store.absolute(), settings, device): name
         for name, folder in models.items()

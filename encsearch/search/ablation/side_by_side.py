@@ -1,4 +1,4 @@
-"""A list of trainings instead of a search: as many run at once as the cluster holds."""
+"""A list of trainings instead of a search; as many run at once as fit on the cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from encsearch.train.checkpoint import drop_checkpoints, newest
 
 
 class SideBySideObserver(Protocol):
-    """What the owner does about its trainings; called in the driver, between two Tune events."""
+    """The owner's reactions to its trainings; called in the driver, between two Tune events."""
 
     def open_recorder(self, training: PlannedTraining) -> Recorder:
         """A training starts; its recorder is closed with its true status."""
         ...
 
     def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
-        """All epochs have run; `checkpoint` is of the last and is deleted after this call."""
+        """All epochs have run; `checkpoint` is the last one and is deleted after this call."""
         ...
 
     def failed(self, training: PlannedTraining, reason: str) -> None:
-        """A training came to nothing; the others go on."""
+        """A training failed; the others continue."""
         ...
 
     def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
-        """Something happened that a person may want to see."""
+        """Something happened that the user may want to see."""
         ...
 
 
@@ -47,8 +47,8 @@ def run_side_by_side(
 ) -> None:
     """Run all trainings on the connected Ray, each with the workers of `scaling`.
 
-    `folder` keeps the reports of each, and of a running one the last checkpoint: a second call goes on from
-    there.
+    `folder` keeps the reports of each training and the last checkpoint of a running one; a second call
+    continues from there.
     """
     room = trainings_at_once(scaling, ray.cluster_resources())
     board = _SideBySide(trainings, observer, folder, fingerprint, room)
@@ -64,7 +64,7 @@ class _Entry(Entry):
 
 
 class _SideBySide(Board[_Entry]):
-    """All trainings wait from the beginning."""
+    """A board on which all trainings wait from the start."""
 
     def __init__(
         self,
@@ -85,16 +85,16 @@ class _SideBySide(Board[_Entry]):
         for entry in self._still_open():
             if entry.recorder:
                 entry.recorder.close("KILLED")
-                self._tell(entry, "FAIL", reason)
+                self._follow(entry, "FAIL", reason)
 
     def _begin(self, entry: _Entry) -> None:
         entry.recorder = self._observer.open_recorder(entry.training)
-        self._tell(entry, "RUNNING")
+        self._follow(entry, "RUNNING")
 
     def _take(self, entry: _Entry, report: Report) -> None:
         assert entry.recorder is not None
         entry.recorder.log(report)
-        self._tell(entry, "RUNNING")
+        self._follow(entry, "RUNNING")
 
     def _end(self, entry: _Entry) -> None:
         if entry.failure:
@@ -102,7 +102,7 @@ class _SideBySide(Board[_Entry]):
                 entry.recorder.close("FAILED")
             drop_checkpoints(entry.assignment.folder)
             self._observer.failed(entry.training, entry.failure)
-            self._tell(entry, "FAIL", entry.failure)
+            self._follow(entry, "FAIL", entry.failure)
             return
         checkpoint = newest(entry.assignment.folder)
         assert entry.last is not None, entry.training.name
@@ -115,9 +115,9 @@ class _SideBySide(Board[_Entry]):
             raise
         entry.recorder.close("FINISHED")
         drop_checkpoints(entry.assignment.folder)
-        self._tell(entry, "COMPLETE")
+        self._follow(entry, "COMPLETE")
 
-    def _tell(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
+    def _follow(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
         config = entry.training.config
         values = {"row": entry.training.row, "epochs": config.train.epochs, "seed": config.train.seed}
         epoch = entry.last.epoch if entry.last else 0

@@ -1,1 +1,1 @@
-"""What a sweep may cost, and how long the rest of it takes."""
+"""The budget of a sweep, and the forecast of its remaining time."""

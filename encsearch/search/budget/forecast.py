@@ -1,7 +1,7 @@
-"""How long the rest of a sweep takes: many random sweeps are played to their end, and their spread is told.
+"""The forecast of a sweep's remaining time: many random sweeps are simulated, and their spread is reported.
 
-Which trials are stopped comes from `rehearsal`, whose assumptions hold here too. A trial's seconds an epoch
-are drawn from those that were measured, and all may be off by a common factor (`Pace.doubt`). Pure.
+`rehearsal` simulates which trials are stopped; its assumptions hold here too. A trial's seconds an epoch are
+drawn from the measured ones, and all may be off by a common factor (`Pace.doubt`). Pure.
 """
 
 import heapq
@@ -18,19 +18,19 @@ from encsearch.search.budget.rules import (
     Cost,
     Pace,
     Spent,
+    compute_needs,
     confirm_cost,
     devices_of,
     left_of,
-    needs_of,
     spent_by,
 )
 from encsearch.search.trials import Trial
 
 REPETITIONS = 200
-# Which trials are stopped costs far more to play than how long they take, and varies less.
+# Simulating which trials are stopped costs far more than simulating their times, and varies less.
 REHEARSED_TRIALS = 800
 MIN_REHEARSALS, MAX_REHEARSALS = 2, 40
-# Of more trials so many are played, each for several.
+# At most this many trials are simulated; beyond that, each one represents several.
 MAX_PLAYED = 1000
 
 Floats = NDArray[np.float64]
@@ -47,9 +47,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to come: of the search, and in both times of the confirmation of its finalists too.
+    """The rest of the search; both times include the confirmation of its finalists.
 
-    `device_s` are seconds of all GPUs, or of all CPUs where no GPU is booked.
+    `device_s` adds up the seconds of all GPUs, or of all CPUs where no GPU is booked.
     """
 
     wall_s: Interval
@@ -60,7 +60,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class ForecastPoint:
-    """A forecast of the sweep's end that was made `elapsed_s` after its start; all in seconds since then."""
+    """A forecast of the sweep's end, made `elapsed_s` after its start; all are seconds since the start."""
 
     elapsed_s: float
     low_s: float
@@ -72,9 +72,9 @@ class ForecastPoint:
 class Backtest:
     """How good the forecasts were.
 
-    `errors` has (share of the way, error of the median as a share of the whole time, positive if too long) at
-    the start and after 25, 50 and 75 %: of the first forecast, and of the last one before that. `held` is the
-    share of the forecasts whose interval held the end; 80 % would be right.
+    `errors` has (share of the sweep, error of the median as a share of the whole time, positive if too long):
+    for the first forecast, and for the last one before 25, 50 and 75 %. `held` is the share of the forecasts
+    whose interval contained the true end; 80 % would be right.
     """
 
     errors: tuple[tuple[float, float], ...]
@@ -93,11 +93,11 @@ def forecast(
     num_confirmed: int = 0,
     seed: int = 0,
 ) -> Forecast:
-    """What a sweep `elapsed_s` after its start has still to do, `at_once` trials at a time.
+    """Forecast the rest of a sweep `elapsed_s` after its start, with `at_once` trials at a time.
 
-    `epochs` is a full trial's length, `trials` are all trials so far, and `num_confirmed` of the trainings
-    after the search are over. The search ends, as by `budget.decide`, when the time that its finalists need
-    is left. The same arguments give the same forecast.
+    `epochs` is a full trial's length, `trials` are all trials so far, and `num_confirmed` trainings after the
+    search are finished. As in `rules.decide`, the search ends when only the time that its finalists need is
+    left. The same arguments give the same forecast.
     """
     rng = np.random.default_rng((seed, len(trials)))
     spent = spent_by(trials, elapsed_s)
@@ -113,7 +113,7 @@ def forecast(
     ends = _end_of_search(played, limit, devices)
     each = confirm_cost(search.confirm, scaling, epochs, 1)
     fixed = confirm_cost(search.confirm, scaling, epochs, 0)
-    count = max(0, needs_of(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
+    count = max(0, compute_needs(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
     confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))
@@ -127,7 +127,7 @@ def forecast(
 
 
 def num_to_start(search: SearchConfig, spent: Spent) -> int:
-    """Trials that the budget, or the grid, still has."""
+    """Number of trials that the budget, or the grid, has left."""
     planned = search.budget.trials
     if search.sampler == "grid":
         planned = min(planned, math.prod(len(dimension.values) for dimension in search.space.values()))
@@ -149,18 +149,18 @@ def backtest(points: Sequence[ForecastPoint], ended_s: float) -> Backtest | None
 def _search_limit(
     search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace, spent: Spent
 ) -> Cost:
-    """What the search may still take before the rest is needed for its finalists."""
-    kept = needs_of(search, scaling, epochs, pace).confirm
+    """The cost that the search may still add before the rest is needed for its finalists."""
+    kept = compute_needs(search, scaling, epochs, pace).confirm
     left = left_of(search.budget, spent.cost + kept)
     return Cost(max(0.0, left.wall_s), max(0.0, left.device_s))
 
 
 @dataclass(frozen=True)
 class _Played:
-    """Of each repetition (rows) and trial (columns): when it starts and ends, s from now, and its epochs.
+    """Start and end, in s from now, and epochs of each trial (columns) in each repetition (rows).
 
-    `startup` is what passes before a trial's first epoch, `factor` (rows) the error that all times have in
-    common. The first `num_running` trials run already. A column stands for as many trials as `weights` says.
+    `startup` is the time before a trial's first epoch, `factor` (rows) the error that all times have in
+    common. The first `num_running` trials run already. `weights` is the number of trials in a column.
     """
 
     starts: Floats
@@ -172,18 +172,18 @@ class _Played:
     weights: Floats
 
     def busy(self, until: Floats) -> Floats:
-        """Seconds of all trials together, to the time `until` of each repetition."""
+        """Seconds of all trials together, up to the time `until` of each repetition."""
         total: Floats = np.clip(until[:, None] - self.starts, 0, self.ends - self.starts).sum(axis=1)
         return total
 
     def num_started(self, until: Floats) -> Floats:
-        """Trials that start before and do not run yet."""
+        """Number of trials that do not run yet and start before `until`."""
         share = np.clip((until[:, None] - self.starts) / (self.ends - self.starts), 0, 1)
         count: Floats = np.ceil(share * self.weights)[:, self.num_running :].sum(axis=1)
         return count
 
     def num_epochs(self, until: Floats) -> Floats:
-        """Epochs that end before."""
+        """Number of epochs that end before `until`."""
         training = np.maximum(self.ends - self.starts - self.startup, 1e-9)
         share = np.clip((until[:, None] - self.starts - self.startup) / training, 0, 1)
         total: Floats = (np.floor(share * self.epochs * self.weights + 1e-9)).sum(axis=1)
@@ -193,13 +193,13 @@ class _Played:
 def _play_time(
     rng: np.random.Generator, rehearsals: Sequence[Rehearsal], pace: Pace, at_once: int, weight: float
 ) -> _Played:
-    """Each repetition takes a rehearsal and gives its trials times; a new one stands for `weight`."""
+    """Draw a rehearsal for each repetition and times for its trials; a new one stands for `weight` trials."""
     num_running = len(rehearsals[0].running)
     epochs = np.array([r.running + r.started for r in rehearsals], dtype=np.float64)
     epochs = epochs[rng.integers(len(rehearsals), size=REPETITIONS)]
     is_running = np.arange(epochs.shape[1]) < num_running
     factor = np.exp(rng.normal(0, pace.doubt, size=REPETITIONS))
-    # The epoch that a running trial is in is half over.
+    # The current epoch of a running trial is taken as half over.
     training = np.maximum(epochs - 0.5 * is_running, 0) * _draw(rng, pace, epochs.shape)
     weights = np.where(is_running, 1, weight)
     startup = weights * np.where(is_running, 0, pace.startup_s) * factor[:, None]
@@ -209,7 +209,7 @@ def _play_time(
 
 
 def _starts(seconds: list[float], at_once: int) -> list[float]:
-    """When each training begins if `at_once` run at a time, each in the place that is free first."""
+    """Start times of the trainings if `at_once` run at a time, each in the first free place."""
     free = [0.0] * at_once
     starts = []
     for length in seconds:
@@ -219,20 +219,20 @@ def _starts(seconds: list[float], at_once: int) -> list[float]:
 
 
 def _draw(rng: np.random.Generator, pace: Pace, shape: tuple[int, int]) -> Floats:
-    """Seconds an epoch, from anywhere between the measured ones."""
+    """Draw seconds an epoch, interpolated between the measured ones."""
     places = np.linspace(0, 1, len(pace.epoch_s))
     drawn: Floats = np.interp(rng.random(shape), places, pace.epoch_s)
     return drawn
 
 
 def _startable(limit: Cost, devices: float, pace: Pace, at_once: int) -> float:
-    """More trials than ever start within the limit: of one epoch, at twice the speed of the fastest."""
+    """Upper bound of the trials that start within the limit: one epoch each, at twice the fastest speed."""
     seconds = min(at_once * limit.wall_s, limit.device_s / devices)
     return float(np.ceil(2 * seconds / (pace.startup_s + pace.quantile(0))))
 
 
 def _end_of_search(played: _Played, limit: Cost, devices: float) -> Floats:
-    """When each repetition's last trial ends, or the limit ends it."""
+    """Time at which each repetition's last trial ends, or the limit ends it."""
     ends: Floats = np.minimum(played.ends.max(axis=1, initial=0), limit.wall_s)
     if math.isinf(limit.device_s):
         return ends

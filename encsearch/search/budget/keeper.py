@@ -1,7 +1,7 @@
-"""Keeps a running sweep within its budget, and writes down when it was expected to end.
+"""The keeper of the budget: it keeps a running sweep within its limits and records when it should end.
 
-What a process before this one has used counts too: `progress.jsonl` has the seconds that the sweep has run,
-of the search at most PROGRESS_S before a kill, of the confirmation at most one training.
+Time used by earlier processes counts too: `progress.jsonl` has the seconds that the sweep has run. A kill
+loses at most PROGRESS_S of the search, or one training of the confirmation.
 """
 
 import time
@@ -13,13 +13,13 @@ from typing import Any
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import BudgetDecision, Needs, decide, needs_of, pace_of, spent_by
+from encsearch.search.budget.rules import BudgetDecision, Needs, compute_needs, decide, pace_of, spent_by
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial
 
 PROGRESS_FILE = "progress.jsonl"
 DECISION_S, PROGRESS_S = 1, 15
-# From a free place to a trial's first step, in a process that is already there (Ray 2.60 on two cores).
+# Seconds from a free place to a trial's first step, in a running process (Ray 2.60 on two cores).
 STARTUP_S = 1.0
 
 
@@ -42,7 +42,7 @@ class Keeper:
         self._decision = BudgetDecision(may_start=True, must_end=False, may_repeat=True)
         self._needs: Needs | None = None
         self._next_decision_s = self._next_progress_s = -1.0
-        # The budget is for the search and what comes after it; this is None unless a limit ended the search.
+        # The budget covers the search and the confirmation; this is None unless a limit ended the search.
         self.ended_by: str | None = None
 
     @property
@@ -63,15 +63,15 @@ class Keeper:
         return self._decision.must_end
 
     def confirmation(self) -> tuple[ConfirmConfig, str | None]:
-        """What can be afforded of the recipe's confirmation, and what was cut from it as one line."""
+        """The part of the recipe's confirmation that the budget allows, and what was cut, as one line."""
         return (self._needs.plan, self._needs.reduced) if self._needs else (self._study.search.confirm, None)
 
     def write_progress(self, num_confirmed: int = 0) -> None:
-        """Write down how long the sweep has run, and when it is expected to end if that can be told."""
+        """Record how long the sweep has run, and when it is expected to end if that can be estimated."""
         append_line(self._path, {"elapsed_s": self.elapsed_s, **self._expected_end(num_confirmed)})
 
     def points(self) -> tuple[ForecastPoint, ...]:
-        """All forecasts so far, those of processes before this one too."""
+        """All forecasts so far, including those of earlier processes."""
         lines = read_lines(self._path)
         return tuple(ForecastPoint(**line) for line in lines if "median_s" in line)
 
@@ -82,7 +82,9 @@ class Keeper:
         trials = self._study.trials()
         pace = pace_of(trials, STARTUP_S)
         if pace:
-            self._needs = needs_of(self._study.search, self._config.scaling, self._config.train.epochs, pace)
+            self._needs = compute_needs(
+                self._study.search, self._config.scaling, self._config.train.epochs, pace
+            )
         self._decision = decide(self._study.search.budget, spent_by(trials, self.elapsed_s), self._needs)
         if self._takes_trials_away(trials):
             self.ended_by = self._decision.reason
@@ -91,9 +93,9 @@ class Keeper:
             self.write_progress()
 
     def _takes_trials_away(self, trials: Sequence[Trial]) -> bool:
-        """Whether a limit ends, or has ended, a trial before its end, or keeps one from being started.
+        """Whether a limit cuts off a trial, has cut one off, or prevents one from starting.
 
-        A limit that is met after the last trial has ended nothing.
+        A limit that is reached after the last trial has cut off nothing.
         """
         if self._decision.may_start:
             return False
@@ -124,7 +126,7 @@ class Keeper:
 
 
 def _is_cut(trial: Trial) -> bool:
-    """It runs, and so will be ended, or the budget ended it before: the scheduler gives no reason."""
+    """Whether the trial runs, and so will be ended, or the budget ended it: the scheduler gives no reason."""
     return trial.state == "RUNNING" or (
         trial.state == "PRUNED" and trial.reason is not None and not trial.refused
     )

@@ -1,8 +1,8 @@
-"""Which trials of a sweep are stopped, and when: random sweeps under its own rule. Pure, without a clock.
+"""Random simulations of which trials a sweep stops, and when, under its own rule. Pure, without a clock.
 
-What is assumed: a trial's curve is that of a trial that has ended, drawn at random, with some noise; a curve
-that was cut short goes on level. Until enough have ended, curves rise alike and differ by a constant, so that
-a trial's rank persists but for the noise. No trial fails, and none is refused by a limit.
+Assumptions: a trial's curve is drawn at random from the ended trials, with some noise; a curve that was cut
+short stays level. Until enough trials have ended, curves rise alike and differ by a constant, so that a
+trial's rank persists except for the noise. No trial fails, and no limit refuses one.
 """
 
 import heapq
@@ -15,18 +15,18 @@ from encsearch.config import SearchConfig
 from encsearch.search.stopping import checked_epochs, should_stop
 from encsearch.search.trials import Trial
 
-# Of more rivals these many, drawn at random, stand for all. From twice MAX_CHECKS epochs on at which a trial
-# may be stopped, every second, third, ... stands for all.
+# MAX_RIVALS rivals, drawn at random, represent a larger number of them. If a trial may be stopped after twice
+# MAX_CHECKS epochs or more, only every second, third, ... of them is checked.
 MAX_RIVALS, MAX_CHECKS = 24, 8
-# Real curves are drawn from when there are so many; artificial ones are so many.
+# MIN_DONORS real curves are enough to draw from; otherwise there are NUM_ARTIFICIAL artificial ones.
 MIN_DONORS, NUM_ARTIFICIAL = 5, 32
-# Standard deviation of an epoch's noise, as a share of that of the trials.
+# Standard deviation of an epoch's noise, as a share of the trials' standard deviation.
 NOISE = 0.3
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One random sweep: epochs to come of each trial that runs, and epochs of each one that starts later."""
+    """One random sweep: remaining epochs of each running trial, and epochs of each one that starts later."""
 
     running: tuple[int, ...]
     started: tuple[int, ...]
@@ -41,7 +41,7 @@ def rehearse(
     at_once: int,
     seed: int,
 ) -> Rehearsal:
-    """Play the sweep to its end, `at_once` trials at a time, from where `trials` stand.
+    """Simulate the sweep to its end, `at_once` trials at a time, from the present state of `trials`.
 
     `epochs` is a full trial's length; every epoch takes the same time.
     """
@@ -49,7 +49,7 @@ def rehearse(
 
 
 class _Sweep:
-    """The state of one sweep that is played."""
+    """The state of one simulated sweep."""
 
     def __init__(
         self, search: SearchConfig, epochs: int, trials: Sequence[Trial], rng: random.Random
@@ -61,7 +61,7 @@ class _Sweep:
         self._donors = _donors(trials, epochs, rng)
         self._noise = NOISE * statistics.pstdev(donor[0] for donor in self._donors)
         self._curves: dict[int, dict[int, float]] = {}
-        self._reached: dict[int, list[int]] = {}  # who has reported, by epoch
+        self._reached: dict[int, list[int]] = {}  # trials that have reported, by epoch
         for trial in trials:
             checks = self._checks(trial.number)
             for epoch, value in trial.curve:
@@ -73,7 +73,7 @@ class _Sweep:
         places = max(at_once, len(self._running))
         lengths: dict[int, int] = {}
         waiting = iter(numbers[places:])
-        # (time, trial, epochs so far): what happens next, in time.
+        # (time, trial, epochs so far) of the next events, in order of time.
         events = [(0, number, self._running.get(number, 0)) for number in numbers[:places]]
         heapq.heapify(events)
         futures = {number: self._future(number) for number in numbers}
@@ -103,12 +103,12 @@ class _Sweep:
         return should_stop(self._search, self._epochs, number, curves)
 
     def _checks(self, number: int) -> Sequence[int]:
-        """Those of `checked_epochs`, or some of them where they are many."""
+        """The `checked_epochs`, or some of them if there are many."""
         epochs = checked_epochs(self._search, self._epochs, number)
         return epochs[:: max(1, len(epochs) // MAX_CHECKS)]
 
     def _future(self, number: int) -> list[float]:
-        """Values by epoch, from 1; those of a trial that runs stay where it stands."""
+        """Values by epoch, from 1; a running trial keeps its present value."""
         if number in self._standing:
             return [self._standing[number]] * self._epochs
         return self._rng.choice(self._donors)
@@ -123,7 +123,7 @@ def _donors(trials: Sequence[Trial], epochs: int, rng: random.Random) -> list[li
 
 
 def _levelled(curve: Sequence[tuple[int, float]], epochs: int) -> list[float]:
-    """A value for every epoch: the newest at that time, the last one to the end."""
+    """A value for every epoch: the latest one reported by then."""
     by_epoch = dict(curve)
     values, value = [], curve[0][1]
     for epoch in range(1, epochs + 1):

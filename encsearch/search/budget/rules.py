@@ -1,4 +1,4 @@
-"""When a search must end so that its finalists can still be confirmed within the budget: pure decisions."""
+"""Pure decisions when a search must end, so that its finalists can still be confirmed within the budget."""
 
 import math
 import statistics
@@ -9,22 +9,30 @@ from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchC
 from encsearch.search.trials import Trial
 from encsearch.text import format_cost, format_count, format_duration, format_list
 
-# A machine is not equally fast all the time: a pace that many trials agree on may still be off by so much.
+# A machine's speed drifts: a pace that many trials agree on may still be off by this share.
 DRIFT = 0.05
-# Eight confirmations of four sweeps took 0.75 to 2.2 times what their trials let expect; by other numbers of
-# workers, alone instead of side by side, and one on a machine that was busy otherwise.
+# Eight confirmations of four sweeps took 0.75 to 2.2 times as long as their trials suggested: with other
+# numbers of workers, alone instead of side by side, and one on a machine that was busy otherwise.
 CONFIRM_DOUBT = 0.35
+# Startup of one training by Ray Train: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).
+RAY_TRAIN_STARTUP_S = 15
+# Expected share of several workers' added speed; the speed of two depends on network and machine.
+PARALLEL_EFFICIENCY = 0.8
+# Before the search has begun to learn, the confirmation may not claim more than this share of the budget.
+MAX_CONFIRM_SHARE = 0.5
+# Quantile of the trials' pace for finalists, which may be among the larger networks.
+CAUTIOUS = 0.9
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What trials take.
+    """The time that trials take.
 
     epoch_s    seconds an epoch, validation included, ascending: one figure for every trial that was measured;
-               they stand for the networks to come, whichever searched value makes them slow or fast
+               they represent the networks to come, whichever searched value makes them slow or fast
     startup_s  seconds from a free place to a trial's first step
     doubt      standard deviation, as a share, of an error that all figures have in common
-    confirm_doubt  the same of an error that the trainings after the search have beside that
+    confirm_doubt  the same for an additional error of the trainings after the search
     """
 
     epoch_s: tuple[float, ...]
@@ -40,29 +48,19 @@ class Pace:
 
 
 def pace_of(trials: Sequence[Trial], startup_s: float) -> Pace | None:
-    """From the trials so far, those that run included; None before the first report."""
+    """The pace of the trials so far, running ones included; None before the first report."""
     epoch_s = sorted(r.seconds / r.epochs for r in trials if r.epochs and r.seconds)
     if not epoch_s:
         return None
     mean = statistics.fmean(epoch_s)
-    # Of one trial nothing is known but that it may be as unusual as its own length.
+    # A single trial gives no deviation; it may be as unusual as its own length.
     error = statistics.stdev(epoch_s) / mean / math.sqrt(len(epoch_s)) if len(epoch_s) > 1 else 1 / 3
     return Pace(tuple(epoch_s), startup_s, max(error, DRIFT), CONFIRM_DOUBT)
 
 
-# Of one training by Ray Train beside its epochs: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).
-RAY_TRAIN_STARTUP_S = 15
-# Of several workers' added speed so much is counted on; what two reach depends on network and machine.
-PARALLEL_EFFICIENCY = 0.8
-# Before the search has begun to learn, the confirmation may not claim more than this share of the budget.
-MAX_CONFIRM_SHARE = 0.5
-# The slowest tenth of the trials aside: a finalist may be one of the larger networks.
-CAUTIOUS = 0.9
-
-
 @dataclass(frozen=True)
 class Cost:
-    """Seconds on the clock, and of all devices together: GPUs, or CPUs where no GPU is booked."""
+    """Wall-clock seconds, and seconds of all devices together: GPUs, or CPUs where no GPU is booked."""
 
     wall_s: float
     device_s: float
@@ -78,8 +76,8 @@ class Cost:
 class Spent:
     """What the search has used so far.
 
-    `trials` were trained or are being trained. `refused` ones, beyond a limit, cost nothing and are counted
-    apart; a trial that repeats a flagged one is counted once with it.
+    `trials` were trained or are being trained. `refused` ones exceeded a limit, cost nothing and are counted
+    separately; a repeated flagged trial is counted once.
     """
 
     trials: int
@@ -89,9 +87,9 @@ class Spent:
 
 @dataclass(frozen=True)
 class Needs:
-    """What is kept for the end: the confirmation by `plan`; `reduced` says what was cut from the recipe's.
+    """The cost reserved for the confirmation by `plan`; `reduced` describes what was cut from the recipe's.
 
-    `first_report` is the least that makes a new trial worth its start.
+    `first_report` is the cost of a new trial until its first report, the least that makes it worth starting.
     """
 
     plan: ConfirmConfig
@@ -102,9 +100,9 @@ class Needs:
 
 @dataclass(frozen=True)
 class BudgetDecision:
-    """Whether another trial may start, whether those that run must end now, and why not or why.
+    """Whether another trial may start, whether the running ones must end now, and the reason.
 
-    `may_repeat` is whether there is time for one that the number of trials does not count.
+    `may_repeat`: whether there is time for a repeat, which does not count towards the number of trials.
     """
 
     may_start: bool
@@ -114,29 +112,29 @@ class BudgetDecision:
 
 
 def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> BudgetDecision:
-    """What the budget allows at this moment; `needs` is None until something was measured.
+    """Decide what the budget allows now; `needs` is None until something was measured.
 
-    Running trials are ended by the clock and by GPU-hours, not by the number of trials. A search that is
-    refused as many proposals as it may train ends too: its limits leave hardly anything of its space.
+    The clock and the GPU-hours end running trials, the number of trials does not. A search also ends when its
+    limits refuse as many proposals as it may train: they leave hardly anything of its space.
     """
     kept = needs.confirm if needs else Cost(0, 0)
-    if reason := _exceeded(budget, spent.cost + kept, spent.cost, needs):
+    if reason := _describe_exceeded(budget, spent.cost + kept, spent.cost, needs):
         return BudgetDecision(may_start=False, must_end=True, reason=reason)
-    late = needs and _exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
+    late = needs and _describe_exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
-        told = f"all {format_count(budget.trials)} trials of the budget have started"
-        return BudgetDecision(False, False, told, may_repeat=not late)
+        reason = f"all {format_count(budget.trials)} trials of the budget have started"
+        return BudgetDecision(False, False, reason, may_repeat=not late)
     if spent.refused >= budget.trials:
         refused = format_count(spent.refused)
-        told = f"{refused} proposals were refused by search.limits, as many as the budget has trials"
-        return BudgetDecision(False, False, told, may_repeat=not late)
+        reason = f"search.limits refused {refused} proposals, as many as the budget has trials"
+        return BudgetDecision(False, False, reason, may_repeat=not late)
     if late:
         return BudgetDecision(False, False, f"no new trial would report in time: {late}")
     return BudgetDecision(may_start=True, must_end=False, may_repeat=True)
 
 
 def spent_by(trials: Sequence[Trial], wall_s: float) -> Spent:
-    """What the trials so far have used; `wall_s` is the sweep's time without its interruptions."""
+    """Sum up the trials so far; `wall_s` is the sweep's time without its interruptions."""
     trained = [r for r in trials if not r.refused]
     return Spent(
         trials=sum(r.rerun_of is None for r in trained),
@@ -145,17 +143,16 @@ def spent_by(trials: Sequence[Trial], wall_s: float) -> Spent:
     )
 
 
-def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
-    """What the search must leave, by the speed measured so far.
+def compute_needs(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
+    """Compute what the search must leave for the confirmation, by the speed measured so far.
 
-    Finalists that have begun are not cut, so that a standard deviation of what they may take longer is kept
-    beside what they are expected to take. A confirmation that would take more than MAX_CONFIRM_SHARE of the
-    budget is reduced, see `affordable`.
+    Finalists that have begun are not cut, so one standard deviation is reserved beside their expected time. A
+    confirmation that would take more than MAX_CONFIRM_SHARE of the budget is reduced, see `reduce_plan`.
     """
     expected = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
     each = expected.times(math.exp(pace.confirm_doubt))
     left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
-    plan, reduced = affordable(search.confirm, each, left)
+    plan, reduced = reduce_plan(search.confirm, each, left)
     report_s = pace.startup_s + pace.quantile(0.5)
     return Needs(
         plan=plan,
@@ -165,27 +162,27 @@ def needs_of(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pa
     )
 
 
-def affordable(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
-    """The confirmation that `left` allows, and what was cut from it as one line.
+def reduce_plan(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
+    """Reduce the confirmation to what `left` allows; also return what was cut, as one line.
 
-    Fewer finalists first, then no baselines, then fewer seeds: without several seeds no winner is sure. One
-    training is always kept, since a sweep without any has no result.
+    Finalists are cut first, then baselines, then seeds: without several seeds no winner is sure. One training
+    is always kept, since a sweep without any has no result.
     """
     room = min(left.wall_s / each.wall_s, left.device_s / each.device_s if each.device_s else math.inf)
-    plans = list(_ever_smaller(confirm))
+    plans = list(_list_smaller(confirm))
     plan = next((p for p in plans if p.num_trainings <= room), plans[-1])
     if plan == confirm or not math.isfinite(room):
         return confirm, None
     if left.wall_s / each.wall_s == room:
-        there, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
+        available, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
     else:
-        there, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
-    cut = f"confirming {_plan_text(plan)} instead of {_plan_text(confirm)}"
-    return plan, f"{cut}: there are {there} for trainings of {each_takes}"
+        available, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
+    cut = f"confirming {_describe_plan(plan)} instead of {_describe_plan(confirm)}"
+    return plan, f"{cut}: it may take {available}, and one training takes {each_takes}"
 
 
 def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, epoch_s: float) -> Cost:
-    """Of one confirmation training, where a trial takes `epoch_s` an epoch; they run one after the other."""
+    """Cost of one confirmation training if a trial takes `epoch_s` an epoch; they run one after the other."""
     workers = confirm.num_workers or scaling.num_workers
     ratio = scaling.num_workers / workers
     slower = ratio if ratio >= 1 else ratio / PARALLEL_EFFICIENCY
@@ -194,7 +191,7 @@ def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, ep
 
 
 def left_of(budget: BudgetConfig, used: Cost) -> Cost:
-    """What remains of both limits; infinite where there is none."""
+    """Time left of both limits; infinite where there is none."""
     return Cost(
         wall_s=(budget.wall or math.inf) - used.wall_s,
         device_s=3600 * (budget.gpu_hours or math.inf) - used.device_s,
@@ -202,36 +199,36 @@ def left_of(budget: BudgetConfig, used: Cost) -> Cost:
 
 
 def devices_of(scaling: ScalingConfig) -> float:
-    """GPUs of a trial, or CPUs where no GPU is booked."""
+    """Number of GPUs of a trial, or of CPUs where no GPU is booked."""
     return scaling.num_workers * (scaling.gpus_per_worker or scaling.cpus_per_worker)
 
 
-def _exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | None) -> str | None:
-    """Which limit `total` meets, in words."""
+def _describe_exceeded(budget: BudgetConfig, total: Cost, search: Cost, needs: Needs | None) -> str | None:
+    """Describe the limit that `total` reaches, or return None."""
     left = left_of(budget, total)
     if left.wall_s <= 0:
         assert budget.wall
         parts = f"{format_duration(search.wall_s)} of search"
         if needs:
-            parts += f", {format_duration(needs.confirm.wall_s)} kept for {_plan_text(needs.plan)}"
+            parts += f", {format_duration(needs.confirm.wall_s)} kept for {_describe_plan(needs.plan)}"
         return f"the wall budget of {format_duration(budget.wall)} is spent: {parts}"
     if left.device_s <= 0:
         assert budget.gpu_hours
         parts = f"{format_cost(search.device_s, 'GPU')} of search"
         if needs:
-            parts += f", {format_cost(needs.confirm.device_s, 'GPU')} kept for {_plan_text(needs.plan)}"
+            parts += f", {format_cost(needs.confirm.device_s, 'GPU')} kept for {_describe_plan(needs.plan)}"
         return f"the budget of {format_cost(3600 * budget.gpu_hours, 'GPU')} is spent: {parts}"
     return None
 
 
-def _ever_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
+def _list_smaller(confirm: ConfirmConfig) -> Iterator[ConfirmConfig]:
     for finalists in range(confirm.finalists, 0, -1):
         yield confirm.model_copy(update={"finalists": finalists})
     for count in range(len(confirm.seeds), 0, -1):
         yield confirm.model_copy(update={"finalists": 1, "baselines": (), "seeds": confirm.seeds[:count]})
 
 
-def _plan_text(confirm: ConfirmConfig) -> str:
+def _describe_plan(confirm: ConfirmConfig) -> str:
     parts = [format_count(confirm.finalists, "finalist")]
     if confirm.baselines:
         parts.append(format_count(len(confirm.baselines), "baseline"))

@@ -1,4 +1,4 @@
-"""Which trials are confirmed and with which configuration, and what their trainings leave: pure decisions."""
+"""The choice of finalists, their configurations, and the records of their trainings: pure decisions."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ class Finalist:
 
 
 def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int] = ()) -> list[Trial]:
-    """The `count` best trials, without those whose number is `excluded`.
+    """Pick the `count` best trials, without the `excluded` numbers.
 
-    Those that ran to the end come first, then those that ran furthest, so that fidelities are not mixed. Of
-    trials with the same values the first of them is taken. With two objectives they are the Pareto front of
-    those that ran to the end, the best metric first.
+    Trials that ran to the end come first, then those with the most epochs, so that fidelities are not mixed.
+    Among trials with the same values, the first one in this order is taken. With two objectives the finalists
+    are the Pareto front of the trials that ran to the end, the best metric first.
     """
     scored = [
         trial
@@ -55,9 +55,9 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that ran to the end and that no other beats in one objective without losing in the other.
+    """Select the trials that ran to the end and that no other trial dominates in both objectives.
 
-    In their order; none where there is one objective.
+    The order is kept; empty with one objective.
     """
     points = [
         (trial, trial.value, trial.minimized)
@@ -72,7 +72,7 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: ConfirmConfig) -> Config:
-    """The sweep's recipe at the trial's values, with the seed, workers and epochs of a confirmation."""
+    """Set the trial's values, the seed, and the confirmation's workers and epochs in the sweep's recipe."""
     changed = {
         **values,
         "train.seed": seed,
@@ -82,8 +82,8 @@ def finalist_config(config: Config, values: Mapping[str, Any], seed: int, plan: 
     return trial_config(config, changed)
 
 
-def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
-    """The trainings of each trial, and of each baseline, as one."""
+def group_trainings(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
+    """Group the trainings of each trial and of each baseline."""
     groups: dict[str, list[Finalist]] = {}
     for training in trainings:
         groups.setdefault(_label(training), []).append(training)
@@ -94,16 +94,16 @@ def configurations(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
 
 
 def representative(trainings: Sequence[Finalist]) -> Finalist:
-    """Of one configuration's trainings that of the median value, the lower of two in the middle.
+    """The training with the median value of one configuration, the lower of two in the middle.
 
-    Its weights stand for the configuration. The best seed would be a selection on the validation split again,
-    and its value too high.
+    Its weights represent the configuration. Taking the best seed would select on the validation split again,
+    and its value would be too high.
     """
     return sorted(trainings, key=lambda training: training.value)[(len(trainings) - 1) // 2]
 
 
 def name_context(context: Context) -> str:
-    """A network with this context module, as it is called beside the others."""
+    """Name the network with this context module."""
     match context:
         case "encoding":
             return "EncNet"
@@ -114,7 +114,7 @@ def name_context(context: Context) -> str:
 
 
 def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
-    """What is kept of a training as JSON, its checkpoint relative to `folder`; see `from_line`."""
+    """Convert a training to its JSON line, its checkpoint relative to `folder`; see `from_line`."""
     result = finalist.result
     return {
         "name": finalist.name,
@@ -129,7 +129,7 @@ def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
 
 
 def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist:
-    """The training of `config` that left the line; its reports are those of its spool."""
+    """Restore the training of `config` from its line, and its reports from its spool."""
     result = TrainingResult(
         reports=tuple(distinct_reports(folder / line["name"] / REPORTS_FILE)),
         best=Report.from_dict(line["best"]),

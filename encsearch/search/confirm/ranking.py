@@ -1,4 +1,4 @@
-"""Which confirmed configuration wins, and how sure that is: pure decisions on values by seed."""
+"""The winner among the confirmed configurations, and its confidence: pure decisions on values by seed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from encsearch.search.statistics import (
 
 @dataclass(frozen=True)
 class Configuration:
-    """What its trainings from scratch came to; `trial` is None for a baseline. At least one value."""
+    """A configuration's values by seed, at least one, from scratch; `trial` is None for a baseline."""
 
     name: str
     trial: int | None
@@ -47,9 +47,9 @@ class Standing:
 class Ranking:
     """The finalists, the winner first and the others by falling lower bound, and the baselines.
 
-    `best` is the name of the one with the best lower bound, which is not the winner where a smaller one is
-    within `standard_error` of it. `freedom` counts the degrees of freedom of the finalists' variance: with
-    0, one seed each, there is no interval, bound or standard error, and the best value has won.
+    `best` is the name of the finalist with the best lower bound; the winner is another one if a smaller
+    finalist is within `standard_error` of it. `freedom` counts the degrees of freedom of the finalists'
+    variance: with 0, one seed each, there is no interval, bound or standard error, and the best value wins.
     """
 
     standings: tuple[Standing, ...]
@@ -65,14 +65,14 @@ class Ranking:
 
     @property
     def indistinguishable(self) -> tuple[str, ...]:
-        """The finalists that cannot be told apart from the winner with 95 %."""
+        """The finalists that cannot be told apart from the winner with 95 % confidence."""
         return tuple(s.name for s in self.standings if s.lead and not s.lead.tells_apart)
 
     @property
     def optimism(self) -> float | None:
-        """By how much the winner's mean is too high on average, at most: if all finalists were equally good.
+        """Largest average error of the winner's mean, reached if all finalists are equally good.
 
-        It is the largest of their means then.
+        The winner's mean is then the largest of their means.
         """
         return self.standard_error and self.standard_error * largest_of(len(self.standings))
 
@@ -84,15 +84,16 @@ def rank(
 ) -> Ranking:
     """Name the winner of at least one finalist.
 
-    The one with the best lower 95 % bound of its mean leads: fewer seeds or more noise make a bound worse. Of
-    those whose bound is within one standard error of its, and which no finalist is told apart from as better,
-    the one with the fewest parameters wins: the 1 SE rule (Breiman et al., Classification and Regression
-    Trees, 1984, section 3.4.3). With a second objective the finalists are of the Pareto front, where smaller
-    ones are worse by choice: the best bound wins, and people choose from the front.
+    The finalist with the best lower 95 % bound of its mean leads: fewer seeds or more noise make a bound
+    worse. Among the finalists whose bound is within one standard error of the leader's, and that no other
+    finalist is significantly better than, the one with the fewest parameters wins: the 1 SE rule (Breiman et
+    al., Classification and Regression Trees, 1984, section 3.4.3). With a second objective the finalists come
+    from the Pareto front, where smaller ones have a worse metric by design: the best bound wins, and people
+    choose from the front.
 
-    The winner is named by the finalists alone, whose variance is pooled; baselines are trained after it. The
-    intervals of the leads hold together with 95 %, those over finalists and those over baselines. As it is by
-    these values that one of them is the winner, every pair counts that could have been compared.
+    The finalists alone decide the winner, with a pooled variance; baselines are trained after that. The
+    intervals of the leads hold together with 95 %, over finalists and over baselines separately. Because the
+    same values decide the winner, every pair that could have been compared counts.
     """
     spread = pooled([tuple(finalist.values.values()) for finalist in finalists])
     order = sorted(finalists, key=lambda finalist: -_merit(finalist, spread))
@@ -122,7 +123,7 @@ def _merit(configuration: Configuration, spread: Spread | None) -> float:
 
 
 def _smallest_as_good(order: Sequence[Configuration], spread: Spread) -> Configuration:
-    """`order` is by falling bound; of as many parameters the better bound wins."""
+    """Find the smallest finalist as good as the best. `order` is by falling bound, which also breaks ties."""
     best = order[0]
     floor = _merit(best, spread) - spread.error(len(best.values))
 

@@ -1,7 +1,7 @@
-"""The best configurations are trained again from scratch; the winner is named by those trainings alone.
+"""The confirmation: the best configurations are trained again from scratch, which alone decides the winner.
 
-A sweep's own maximum is the best of many noisy figures and so too high. A finalist's figure is not selected
-before it is trained; that of the winner is selected among few (`Ranking.optimism`).
+A sweep's own maximum is the best of many noisy values and so too high. A finalist's value is not selected
+before it is trained; the winner's value is selected among few (`Ranking.optimism`).
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -16,9 +16,9 @@ from encsearch.reports import Recorder, TrainingResult, recording
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.search.confirm.finalists import (
     Finalist,
-    configurations,
     finalist_config,
     from_line,
+    group_trainings,
     name_context,
     pick_finalists,
     representative,
@@ -28,29 +28,29 @@ from encsearch.search.confirm.ranking import Ranking, rank
 from encsearch.search.trials import Trial
 from encsearch.train.experiment import count_parameters
 
-# A line a finished training; what it names is not trained again.
+# One line for each finished training, which is not trained again.
 FINALISTS_FILE = "finalists.jsonl"
 
 
 class ConfirmObserver(Protocol):
-    """What the sweep's owner does about its finalists; it hears nothing of those that are found finished."""
+    """The sweep owner's reactions to its finalists; not called for trainings that were finished before."""
 
     def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
-        """A training starts, or goes on after a kill; its recorder is closed with its true status."""
+        """A training starts, or continues after a kill; its recorder is closed with its true status."""
         ...
 
     def finalist_trained(self, finalist: Finalist) -> None:
-        """A training has ended; its recorder is still open. Called again after a kill before its return."""
+        """A training has ended; its recorder is still open. Called again if a kill came before its return."""
         ...
 
     def finalist_failed(self, name: str, reason: str) -> None:
-        """A training came to nothing; its recorder is closed, and the others go on."""
+        """A training failed; its recorder is closed, and the others continue."""
         ...
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """All trainings after the search; `winner` is the one whose weights stand for the winning trial."""
+    """All trainings after the search; `winner` is the one whose weights represent the winning trial."""
 
     finalists: tuple[Finalist, ...]
     baselines: tuple[Finalist, ...]
@@ -72,11 +72,11 @@ def confirm(
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    `minimize` is the search's second objective; trials in `excluded` are not picked. By Ray Train, one
+    `minimize` is the search's second objective; trials in `excluded` are not picked. Ray Train runs one
     training after the other, each in its own folder below `folder`. A second call with the same folder trains
-    only what has no line there, those that failed included; a training that was killed goes on from its last
+    only what has no line there, failed trainings included; a killed training continues from its last
     checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
-    told and left out. Raises TrainingError when no trial can be picked or no finalist is left.
+    reported and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
     picked = pick_finalists(trials, plan.finalists, excluded)
     if not picked:
@@ -94,18 +94,18 @@ def confirm(
     trained = _train_missing(wanted, num_classes, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
-    won = rank(configurations(trained), minimize=minimize).winner.configuration.trial
+    won = rank(group_trainings(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
     baselines = _train_missing(
         _baselines(winner, plan), num_classes, folder, observer, lambda count: progress(len(wanted) + count)
     )
-    ranking = rank(configurations(trained), configurations(baselines), minimize)
+    ranking = rank(group_trainings(trained), group_trainings(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
 
 
 @dataclass(frozen=True)
 class PlannedFinalist:
-    """A training that the confirmation needs; its folder and its line go by the name."""
+    """A training that the confirmation needs; `name` identifies its folder and its line."""
 
     name: str
     trial: int | None
@@ -113,7 +113,7 @@ class PlannedFinalist:
 
 
 def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
-    """Their names hold the winner, at whose values they train: of an extended sweep it may be another."""
+    """List the baselines, named after the winner whose values they use: extending a sweep may change it."""
     return [
         PlannedFinalist(
             f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}",
@@ -156,12 +156,12 @@ def _train(
     except TrainingError as error:
         observer.finalist_failed(wanted.name, str(error))
         return None
-    # Last: a kill before it trains nothing anew, but has the observer finish its part again.
+    # The line comes last: after a kill before it, nothing is trained again, but the observer is called again.
     append_line(folder / FINALISTS_FILE, to_line(finalist, folder))
     return finalist
 
 
 def _whole(result: TrainingResult) -> TrainingResult:
-    """A training that went on after a kill was timed from there; its epochs before it count too."""
+    """Add the epochs before a kill: a training that continued after one was timed only from there."""
     epochs_s = sum(report.seconds for report in result.reports)
     return replace(result, seconds=max(result.seconds, epochs_s))

@@ -1,1 +1,1 @@
-"""The study of a sweep: Optuna, asked and told; where it is kept, who proposes, what is tried first."""
+"""The study of a sweep in Optuna: its storage, its samplers, and the first points."""

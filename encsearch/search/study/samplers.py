@@ -1,7 +1,7 @@
-"""The samplers of Optuna, each from the study's seed and a trial's number alone.
+"""Optuna's samplers, each made from the study's seed and a trial's number alone.
 
-A sampler that is made anew for every trial proposes the same after a kill and a resume as without, as long as
-the study holds the same trials.
+Because every trial gets a new sampler, it proposes the same values after a kill and a resume as without,
+as long as the study holds the same trials.
 """
 
 import warnings
@@ -32,7 +32,7 @@ def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
 
 
 def suggest(trial: Trial, space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Draw the trial's values, or read those that it has; paths whose condition fails are left out."""
+    """Draw the trial's values, or read the existing ones; paths whose condition fails are left out."""
     values: dict[str, Any] = {}
     for path in sorted(
         space, key=lambda path: bool(space[path].when)
@@ -66,7 +66,7 @@ def _sampler(search: SearchConfig, number: int) -> BaseSampler:
     startup = search.startup_trials
     match search.sampler:
         case "tpe":
-            # Paths with a condition are modelled in groups of those that occur together.
+            # Groups: paths with a condition are modelled together with the paths that they occur with.
             conditional = any(dimension.when for dimension in search.space.values())
             return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
         case "gp":
@@ -74,7 +74,7 @@ def _sampler(search: SearchConfig, number: int) -> BaseSampler:
         case "cmaes":
             return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
         case "qmc":
-            # The sequence is one, whose next point is counted in the study; choices are drawn at random.
+            # All trials share one sequence; the study counts its points. Choices are drawn at random.
             return QMCSampler(
                 seed=search.seed,
                 scramble=True,

@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file beside the sweep, or a database that several sweeps share."""
+"""The storage of a study: a journal file beside the sweep, or a database that several sweeps share."""
 
 import time
 from pathlib import Path
@@ -15,12 +15,12 @@ from encsearch.redaction import without_secrets
 
 MEMORY = "memory"
 CREATION_ATTEMPTS, CREATION_WAIT_S = 5, 1
-# How long SQLite waits while another sweep writes; its own 5 s are short on a busy machine.
+# SQLite waits this long while another sweep writes; its default of 5 s is short on a busy machine.
 WRITE_TIMEOUT_S = 60
 
 
 def open_storage(place: str) -> BaseStorage:
-    """`place` is the path of a journal file, the URL of a database, or "memory" for a simulation.
+    """Open a storage; `place` is a journal file, the URL of a database, or "memory" for a simulation.
 
     Raises PreflightError when it cannot be used.
     """
@@ -40,10 +40,10 @@ def open_storage(place: str) -> BaseStorage:
 
 
 def repair_journal(path: Path) -> None:
-    """Remove the line and the lock that a killed writer left; for the one process that may write now.
+    """Remove the torn line and the lock that a killed writer left; only for the process that may write now.
 
     Optuna 5.0 would append to the torn line, which makes the whole file unreadable, and wait 30 s for the
-    lock, a symbolic link. Raises PreflightError for damage that no kill leaves, which Optuna overlooks in the
+    lock, a symbolic link. Raises PreflightError for damage that no kill causes; Optuna overlooks it in the
     last line.
     """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def _open_database(url: str) -> BaseStorage:
 
 
 def _with_tables(url: str) -> BaseStorage:
-    """Of two processes that create one database's tables at once, one fails (Optuna 5.0); it tries again."""
+    """Connect, and retry: of two processes that create the same tables at once, one fails (Optuna 5.0)."""
     for _ in range(CREATION_ATTEMPTS):
         try:
             return _connect(url)
@@ -83,8 +83,8 @@ def _with_tables(url: str) -> BaseStorage:
 
 
 def _connect(url: str) -> BaseStorage:
-    """With a cache of ended trials, which a bare RDBStorage lacks."""
-    # A connection that the server has closed is replaced.
+    """Connect with a cache of ended trials, which a bare RDBStorage lacks."""
+    # Replaces a connection that the server has closed.
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
         options["connect_args"] = {"timeout": WRITE_TIMEOUT_S}

@@ -5,7 +5,8 @@ study.report(number, epoch, value)               # once an epoch
 study.should_stop(number)
 study.complete(number) | study.prune(number) | study.fail(number, reason)
 
-One process owns a study, any may read it. After a kill another opens it and takes up `running()`.
+One process owns a study, any process may read it. After a kill another one opens it and continues the trials
+of `running()`.
 """
 
 import math
@@ -31,6 +32,9 @@ REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
 STOPPED = "stopped"
 
+# Zhang et al., CVPR 2018, section 4.1 and table 1.
+PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -41,10 +45,10 @@ class Proposal:
 
 
 class Study:
-    """Ask and tell over one Optuna study.
+    """One Optuna study: it proposes trials and records their results.
 
-    `search` is what is searched and how, `epochs` the length of a full trial. Telling a trial's end twice
-    changes nothing, nor does reporting an epoch again.
+    `search` is the search configuration, `epochs` the length of a full trial. Ending a trial twice changes
+    nothing, nor does reporting an epoch again.
     """
 
     def __init__(self, place: str, name: str, search: SearchConfig, epochs: int) -> None:
@@ -60,7 +64,7 @@ class Study:
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
 
     def queue(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Try these first; a point that was queued here before, by its place in the list, is not again."""
+        """Try these points first; a point that was queued before, by its place in the list, is skipped."""
         trials = self._study.get_trials(deepcopy=False)
         queued = {trial.user_attrs.get(QUEUED) for trial in trials}
         for place, point in enumerate(points):
@@ -74,10 +78,10 @@ class Study:
             self._study.enqueue_trial(dict(trials[number].params), user_attrs={RERUN_OF: number})
 
     def learn(self, source: str, trials: Sequence[Trial]) -> None:
-        """Take over another study's ended trials for the sampler and the rungs, once a trial.
+        """Import another study's ended trials for the sampler and the rungs, each trial once.
 
-        They are not among `trials()`. Their values must lie in this study's space. Of two objectives a trial
-        that was stopped tells nothing.
+        They are not among `trials()`. Their values must lie in this study's space. With two objectives,
+        stopped trials are left out.
         """
         states = ("COMPLETE",) if self.search.minimize else ("COMPLETE", "PRUNED")
         known = {trial.user_attrs.get(WARM_START) for trial in self._study.get_trials(deepcopy=False)}
@@ -91,12 +95,12 @@ class Study:
 
     @property
     def num_learnt(self) -> int | None:
-        """How many trials of another study this one has; None before `learn` has ended."""
+        """Number of trials imported from another study; None before `learn` has ended."""
         number: int | None = self._study.user_attrs.get(WARM_START)
         return number
 
     def ask(self) -> Proposal | None:
-        """A new trial; None when a grid is exhausted."""
+        """Propose a new trial; None when a grid is exhausted."""
         if self.search.sampler == "grid" and not self._waiting():
             point = self._next_of_grid()
             if point is None:
@@ -108,22 +112,22 @@ class Study:
         return self._open(self._study.ask())
 
     def running(self) -> tuple[Proposal, ...]:
-        """The trials that a process before this one has left open, with the values they have.
+        """The trials that an earlier process left open, with their values.
 
-        One that was killed before it had them all gets the ones that it would have got.
+        If a kill came before a trial had all its values, it gets the values that it would have got.
         """
         left = self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
         return tuple(self._go_on(trial) for trial in left)
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Store the metric of one epoch; an epoch that was stored before is left as it is."""
+        """Store the metric of one epoch; an epoch that is stored already does not change."""
         curve = self._curves.setdefault(number, {})
         if epoch not in curve:
             self._storage.set_trial_intermediate_value(self._ids[number], epoch, value)
             curve[epoch] = value
 
     def curve(self, number: int) -> Mapping[int, float]:
-        """Metric by epoch of what was reported so far."""
+        """The reported metrics so far, by epoch."""
         return self._curves.get(number, {})
 
     def should_stop(self, number: int) -> bool:
@@ -136,16 +140,16 @@ class Study:
             self._storage.set_trial_user_attr(self._ids[number], name, value)
 
     def complete(self, number: int) -> None:
-        """The trial ran all its epochs; its value is that of its best one, beside what is minimized."""
+        """End a trial that ran all its epochs, with the value of its best epoch and the minimized one."""
         values = [max(self._curves[number].values())]
         if self.search.minimize:
             values.append(self._attributes(number)[self.search.minimize])
         self._study.tell(number, values, skip_if_finished=True)
 
     def prune(self, number: int, reason: str | None = None) -> None:
-        """The trial was stopped early: its curve is kept, and it is not taken for a finished one.
+        """End a trial that was stopped early; its curve is kept.
 
-        With two objectives Optuna stores it as failed, since TPE (5.0) cannot rank a pruned one by its curve.
+        With two objectives Optuna stores it as failed, since TPE (5.0) cannot rank pruned trials by curve.
         """
         if not self.search.minimize:
             self._end(number, OptunaState.PRUNED, reason)
@@ -157,7 +161,7 @@ class Study:
         self._end(number, OptunaState.FAIL, reason)
 
     def refuse(self, number: int, reason: str, excess: float) -> None:
-        """The trial is beyond a limit by the share `excess` and is not trained; the sampler learns that."""
+        """End a trial that exceeds a limit by the share `excess`, untrained; the sampler learns from it."""
         if not self.is_open(number):
             return
         optuna.Trial(self._study, self._ids[number]).set_constraint("limit", excess)
@@ -165,15 +169,15 @@ class Study:
         self._end(number, OptunaState.PRUNED, reason)
 
     def hardware(self, number: int) -> tuple[str, ...]:
-        """What the trial has run on so far."""
+        """The hardware that the trial has run on so far."""
         return tuple(self._attributes(number).get(HARDWARE, ()))
 
     def num_repeats_waiting(self) -> int:
-        """How many trials were queued by `repeat` and not asked for yet."""
+        """Number of trials that `repeat` queued and that have not started yet."""
         return sum(RERUN_OF in trial.user_attrs for trial in self._waiting())
 
     def is_exhausted(self) -> bool:
-        """Whether every point of a grid was asked for."""
+        """Whether every point of a grid has been proposed."""
         return self.search.sampler == "grid" and not self._waiting() and self._next_of_grid() is None
 
     def is_open(self, number: int) -> bool:
@@ -184,10 +188,10 @@ class Study:
         return _records(self._study, self.search)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
-        """The values of the next `count` trials, if they were asked for now; nothing is stored."""
+        """The values that the next `count` trials would get now; nothing is stored."""
         copy = Study(MEMORY, "copy", self.search, self._epochs)
         copy._study.add_trials(self._study.get_trials())
-        # Some samplers count there.
+        # Some samplers keep their counters there.
         for name, value in self._storage.get_study_system_attrs(self._study._study_id).items():
             copy._storage.set_study_system_attr(copy._study._study_id, name, value)
         copy._ids = {trial.number: trial._trial_id for trial in copy._study.get_trials(deepcopy=False)}
@@ -196,7 +200,7 @@ class Study:
 
     def _go_on(self, stored: FrozenTrial) -> Proposal:
         if set(stored.params) == set(active(self.search.space, stored.params)):
-            # Asked again, a sampler that counts would count the trial twice.
+            # The sampler is not asked again: one that counts would count the trial twice.
             self._ids[stored.number] = stored._trial_id
             paths = [path for path in self.search.space if path in stored.params]
             return Proposal(stored.number, {path: stored.params[path] for path in paths})
@@ -204,7 +208,7 @@ class Study:
         trial = optuna.Trial(self._study, stored._trial_id)
         given = {**trial.relative_params, **stored.system_attrs.get("fixed_params", {})}
         for path in (path for path in stored.params if path not in given):
-            # Draws what was drawn before the kill, so that the random numbers behind it are the same.
+            # Repeats the draws from before the kill, so that the random numbers after them are the same.
             self._study.sampler.sample_independent(self._study, stored, path, stored.distributions[path])
         return self._open(trial)
 
@@ -216,7 +220,7 @@ class Study:
         return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
 
     def _next_of_grid(self) -> dict[str, Any] | None:
-        """The first point that no trial of this sweep has, started or queued."""
+        """The first point that no started or queued trial of this sweep has."""
         trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
         taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in trials]
         return next((point for point in grid_points(self.search) if point not in taken), None)
@@ -232,9 +236,9 @@ class Study:
 
 
 def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
-    """The trials of a study that another process may own; nothing is written there.
+    """Read the trials of a study that another process may own; nothing is written.
 
-    Raises PreflightError when it is not there.
+    Raises PreflightError when the study does not exist.
     """
     storage = open_storage(place)
     try:
@@ -273,29 +277,25 @@ def _record(trial: FrozenTrial, search: SearchConfig) -> Trial:
 
 
 def _foreign(trial: Trial, name: str, search: SearchConfig) -> FrozenTrial:
-    """A trial of another study as one of this."""
+    """Convert a trial of another study for this one."""
     space = {path: search.space[path] for path in trial.values}
     is_complete = trial.state == "COMPLETE"
-    told = [trial.value, trial.minimized] if search.minimize else [trial.value]
+    objectives = [trial.value, trial.minimized] if search.minimize else [trial.value]
     return create_trial(
         state=OptunaState.COMPLETE if is_complete else OptunaState.PRUNED,
         params=dict(trial.values),
         distributions={path: distribution(dimension) for path, dimension in space.items()},
-        values=[float(value) for value in told if value is not None] if is_complete else None,
+        values=[float(value) for value in objectives if value is not None] if is_complete else None,
         intermediate_values=dict(trial.curve),
         user_attrs={WARM_START: name},
     )
 
 
-# Zhang et al., CVPR 2018, section 4.1 and table 1.
-PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
-
-
 def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
-    """The paper's K and SE-weight within the recipe's own values, then `search.enqueue`, none twice.
+    """The paper's K and SE-weight with the recipe's other values, then `search.enqueue`, without repeats.
 
-    Where the space does not hold the paper's value the recipe's stands, and where it does not hold that
-    either, the sampler draws one.
+    If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, the
+    sampler draws one.
     """
     recipe, space = flatten(config), search.space
     first = {

@@ -1,1 +1,1 @@
-"""Ray Tune runs jobs: the seam, the driver's side, the worker's side."""
+"""Jobs run by Ray Tune: the board between Tune and its users, the driver's side, the worker's side."""

@@ -1,6 +1,6 @@
-"""The board of trainings that Ray Tune runs: which are out, how far each came, and that each ends once.
+"""The board of trainings that Ray Tune runs: which are running, their progress, and one end for each.
 
-It is the seam between `driver` and those that have trainings to run, and knows nothing of Ray.
+It connects `driver` with the code that has trainings to run, and does not depend on Ray.
 """
 
 from abc import ABC, abstractmethod
@@ -13,15 +13,15 @@ from typing import Any, Generic, TypeVar
 from encsearch.config import Config
 from encsearch.reports import Recorder, Report
 
-# A training whose process is lost is started again from its last checkpoint this often.
+# Number of times that a training whose process is lost restarts from its last checkpoint.
 RESTARTS = 2
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One training; `folder` keeps its reports and its newest checkpoint, so that it can go on.
+    """One training; `folder` keeps its reports and its newest checkpoint, so that it can continue.
 
-    A store whose fingerprint is not `fingerprint` is refused by the process that reads it.
+    The process that reads a store with another fingerprint than `fingerprint` refuses it.
     """
 
     config: Config
@@ -32,7 +32,7 @@ class Assignment:
 
 @dataclass
 class Entry:
-    """A job on the board, over all attempts at it; `last` is its newest report, `seconds` of all reports."""
+    """A job on the board, over all its attempts; `last` is its newest report, `seconds` sums all reports."""
 
     number: int
     assignment: Assignment
@@ -47,10 +47,10 @@ E = TypeVar("E", bound=Entry)
 
 
 class Board(ABC, Generic[E]):
-    """Jobs that wait and jobs that are out, at most `room` of these at once.
+    """Waiting jobs and running jobs, at most `room` of the latter at once.
 
     Called in the driver, one event after the other; `key` is Tune's name of one attempt at a job. An attempt
-    that goes on from a checkpoint reports again what was reported before; every epoch is taken once.
+    that continues from a checkpoint repeats the earlier reports; every epoch is taken once.
     """
 
     def __init__(self, room: int) -> None:
@@ -59,18 +59,18 @@ class Board(ABC, Generic[E]):
         self._out: dict[str, E] = {}
 
     def next_assignment(self, key: str) -> Assignment | None:
-        """What to start now; None if nothing is to be started at the moment."""
+        """The job to start now; None if there is none at the moment."""
         if not self._waiting or len(self._out) >= self._room:
             return None
         entry = self._out[key] = self._waiting.popleft()
         return entry.assignment
 
     def is_done(self) -> bool:
-        """Nothing runs and nothing is to come."""
+        """Whether nothing runs and nothing is left to start."""
         return not self._out and not self._waiting
 
     def is_over(self) -> bool:
-        """Asked several times a second: whether all that runs is to be ended now."""
+        """Whether to end all running jobs now; asked several times a second."""
         return False
 
     def started(self, key: str) -> None:
@@ -79,16 +79,16 @@ class Board(ABC, Generic[E]):
             self._begin(entry)
 
     def reported(self, key: str, result: Mapping[str, Any]) -> bool:
-        """A step's result, see `trial.Trial.step`; whether the training is to be stopped."""
+        """Take a step's result, see `trial.TrialTrainable.step`; return whether to stop the training."""
         self._hear(self._out[key], result)
         return False
 
     def ended(self, key: str) -> None:
-        """After its last epoch, a `failure` that it reported, or a stop."""
+        """The job ended: by its last epoch, a `failure` that it reported, or a stop."""
         self._end(self._out.pop(key))
 
     def lost(self, key: str, reason: str) -> bool:
-        """Its process is gone; whether the job will be given out again."""
+        """The job's process is gone; return whether the job starts again."""
         entry = self._out.pop(key)
         starts_again = entry.restarts < RESTARTS
         if starts_again:
@@ -100,7 +100,7 @@ class Board(ABC, Generic[E]):
         return starts_again
 
     def _hear(self, entry: E, result: Mapping[str, Any]) -> Report | None:
-        """The report of a result, which is taken unless it is a repetition."""
+        """Read a result; take its report unless it repeats an earlier one."""
         entry.failure = result.get("failure")
         if "report" not in result:
             return None
@@ -113,18 +113,18 @@ class Board(ABC, Generic[E]):
 
     @abstractmethod
     def _begin(self, entry: E) -> None:
-        """Open the job's recorder: it starts for the first time in this process."""
+        """Open the job's recorder; the job starts for the first time in this process."""
 
     @abstractmethod
     def _take(self, entry: E, report: Report) -> None:
-        """An epoch that was not reported before in this process; the recorder is open."""
+        """Take an epoch that this process has not seen before; the recorder is open."""
 
     @abstractmethod
     def _end(self, entry: E) -> None:
-        """The job's one end, with a `failure` or by how far it came; closes the recorder."""
+        """End the job once, by its `failure` or by the epochs that it reached; close the recorder."""
 
     def _still_open(self) -> list[E]:
-        """Take all jobs off the board, whose end is up to the caller."""
+        """Take all jobs off the board and return them; the caller ends them."""
         entries = [*self._out.values(), *self._waiting]
         self._out.clear()
         self._waiting.clear()

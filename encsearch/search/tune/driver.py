@@ -1,7 +1,7 @@
-"""Ray Tune runs the jobs of a board: the driver's side; `trial` is the other.
+"""The driver's side of Ray Tune running the jobs of a board; `trial` is the worker's side.
 
-Tune's own checkpoints, retries and experiment state are not used. A job's folder holds what it needs to go
-on, so a lost process, a lost node and a killed driver are one case: the job is given out again.
+Tune's own checkpoints, retries and experiment state are not used. A job's folder holds all that it needs to
+continue, so a lost process, a lost node and a killed driver are one case: the job is assigned again.
 """
 
 import logging
@@ -55,7 +55,7 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
 
 
 class _HoldsBoard:
-    """Tune pickles what it is given for a restore of its own, which the jobs' folders make needless."""
+    """Leaves the board out of Tune's pickles: Tune's own restore is not needed, see the jobs' folders."""
 
     def __init__(self, board: Board[Any]) -> None:
         self._board = board
@@ -65,9 +65,9 @@ class _HoldsBoard:
 
 
 class _AskBoard(_HoldsBoard, Searcher):
-    """Tune's question for a new trial.
+    """Answers when Tune asks for a new trial.
 
-    Ray's own OptunaSearch stores a trial that the scheduler stopped as complete, with its partial value.
+    Ray's own OptunaSearch would store a trial that the scheduler stopped as complete, with its partial value.
     """
 
     def __init__(self, board: Board[Any]) -> None:
@@ -88,17 +88,17 @@ class _AskBoard(_HoldsBoard, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the callback below hears of the same event, with the trial's error."""
+        """Do nothing: the callback below gets the same event, with the trial's error."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk after every tell."""
+        """Do nothing: the study is on disk after every event."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk after every tell."""
+        """Do nothing: the study is on disk after every event."""
 
 
 class _StopByBoard(_HoldsBoard, tune.Stopper):
-    """Tune asks it after every result, before anybody else hears of that, and several times a second."""
+    """Tune calls it after every result, before all other callbacks, and several times a second."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return self._board.reported(trial_id, result)
@@ -108,7 +108,7 @@ class _StopByBoard(_HoldsBoard, tune.Stopper):
 
 
 class _TellBoard(_HoldsBoard, tune.Callback):
-    """Tune's other events, passed on."""
+    """Passes Tune's other events on to the board."""
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._board.started(trial.trial_id)
@@ -123,9 +123,9 @@ class _TellBoard(_HoldsBoard, tune.Callback):
 
 
 def _last_line(error_file: Path) -> str:
-    """Of what Tune wrote of the error here; `TrialTrainable.get_error` reads a copy that comes later.
+    """Last line of the error file that Tune wrote here; `TrialTrainable.get_error` reads a later copy.
 
-    Shortened: Ray 2.60 adds to a lost process a paragraph of what may have been the cause.
+    Shortened, because Ray 2.60 adds a paragraph on possible causes when a process is lost.
     """
     lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file.exists() else []
     return shorten(lines[-1], MAX_REASON, placeholder=" ...") if lines else "unknown reason"

@@ -1,9 +1,9 @@
-"""A trial as Ray Tune runs it: one process, or a DDP group of its own, behind the same three calls.
+"""A trial as Ray Tune runs it: one process, or its own DDP group, behind the same three calls.
 
-A trial of several workers owns its group in one placement group: it cannot deadlock (the group is granted
-whole or not at all), and nothing of it outlives a killed driver. After the first trial, which starts the
-processes, it costs 0.2 CPU seconds beside the training, where a TorchTrainer nested in a Tune function costs
-21 (Ray 2.60, benchmarks/trial_overhead.py).
+A trial with several workers owns its group in one placement group: it cannot deadlock (Ray grants the whole
+group or nothing), and none of its processes outlives a killed driver. After the first trial, which starts the
+processes, it costs 0.2 CPU seconds beside the training; a TorchTrainer nested in a Tune function costs 21
+(Ray 2.60, benchmarks/trial_overhead.py).
 """
 
 import socket
@@ -27,13 +27,13 @@ from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkp
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
-# What the process of a trial with several workers books: it only waits for them. Ray refuses a bundle without
-# any resource, and a part of a CPU would keep the trial off a cluster that has exactly its workers' CPUs.
+# Resources of a trial's own process beside several workers; it only waits for them. Ray refuses a bundle
+# without any resource, and part of a CPU would keep the trial off a cluster with exactly its workers' CPUs.
 SUPERVISOR = {"memory": 1}
 
 
 def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
-    """One bundle for a single worker; else one for the trial's own process and one for each worker."""
+    """One bundle for a single worker; otherwise one for the trial's own process and one for each worker."""
     worker = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         worker["GPU"] = scaling.gpus_per_worker
@@ -43,17 +43,17 @@ def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
 
 
 class TrialTrainable(tune.Trainable):
-    """Steps a training by one epoch; `config` is a `Job`, its configuration as JSON.
+    """Trains one epoch a step; `config` holds an `Assignment`, its configuration as JSON.
 
     The processes are reused for the next trial, so torch is imported once. A trial whose folder has a
-    checkpoint goes on from there, and first tells again what was reported up to it.
+    checkpoint continues from there, and first repeats the reports up to it.
     """
 
     _workers: list[Any]
     _folder: Path
     _epochs: int
     _origin: dict[str, str]
-    _told: deque[Report]
+    _ready: deque[Report]
     _failure: str | None
     _measures_latency: bool
 
@@ -66,20 +66,20 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The report of one more epoch, or why the trial cannot go on (`failure`).
+        """The report of one more epoch, or the reason why the trial cannot continue (`failure`).
 
-        Before the first epoch, where it was asked for, `latency_ms` alone.
+        Before the first epoch, if it was requested, only `latency_ms`.
         """
         if self._failure:
             return {**self._origin, "failure": self._failure, "done": True}
         if self._measures_latency:
             self._measures_latency = False
             return {**self._origin, LATENCY: _call(self._workers[:1], "latency_ms")[0]}
-        if not self._told:
+        if not self._ready:
             failure = self._train()
             if failure:
                 return {**self._origin, "failure": failure, "done": True}
-        report = self._told.popleft()
+        report = self._ready.popleft()
         return {
             **self._origin,
             "report": report.to_dict(),
@@ -104,11 +104,11 @@ class TrialTrainable(tune.Trainable):
         reached = 0
         if not self._failure and (files := read_newest(self._folder)):
             reached = _call(self._workers, "load", files)[0]
-        told = distinct_reports(self._folder / REPORTS_FILE)
-        self._told = deque(report for report in told if report.epoch <= reached)
+        reports = distinct_reports(self._folder / REPORTS_FILE)
+        self._ready = deque(report for report in reports if report.epoch <= reached)
 
     def _train(self) -> str | None:
-        """Train one epoch and keep it: the report, then the checkpoint, so that no epoch is kept without."""
+        """Train one epoch and store it: first the report, then the checkpoint, so that no report is lost."""
         results = _call(self._workers, "step")
         failure = next((result for result in results if isinstance(result, str)), None)
         if failure:
@@ -116,13 +116,13 @@ class TrialTrainable(tune.Trainable):
         report: Report = results[0]
         append(self._folder / REPORTS_FILE, report)
         write_newest(self._folder, report.epoch, _call(self._workers[:1], "save")[0])
-        self._told.append(report)
+        self._ready.append(report)
         return None
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a worker says of a training that it has built, or why it cannot start (`failure`)."""
+    """A worker's answer to `build`: its hardware, and why the training cannot start (`failure`)."""
 
     hardware: str
     failure: str | None = None
@@ -131,14 +131,14 @@ class Built:
 class TrialWorker:
     """One rank of a trial, in the trial's own process or as an actor beside it.
 
-    Checkpoints cross as {file name: content}, because an actor may live on another node.
+    Checkpoints are sent as {file name: content}, because an actor may run on another node.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self._rank, self._world_size = rank, world_size
 
     def rendezvous(self) -> str:
-        """A free address on this rank's node for the process group."""
+        """Find a free address on this rank's node for the process group."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
@@ -147,9 +147,9 @@ class TrialWorker:
         dist.init_process_group(backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size)
 
     def build(self, config_json: str, fingerprint: str) -> Built:
-        """Start a training in the place of the last one.
+        """Replace the last training with a new one.
 
-        If what stands against it were raised, the same trial would be started again.
+        Errors are returned: Tune would start the same trial again if they were raised.
         """
         config = from_json(config_json)
         # Ray 2.60 shows every GPU of the node to a process that booked none.
@@ -169,7 +169,7 @@ class TrialWorker:
         return Built(hardware)
 
     def step(self) -> Report | str:
-        """The report of one more epoch, or why there is none."""
+        """Train one more epoch; return its report, or the reason of a failure."""
         try:
             return next(self._reports)
         except (TrainingError, UserError) as error:
@@ -184,7 +184,7 @@ class TrialWorker:
             return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     def load(self, files: dict[str, bytes]) -> int:
-        """Go on from a checkpoint; returns the epochs that it has behind it."""
+        """Continue from a checkpoint; return the number of epochs in it."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)

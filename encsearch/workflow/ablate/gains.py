@@ -1,4 +1,4 @@
-"""A picture sheet of two models on images chosen by a rule: where one gains most, least, and as usual."""
+"""A picture sheet of two models on images chosen by rule: the largest, median and worst gains."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ def chosen(gains: Sequence[float]) -> dict[str, list[int]]:
 
 
 def _gains(dataset: SegmentationDataset, ours: Predictor, theirs: Predictor) -> dict[int, float]:
-    """By number of the sample, those without a labelled pixel left out."""
+    """Gains by sample number, without samples that have no labelled pixel."""
     gains = {}
     for number in range(len(dataset)):
         sample = dataset[number]
@@ -64,11 +64,11 @@ def _gains(dataset: SegmentationDataset, ours: Predictor, theirs: Predictor) -> 
 def _mean_iou(sample: Sample, model: Predictor) -> float:
     (label_map,) = model.predict(sample.image)
     classes = model.info.classes
-    # Copies: a decoded mask is not writable, which torch warns of.
+    # Copies: torch warns about a decoded mask, which is not writable.
     labels, found = torch.tensor(sample.mask)[None], torch.tensor(label_map)[None]
     return scores(confusion_matrix(labels, found, len(classes)), classes, {}).mean_iou
 
 
 def _titled(sample: Sample, title: str) -> Sample:
-    """A sheet prints a sample's id beside its row."""
+    """Set the sample's id, which a sheet prints beside its row."""
     return replace(sample, id=title)

@@ -1,10 +1,10 @@
 """`encsearch ablate`: the paper's ablation; one parent run in MLflow, one child a training.
 
-The folder, beside what every job has:
+Files in the folder, in addition to those of every job:
 
-    trainings.jsonl      a line a finished training; what --resume does not train again
-    models/              EncNet's weights of every seed and budget, and FCN's of the picture sheet
-    record/              what MLflow is to hold of it
+    trainings.jsonl      one line for each finished training, which --resume does not train again
+    models/              EncNet's weights for every seed and budget, and FCN's for the picture sheet
+    record/              the events for MLflow
     trials/              the reports of each training, and the last checkpoint of a running one
     training-artifacts/  the tables of each training
 """
@@ -32,7 +32,7 @@ from encsearch.search.ablation.plan import (
     AblationResult,
     PlannedTraining,
     budgets,
-    figures_of,
+    compute_figures,
     plan_ablation,
 )
 from encsearch.search.ablation.rescore import rescore
@@ -46,7 +46,7 @@ from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, recorder_of, start_run
+from encsearch.workflow.recorder import checkpoint_model, start_recorder, start_run
 
 RESULTS_FILE = "trainings.jsonl"
 
@@ -62,9 +62,9 @@ class Ablated:
 
 
 def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablation:
-    """The trainings of the recipe's ablation, each of which could run here now; nothing is started.
+    """Plan the recipe's ablation and check that each training can run here now; nothing is started.
 
-    MLflow is not asked whether it answers. Raises what `ablate` does.
+    MLflow is not contacted. Raises what `ablate` does.
     """
     ablation, _ = _planned(config, out, resume)
     with rehearsed_session(needs=config.scaling):
@@ -72,16 +72,16 @@ def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablatio
 
 
 def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
-    """The trainings, and the store opened.
+    """Plan the trainings and open the store.
 
-    Raises UserError for a row that is no valid configuration, PreflightError for one that cannot run; both
+    Raises UserError for a row without a valid configuration, PreflightError for one that cannot run; both
     name the row.
     """
     ablation = plan_ablation(config)
     store = open_store(config)
     resolve_uri(None)
     preflight(config, store, out)
-    # Only the model differs between rows, in what preflight sees.
+    # One training for each row: of all that preflight checks, only the model differs between rows.
     for row, training in {training.row: training for training in ablation.trainings}.items():
         try:
             preflight(training.config, store, out)
@@ -95,9 +95,9 @@ def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, 
 def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None = None) -> Ablated:
     """Train every row and curve of `config.ablate` side by side, compare their last epochs, write the report.
 
-    In a new folder below `out`, or in `resume`, where an ablation of the same recipe was broken off: what it
-    finished is not trained again. Raises UserError or PreflightError before anything is started, and
-    TrainingError when no EncNet could be trained; the report of the others is written then.
+    Files go to a new folder below `out`, or to `resume`, the folder of an interrupted ablation of the same
+    recipe, whose finished trainings are kept. Raises UserError or PreflightError before anything is started,
+    and TrainingError when no EncNet could be trained, after writing the report of the others.
     """
     ablation, store = _planned(config, out, resume)
     with sending() as sender, ray_session(needs=config.scaling):
@@ -139,7 +139,7 @@ def _train_and_compare(
             store=store.path.name,
             split=config.data.val_split,
             seeds=config.ablate.seeds,
-            figures=figures_of(ablation, observer.results, config.metric),
+            figures=compute_figures(ablation, observer.results, config.metric),
             results=tuple(observer.results),
             failures=observer.failures,
             pictures=_compare_pictures(config, store, ablation, folder, artifacts / PICTURE_FILE),
@@ -174,7 +174,7 @@ class _Observer:
 
     def open_recorder(self, training: PlannedTraining) -> Recorder:
         config = training.config
-        return recorder_of(
+        return start_recorder(
             config,
             self._store,
             self._record,
@@ -190,7 +190,7 @@ class _Observer:
         )
 
     def settle(self, ablation: Ablation) -> None:
-        """End truly the runs of trainings that are done, where a kill came before they were closed."""
+        """Close the runs of finished trainings that a kill left open."""
         done = {result.name for result in self.results}
         for training in ablation.trainings:
             state = self._record.find(training.name)
@@ -207,7 +207,7 @@ class _Observer:
         if training.name in self._kept:
             bundle = checkpoint_model(config, self._store, checkpoint, last)
             write_bundle(bundle, _model_folder(self._folder, training.name))
-        # Last, since a training with a line here is not trained again.
+        # The line comes last, since a training with a line is not trained again.
         self.add(
             AblationResult(
                 name=training.name,
@@ -234,7 +234,7 @@ class _Observer:
 
 
 def _check_same(config: Config, folder: Path) -> None:
-    """Results of another recipe cannot be continued."""
+    """Check that the recipe is unchanged: results of another recipe cannot be continued."""
     for name in (CONFIG_FILE, RESULTS_FILE):  # every job has the first, an ablation alone the second
         if not (folder / name).is_file():
             raise UserError(f"{folder}: not the folder of an ablation ({name} is missing)")
@@ -242,8 +242,8 @@ def _check_same(config: Config, folder: Path) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise UserError(
-                f"{folder}: was begun with {name}={before.get(name)}, but the recipe has {now.get(name)}; "
-                "give the same value, or start anew without --resume"
+                f"{folder}: was started with {name}={before.get(name)}, but the recipe has {now.get(name)}; "
+                "give the same value, or start again without --resume"
             )
 
 
@@ -282,12 +282,12 @@ def _pictured(config: Config, ablation: Ablation) -> dict[str, str]:
 
 
 def _compare_pictures(config: Config, store: Store, ablation: Ablation, folder: Path, target: Path) -> str:
-    """Draw the sheet if both models were trained; its caption, or why there is none."""
+    """Draw the sheet if both models were trained; return its caption, or why there is none."""
     names = _pictured(config, ablation)
     models = {row: _model_folder(folder, name) for row, name in names.items()}
     missing = [names[row] for row, model in models.items() if not model.exists()]
     if missing:
-        return f"No pictures: {' and '.join(missing)} came to nothing."
+        return f"No pictures: {' and '.join(missing)} failed."
     ours, theirs = ("EncNet", read_bundle(models[ENCNET])), (FCN, read_bundle(models[FCN]))
     write_gains(ours, theirs, store.split(config.data.val_split), target)
     seed, epochs = config.ablate.seeds[0], budgets(config)[-1]
@@ -307,7 +307,7 @@ def _means(story: AblationStory) -> Report:
 
 
 def _trained_encnets(config: Config, ablation: Ablation, observer: _Observer) -> list[AblationResult]:
-    """EncNet at the longest budget, of each seed that was trained. Raises TrainingError when none was."""
+    """EncNet's results at the longest budget, one for each seed. Raises TrainingError when there are none."""
     encnet = ablation.point(ENCNET, budgets(config)[-1])
     found = {result.name: result for result in observer.results}
     trained = [found[name] for name in encnet.trainings.values() if name in found]

@@ -1,12 +1,12 @@
-"""The folder of a sweep: what it was begun with, and who may write in it.
+"""The folder of a sweep: its recipe and its study, and the lock of its one writer.
 
 config.yaml        the recipe, every default written out; a resume may change its budget
-study.json         where the study is, and of which data
+study.json         where the study is, and the fingerprint of its data
 study.journal      the study, unless ENCSEARCH_STORAGE names a database
 trials/            the reports of each trial, and the last checkpoint of a running one
 finalists/         the trainings from scratch; finalists.jsonl has a line for each that is finished
-progress.jsonl     how long the sweep has run, and when it was expected to end
-sweep.json         all that the report shows
+progress.jsonl     how long the sweep has run, and its forecast end
+sweep.json         the data of the report
 run.json           written last: a finished job
 """
 
@@ -43,7 +43,7 @@ class StudyPlace:
 
 
 def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) -> Path:
-    """A new folder below `out`; before `study.json`, which is written last, nothing can be resumed."""
+    """Make a new folder below `out`; `study.json` comes last, and without it nothing can be resumed."""
     folder = new_folder(out, config.name)
     write_whole(folder / CONFIG_FILE, to_yaml(config))
     database = named_database()
@@ -58,7 +58,7 @@ def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) 
 
 
 def reopen(folder: Path) -> tuple[Config, StudyPlace]:
-    """What a sweep was begun with. Raises UserError when `folder` is not a sweep's."""
+    """Read a sweep's recipe and study place. Raises UserError when `folder` is not a sweep's."""
     try:
         place = StudyPlace(**json.loads((folder / STUDY_FILE).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -67,12 +67,12 @@ def reopen(folder: Path) -> tuple[Config, StudyPlace]:
         raise UserError(f"{folder / STUDY_FILE}: cannot be read ({one_line(error)})") from None
     config = load_config(folder / CONFIG_FILE)
     if config.search is None:
-        raise UserError(f"{folder / CONFIG_FILE}: its search: block is gone; restore the file")
+        raise UserError(f"{folder / CONFIG_FILE}: its search: block is missing; restore the file")
     return config, place
 
 
 def named_database() -> str | None:
-    """What ENCSEARCH_STORAGE names, if it is set. Raises PreflightError for what is no URL."""
+    """The database in ENCSEARCH_STORAGE, if it is set. Raises PreflightError if it is not a URL."""
     url = os.environ.get(STORAGE_VARIABLE)
     if url and "://" not in url:
         raise PreflightError(f"{STORAGE_VARIABLE}={url} is not a database URL; try sqlite:///study.db")
@@ -80,16 +80,16 @@ def named_database() -> str | None:
 
 
 def check_database() -> None:
-    """Raises PreflightError when the database that is named cannot be used; before Ray is started."""
+    """Raise PreflightError when the named database cannot be used, before Ray is started."""
     database = named_database()
     if database:
         open_storage(database)
 
 
 def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
-    """Of a sweep whose lock this process holds.
+    """Open the study of a sweep whose lock this process holds.
 
-    Raises PreflightError when the storage is not the one that the sweep was begun in, or fails.
+    Raises PreflightError when the storage fails, or is not the one that the sweep was started in.
     """
     database = named_database()
     shown = without_secrets(database) if database else None
@@ -105,22 +105,26 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     study = Study(database or str(journal), place.name, search_of(config), config.train.epochs)
     if (folder / "trials").exists() and not study.trials():
         where = place.storage or journal
-        raise PreflightError(f"{where}: study {place.name} is gone, but its trials were begun; restore it")
+        raise PreflightError(
+            f"{where}: study {place.name} is missing, but its trials have started; restore it"
+        )
     return study
 
 
 def _check_journal(folder: Path) -> None:
-    """A study that is gone would be begun again, beside the trials of the one before."""
+    """Refuse a missing journal: a new study would start beside the trials of the old one."""
     journal = folder / JOURNAL_FILE
     if (folder / "trials").exists() and not (journal.exists() and journal.stat().st_size):
-        raise PreflightError(f"{journal}: the study's journal is gone, but its trials were begun; restore it")
+        raise PreflightError(
+            f"{journal}: the study's journal is missing, but its trials have started; restore it"
+        )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """This process alone writes in the folder; the kernel lets go of it when the process dies.
+    """Lock the folder, so that only this process writes there; the kernel unlocks it when the process dies.
 
-    Raises UserError when another holds it.
+    Raises UserError when another process holds the lock.
     """
     with hold_lock(folder / LOCK_FILE) as is_held:
         if not is_held:

@@ -1,4 +1,4 @@
-"""What a sweep leaves in MLflow: one parent run, one child a trial and a finalist, also over kills."""
+"""A sweep's records in MLflow: one parent run, and one child for each trial and finalist, despite kills."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from encsearch.workflow.job import Progress
 from encsearch.workflow.recorder import (
     TrainingRecorder,
     checkpoint_model,
-    recorder_of,
+    start_recorder,
     start_run,
     write_context,
     write_panels,
@@ -28,9 +28,9 @@ SWEEP_TAG = "encsearch.sweep"
 
 
 def parent_run(config: Config, store: Store, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
-    """The sweep's own run: a new one, or the one that a process before this one has started.
+    """Start the sweep's own run, or continue the one that an earlier process started.
 
-    It goes by the study's name, since the folder may have been moved.
+    Its name is the study's, since the folder may have been moved.
     """
     return start_run(
         config,
@@ -44,9 +44,9 @@ def parent_run(config: Config, store: Store, record: Record, folder: Path, place
 
 
 class SweepRecords:
-    """Records trials and finalists as children of the sweep's run, and passes events on to the person.
+    """Records trials and finalists as children of the sweep's run, and passes events on to the user.
 
-    A child that exists by its name goes on. It implements `SweepObserver` and `ConfirmObserver`.
+    A child whose name exists already is continued. It implements `SweepObserver` and `ConfirmObserver`.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class SweepRecords:
         self._trials: dict[int, TrainingRecorder] = {}
 
     def settle(self, trials: Sequence[Trial]) -> None:
-        """End truly the records of trials that have ended, where a kill came before.
+        """Close the records of ended trials with their true status, if a kill prevented that.
 
-        Of some the end was noted just before the kill or a Ctrl-C; others wait to go on when a spent budget
-        ends them.
+        The study may have stored the end just before a kill or a Ctrl-C, or a spent budget may have ended a
+        trial that was waiting to continue.
         """
         for trial in trials:
             state = self._record.find(f"trial{trial.number}")
@@ -109,7 +109,7 @@ class SweepRecords:
         config = trial_config(self._config, trial.values)
         recorder = self._open_trial(trial.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
-            # The trial may have written an epoch that its sweep had not taken when it was ended.
+            # The trial may have written an epoch that the sweep had not taken before the end.
             if report.epoch <= trial.epochs:
                 recorder.log(report)
         self._conclude(recorder, trial.state, trial.reason, config, folder)
@@ -127,11 +127,11 @@ class SweepRecords:
         self, name: str, kind: str, config: Config, artifacts: Path, tags: dict[str, str]
     ) -> TrainingRecorder:
         def follow(report: Report) -> None:
-            # Trials are followed through the ledger's events.
+            # The ledger's events show the progress of trials.
             if kind != "trial":
                 self._progress.epoch(name, report, config)
 
-        return recorder_of(
+        return start_recorder(
             config,
             self._store,
             self._record,
@@ -146,7 +146,7 @@ class SweepRecords:
     def _conclude(
         self, recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
     ) -> None:
-        """Note a trial's end and picture its last model; after that its checkpoint is needed no more."""
+        """Record a trial's end, draw its last model's panels, and drop its checkpoint."""
         recorder.note("encsearch.state", state)
         if reason:
             recorder.note("encsearch.reason", reason)

@@ -1,4 +1,4 @@
-"""`encsearch sweep` and `resume`: search, confirm, report; see `sweep_folder` for what they leave."""
+"""`encsearch sweep` and `resume`: search, confirm, report; see `folder` for their files."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
-from encsearch.search.trials import Trial, flags
+from encsearch.search.trials import Trial, flag_trials
 from encsearch.text import format_count, format_params
 from encsearch.tracking.outbox.record import owned
 from encsearch.tracking.outbox.sender import Sender, sending
@@ -46,7 +46,7 @@ from encsearch.workflow.sweep.records import SweepRecords, parent_run
 from encsearch.workflow.sweep.story import NEXT_TRIALS, Pages, write_story
 from encsearch.workflow.sweep.warm_start import learn_from, previous_trials
 
-# What a resume may change: what the sweep costs and where it runs, not what it compares.
+# Paths that a resume may change: they affect where the sweep runs and its cost, not its comparison.
 CHANGEABLE = (
     "scaling.",
     "search.budget.",
@@ -96,10 +96,10 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
 
 
 def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Checked:
-    """All that `sweep` checks, and a forecast by steps timed here; nothing is started, nothing written.
+    """Check all that `sweep` checks, and forecast by steps timed here; nothing is started or written.
 
-    With RAY_ADDRESS the cluster's nodes are checked too, and its size is what the forecast counts on. Whether
-    MLflow and a database of studies answer is not asked. Raises what `sweep` does.
+    With RAY_ADDRESS the cluster's nodes are checked too, and the forecast uses its size. MLflow and a study's
+    database are not contacted. Raises what `sweep` does.
     """
     search = search_of(config)
     store = open_store(config)
@@ -115,17 +115,17 @@ def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Che
 
 
 def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progress) -> Swept:
-    """Go on with a sweep that was killed or interrupted, or give a finished one `extend` more trials.
+    """Continue a sweep that was killed or interrupted, or give a finished one `extend` more trials.
 
-    What had ended is not run again; what was running goes on from its checkpoint. Raises UserError for a
+    Ended trials are not run again; running ones continue from their checkpoints. Raises UserError for a
     folder that is not a sweep's, for a change that would make its trials incomparable, and while another
-    process runs it; PreflightError when the data is not what it was.
+    process runs it; PreflightError when the data has changed.
     """
     config, place = reopen(folder)
     for item in overrides:
         if not item.startswith(CHANGEABLE):
             raise UserError(
-                f"{item}: the sweep has begun, and its trials must stay comparable; only "
+                f"{item}: the sweep has started, and its trials must stay comparable; only "
                 f"{', '.join(CHANGEABLE)} can be changed now"
             )
     config = with_overrides(config, overrides)
@@ -137,7 +137,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
     preflight(config, store, folder)
     if store.fingerprint != place.fingerprint:
         raise PreflightError(
-            f"{config.data.store} holds other data than the sweep was begun with ({store.fingerprint[:12]}, "
+            f"{config.data.store} holds other data than at the start of the sweep ({store.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
@@ -157,10 +157,10 @@ def _run(
     with owned(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
-        with recording(parent), _telling_how_to_go_on(folder, progress):
+        with recording(parent), _report_resume(folder, progress):
             observer = SweepRecords(config, store, record, parent.run, folder, progress)
             observer.settle(study.trials())
-            progress.say(_opening(config, study, folder))
+            progress.say(_describe_start(config, study, folder))
             keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
             trials = run_sweep(config, store, study, folder, observer, keeper)
             observer.settle(trials)
@@ -168,7 +168,7 @@ def _run(
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
-            excluded = flags(trials) if study.search.flagged != "keep" else {}
+            excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             parent.summarize(confirmation.winner.result.best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
@@ -225,25 +225,25 @@ def _confirm(
 
 
 @contextmanager
-def _telling_how_to_go_on(folder: Path, progress: Progress) -> Iterator[None]:
+def _report_resume(folder: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        progress.say(f"`encsearch resume {folder}` goes on from here")
+        progress.say(f"continue with `encsearch resume {folder}`")
         raise
 
 
-def _opening(config: Config, study: Study, folder: Path) -> str:
+def _describe_start(config: Config, study: Study, folder: Path) -> str:
     planned, trials = study.search.budget.trials, study.trials()
     if not trials:
         return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"
     running = sum(trial.state == "RUNNING" for trial in trials)
     ended = spent_by([trial for trial in trials if trial.state != "RUNNING"], 0).trials
-    told = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} go on"
-    return f"sweep {config.name} goes on: {told}; files in {folder}"
+    progress = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} continue"
+    return f"sweep {config.name} continues: {progress}; files in {folder}"
 
 
 def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
-    """The workers of a trial or of a finalist, whichever is more."""
+    """The larger of the scalings of a trial and of a finalist."""
     workers = max(scaling.num_workers, plan.num_workers or 1)
     return scaling.model_copy(update={"num_workers": workers})

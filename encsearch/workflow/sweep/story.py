@@ -1,4 +1,4 @@
-"""What a finished sweep tells: `sweep.json`, and the report that is written from it."""
+"""The story of a finished sweep: `sweep.json`, and the report that is written from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
-from encsearch.search.trials import flags
+from encsearch.search.trials import flag_trials
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
 from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
@@ -25,13 +25,13 @@ from encsearch.workflow.sweep.folder import StudyPlace
 
 REPORT_FILE, SWEEP_FILE, PICTURE_FILE = "report.html", "sweep.json", "comparison.png"
 SHEET_IMAGES = 6
-# So many of the trials that a spent budget left out are told.
+# Number of reported trials that a spent budget left out.
 NEXT_TRIALS = 3
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the sweep's runs are in MLflow: `run_ids` by their names, those that the store has so far."""
+    """The sweep's runs in MLflow: `run_ids` by name, as far as the store has them."""
 
     store: TrackingStore
     run_ids: Mapping[str, str]
@@ -66,7 +66,7 @@ def write_story(
         picture=Path(PICTURE_FILE),  # it lies beside the report
         wall_seconds=keeper.elapsed_s,
         context=_context_folder(confirmation.winner.name, artifacts),
-        flags=flags(trials),
+        flags=flag_trials(trials),
         forecasts=keeper.points(),
         ended_by=keeper.ended_by,
         next_values=study.would_ask(NEXT_TRIALS) if keeper.ended_by else (),
@@ -78,7 +78,7 @@ def write_story(
 
 
 def rewrite_report(folder: Path) -> Path:
-    """Write the report of a finished sweep anew from its `sweep.json`."""
+    """Rewrite the report of a finished sweep from its `sweep.json`."""
     try:
         story = from_json((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def _compare_models(confirmation: Confirmation, store: Store, target: Path) -> None:
-    """A sheet of the baselines' and the winner's predictions on the same validation images."""
+    """Draw the baselines' and the winner's predictions on the same validation images."""
     winner = confirmation.winner
     first_of_each = {
         name_context(f.config.model.context): f for f in reversed((*confirmation.baselines, winner))
@@ -107,7 +107,7 @@ def _bundle(finalist: Finalist, store: Store) -> Bundle:
 def _links(
     config: Config, confirmation: Confirmation, pages: Pages, trials: list[str]
 ) -> tuple[tuple[str, str], ...]:
-    """The pages of MLflow, by name; a trial that was refused has no run, nor has what was not sent yet."""
+    """MLflow's pages by name; refused trials, and those not sent yet, have no run."""
     experiment, run_ids, winner = pages.store.experiment_id, pages.run_ids, confirmation.winner.name
     if not {pages.parent, winner} <= run_ids.keys():
         return ()

@@ -1,4 +1,4 @@
-"""`--warm-start-from`: a sweep's trials as knowledge of another."""
+"""`--warm-start-from`: a sweep learns from the trials of another."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ from encsearch.search.trials import Trial
 from encsearch.text import format_count
 from encsearch.workflow.sweep.folder import JOURNAL_FILE, STORAGE_VARIABLE, reopen
 
-# Sections that decide a trial's figure.
+# Sections that affect a trial's metric.
 COMPARED = ("augment.", "model.", "loss.", "optim.", "train.")
 
 
 def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> str:
-    """Take over the trials of the sweep in `source` that lie in this one's space; says how many.
+    """Import the trials of the sweep in `source` that lie in this one's space; return a line with the number.
 
-    A resume takes over nothing: that sweep may have gone on since, or be gone.
+    A resume imports nothing: the source may have continued since, or be deleted.
     """
     if study.num_learnt is None:
         study.learn(source.name, previous_trials(source, config, fingerprint))
@@ -28,13 +28,13 @@ def learn_from(source: Path, study: Study, config: Config, fingerprint: str) -> 
 def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Trial, ...]:
     """The ended trials of the sweep in `source` that lie in the space of `config`.
 
-    Raises UserError when there are none, or when anything else than the searched values was different.
+    Raises UserError when there are none, or when anything except the searched values differs.
     """
     before, place = reopen(source)
     search_before, space = search_of(before), search_of(config).space
     if place.fingerprint != fingerprint:
         raise UserError(
-            f"--warm-start-from {source}: its trials do not compare, the data there was another "
+            f"--warm-start-from {source}: its trials are not comparable, its data is different "
             f"({place.fingerprint[:12]}, not {fingerprint[:12]})"
         )
     searched = search_before.space.keys() | space.keys()
@@ -43,8 +43,8 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
         is_compared = path in ("metric", "search.minimize") or path.startswith(COMPARED)
         if is_compared and path not in searched and theirs.get(path) != ours.get(path):
             raise UserError(
-                f"--warm-start-from {source}: its trials do not compare, {path} is {theirs.get(path)} there "
-                f"and {ours.get(path)} here"
+                f"--warm-start-from {source}: its trials are not comparable, {path} is {theirs.get(path)} "
+                f"there and {ours.get(path)} here"
             )
     database = os.environ.get(STORAGE_VARIABLE, "")
     if place.storage and place.storage != without_secrets(database):
@@ -66,6 +66,6 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     ]
     if not fitting:
         raise UserError(
-            f"--warm-start-from {source}: none of its {len(trials)} trials lies in the space here"
+            f"--warm-start-from {source}: none of its {len(trials)} trials lies in this sweep's space"
         )
     return tuple(fitting)
