@@ -125,7 +125,7 @@ def to_json(diagnostics: ContextDiagnostics) -> str:
 
 
 def from_json(text: str) -> ContextDiagnostics:
-    """Raises ValueError for text that is no such record."""
+    """Raises ValueError for text that holds no diagnostics."""
     return TypeAdapter(ContextDiagnostics).validate_json(text)
 
 

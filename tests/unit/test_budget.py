@@ -86,13 +86,13 @@ def test_a_space_that_the_limits_refuse_ends_the_search() -> None:
 
 
 def test_refused_and_repeated_trials_are_not_counted_but_a_repeat_costs() -> None:
-    records = [
-        record(0, cost_seconds=10.0),
-        record(1, refused=True),
-        record(2, cost_seconds=7.0, rerun_of=0),
+    trials = [
+        trial(0, cost_seconds=10.0),
+        trial(1, refused=True),
+        trial(2, cost_seconds=7.0, rerun_of=0),
     ]
 
-    assert spent_by(records, 99.0) == Spent(trials=1, refused=1, cost=Cost(99.0, 17.0))
+    assert spent_by(trials, 99.0) == Spent(trials=1, refused=1, cost=Cost(99.0, 17.0))
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_more_workers_are_not_trusted_to_be_as_many_times_as_fast() -> None:
 
 
 def test_the_pace_is_that_of_every_trial_that_has_reported() -> None:
-    records = [
-        record(0, seconds=30.0, curve=((1, 0.1), (2, 0.2), (3, 0.3))),
-        record(1, seconds=20.0, curve=((1, 0.1),), state="RUNNING"),
-        record(2),
+    trials = [
+        trial(0, seconds=30.0, curve=((1, 0.1), (2, 0.2), (3, 0.3))),
+        trial(1, seconds=20.0, curve=((1, 0.1),), state="RUNNING"),
+        trial(2),
     ]
 
-    pace = pace_of(records, startup_s=2.0)
+    pace = pace_of(trials, startup_s=2.0)
 
-    assert pace_of(records[2:], startup_s=2.0) is None
+    assert pace_of(trials[2:], startup_s=2.0) is None
     assert pace
     assert (pace.epoch_s, pace.startup_s, pace.quantile(0.5)) == ((10.0, 20.0), 2.0, 15.0)
     assert pace.doubt > 0.3
@@ -197,6 +197,6 @@ def sweep_of(budget: BudgetConfig, confirm: ConfirmConfig) -> SearchConfig:
     )
 
 
-def record(number: int, **fields: object) -> Trial:
+def trial(number: int, **fields: object) -> Trial:
     known = {"values": {}, "state": "COMPLETE", "value": None, "curve": (), "seconds": 0.0}
     return Trial(number=number, **{**known, **fields})  # type: ignore[arg-type]

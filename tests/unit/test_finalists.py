@@ -23,7 +23,7 @@ from encsearch.search.confirm.finalists import (
 from encsearch.search.trials import Trial
 
 
-def record(
+def trial(
     number: int, state: str, curve: list[float], values: Mapping[str, Any] | None = None, **more: Any
 ) -> Trial:
     """Its values are unlike those of the others unless they are given."""
@@ -39,21 +39,21 @@ def finalist(config: Config, value: float, trial: int | None = 0, seed: int = 1)
 
 
 def test_a_full_trial_is_preferred_to_a_pruned_one_that_looked_better() -> None:
-    records = [
-        record(0, "PRUNED", [0.9]),
-        record(1, "COMPLETE", [0.1, 0.5, 0.6]),
-        record(2, "COMPLETE", [0.1, 0.5, 0.7]),
-        record(3, "FAIL", []),
+    trials = [
+        trial(0, "PRUNED", [0.9]),
+        trial(1, "COMPLETE", [0.1, 0.5, 0.6]),
+        trial(2, "COMPLETE", [0.1, 0.5, 0.7]),
+        trial(3, "FAIL", []),
     ]
 
-    assert [r.number for r in pick_finalists(records, 1)] == [2]
-    assert [r.number for r in pick_finalists(records, 9)] == [2, 1, 0]
+    assert [r.number for r in pick_finalists(trials, 1)] == [2]
+    assert [r.number for r in pick_finalists(trials, 9)] == [2, 1, 0]
 
 
 def test_a_full_trial_whose_last_figures_were_not_finite_is_still_a_full_one() -> None:
-    records = [record(0, "PRUNED", [0.5, 0.5, 0.5]), record(1, "COMPLETE", [0.5, 0.6])]
+    trials = [trial(0, "PRUNED", [0.5, 0.5, 0.5]), trial(1, "COMPLETE", [0.5, 0.6])]
 
-    assert [r.number for r in pick_finalists(records, 1)] == [1]
+    assert [r.number for r in pick_finalists(trials, 1)] == [1]
 
 
 def test_a_finalist_trains_at_the_trials_values_with_its_own_seed_and_workers(toy_config: Config) -> None:
@@ -78,38 +78,38 @@ def test_a_plan_that_a_budget_reduced_is_followed(toy_config: Config) -> None:
 
 
 def test_refused_failed_and_excluded_trials_are_not_confirmed() -> None:
-    records = [
-        record(0, "PRUNED", [0.9], refused=True),
-        record(1, "FAIL", [0.9]),
-        record(2, "RUNNING", [0.9]),
-        record(3, "COMPLETE", [0.9]),
-        record(4, "COMPLETE", [0.5]),
+    trials = [
+        trial(0, "PRUNED", [0.9], refused=True),
+        trial(1, "FAIL", [0.9]),
+        trial(2, "RUNNING", [0.9]),
+        trial(3, "COMPLETE", [0.9]),
+        trial(4, "COMPLETE", [0.5]),
     ]
 
-    assert [r.number for r in pick_finalists(records, 9, excluded={3})] == [4]
+    assert [r.number for r in pick_finalists(trials, 9, excluded={3})] == [4]
 
 
 def test_equal_configurations_are_confirmed_once() -> None:
     """As a flagged trial and its repetition are."""
-    records = [record(n, "COMPLETE", [0.5 + n / 10], {"optim.lr": 0.1}) for n in (0, 1)]
-    records.append(record(2, "COMPLETE", [0.1]))
+    trials = [trial(n, "COMPLETE", [0.5 + n / 10], {"optim.lr": 0.1}) for n in (0, 1)]
+    trials.append(trial(2, "COMPLETE", [0.1]))
 
-    assert [r.number for r in pick_finalists(records, 2)] == [1, 2]
+    assert [r.number for r in pick_finalists(trials, 2)] == [1, 2]
 
 
 def test_with_two_objectives_the_front_is_confirmed_the_best_metric_first() -> None:
-    records = [
-        record(0, "COMPLETE", [0.5], minimized=10),
-        record(1, "COMPLETE", [0.8], minimized=30),
-        record(2, "COMPLETE", [0.7], minimized=30),  # beaten by 1
-        record(3, "COMPLETE", [0.5], minimized=20),  # beaten by 0
-        record(4, "COMPLETE", [0.8], minimized=30),  # as good as 1
-        record(5, "PRUNED", [0.9], minimized=5),  # did not run to the end
+    trials = [
+        trial(0, "COMPLETE", [0.5], minimized=10),
+        trial(1, "COMPLETE", [0.8], minimized=30),
+        trial(2, "COMPLETE", [0.7], minimized=30),  # beaten by 1
+        trial(3, "COMPLETE", [0.5], minimized=20),  # beaten by 0
+        trial(4, "COMPLETE", [0.8], minimized=30),  # as good as 1
+        trial(5, "PRUNED", [0.9], minimized=5),  # did not run to the end
     ]
 
-    assert [r.number for r in pareto_front(records)] == [0, 1, 4]
-    assert [r.number for r in pick_finalists(records, 9)] == [1, 4, 0]
-    assert [r.number for r in pick_finalists(records, 1)] == [1]
+    assert [r.number for r in pareto_front(trials)] == [0, 1, 4]
+    assert [r.number for r in pick_finalists(trials, 9)] == [1, 4, 0]
+    assert [r.number for r in pick_finalists(trials, 1)] == [1]
 
 
 def test_trainings_of_one_trial_or_baseline_are_one_configuration(toy_config: Config) -> None:

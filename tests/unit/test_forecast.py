@@ -28,7 +28,7 @@ def whole(search: SearchConfig, pace: Pace = SURE, epochs: int = 4, at_once: int
     return forecast(search, ONE, epochs, (), pace, elapsed_s=0, at_once=at_once)
 
 
-def record(number: int, curve: list[float], **fields: Any) -> Trial:
+def trial(number: int, curve: list[float], **fields: Any) -> Trial:
     known: dict[str, Any] = {
         "values": {},
         "state": "COMPLETE",
@@ -76,9 +76,9 @@ def test_the_interval_holds_the_pace_that_was_doubted() -> None:
 
 def test_trials_that_run_have_their_rest_to_do_and_ended_ones_nothing() -> None:
     search = search_of(budget={"trials": 3})
-    records = [record(0, [0.1] * 4), record(1, [0.1] * 3, state="RUNNING"), record(2, [0.1], state="RUNNING")]
+    trials = [trial(0, [0.1] * 4), trial(1, [0.1] * 3, state="RUNNING"), trial(2, [0.1], state="RUNNING")]
 
-    found = forecast(search, ONE, 4, records, SURE, elapsed_s=100, at_once=2)
+    found = forecast(search, ONE, 4, trials, SURE, elapsed_s=100, at_once=2)
 
     assert (found.trials.high, found.epochs.high) == (0, 4)
     assert found.wall_s.median == pytest.approx(2.5 * 10 + CONFIRM_S)
@@ -88,7 +88,7 @@ def test_after_the_search_only_the_confirmation_is_left() -> None:
     search = search_of(budget={"trials": 1}, confirm={"finalists": 1, "seeds": [1, 2, 3]})
 
     left = [
-        forecast(search, ONE, 4, [record(0, [0.1] * 4)], SURE, elapsed_s=0, at_once=2, num_confirmed=n).wall_s
+        forecast(search, ONE, 4, [trial(0, [0.1] * 4)], SURE, elapsed_s=0, at_once=2, num_confirmed=n).wall_s
         for n in range(4)
     ]
 
@@ -145,12 +145,11 @@ def test_a_grid_ends_with_its_points() -> None:
 def test_real_curves_decide_what_is_stopped() -> None:
     """The median rule stops none where all rise alike: the best of each is above the means of the others."""
     search = search_of(budget={"trials": 40}, scheduler="median", median={"min_trials": 3})
-    apart = [record(n, [0.1 * n + 0.01 * e for e in range(10)]) for n in range(8)]
-    alike = [record(n, [0.5 + 0.01 * e for e in range(10)]) for n in range(8)]
+    apart = [trial(n, [0.1 * n + 0.01 * e for e in range(10)]) for n in range(8)]
+    alike = [trial(n, [0.5 + 0.01 * e for e in range(10)]) for n in range(8)]
 
     epochs = [
-        sum(rehearse(search, 10, records, num_new=32, at_once=2, seed=0).started)
-        for records in (apart, alike)
+        sum(rehearse(search, 10, trials, num_new=32, at_once=2, seed=0).started) for trials in (apart, alike)
     ]
 
     assert epochs[0] < 0.8 * 320
@@ -159,12 +158,10 @@ def test_real_curves_decide_what_is_stopped() -> None:
 
 def test_a_running_trial_among_the_worst_is_not_expected_to_end() -> None:
     search = search_of(budget={"trials": 9}, scheduler="asha", asha={"grace_epochs": 3})
-    ended = [record(n, [0.5, 0.6, 0.7 + 0.01 * n, 0.8]) for n in range(8)]
+    ended = [trial(n, [0.5, 0.6, 0.7 + 0.01 * n, 0.8]) for n in range(8)]
 
     rests = [
-        rehearse(
-            search, 9, [*ended, record(8, [v, v], state="RUNNING")], num_new=0, at_once=1, seed=0
-        ).running
+        rehearse(search, 9, [*ended, trial(8, [v, v], state="RUNNING")], num_new=0, at_once=1, seed=0).running
         for v in (0.1, 0.9)
     ]
 

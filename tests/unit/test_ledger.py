@@ -90,7 +90,7 @@ class Sweep:
         return stops[-1]
 
     @property
-    def records(self) -> tuple[Trial, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         return self.study.trials()
 
 
@@ -137,11 +137,11 @@ def test_a_trial_that_ran_all_epochs_is_complete_with_its_best_value(sweep: Open
     one.train("a", 0.2, 0.6, 0.5)
     one.ledger.ended("a")
 
-    (record,) = one.records
-    assert (record.state, record.value, record.epochs) == ("COMPLETE", 0.6, 3)
-    assert record.curve == ((1, 0.2), (2, 0.6), (3, 0.5))
-    assert (record.seconds, record.cost_seconds, record.hardware) == (6.0, 6.0, (CPU,))
-    assert record.parameters == 100
+    (trial,) = one.trials
+    assert (trial.state, trial.value, trial.epochs) == ("COMPLETE", 0.6, 3)
+    assert trial.curve == ((1, 0.2), (2, 0.6), (3, 0.5))
+    assert (trial.seconds, trial.cost_seconds, trial.hardware) == (6.0, 6.0, (CPU,))
+    assert trial.parameters == 100
     assert one.observer.recorders[0].status == "FINISHED"
     assert one.observer.ended == ["COMPLETE"]
     assert [event.value for event in one.observer.events] == [None, 0.2, 0.6, 0.5, 0.6]
@@ -155,7 +155,7 @@ def test_a_trial_that_the_scheduler_stops_is_pruned_with_its_last_report(sweep: 
     assert one.train("b", 0.1)
     one.ledger.ended("b")
 
-    assert (one.records[1].state, one.records[1].curve) == ("PRUNED", ((1, 0.1),))
+    assert (one.trials[1].state, one.trials[1].curve) == ("PRUNED", ((1, 0.1),))
     assert one.observer.recorders[1].status == "KILLED"
 
 
@@ -166,8 +166,8 @@ def test_a_diverged_trial_fails_with_its_reason(sweep: Open) -> None:
     one.ledger.reported("a", {"failure": "non-finite gradient", "hardware": CPU, "done": True})
     one.ledger.ended("a")
 
-    (record,) = one.records
-    assert (record.state, record.reason, record.curve) == ("FAIL", "non-finite gradient", ((1, 0.1),))
+    (trial,) = one.trials
+    assert (trial.state, trial.reason, trial.curve) == ("FAIL", "non-finite gradient", ((1, 0.1),))
     assert one.observer.recorders[0].status == "FAILED"
 
 
@@ -180,11 +180,11 @@ def test_a_lost_process_costs_no_epoch_and_is_replaced_a_few_times(sweep: Open) 
         assert one.start(str(attempt)) == first
         one.train(str(attempt), 0.9, 0.9, 0.3)
     assert [r.metrics["mIoU"] for r in one.observer.recorders[0].reports] == [0.1, 0.2, 0.3]
-    assert one.records[0].seconds == 6.0
+    assert one.trials[0].seconds == 6.0
 
     one.ledger.lost(str(RESTARTS - 1), "its node is gone")
-    assert one.records[0].state == "FAIL"
-    assert one.records[0].reason == "its process failed 3 times: its node is gone"
+    assert one.trials[0].state == "FAIL"
+    assert one.trials[0].reason == "its process failed 3 times: its node is gone"
     assert one.observer.recorders[0].status == "FAILED"
 
 
@@ -199,13 +199,13 @@ def test_after_a_kill_open_trials_go_on_under_their_numbers(sweep: Open) -> None
     assert resumed.train("c", 0.5, 0.6, 0.7) is False
     resumed.ledger.ended("c")
 
-    assert len(resumed.records) == 2
-    assert (resumed.records[0].state, resumed.records[0].curve) == (
+    assert len(resumed.trials) == 2
+    assert (resumed.trials[0].state, resumed.trials[0].curve) == (
         "COMPLETE",
         ((1, 0.5), (2, 0.6), (3, 0.7)),
     )
     replayed = [r.epoch for r in resumed.observer.recorders[0].reports]
-    assert replayed == [1, 2, 3], "the record gets all epochs, and drops what it has"
+    assert replayed == [1, 2, 3], "the trial gets all epochs, and drops what it has"
     followed = [event.epoch for event in resumed.observer.events if event.number == 0]
     assert followed == [2, 3, 3], "a person is not told again"
 
@@ -223,7 +223,7 @@ def test_a_stop_that_a_kill_kept_from_the_study_is_decided_again(sweep: Open) ->
     resumed.start("d")
     assert resumed.train("d", 0.1)
     resumed.ledger.ended("d")
-    assert (resumed.records[1].state, resumed.records[1].epochs) == ("PRUNED", 1)
+    assert (resumed.trials[1].state, resumed.trials[1].epochs) == ("PRUNED", 1)
 
 
 def test_the_proposals_after_a_kill_are_those_without(sweep: Open, config: Config, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_proposals_after_a_kill_are_those_without(sweep: Open, config: Confi
     second = sweep()
     run(second, "c")
 
-    assert [r.values for r in second.records] == [r.values for r in whole.records]
+    assert [r.values for r in second.trials] == [r.values for r in whole.trials]
     assert second.ledger.is_done()
 
 
@@ -269,8 +269,8 @@ def test_a_spent_budget_prunes_what_runs_and_says_so(sweep: Open) -> None:
     assert one.ledger.is_over()
     one.ledger.end_all("the budget was spent")
 
-    (record,) = one.records
-    assert (record.state, record.reason, record.value) == ("PRUNED", "the budget was spent", 0.4)
+    (trial,) = one.trials
+    assert (trial.state, trial.reason, trial.value) == ("PRUNED", "the budget was spent", 0.4)
     assert one.observer.recorders[0].status == "KILLED"
     assert one.ledger.is_done()
 
@@ -280,7 +280,7 @@ def test_an_interrupted_sweep_leaves_its_trials_to_the_resume(sweep: Open) -> No
     one.start("a")
     one.ledger.leave_all()
 
-    assert one.records[0].state == "RUNNING"
+    assert one.trials[0].state == "RUNNING"
     assert one.observer.recorders[0].status == "KILLED"
 
 
@@ -292,12 +292,12 @@ def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> 
     one = sweep({"search.limits.parameters": 150, "search.budget.trials": 12}, network)
     job = one.start("a")
 
-    *refused, taken = one.records
+    *refused, taken = one.trials
     assert job.config.model.num_codewords == taken.values["model.num_codewords"] == 8
     assert refused
-    for record in refused:
-        assert (record.values["model.num_codewords"], record.state, record.refused) == (4, "PRUNED", True)
-        assert record.reason == "200 parameters, but search.limits.parameters is 150"
+    for trial in refused:
+        assert (trial.values["model.num_codewords"], trial.state, trial.refused) == (4, "PRUNED", True)
+        assert trial.reason == "200 parameters, but search.limits.parameters is 150"
     assert taken.state == "RUNNING"
     assert list(one.observer.recorders) == [taken.number], "what is not trained is not recorded"
 
@@ -307,7 +307,7 @@ def test_a_search_whose_every_proposal_is_refused_ends(sweep: Open) -> None:
 
     assert one.ledger.next_assignment("a") is None
     assert one.ledger.is_done()
-    assert [record.refused for record in one.records] == [True] * 3
+    assert [trial.refused for trial in one.trials] == [True] * 3
 
 
 def test_a_slow_network_is_refused_before_its_first_epoch(sweep: Open) -> None:
@@ -316,9 +316,9 @@ def test_a_slow_network_is_refused_before_its_first_epoch(sweep: Open) -> None:
     assert one.ledger.reported("a", {"latency_ms": 12.0, "hardware": CPU})
     one.ledger.ended("a")
 
-    (record,) = one.records
-    assert (record.state, record.refused, record.curve) == ("PRUNED", True, ())
-    assert record.reason == "12 ms an image, but search.limits.latency_ms is 10"
+    (trial,) = one.trials
+    assert (trial.state, trial.refused, trial.curve) == ("PRUNED", True, ())
+    assert trial.reason == "12 ms an image, but search.limits.latency_ms is 10"
 
 
 def test_a_flagged_trial_is_run_again_once(sweep: Open) -> None:
@@ -334,8 +334,8 @@ def test_a_flagged_trial_is_run_again_once(sweep: Open) -> None:
     one.ledger.ended("d")
 
     assert one.ledger.is_done(), "a repeated trial is not repeated"
-    assert (one.records[3].rerun_of, one.records[3].values) == (1, one.records[1].values)
-    assert again.config.optim.lr == one.records[1].values["optim.lr"]
+    assert (one.trials[3].rerun_of, one.trials[3].values) == (1, one.trials[1].values)
+    assert again.config.optim.lr == one.trials[1].values["optim.lr"]
 
 
 def test_the_second_objective_is_told_with_the_first(sweep: Open) -> None:
@@ -344,8 +344,8 @@ def test_the_second_objective_is_told_with_the_first(sweep: Open) -> None:
     assert not one.train("a", 0.1, 0.3, 0.2), "early stopping does not apply"
     one.ledger.ended("a")
 
-    (record,) = one.records
-    assert (record.value, record.minimized) == (0.3, 100)
+    (trial,) = one.trials
+    assert (trial.value, trial.minimized) == (0.3, 100)
 
 
 def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(sweep: Open) -> None:
@@ -389,7 +389,7 @@ def test_a_trial_that_goes_on_is_not_judged_by_its_latency_again(sweep: Open) ->
     assert not one.ledger.reported("b", {"latency_ms": 12.0, "hardware": CPU})
     one.train("b", 0.1, 0.2, 0.3)
     one.ledger.ended("b")
-    assert one.records[0].state == "COMPLETE"
+    assert one.trials[0].state == "COMPLETE"
 
 
 def test_what_a_trial_has_cost_stands_while_it_tells_its_epochs_again(sweep: Open) -> None:
@@ -400,6 +400,6 @@ def test_what_a_trial_has_cost_stands_while_it_tells_its_epochs_again(sweep: Ope
     one = sweep({"search.scheduler": "none"})
     one.start("b")
     one.train("b", 0.1)
-    assert (one.records[0].seconds, one.records[0].cost_seconds) == (4.0, 4.0)
+    assert (one.trials[0].seconds, one.trials[0].cost_seconds) == (4.0, 4.0)
     one.train("b", 0.1, 0.2, 0.3)
-    assert one.records[0].seconds == 6.0
+    assert one.trials[0].seconds == 6.0

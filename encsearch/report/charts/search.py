@@ -72,7 +72,7 @@ def history(summary: SweepSummary) -> History:
     spent = spent_until(summary)
     found = comparable(summary.trials, summary.excluded)
     candidates = [(spent[trial.number], value) for value, trial in found]
-    records = list(accumulate(candidates, lambda best, new: (new[0], max(best[1], new[1]))))
+    best_so_far = list(accumulate(candidates, lambda best, new: (new[0], max(best[1], new[1]))))
     ends = tuple((end, count) for count, end in enumerate(spent.values(), start=1))
     confirmed = [
         row.value for row in summary.finalists if row.trial is not None and row.trial == summary.winner
@@ -81,7 +81,7 @@ def history(summary: SweepSummary) -> History:
         points=tuple(
             (spent[t.number], value, classify_trial(t, summary)) for value, t in valued(summary.trials)
         ),
-        best=(*records, (ends[-1][0], records[-1][1])) if records else (),
+        best=(*best_so_far, (ends[-1][0], best_so_far[-1][1])) if best_so_far else (),
         ends=ends,
         maximum=max(candidates, key=lambda point: point[1], default=None),
         confirmed=fmean(confirmed) if confirmed else None,

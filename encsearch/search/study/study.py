@@ -185,7 +185,7 @@ class Study:
 
     def trials(self) -> tuple[Trial, ...]:
         """All trials of this sweep that were started, by number."""
-        return _records(self._study, self.search)
+        return _trials(self._study, self.search)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values that the next `count` trials would get now; nothing is stored."""
@@ -242,20 +242,20 @@ def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
     """
     storage = open_storage(place)
     try:
-        return _records(optuna.load_study(study_name=name, storage=storage), search)
+        return _trials(optuna.load_study(study_name=name, storage=storage), search)
     except KeyError:
         raise PreflightError(f"{without_secrets(place)} has no study {name}") from None
 
 
-def _records(study: optuna.Study, search: SearchConfig) -> tuple[Trial, ...]:
+def _trials(study: optuna.Study, search: SearchConfig) -> tuple[Trial, ...]:
     return tuple(
-        _record(trial, search)
+        _make_trial(trial, search)
         for trial in study.get_trials(deepcopy=False)
         if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
     )
 
 
-def _record(trial: FrozenTrial, search: SearchConfig) -> Trial:
+def _make_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
     curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
     attributes = trial.user_attrs
     is_stopped = trial.state == OptunaState.FAIL and STOPPED in attributes
