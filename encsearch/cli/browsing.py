@@ -50,11 +50,11 @@ def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: boo
         from encsearch.workflow.browse import links_of
 
         links = links_of(folder, host, port)
-        emit(links, as_json, _lines(links))
+        emit(links, as_json, _format_links(links))
         return
     from encsearch.workflow.browse import show
 
-    show(folder, host, port, say, lambda pages: print(_lines(pages), flush=True))
+    show(folder, host, port, say, lambda pages: print(_format_links(pages), flush=True))
 
 
 @click.group()
@@ -88,7 +88,7 @@ def list_(
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
-    from encsearch.tracking.browse.rows import Query, main_metric, searched
+    from encsearch.tracking.browse.rows import Query, find_searched_paths, main_metric
     from encsearch.tracking.browse.runs import search
 
     tracking = _tracking(*([sweep] if sweep else []))
@@ -102,7 +102,8 @@ def list_(
         say(f"the first {format_count(limit, 'run')}; --limit shows more")
     shown = rows[:limit]
     own = [f"best/{main_metric([parent] if parent else shown)}", "epoch"]
-    names = columns.split(",") if columns else [*LISTED, *own, *(searched(parent.params) if parent else ())]
+    searched = find_searched_paths(parent.params) if parent else ()
+    names = columns.split(",") if columns else [*LISTED, *own, *searched]
     emit([_values(row) for row in shown], as_json, _table(shown, names))
 
 
@@ -111,12 +112,12 @@ def list_(
 @json_option
 def show_(run: str, as_json: bool) -> None:
     """One run: what its recipe sets, its figures, where it comes from, its files and what it consists of."""
-    from encsearch.tracking.browse.rows import lineage_tags, set_params
+    from encsearch.tracking.browse.rows import find_changed_params, lineage_tags
     from encsearch.tracking.browse.runs import detail
 
     tracking = _tracking(run)
     found = detail(tracking, _find(tracking, run))
-    chosen = set_params(found.row.params, _defaults())
+    chosen = find_changed_params(found.row.params, _defaults())
     values = {
         **_values(found.row),
         "set_params": chosen,
@@ -125,7 +126,7 @@ def show_(run: str, as_json: bool) -> None:
         "artifacts": dict(found.artifacts),
         "children": [_values(child) for child in found.children],
     }
-    emit(values, as_json, _shown(found, chosen))
+    emit(values, as_json, _format_run(found, chosen))
 
 
 @runs.command("compare")
@@ -134,13 +135,13 @@ def show_(run: str, as_json: bool) -> None:
 def compare(run: tuple[str, ...], as_json: bool) -> None:
     """Runs side by side: the params in which they differ, and all metrics, the best marked by *."""
     from encsearch.errors import UserError
-    from encsearch.tracking.browse.rows import SHORT_ID, best_columns, metric_names, varying
+    from encsearch.tracking.browse.rows import SHORT_ID, best_columns, find_varying_params, metric_names
 
     if len(run) < 2:
         raise UserError(f"`runs compare` takes two runs or more, but got {len(run)}; see `runs show`")
     tracking = _tracking(*run)
     rows = [_find(tracking, text) for text in run]
-    params, metrics = varying(rows), metric_names(rows)
+    params, metrics = find_varying_params(rows), metric_names(rows)
     values = {
         "runs": [{"run_id": row.run_id, "name": row.name, "status": row.status} for row in rows],
         "params": {name: [row.params.get(name) for row in rows] for name in params},
@@ -197,7 +198,7 @@ def _table(rows: Sequence["RunRow"], names: Sequence[str]) -> str:
     return table(names, [[_cell(name, column(row, name)) for name in names] for row in rows])
 
 
-def _shown(found: "Detail", chosen: dict[str, str]) -> str:
+def _format_run(found: "Detail", chosen: dict[str, str]) -> str:
     from encsearch.tracking.browse.rows import lineage_tags, main_metric, metric_names
 
     row = found.row
@@ -230,7 +231,7 @@ def _cell(name: str, value: Any) -> Any:
     return format_param(float(value)) if is_decimal else value
 
 
-def _lines(links: dict[str, str]) -> str:
+def _format_links(links: dict[str, str]) -> str:
     return "\n".join(f"{name}: {link}" for name, link in links.items())
 
 

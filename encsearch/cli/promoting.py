@@ -70,10 +70,10 @@ def models(name: str | None, as_json: bool) -> None:
     found = run(name)
     for line in found.warnings:
         say(f"warning: {line}")
-    emit(asdict(found), as_json, _shown(found))
+    emit(asdict(found), as_json, _format_models(found))
 
 
-def _shown(found: "Models") -> str:
+def _format_models(found: "Models") -> str:
     if not found.versions:
         return "no models are registered"
     versions = table(

@@ -66,7 +66,7 @@ def serve(
     POST /predict takes an image and answers with its label map; GET /model and /healthz tell of the model.
     The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
     """
-    from encsearch.serving.cluster import Serving, serving
+    from encsearch.serving.cluster import Serving, serve_model
     from encsearch.serving.requests import Limits
 
     if device not in ("cpu", "cuda"):
@@ -78,7 +78,7 @@ def serve(
             f"warning: {host} is open to other machines, and nobody is asked for a password; put a proxy "
             "that does before it"
         )
-    with serving(model, how) as served:
+    with serve_model(model, how) as served:
         say(f"{served.name} version {served.version} answers at http://{host}:{port}/predict; Ctrl-C ends it")
         threading.Event().wait()
 

@@ -55,7 +55,7 @@ def sweep(
 
     with progress() as shown:
         done = run(config, out, shown, warm_start=warm_start_from)
-    _tell(done, as_json)
+    _report_result(done, as_json)
 
 
 @click.command()
@@ -74,7 +74,7 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
 
     with progress() as shown:
         done = run(folder, overrides, extend or 0, shown)
-    _tell(done, as_json)
+    _report_result(done, as_json)
 
 
 @click.command()
@@ -86,7 +86,7 @@ def report(folder: Path) -> None:
     print(rewrite_report(folder))
 
 
-def _tell(done: "Swept", as_json: bool) -> None:
+def _report_result(done: "Swept", as_json: bool) -> None:
     emit(swept_json(done), as_json, swept_text(done))
     say(f"next: encsearch promote {done.folder}")
     if done.ended_by:

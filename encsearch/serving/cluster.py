@@ -35,7 +35,7 @@ class Serving:
 
 
 @contextmanager
-def serving(source: str, how: Serving) -> Iterator[ServedModel]:
+def serve_model(source: str, how: Serving) -> Iterator[ServedModel]:
     """The model of a source that `load` takes answers over HTTP inside the block.
 
     None of its processes is left after it. Raises UserError for a source that is no model, and PreflightError
@@ -48,13 +48,13 @@ def serving(source: str, how: Serving) -> Iterator[ServedModel]:
     model, files = _read(source)
     with ray_session(needs=ScalingConfig()):
         _check_cluster(how)
-        with _deployed(model, files, how):
+        with _deploy(model, files, how):
             yield model
 
 
 def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
     """The model's files travel with the deployment: no node needs to see the folder or the registry."""
-    registered = _registered(source)
+    registered = _find_version(source)
     # By its number: the alias may move meanwhile.
     with bundle_folder("models:/{}/{}".format(*registered) if registered else source) as folder:
         bundle = read_bundle(folder)
@@ -65,7 +65,7 @@ def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
     return ServedModel(name, version, bundle.info.classes, bundle.fingerprint, digest, card), files
 
 
-def _registered(source: str) -> tuple[str, str] | None:
+def _find_version(source: str) -> tuple[str, str] | None:
     """(name, version) of a "models:/" source; None for any other, and for an alias that does not exist."""
     if not source.startswith("models:/"):
         return None
@@ -74,9 +74,9 @@ def _registered(source: str) -> tuple[str, str] | None:
         name, _, version = name.partition("/")
         return name, version
     from encsearch.tracking.mlflow import connect
-    from encsearch.tracking.registry.versions import champion
+    from encsearch.tracking.registry.versions import find_champion
 
-    found = champion(connect(existing_store(), experiment="Default"), name, alias)
+    found = find_champion(connect(existing_store(), experiment="Default"), name, alias)
     return (found.name, found.version) if found else None
 
 
@@ -104,7 +104,7 @@ def _check_cluster(how: Serving) -> None:
 
 
 @contextmanager
-def _deployed(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterator[None]:
+def _deploy(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterator[None]:
     import ray
     from ray import serve
 

@@ -19,7 +19,7 @@ from encsearch.inference.predictor import read_image
 COLUMN = "image"
 
 
-def pictures_of(given: Any) -> list[NDArray[np.uint8]]:
+def read_pictures(given: Any) -> list[NDArray[np.uint8]]:
     """One or several images as pixels (H, W, 3) uint8.
 
     An image is an array (H, W, 3) uint8, a PNG or JPEG file's bytes, such bytes as base64 text, or a
@@ -29,14 +29,14 @@ def pictures_of(given: Any) -> list[NDArray[np.uint8]]:
     if isinstance(given, Mapping):
         if COLUMN not in given:
             raise UserError(f"no {COLUMN!r} among {', '.join(map(str, given)) or 'nothing'}")
-        return pictures_of(given[COLUMN])
+        return read_pictures(given[COLUMN])
     if isinstance(given, np.ndarray) and given.dtype.kind in "OSU":  # of objects, bytes or text
-        return _all(given.ravel().tolist())
+        return _read_all(given.ravel().tolist())
     if isinstance(given, np.ndarray) and given.ndim == 4:
         return list(given)
     if isinstance(given, list | tuple):
-        return _all(given)
-    return [_picture_of(given)]
+        return _read_all(given)
+    return [_read_picture(given)]
 
 
 def base64_bytes(text: str, where: str) -> bytes:
@@ -47,13 +47,13 @@ def base64_bytes(text: str, where: str) -> bytes:
         raise UserError(f"{where}: not base64; encode the bytes of a PNG or JPEG file") from None
 
 
-def _all(values: Iterable[Any]) -> list[NDArray[np.uint8]]:
-    return [_picture_of(value, f"image {number}") for number, value in enumerate(values)]
+def _read_all(values: Iterable[Any]) -> list[NDArray[np.uint8]]:
+    return [_read_picture(value, f"image {number}") for number, value in enumerate(values)]
 
 
-def _picture_of(value: Any, where: str = "image 0") -> NDArray[np.uint8]:
+def _read_picture(value: Any, where: str = "image 0") -> NDArray[np.uint8]:
     if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow's server wraps each of "instances"
-        return _picture_of(value.item(), where)
+        return _read_picture(value.item(), where)
     if isinstance(value, np.ndarray):
         return value  # the predictor judges shape and type
     if isinstance(value, Path):

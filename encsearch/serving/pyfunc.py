@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from encsearch.data.codec import encode_png
 from encsearch.errors import UserError
 from encsearch.inference.predictor import Prediction
-from encsearch.serving.pictures import pictures_of
+from encsearch.serving.pictures import read_pictures
 from encsearch.tracking.registry.fetch import load
 
 FORMATS = ("array", "png")
@@ -34,7 +34,7 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         try:
             if labels_format not in FORMATS:
                 raise UserError(f"labels={labels_format} is no format; try {' or '.join(FORMATS)}")
-            found = list(self._predictor.segment(pictures_of(model_input)))
+            found = list(self._predictor.segment(read_pictures(model_input)))
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return [_row(prediction, labels_format) for prediction in found]

@@ -230,11 +230,11 @@ def _connect(address: str | None) -> "JobSubmissionClient":
 def _job_server(address: str | None) -> str:
     """The http(s) address of the job server that `address` stands for."""
     if address and address.startswith(("http://", "https://")):
-        if problem := _problem_of(address):
+        if problem := _find_problem(address):
             raise _unreachable(address, problem)
         return address
     if address and address not in {"auto", "local"}:
-        if _problem_of(f"http://{address}") is None:
+        if _find_problem(f"http://{address}") is None:
             return f"http://{address}"
         _check_port(address)
     return _ask_cluster(address)
@@ -254,7 +254,7 @@ def _ask_cluster(address: str | None) -> str:
     return url
 
 
-def _problem_of(url: str) -> str | None:
+def _find_problem(url: str) -> str | None:
     """Why there is no job server at `url`, or None; a demand for a token is an answer of one."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S) as reply:

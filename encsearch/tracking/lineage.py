@@ -32,7 +32,7 @@ def lineage(fingerprint: str, root: Path) -> dict[str, str]:
     return tags | _git_tags(root)
 
 
-def described(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
+def describe_run(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
     """What MLflow's table and the head of a run's page show: the recipe, who started it, a description.
 
     `kind` is the run's, as in "training". MLflow takes the user when the run is made, and not again.
@@ -45,7 +45,7 @@ def described(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
     }
 
 
-def dataset_of(data: DataConfig, store: Store) -> Dataset:
+def describe_dataset(data: DataConfig, store: Store) -> Dataset:
     """What MLflow shows of the data. Raises StoreError for a split that is missing or damaged."""
     sizes = store.stats(data.train_split).sizes
     (height, width), _ = sizes[0]

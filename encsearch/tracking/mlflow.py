@@ -47,7 +47,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
     """
     uri = resolve_uri(uri)
     name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
-    with answering(uri):
+    with translate_failures(uri):
         _set_up(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
@@ -60,7 +60,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
 
 def check_run(tracking: Tracking, run_id: str) -> None:
     """Raises UserError when the store does not have the run."""
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         try:
             tracking.client.get_run(run_id)
         except MlflowException as error:
@@ -73,7 +73,7 @@ def check_run(tracking: Tracking, run_id: str) -> None:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_failures(uri: str) -> Iterator[None]:
     """Turn a failure of the store into a PreflightError of one line, without secrets."""
     try:
         yield
@@ -86,14 +86,14 @@ def answering(uri: str) -> Iterator[None]:
         ) from None
 
 
-def persistently(uri: str, call: Callable[[], T]) -> T:
+def call_with_retries(uri: str, call: Callable[[], T]) -> T:
     """What `call` returns, tried again for a minute; then, or for what is no passing failure, PreflightError.
 
     Under contention SQLite reports a locked database, and MLflow gives up a new version after three numbers.
     """
     give_up_s = time.monotonic() + PATIENCE_S
     pause_s = 0.02
-    with answering(uri):
+    with translate_failures(uri):
         while True:
             try:
                 return call()

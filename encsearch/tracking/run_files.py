@@ -105,37 +105,37 @@ def write_predictions(
     if not shown:
         return ()
     maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
-    rows = [_thinned(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
+    rows = [_thin_out(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
     sheet = comparison(rows, info, {f"epoch {report.epoch}": maps})
     small = sheet.copy()
     small.thumbnail((SMALL_PX, SMALL_PX))
     target = folder / IMAGES
     target.mkdir(parents=True, exist_ok=True)
-    files = target / f"{_name(report)}.png", target / f"{_name(report)}+compressed.webp"
+    files = target / f"{_name_sheet(report)}.png", target / f"{_name_sheet(report)}+compressed.webp"
     sheet.save(files[0])
     small.save(files[1])
     return files
 
 
-def _name(report: Report) -> str:
+def _name_sheet(report: Report) -> str:
     """The time is that of the report's last step."""
     time_ms = max((point.time_ms for point in report.points if point.step == report.step), default=0)
     number = uuid.uuid5(uuid.NAMESPACE_OID, f"{KEY} {report.step} {time_ms}")
     return f"{KEY}+step+{report.step}+timestamp+{time_ms}+{number}"
 
 
-def _thinned(sample: Sample, size: tuple[int, ...]) -> Sample:
+def _thin_out(sample: Sample, size: tuple[int, ...]) -> Sample:
     """The sample at the (H, W) of its label map, which the loop thins out for large images."""
     if sample.mask.shape == size:
         return sample
     return replace(
         sample,
-        image=_resized(sample.image, size, Image.Resampling.BOX),
-        mask=_resized(sample.mask, size, Image.Resampling.NEAREST),
+        image=_resize(sample.image, size, Image.Resampling.BOX),
+        mask=_resize(sample.mask, size, Image.Resampling.NEAREST),
     )
 
 
-def _resized(
+def _resize(
     picture: NDArray[np.uint8], size: tuple[int, ...], resampling: Image.Resampling
 ) -> NDArray[np.uint8]:
     height, width = size

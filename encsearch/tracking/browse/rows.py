@@ -69,7 +69,7 @@ def filter_text(query: Query) -> str:
     elif query.kind is None:
         conditions.append(f"tags.`{PARENT_TAG}` IS NULL")
     if query.kind not in (None, "all"):
-        conditions.append(f"tags.`{KIND_TAG}` = {quoted(str(query.kind))}")
+        conditions.append(f"tags.`{KIND_TAG}` = {quote_value(str(query.kind))}")
     if query.status:
         conditions.append(f"attributes.status = '{query.status}'")
     return " AND ".join(conditions)
@@ -79,7 +79,7 @@ def order_by(sort: str | None) -> list[str] | None:
     """`best/mIoU`, `optim.lr` or `start_time`, the greatest first, or with `:asc` behind it the least.
 
     A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` say which is meant. None for
-    what MLflow cannot order, and `in_order` does: it takes params for texts, and knows no duration.
+    what MLflow cannot order, and `sort_rows` does: it takes params for texts, and knows no duration.
     """
     if sort is None:
         return [NEWEST_FIRST]
@@ -90,7 +90,7 @@ def order_by(sort: str | None) -> list[str] | None:
     return [f"{key} {'ASC' if is_ascending else 'DESC'}", NEWEST_FIRST]
 
 
-def in_order(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
+def sort_rows(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
     """Numbers by their size, before texts; runs that lack the value last."""
     name, is_ascending = _sort_name(sort)
     found = [(column(row, name), row) for row in rows]
@@ -102,7 +102,7 @@ def in_order(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
     return ordered + [row for value, row in found if value is None]
 
 
-def quoted(text: str) -> str:
+def quote_value(text: str) -> str:
     """As a value in a filter. Raises UserError for text that MLflow's language cannot hold."""
     if "'" in text and '"' in text:
         raise UserError(f"{text}: holds both kinds of quotation marks, which MLflow cannot search for")
@@ -150,13 +150,13 @@ def column(row: RunRow, name: str) -> Any:
     return None
 
 
-def varying(rows: Sequence[RunRow]) -> list[str]:
+def find_varying_params(rows: Sequence[RunRow]) -> list[str]:
     """The params in which the runs differ, a missing one being a value, in the order of the first run."""
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     return [name for name in names if len({row.params.get(name) for row in rows}) > 1]
 
 
-def searched(params: Mapping[str, str]) -> list[str]:
+def find_searched_paths(params: Mapping[str, str]) -> list[str]:
     """The paths that a sweep searched, by its own run's params; none for any other job.
 
     None either of a space that is longer than a param may be, and was cut.
@@ -167,7 +167,7 @@ def searched(params: Mapping[str, str]) -> list[str]:
         return []
 
 
-def ranked_by(rows: Sequence[RunRow], metric: str) -> list[RunRow]:
+def rank_by(rows: Sequence[RunRow], metric: str) -> list[RunRow]:
     """The runs that have the metric, the greatest first."""
     known = [row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))]
     return sorted(known, key=lambda row: row.metrics[metric], reverse=True)
@@ -178,7 +178,7 @@ def main_metric(rows: Sequence[RunRow]) -> str:
     return next((row.params["metric"] for row in rows if "metric" in row.params), "mIoU")
 
 
-def set_params(params: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+def find_changed_params(params: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
     """The params that differ from the defaults, or have none."""
     return {name: value for name, value in params.items() if defaults.get(name) != value}
 

@@ -36,7 +36,7 @@ class UiServer:
     def wait_until_up(self) -> None:
         """Raises PreflightError when the server ends, or does not answer in time."""
         deadline_s = time.monotonic() + START_S
-        while not _answers(self.base):
+        while not _is_up(self.base):
             if self.process.poll() is not None:
                 raise PreflightError(f"the MLflow server ended at its start: {self._last_line()}")
             if time.monotonic() > deadline_s:
@@ -56,7 +56,7 @@ class UiServer:
 
 
 @contextmanager
-def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
+def run_server(uri: str, host: str, port: int) -> Iterator[UiServer]:
     """A server of the store, which ends with the block, and on Linux also when this process is killed.
 
     Raises PreflightError if nobody can listen there.
@@ -113,7 +113,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _answers(base: str) -> bool:
+def _is_up(base: str) -> bool:
     # The machine's proxy does not reach its loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -42,12 +42,12 @@ class View:
     newest_first: bool = False
 
 
-def changes(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
+def plan_tags(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
     """The tags to set so that `view` is stored: itself if it is new or another, and older ones unnamed.
 
     A view without a name opens by its link and is not counted by the UI.
     """
-    stored = packed(state(view))
+    stored = pack_state(build_state(view))
     tag = TAG + view.key
     named = {
         key: json.loads(value) for key, value in tags.items() if key.startswith(TAG) and value.startswith("{")
@@ -61,11 +61,11 @@ def changes(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
     return {key: others[key]["state"] for key in too_many} | {tag: json.dumps(envelope)}
 
 
-def packed(values: Mapping[str, Any]) -> str:
+def pack_state(values: Mapping[str, Any]) -> str:
     return MARK + base64.b64encode(zlib.compress(json.dumps(values).encode(), level=9)).decode()
 
 
-def state(view: View) -> dict[str, Any]:
+def build_state(view: View) -> dict[str, Any]:
     """What the page restores: the search, the columns of the table and the charts."""
     best = f"best/{view.metric}"
     columns = {

@@ -34,14 +34,14 @@ class MlflowStore:
         self.experiment_id = tracking.experiment_id
 
     def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:
-        with self._telling(known_id):
+        with self._classify_failures(known_id):
             run_id = known_id or self._find(event.key) or self._create(event, parent_id)
             if self._client.get_run(run_id).info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
         return run_id
 
     def describe(self, run_id: str, event: Started) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             stored = self._client.get_run(run_id)
             self.tag(run_id, event.tags)
             if event.dataset:
@@ -60,11 +60,11 @@ class MlflowStore:
             for point in points
             for name, value in point.values.items()
         ]
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.log_batch(run_id, metrics=metrics)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
     def store_files(self, run_id: str, path: Path, target: str) -> None:
@@ -72,11 +72,11 @@ class MlflowStore:
             if not os.access(file, os.R_OK):
                 raise EventRefusedError(f"{file} does not exist or cannot be read")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with self._telling(run_id), _any_upload_failure_is_for_now():
+        with self._classify_failures(run_id), _any_upload_failure_is_for_now():
             send(run_id, str(path), target or None)
 
     def end(self, run_id: str, event: Ended) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.set_terminated(run_id, event.status, event.time_ms)
             self._drop_twins(run_id)
 
@@ -104,7 +104,7 @@ class MlflowStore:
                 self._client.delete_run(run.info.run_id)
 
     @contextmanager
-    def _telling(self, run_id: str | None) -> Iterator[None]:
+    def _classify_failures(self, run_id: str | None) -> Iterator[None]:
         """Tell what cannot be now from what can never be; `run_id` is the run, if it is known."""
         try:
             yield

@@ -49,7 +49,7 @@ OWNER_WAIT_S = 5
 
 
 @contextmanager
-def owned(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
+def own_record(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
     """The record in a job's folder, new or to go on with; this process alone writes it.
 
     `root` is the folder whose code the job runs: an absolute path, since that folder may be deleted.
@@ -214,7 +214,7 @@ class RunRecord:
         values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
         # First of the event, since MLflow's comparison opens with the metric that a run has had the longest.
         points = (Point(report.step, now_ms(), values), *report.points)
-        self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
+        self._record.append(Logged(self.run, tuple(_clean_names(point) for point in points)))
 
     def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The highest value so far of each score; none while it is NaN, as of a diverged epoch."""
@@ -240,7 +240,7 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
-def _named(point: Point) -> Point:
+def _clean_names(point: Point) -> Point:
     return replace(point, values={metric_name(name): value for name, value in point.values.items()})
 
 

@@ -62,7 +62,7 @@ class TrackingStore:
 
 
 @contextmanager
-def sending() -> Iterator["Sender"]:
+def run_sender() -> Iterator["Sender"]:
     """Run a sender beside the block; at its end all is sent, or the sender has said what is not."""
     sender = Sender(resolve_uri(None))
     try:
@@ -243,7 +243,7 @@ class _Forwarder:
     def _serve(self, lines: int) -> None:
         siblings = settle_siblings(self._job_folder, self._store)
         wait_s, backoff_s = 0.0, 0.0
-        while not _ended(lines, wait_s):
+        while not _has_ended(lines, wait_s):
             try:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
                 backoff_s = 0.0
@@ -312,7 +312,7 @@ class _Forwarder:
         self._failure = str(error)
 
 
-def _ended(lines: int, wait_s: float) -> bool:
+def _has_ended(lines: int, wait_s: float) -> bool:
     """Whether the job has ended; waits until it says something, at most `wait_s`."""
     return bool(select.select([lines], [], [], wait_s)[0]) and not os.read(lines, 65536)
 

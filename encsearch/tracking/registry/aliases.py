@@ -51,7 +51,7 @@ class Settled:
     done: tuple[str, ...] = ()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def report_done(self) -> Iterator[None]:
         """A refusal inside the block tells what was done before it, too: the alias may have moved."""
         try:
             yield
@@ -106,12 +106,12 @@ def settle(registry: Registry, alias: str) -> Settled:
         # A writer may have come and gone while the alias was read: that is no hand.
         again = registry.log()
         if again == log:
-            number = registry.append(_adoption(state, holder))
+            number = registry.append(_draft_adoption(state, holder))
             again = registry.log()
             now = resolve(again, alias)
             if now.head == number:
                 _set_previous(registry, now)
-                done.append(_adopted(state, holder))
+                done.append(_describe_adoption(state, holder))
         log = again
 
 
@@ -160,14 +160,14 @@ def _set_previous(registry: Registry, state: AliasState) -> None:
     registry.set_holder(f"{state.alias}{PREVIOUS_SUFFIX}", state.previous(registry.versions()))
 
 
-def _adoption(state: AliasState, holder: str | None) -> Draft:
+def _draft_adoption(state: AliasState, holder: str | None) -> Draft:
     how = "deleted in MLflow, or with its version" if holder is None else "moved by hand"
     return Draft(
         sign(), "adopted", state.alias, state.version, holder, state.head, reasons=(f"the alias was {how}",)
     )
 
 
-def _adopted(state: AliasState, holder: str | None) -> str:
+def _describe_adoption(state: AliasState, holder: str | None) -> str:
     before = f"version {state.version}" if state.version else "no version"
     if holder is None:
         return f"{state.alias}, which was {before}, was deleted in MLflow; the log says so now"

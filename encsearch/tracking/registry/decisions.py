@@ -127,17 +127,17 @@ def resolve(log: Log, alias: str) -> AliasState:
     return AliasState(alias, head, tuple(moves), tuple(history))
 
 
-def aliases_of(log: Log) -> list[str]:
+def list_aliases(log: Log) -> list[str]:
     return sorted({entry.draft.alias for entry in log})
 
 
-def overtaken(log: Log) -> set[int]:
+def find_overtaken(log: Log) -> set[int]:
     """The numbers of the entries that were to move an alias, but came after another one."""
-    effective = {entry.number for alias in aliases_of(log) for entry in resolve(log, alias).moves}
+    effective = {entry.number for alias in list_aliases(log) for entry in resolve(log, alias).moves}
     return {e.number for e in log if e.draft.verdict != "refused" and e.number not in effective}
 
 
-def looks(log: Log, fingerprint: str, split: str) -> int:
+def count_looks(log: Log, fingerprint: str, split: str) -> int:
     """How many candidates were judged on this set before."""
     judged = [e.draft for e in log if e.draft.verdict in ("promoted", "refused")]
     return sum((draft.fingerprint, draft.split) == (fingerprint, split) for draft in judged)
@@ -222,8 +222,12 @@ def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
 def description(draft: Draft) -> str:
     """The decision as the page of its version in MLflow shows it, in Markdown."""
     by = draft.signature
-    lines = [f"**{headline(draft)}**", "", f"By {_plain(by.who)} on {_plain(by.host)}, {by.when}."]
-    lines += ["", *(f"- {_plain(reason)}" for reason in draft.reasons)]
+    lines = [
+        f"**{headline(draft)}**",
+        "",
+        f"By {_escape_markdown(by.who)} on {_escape_markdown(by.host)}, {by.when}.",
+    ]
+    lines += ["", *(f"- {_escape_markdown(reason)}" for reason in draft.reasons)]
     if draft.fingerprint:
         looks = format_count(draft.looks, "time")
         lines += ["", f"Data `{draft.fingerprint[:12]}`, split `{draft.split}`, judged {looks} before."]
@@ -236,8 +240,8 @@ def description(draft: Draft) -> str:
 
 def headline(draft: Draft) -> str:
     if draft.verdict == "refused":
-        return f"{draft.alias}: refused; it stays {_named(draft.source)}"
-    return f"{draft.alias}: {draft.verdict}, {_named(draft.source)} to {_named(draft.target)}"
+        return f"{draft.alias}: refused; it stays {_name_version(draft.source)}"
+    return f"{draft.alias}: {draft.verdict}, {_name_version(draft.source)} to {_name_version(draft.target)}"
 
 
 ID_TAG = "id"
@@ -268,10 +272,10 @@ def _version(text: str) -> str | None:
     return None if text == NO_VERSION else text
 
 
-def _named(version: str | None) -> str:
+def _name_version(version: str | None) -> str:
     return f"version {version}" if version else "no version"
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Class names and people's names come from outside: no Markdown of theirs is drawn."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|!" else c for c in text)

@@ -99,17 +99,17 @@ def decide(
     if champion:
         gain = paired_gain(candidate_pixels, champion.pixels[labelled], gate.confidence)
     value = mean_iou(candidate_pixels.sum(axis=0))
-    checks = [_enough_images(labelled.size, gate.min_images)]
+    checks = [_check_image_count(labelled.size, gate.min_images)]
     if champion and gain:
-        checks += _sure_enough(labelled.size, gate.confidence)
-        checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
-        checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
+        checks += _check_confidence(labelled.size, gate.confidence)
+        checks += [_check_is_another(candidate, champion), _check_gain(value, gain, champion, gate)]
+        checks += _check_drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
         checks.append(
             GateCheck(True, f"no model to compare with; the candidate has mIoU {format_score(value)}")
         )
-    checks += _floors(candidate_pixels, classes, gate)
-    checks += _latency(candidate, champion, gate.latency_limit_ms, place)
+    checks += _check_floors(candidate_pixels, classes, gate)
+    checks += _check_latency(candidate, champion, gate.latency_limit_ms, place)
     return GateDecision(value, gain, tuple(checks))
 
 
@@ -179,14 +179,14 @@ def _mean_ious(sums: Values) -> Values:
     return means
 
 
-def _enough_images(number: int, least: int) -> GateCheck:
+def _check_image_count(number: int, least: int) -> GateCheck:
     images = format_count(number, "labelled image")
     if number < least:
         return GateCheck(False, f"the set has {images}, fewer than min_images={least}")
     return GateCheck(True, images)
 
 
-def _sure_enough(number: int, confidence: float) -> Iterator[GateCheck]:
+def _check_confidence(number: int, confidence: float) -> Iterator[GateCheck]:
     """Of N images all favour an equal model by luck in 2 ** -N of cases, and no resampling can tell."""
     least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
     if number < least:
@@ -197,15 +197,15 @@ def _sure_enough(number: int, confidence: float) -> Iterator[GateCheck]:
         )
 
 
-def _another_model(candidate: Candidate, champion: Candidate) -> GateCheck:
+def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
     if candidate.run_id == champion.run_id:
-        return GateCheck(False, f"run {candidate.run_id} is already the {_shown(champion)}")
+        return GateCheck(False, f"run {candidate.run_id} is already the {_name_champion(champion)}")
     if candidate.weights == champion.weights:
-        return GateCheck(False, f"its weights are those of the {_shown(champion)}")
-    return GateCheck(True, f"compared with the {_shown(champion)}")
+        return GateCheck(False, f"its weights are those of the {_name_champion(champion)}")
+    return GateCheck(True, f"compared with the {_name_champion(champion)}")
 
 
-def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
+def _check_gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
     """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
@@ -222,7 +222,7 @@ def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) ->
     return GateCheck(False, f"{text}, which is not {needed}")
 
 
-def _drops(
+def _check_drops(
     candidate: Pixels, champion: Pixels, classes: Sequence[str], gate: PromoteConfig
 ) -> Iterator[GateCheck]:
     if gate.max_class_drop is None:
@@ -240,7 +240,7 @@ def _drops(
         yield GateCheck(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {change})")
 
 
-def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[GateCheck]:
+def _check_floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[GateCheck]:
     floors = _floor_by_class(candidate, classes, gate)
     ious = class_ious(candidate.sum(axis=0))
     shown = set(_shown_classes(candidate, 1))
@@ -268,14 +268,14 @@ def _shown_classes(pixels: Pixels, least: int) -> list[int]:
     return [int(index) for index in np.flatnonzero((pixels[:, :, 1] > 0).sum(axis=0) >= least)]
 
 
-def _latency(
+def _check_latency(
     candidate: Candidate, champion: Candidate | None, limit_ms: float | None, place: str
 ) -> Iterator[GateCheck]:
     if limit_ms is None:
         return
     assert candidate.latency_ms is not None, "a limit needs a measurement"
     rival = (
-        f", the {_shown(champion)} {format_number(champion.latency_ms)} ms"
+        f", the {_name_champion(champion)} {format_number(champion.latency_ms)} ms"
         if champion and champion.latency_ms
         else ""
     )
@@ -287,5 +287,5 @@ def _latency(
     yield GateCheck(passed, f"{text} of {format_number(limit_ms)} ms")
 
 
-def _shown(champion: Candidate) -> str:
+def _name_champion(champion: Candidate) -> str:
     return f"current model, version {champion.version}"

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import PreflightError
-from encsearch.tracking.mlflow import Tracking, persistently
+from encsearch.tracking.mlflow import Tracking, call_with_retries
 from encsearch.tracking.registry.decisions import (
     FOLLOWED,
     ID_TAG,
@@ -26,7 +26,7 @@ from encsearch.tracking.registry.decisions import (
     from_tags,
     to_tags,
 )
-from encsearch.tracking.registry.versions import all_pages, model_versions, registered_model
+from encsearch.tracking.registry.versions import fetch_all_pages, model_versions, registered_model
 
 # A version must have a source, and a server refuses paths and the addresses of its own artifacts.
 SOURCE = "decision:/none"
@@ -44,11 +44,11 @@ class MlflowRegistry:
         return f"{self.model}{DECISIONS_SUFFIX}"
 
     def log(self) -> Log:
-        return persistently(self.tracking.uri, self._read_log)
+        return call_with_retries(self.tracking.uri, self._read_log)
 
     def append(self, draft: Draft) -> int:
         """What fails may have been stored all the same, so the draft is looked for before another try."""
-        persistently(self.tracking.uri, self._ensure_log)
+        call_with_retries(self.tracking.uri, self._ensure_log)
 
         def create() -> int:
             for entry in self._read_log():
@@ -63,35 +63,37 @@ class MlflowRegistry:
             )
             return int(created.version)
 
-        return persistently(self.tracking.uri, create)
+        return call_with_retries(self.tracking.uri, create)
 
     def note_writer(self, number: int, writer: str, followed: bool) -> None:
         tag, value = f"{WRITER_TAG}{writer}", FOLLOWED if followed else SETTING_OUT
         client = self.tracking.client
-        persistently(
+        call_with_retries(
             self.tracking.uri, lambda: client.set_model_version_tag(self.decisions, str(number), tag, value)
         )
 
     def holder(self, alias: str) -> str | None:
-        found = persistently(self.tracking.uri, lambda: registered_model(self.tracking, self.model))
+        found = call_with_retries(self.tracking.uri, lambda: registered_model(self.tracking, self.model))
         version = found.aliases.get(alias) if found else None
         return None if version is None else str(version)
 
     def set_holder(self, alias: str, version: str | None) -> None:
         client = self.tracking.client
         if version is not None:
-            persistently(
+            call_with_retries(
                 self.tracking.uri, lambda: client.set_registered_model_alias(self.model, alias, version)
             )
         elif self.holder(alias) is not None:
-            persistently(self.tracking.uri, lambda: client.delete_registered_model_alias(self.model, alias))
+            call_with_retries(
+                self.tracking.uri, lambda: client.delete_registered_model_alias(self.model, alias)
+            )
 
     def versions(self) -> Collection[str]:
-        found = persistently(self.tracking.uri, lambda: model_versions(self.tracking, self.model))
+        found = call_with_retries(self.tracking.uri, lambda: model_versions(self.tracking, self.model))
         return {version.version for version in found}
 
     def _read_log(self) -> Log:
-        versions = all_pages(
+        versions = fetch_all_pages(
             self.tracking.client.search_model_versions,
             filter_string=f"name = '{self.decisions}'",
             max_results=1000,

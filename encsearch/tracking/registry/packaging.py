@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from encsearch.config import CONFIG_FILE, TIMM_PREFIX, load_config
 from encsearch.data.codec import encode_png
 from encsearch.inference.bundle import CARD_FILE, weights_digest
-from encsearch.tracking.mlflow import Tracking, answering, persistently
+from encsearch.tracking.mlflow import Tracking, call_with_retries, translate_failures
 from encsearch.tracking.registry.decisions import MAX_DESCRIPTION
-from encsearch.tracking.registry.versions import all_pages
+from encsearch.tracking.registry.versions import fetch_all_pages
 
 WEIGHTS_TAG = "weights.sha256"
 SERVING_REQUIREMENTS = (
@@ -50,7 +50,7 @@ def register(
     installed encsearch. Its card is the version's description. Returns the version. Raises PreflightError.
     """
     client = tracking.client
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         _ensure_registered_model(tracking, model_name)
         logged = client.create_logged_model(tracking.experiment_id, name=model_name, source_run_id=run_id)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,7 +58,7 @@ def register(
         # MLflow keeps the folder's own name, `download_bundle` looks for this one, and links are refused.
         bundle = Path(shutil.copytree(bundle_dir, Path(scratch) / "bundle"))
         _save_pyfunc(folder, bundle, Model(run_id=run_id, model_id=logged.model_id))
-        with answering(tracking.uri):
+        with translate_failures(tracking.uri):
             client.log_model_artifacts(logged.model_id, str(folder))
     tags = {
         WEIGHTS_TAG: weights_digest(bundle_dir),
@@ -69,7 +69,7 @@ def register(
 
     def create() -> str:
         """What failed may have been stored all the same, so it is looked for before another try."""
-        for found in all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
+        for found in fetch_all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
             if found.model_id == logged.model_id:
                 return str(found.version)
         created = client.create_model_version(
@@ -83,9 +83,9 @@ def register(
         )
         return str(created.version)
 
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         client.finalize_logged_model(logged.model_id, "READY")
-    return persistently(tracking.uri, create)
+    return call_with_retries(tracking.uri, create)
 
 
 def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
