@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: searched, found by what people call them, told in full."""
+"""Read runs back from MLflow: search them, find one by what people call it, read it in full."""
 
 import os
 from collections.abc import Mapping
@@ -38,9 +38,9 @@ class Registered:
 
 
 def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
-    """An experiment for readers: nothing is created. By default MLFLOW_EXPERIMENT_NAME's, else "encsearch".
+    """Open an experiment without creating it: by default MLFLOW_EXPERIMENT_NAME, else "encsearch".
 
-    Raises UserError, which names what there is, for an unknown one, and PreflightError.
+    Raises UserError, which lists those that exist, for an unknown one, and PreflightError.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
     with translate_failures(uri):
@@ -58,7 +58,7 @@ def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
 
 
 def search(tracking: Tracking, query: Query) -> list[RunRow]:
-    """The runs of the experiment that the query means, page by page. Raises UserError for a bad filter."""
+    """Read the runs of the experiment that match the query. Raises UserError for a bad filter."""
     order = order_by(query.sort)
     if order is None:
         assert query.sort, "MLflow orders by time"
@@ -77,7 +77,7 @@ def search(tracking: Tracking, query: Query) -> list[RunRow]:
 
 
 def find(tracking: Tracking, text: str) -> RunRow:
-    """The run with that id, the start of an id, or that name. Raises UserError if it is none or several."""
+    """Find a run by its id, the start of its id, or its name. Raises UserError for no run or several."""
     name = search(tracking, Query(f"attributes.run_name = {quote_value(text)}", kind="all"))
     is_id = text.isalnum() and text == text.lower()
     ids = search(tracking, Query(f"attributes.run_id LIKE '{text}%'", kind="all")) if is_id else []
@@ -85,7 +85,7 @@ def find(tracking: Tracking, text: str) -> RunRow:
 
 
 def get(tracking: Tracking, run_id: str) -> RunRow:
-    """Raises UserError for a run that the experiment lacks."""
+    """Read a run by its id. Raises UserError for a run that the experiment lacks."""
     return pick(run_id, search(tracking, Query(f"attributes.run_id = {quote_value(run_id)}", kind="all")))
 
 
@@ -98,7 +98,7 @@ def detail(tracking: Tracking, row: RunRow) -> Detail:
 
 
 def find_registered(tracking: Tracking, run_id: str) -> Registered | None:
-    """The newest version of a model that was registered from a run."""
+    """Find the newest model version that was registered from a run."""
     with translate_failures(tracking.uri):
         found = tracking.client.search_model_versions(f"run_id = '{run_id}'")
     newest = max(found, key=lambda version: version.creation_timestamp, default=None)
@@ -111,7 +111,7 @@ def has_model(tracking: Tracking, name: str) -> bool:
 
 
 def save_view(tracking: Tracking, view: View, now_ms: int) -> bool:
-    """Store a view in the experiment, unless it is there; False for a person who may only read."""
+    """Store a view in the experiment unless it is there; return False for a person who may only read."""
     client, experiment = tracking.client, tracking.experiment_id
     with translate_failures(tracking.uri):
         tags = plan_tags(view, client.get_experiment(experiment).tags, now_ms)

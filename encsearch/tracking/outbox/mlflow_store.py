@@ -1,4 +1,4 @@
-"""MLflow as the `Store` of `sending`: every call can be repeated, every failure is "not now" or "never"."""
+"""MLflow as the `EventStore` of forward.py: calls can be repeated, failures mean "not now" or "never"."""
 
 import json
 import os
@@ -20,8 +20,8 @@ KEY_TAG = "encsearch.record"
 TOO_LARGE = 413
 PARAMS_A_REQUEST = 100  # the server's limit
 MAX_DIGEST_LENGTH = 36
-# What MLflow says of values that it never takes. All else passes: no answer, 5xx, 401, a locked database, and
-# BAD_REQUEST, which MLflow 3.17 says of a crowded connection pool too.
+# MLflow's error codes for values that it never takes. Other failures are temporary: no answer, 5xx, 401, a
+# locked database, and BAD_REQUEST, which MLflow 3.17 also gives for a crowded connection pool.
 NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
@@ -81,7 +81,7 @@ class MlflowStore:
             self._drop_twins(run_id)
 
     def _find(self, key: str) -> str | None:
-        """The run that was begun before a crash; one that somebody has deleted since if there is no other."""
+        """Find the run that was begun before a crash; a deleted one only if there is no other."""
         found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL)
         alive_first = sorted(found, key=lambda run: bool(run.info.lifecycle_stage != "active"))
         return str(alive_first[0].info.run_id) if found else None
@@ -97,7 +97,7 @@ class MlflowStore:
         return str(run.info.run_id)
 
     def _drop_twins(self, run_id: str) -> None:
-        """Delete what a hung server made of a request to create the run, which was sent again meanwhile."""
+        """Delete other runs of the same key: a hung server creates one from a request that was sent again."""
         key = self._client.get_run(run_id).data.tags.get(KEY_TAG)
         for run in self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'"):
             if run.info.run_id != run_id:
@@ -105,7 +105,7 @@ class MlflowStore:
 
     @contextmanager
     def _classify_failures(self, run_id: str | None) -> Iterator[None]:
-        """Tell what cannot be now from what can never be; `run_id` is the run, if it is known."""
+        """Turn a failure into "not now" or "never"; `run_id` is the run, if it is known."""
         try:
             yield
         except MlflowException as error:
@@ -116,13 +116,13 @@ class MlflowStore:
                 raise GoneError(f"run {run_id} was deleted in MLflow") from None
             raise EventRefusedError(innermost(error)) from None
         except STORE_FAILURES as error:
-            # A proxy before the store may have a limit of its own on what it takes at once.
+            # A proxy in front of the store may have a limit of its own on the size of a request.
             if getattr(getattr(error, "response", None), "status_code", None) == TOO_LARGE:
                 raise EventRefusedError(innermost(error)) from None
             raise UnavailableError(innermost(error)) from None
 
     def _check_experiment(self) -> None:
-        """A deleted experiment takes nothing, but it can be restored."""
+        """Raises UnavailableError for a deleted experiment: it takes nothing, but it can be restored."""
         with _now_or_later():
             experiment = self._client.get_experiment(self.experiment_id)
         if experiment.lifecycle_stage != "active":
@@ -138,7 +138,7 @@ class MlflowStore:
 
 @contextmanager
 def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
-    """No failure is final, but those of which MLflow says one of `but`."""
+    """No failure in the block is final, except those with an error code in `but`."""
     try:
         yield
     except STORE_FAILURES as error:
@@ -149,7 +149,7 @@ def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
 
 @contextmanager
 def _any_upload_failure_is_for_now() -> Iterator[None]:
-    """Where the artifacts are not the server's, the clients of their storage have errors of their own."""
+    """Artifacts outside the server have storage clients with errors of their own; none of them is final."""
     try:
         yield
     except STORE_FAILURES:

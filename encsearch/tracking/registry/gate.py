@@ -1,8 +1,8 @@
-"""Whether a model takes the champion's place: pure decisions, carried out by `encsearch promote`.
+"""Decide whether a model takes the champion's place: pure functions; `encsearch promote` acts on them.
 
 Both models are scored on the same images, and the gain is judged by a paired bootstrap over these images.
-What the bound does not know: the images may be no sample of those that come later, and a set on which many
-candidates were judged favours those that were chosen on it. So every decision tells how often it was used.
+The bound does not know two things: the images may be no sample of those to come, and a set on which many
+candidates were judged favours those that were chosen on it. So every decision says how often it was used.
 """
 
 import math
@@ -31,8 +31,8 @@ Values = NDArray[np.float64]
 class Candidate:
     """A model as the gate sees it; the champion is one too.
 
-    `pixels` (N, num_classes, 3) are those found, of the truth and predicted, of the same N images for both
-    (`metrics.per_image`). `weights` is their SHA-256, `version` the one in the registry, if it has one.
+    `pixels` (N, num_classes, 3) counts the pixels found, true and predicted, on the same N images for both
+    (`metrics.per_image`). `weights` is their SHA-256, `version` the version in the registry, if there is one.
     """
 
     run_id: str
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Gain:
-    """In mIoU, and its one-sided lower bound."""
+    """A gain in mIoU, and its one-sided lower bound."""
 
     value: float
     lower: float
@@ -58,7 +58,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The verdict, and what was looked at: each check as a sentence with its figures.
+    """The verdict and its checks, each a sentence with its figures.
 
     `gain` is None without a champion to compare with.
     """
@@ -73,7 +73,7 @@ class GateDecision:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Those that speak against it come first."""
+        """The sentences of all checks; those against the candidate come first."""
         return tuple(check.text for check in sorted(self.checks, key=lambda check: check.passed))
 
 
@@ -84,11 +84,11 @@ def decide(
     gate: PromoteConfig,
     place: str = "",
 ) -> GateDecision:
-    """Every check of the gate on its own, so that all that speaks against a candidate is told at once.
+    """Make every check of the gate, so that all reasons against a candidate are reported at once.
 
-    The candidate must be better than the champion by `gate.margin`, surely; no class may fall far; the floors
-    and the number of images hold with and without a champion. `place` says where latencies were measured.
-    Raises UserError when no image has a labelled pixel.
+    The candidate must surely be better than the champion by `gate.margin`; no class may fall far; the floors
+    and the number of images are checked with and without a champion. `place` says where latencies were
+    measured. Raises UserError when no image has a labelled pixel.
     """
     assert champion is None or champion.pixels.shape == candidate.pixels.shape, "not the same images"
     labelled = np.flatnonzero(candidate.pixels[:, :, 1].sum(axis=1))
@@ -125,7 +125,7 @@ def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
 
 
 def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
-    """The gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
+    """Return the gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
 
     The bound is the expanded percentile of Hesterberg (The American Statistician 69, 2015, section 5.3): the
     plain one is too narrow for few images, by sqrt((N - 1) / N) and by the normal in place of Student's t.
@@ -140,10 +140,10 @@ def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
 def resampled_gains(
     candidate: Pixels, champion: Pixels, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Values:
-    """The gain in mIoU on each of `resamples` sets of N images, drawn with replacement, for both the same.
+    """Return the gain in mIoU on each of `resamples` sets of N images, drawn with replacement.
 
-    A set is how often it has each image, so that all its sums are one matrix product, exact in float64 below
-    2 ** 53 pixels.
+    Both models get the same sets. A set is stored as the count of each image, so that all sums are one matrix
+    product, exact in float64 below 2 ** 53 pixels.
     """
     num_images = len(candidate)
     rng = np.random.default_rng(seed)
@@ -159,13 +159,13 @@ def resampled_gains(
 
 
 def mean_iou(pixels: Pixels) -> float:
-    """Of sums (C, 3) over a set; classes that truth and prediction lack are left out, as in `scores`."""
+    """Return the mIoU of sums (C, 3); classes that truth and prediction lack are left out, as in `scores`."""
     ious = class_ious(pixels)
     return sum(ious.values()) / len(ious)
 
 
 def class_ious(pixels: Pixels) -> dict[int, float]:
-    """By the index of the class."""
+    """Return the IoU of each class by its index."""
     found, truth, predicted = pixels.T
     union = truth + predicted - found
     return {int(index): int(found[index]) / int(union[index]) for index in np.flatnonzero(union)}
@@ -187,13 +187,13 @@ def _check_image_count(number: int, least: int) -> GateCheck:
 
 
 def _check_confidence(number: int, confidence: float) -> Iterator[GateCheck]:
-    """Of N images all favour an equal model by luck in 2 ** -N of cases, and no resampling can tell."""
+    """All of N images favour an equal model by luck in 2 ** -N of cases, which no resampling can show."""
     least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
     if number < least:
         yield GateCheck(
             False,
-            f"{format_count(number, 'labelled image')} cannot tell with {format_param(confidence)} "
-            f"confidence, {format_count(least)} can",
+            f"{format_count(number, 'labelled image')}, too few for {format_param(confidence)} confidence, "
+            f"which needs {format_count(least)}",
         )
 
 
@@ -206,7 +206,7 @@ def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
 
 
 def _check_gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
-    """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
+    """The bound must be above 0 in any case: an equal model is refused, and so is an unsure gain."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
         f"mIoU {format_score(value)} against {format_score(value - gain.value)}: "
@@ -264,7 +264,7 @@ def _floor_by_class(candidate: Pixels, classes: Sequence[str], gate: PromoteConf
 
 
 def _shown_classes(pixels: Pixels, least: int) -> list[int]:
-    """The classes that the truth of at least `least` images shows."""
+    """List the classes that the truth of at least `least` images shows."""
     return [int(index) for index in np.flatnonzero((pixels[:, :, 1] > 0).sum(axis=0) >= least)]
 
 

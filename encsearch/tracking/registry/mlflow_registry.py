@@ -1,6 +1,6 @@
-"""The log of decisions in MLflow: a second registered model, NAME.decisions, with a version for each.
+"""The log of decisions in MLflow: a second registered model, NAME.decisions, one version for each decision.
 
-MLflow numbers the versions of a model in one transaction and never gives a number again, so they are an
+MLflow numbers the versions of a model in one transaction and never reuses a number, so they are an
 append-only log in a total order, on SQLite, on PostgreSQL and through a server (read in MLflow 3.17:
 `create_model_version` of its SQLAlchemy store takes the highest number, of deleted versions too, plus one,
 under a primary key, and tries again when another transaction was first).
@@ -34,7 +34,7 @@ SOURCE = "decision:/none"
 
 @dataclass(frozen=True)
 class MlflowRegistry:
-    """`moves.Registry` in MLflow. Each call tries again for a minute, then raises PreflightError."""
+    """`aliases.Registry` in MLflow. Each call is retried for a minute, then raises PreflightError."""
 
     tracking: Tracking
     model: str
@@ -47,7 +47,7 @@ class MlflowRegistry:
         return call_with_retries(self.tracking.uri, self._read_log)
 
     def append(self, draft: Draft) -> int:
-        """What fails may have been stored all the same, so the draft is looked for before another try."""
+        """A call that fails may have stored the draft, so every try looks for it first."""
         call_with_retries(self.tracking.uri, self._ensure_log)
 
         def create() -> int:
@@ -97,7 +97,7 @@ class MlflowRegistry:
             self.tracking.client.search_model_versions,
             filter_string=f"name = '{self.decisions}'",
             max_results=1000,
-            # MLflow sorts by the time of the last change, by which a version can slip from page to page.
+            # By default MLflow sorts by the time of the last change, so a version could slip between pages.
             order_by=["version_number ASC"],
         )
         return tuple(self._entry(int(v.version), v.tags) for v in versions if ID_TAG in v.tags)
@@ -108,7 +108,7 @@ class MlflowRegistry:
         except (KeyError, ValueError, TypeError) as error:
             raise PreflightError(
                 f"{self.decisions} version {number}: no decision that this encsearch can read ({error!r}); "
-                "mend its tags in MLflow, or delete that version, which leaves a hole in the log"
+                "repair its tags in MLflow, or delete that version, which leaves a hole in the log"
             ) from None
 
     def _ensure_log(self) -> None:
