@@ -32,6 +32,7 @@ LIMIT = 50
 MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
+WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 
 
 @click.command()
@@ -43,8 +44,8 @@ LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
 def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: bool) -> None:
     """Open MLflow on the records, and print the pages of the run or sweep in FOLDER.
 
-    Serves a local store until Ctrl-C. A server in MLFLOW_TRACKING_URI is not started again. --json prints as
-    --print does.
+    Serves a local store until Ctrl-C; starts nothing if MLFLOW_TRACKING_URI is a server. --json only prints,
+    as --print does.
     """
     if only_print or as_json:
         from encsearch.workflow.browse import links_of
@@ -59,7 +60,7 @@ def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: boo
 
 @click.group()
 def runs() -> None:
-    """List, show and compare what is recorded in MLflow.
+    """List, show and compare the runs in MLflow.
 
     RUN is a run's id, the start of one, its name, or the folder of a job.
     """
@@ -71,7 +72,7 @@ def runs() -> None:
 @click.option("--sweep", metavar="RUN", help="The trials of a sweep, the best first.")
 @click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
 @click.option("--sort", metavar="NAME[:asc]", help="Metric, param or attribute, the greatest first.")
-@click.option("--columns", help="Names of metrics, params, tags or attributes, by commas.")
+@click.option("--columns", help="Names of metrics, params, tags or attributes, comma-separated.")
 @click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True)
 @json_option
 def list_(
@@ -84,7 +85,7 @@ def list_(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Jobs of the experiment, the newest first.
+    """List the jobs of the experiment, the newest first.
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
@@ -111,7 +112,7 @@ def list_(
 @click.argument("run")
 @json_option
 def show_(run: str, as_json: bool) -> None:
-    """One run: what its recipe sets, its figures, where it comes from, its files and what it consists of."""
+    """Show one run: what its recipe sets, its metrics, lineage, files and children."""
     from encsearch.tracking.browse.rows import find_changed_params, lineage_tags
     from encsearch.tracking.browse.runs import detail
 
@@ -133,7 +134,7 @@ def show_(run: str, as_json: bool) -> None:
 @click.argument("run", nargs=-1, required=True)
 @json_option
 def compare(run: tuple[str, ...], as_json: bool) -> None:
-    """Runs side by side: the params in which they differ, and all metrics, the best marked by *."""
+    """Show runs side by side: the params in which they differ, and all metrics, the best marked by *."""
     from encsearch.errors import UserError
     from encsearch.tracking.browse.rows import SHORT_ID, best_columns, find_varying_params, metric_names
 
@@ -162,7 +163,7 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
 
 
 def _tracking(*named: str) -> "Tracking":
-    """The environment's store, or the one that the first job's folder among the named was recorded in."""
+    """Open the environment's store, or the store of the first job's folder among the named."""
     from encsearch.tracking.browse.runs import open_experiment
     from encsearch.tracking.uris import existing_store
     from encsearch.workflow.browse import job_of, store_of
@@ -179,7 +180,7 @@ def _find(tracking: "Tracking", text: str) -> "RunRow":
 
 
 def _defaults() -> dict[str, str]:
-    """What a recipe that says nothing but its data comes to, as MLflow has it."""
+    """Return the params that MLflow holds of a recipe that sets nothing but its data."""
     from encsearch.config import Config, DataConfig, Dimension, SearchConfig, flatten
 
     search = SearchConfig(space={"optim.lr": Dimension(loguniform=(0.001, 0.1))})
@@ -222,7 +223,7 @@ def _format_run(found: "Detail", chosen: dict[str, str]) -> str:
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Long decimals rounded; ids, names, counts and versions stay, whatever digits they have."""
+    """Round long decimals; ids, names, counts and versions stay, whatever digits they have."""
     if name in ("start_time", "end_time") and value is not None:
         return format_time(value / 1000)
     if isinstance(value, float):
@@ -233,9 +234,6 @@ def _cell(name: str, value: Any) -> Any:
 
 def _format_links(links: dict[str, str]) -> str:
     return "\n".join(f"{name}: {link}" for name, link in links.items())
-
-
-WAIT_S = 60.0
 
 
 @click.command()
@@ -257,10 +255,11 @@ WAIT_S = 60.0
 )
 @json_option
 def sync(folders: tuple[Path, ...], wait_s: float, as_json: bool) -> None:
-    """Send to MLflow what a killed job, or an outage, has left unsent.
+    """Send to MLflow what a killed job or an outage has left unsent.
 
-    FOLDER is a job's, or one of jobs such as runs/. Runs whose process is dead are closed as KILLED. A job
-    that is running is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be used.
+    FOLDER is a job's folder, or a folder of jobs such as runs/. Runs whose process is dead are closed as
+    KILLED. A running job is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be
+    used.
     """
     from encsearch.workflow.sync import sync as run
 

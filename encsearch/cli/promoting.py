@@ -64,7 +64,7 @@ def rollback(model: str, version: str | None, alias: str, as_json: bool) -> None
 @click.argument("name", required=False)
 @json_option
 def models(name: str | None, as_json: bool) -> None:
-    """List the registered models, their aliases and figures; of the model NAME the decisions too."""
+    """List the registered models, their aliases and scores; with NAME also the decisions on that model."""
     from encsearch.workflow.models import models as run
 
     found = run(name)
