@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from encsearch.config import Config
     from encsearch.workflow.check import Checked
 
-
-def show(config: "Config", checked: "Checked", as_json: bool) -> None:
-    """Print the result of a check; see `workflow.check`."""
-    from encsearch.workflow.check import lines
-
-    search = asdict(checked.search) if checked.search else None
-    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
-
-
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
 out_option = click.option(
@@ -32,6 +23,14 @@ out_option = click.option(
     callback=absolute,
     help="Folder for the runs.",
 )
+
+
+def show(config: "Config", checked: "Checked", as_json: bool) -> None:
+    """Print the result of a check; see `workflow.check`."""
+    from encsearch.workflow.check import lines
+
+    search = asdict(checked.search) if checked.search else None
+    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(lines(config, checked)))
 
 
 @click.command()

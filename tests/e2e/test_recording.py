@@ -131,13 +131,13 @@ JOB = """
 import sys, time
 from pathlib import Path
 from encsearch.reports import Report
-from encsearch.tracking.outbox.record import owned
-from encsearch.tracking.outbox.sender import sending
+from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.outbox.sender import run_sender
 job = Path(sys.argv[1])
-with sending() as sender:
+with run_sender() as sender:
     sender.store()
     assert "mlflow" not in sys.modules
-    with owned(job) as record:
+    with own_record(job) as record:
         sender.follow(job)
         run = record.start("training", params={}, tags={})
         run.log(Report(0, 10, 1.5, {"mIoU": 0.5}))
