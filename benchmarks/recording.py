@@ -38,8 +38,8 @@ from encsearch.reports import MemoryRecorder, Recorder, Report
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.outbox.events import Dataset
 from encsearch.tracking.outbox.forward import read_sent
-from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, Record, RunRecord, owned
-from encsearch.tracking.outbox.sender import Sender, sending
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, Record, RunRecord, own_record
+from encsearch.tracking.outbox.sender import Sender, run_sender
 from tests.e2e.head import free_ports
 from tests.e2e.stored import Held, send_once, send_under_kills, stored, written
 
@@ -85,7 +85,7 @@ def main() -> None:
         folder = Path(scratch)
         database = folder / "mlflow.db"
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
-        with sending() as sender:
+        with run_sender() as sender:
             # Set up by another process: a connection to a database must not cross the forks that follow.
             experiment_id = sender.store().experiment_id
         # The kills come first: their senders are forks, which must not inherit a store that was opened.
@@ -161,8 +161,8 @@ def measure_outages(folder: Path, server: "Server", phase_s: float) -> Outages:
     training = Training()
     phases: list[Phase] = []
     server.start()
-    with sending() as sender:
-        with owned(folder) as record:
+    with run_sender() as sender:
+        with own_record(folder) as record:
             recorder = begin(record, sender, folder)
             for fault in (server.kill, server.hang, server.refuse):
                 phases.append(training.run("up", phase_s, recorder))
@@ -187,7 +187,7 @@ def measure_cost(folder: Path, server: "Server", pairs: int) -> Cost:
     training = Training()
     rng = random.Random(SEED)
     ratios, blocks, logs = [], [], []
-    with sending() as sender, owned(folder) as record:
+    with run_sender() as sender, own_record(folder) as record:
         recorder = begin(record, sender, folder)
         training.block(recorder)  # the first is slower
         for _ in range(pairs):
@@ -369,7 +369,7 @@ def write_record(folder: Path) -> Path:
     folder.mkdir()
     params = {f"param{i}": i for i in range(120)}
     data = Dataset("scenes", "f" * 64, "scenes", {"images": 48})
-    with owned(folder) as record:
+    with own_record(folder) as record:
         (folder / "notes.txt").write_text("kept\n")
         parent = record.start("sweep", params=params, tags={"encsearch.kind": "sweep"}, dataset=data)
         for name, status in (("trial0", "FINISHED"), ("trial1", "KILLED")):

@@ -9,6 +9,6 @@ from encsearch.tracking.browse.views import MARK
 
 
 def unpacked(text: str) -> dict[str, Any]:
-    """The inverse of `packed`."""
+    """The inverse of `pack_state`."""
     values: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text.removeprefix(MARK))))
     return values

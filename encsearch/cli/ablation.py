@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
     callback=absolute,
-    help="Go on with an ablation of the same recipe that was broken off.",
+    help="Go on with an interrupted ablation of the same recipe.",
 )
 @click.option("--dry-run", is_flag=True, help="Check every row and list the trainings, without training.")
 @json_option
@@ -35,7 +35,7 @@ def ablate(
     """Train the paper's ablation of RECIPE side by side, and compare the rows.
 
     FCN, + Encoding, + SE-loss, pooling in the codewords' place, other heads, and the curves over K and alpha,
-    each with every seed, as the recipe's ablate: block says. The figures are of the last epoch.
+    each with every seed, as the recipe's ablate: block says. The scores are those of the last epoch.
     """
     from encsearch.cli.progress import progress
     from encsearch.config import load_config
@@ -100,7 +100,7 @@ def _ablated_text(done: "Ablated") -> str:
         [
             table(header, rows),
             "",
-            "[95 % interval of the mean over seeds]; * the interval of the difference leaves out 0",
+            "[95 % interval of the mean over seeds]; * the interval of the difference excludes 0",
             *verdicts(done.story),
             "",
             f"report: {done.report}",

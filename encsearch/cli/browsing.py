@@ -32,6 +32,7 @@ LIMIT = 50
 MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
+WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 
 
 @click.command()
@@ -43,23 +44,23 @@ LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
 def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: bool) -> None:
     """Open MLflow on the records, and print the pages of the run or sweep in FOLDER.
 
-    Serves a local store until Ctrl-C. A server in MLFLOW_TRACKING_URI is not started again. --json prints as
-    --print does.
+    Serves a local store until Ctrl-C; starts nothing if MLFLOW_TRACKING_URI is a server. --json only prints,
+    as --print does.
     """
     if only_print or as_json:
         from encsearch.workflow.browse import find_links
 
         links = find_links(folder, host, port)
-        emit(links, as_json, _lines(links))
+        emit(links, as_json, _format_links(links))
         return
     from encsearch.workflow.browse import show
 
-    show(folder, host, port, say, lambda pages: print(_lines(pages), flush=True))
+    show(folder, host, port, say, lambda pages: print(_format_links(pages), flush=True))
 
 
 @click.group()
 def runs() -> None:
-    """List, show and compare what is recorded in MLflow.
+    """List, show and compare the runs in MLflow.
 
     RUN is a run's id, the start of one, its name, or the folder of a job.
     """
@@ -71,7 +72,7 @@ def runs() -> None:
 @click.option("--sweep", metavar="RUN", help="The trials of a sweep, the best first.")
 @click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
 @click.option("--sort", metavar="NAME[:asc]", help="Metric, param or attribute, the greatest first.")
-@click.option("--columns", help="Names of metrics, params, tags or attributes, by commas.")
+@click.option("--columns", help="Names of metrics, params, tags or attributes, comma-separated.")
 @click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True)
 @json_option
 def list_(
@@ -84,11 +85,11 @@ def list_(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Jobs of the experiment, the newest first.
+    """List the jobs of the experiment, the newest first.
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
-    from encsearch.tracking.browse.rows import Query, main_metric, searched
+    from encsearch.tracking.browse.rows import Query, find_searched_paths, main_metric
     from encsearch.tracking.browse.runs import search
 
     tracking = _tracking(*([sweep] if sweep else []))
@@ -102,7 +103,8 @@ def list_(
         say(f"the first {format_count(limit, 'run')}; --limit shows more")
     shown = rows[:limit]
     own = [f"best/{main_metric([parent] if parent else shown)}", "epoch"]
-    names = columns.split(",") if columns else [*LISTED, *own, *(searched(parent.params) if parent else ())]
+    searched = find_searched_paths(parent.params) if parent else ()
+    names = columns.split(",") if columns else [*LISTED, *own, *searched]
     emit([_values(row) for row in shown], as_json, _table(shown, names))
 
 
@@ -110,13 +112,13 @@ def list_(
 @click.argument("run")
 @json_option
 def show_(run: str, as_json: bool) -> None:
-    """One run: what its recipe sets, its figures, where it comes from, its files and what it consists of."""
-    from encsearch.tracking.browse.rows import lineage_tags, set_params
+    """Show one run: what its recipe sets, its metrics, lineage, files and children."""
+    from encsearch.tracking.browse.rows import find_changed_params, lineage_tags
     from encsearch.tracking.browse.runs import detail
 
     tracking = _tracking(run)
     found = detail(tracking, _find(tracking, run))
-    chosen = set_params(found.row.params, _defaults())
+    chosen = find_changed_params(found.row.params, _defaults())
     values = {
         **_values(found.row),
         "set_params": chosen,
@@ -125,22 +127,22 @@ def show_(run: str, as_json: bool) -> None:
         "artifacts": dict(found.artifacts),
         "children": [_values(child) for child in found.children],
     }
-    emit(values, as_json, _shown(found, chosen))
+    emit(values, as_json, _format_run(found, chosen))
 
 
 @runs.command("compare")
 @click.argument("run", nargs=-1, required=True)
 @json_option
 def compare(run: tuple[str, ...], as_json: bool) -> None:
-    """Runs side by side: the params in which they differ, and all metrics, the best marked by *."""
+    """Show runs side by side: the params in which they differ, and all metrics, the best marked by *."""
     from encsearch.errors import UserError
-    from encsearch.tracking.browse.rows import SHORT_ID, best_columns, metric_names, varying
+    from encsearch.tracking.browse.rows import SHORT_ID, best_columns, find_varying_params, metric_names
 
     if len(run) < 2:
         raise UserError(f"`runs compare` takes two runs or more, but got {len(run)}; see `runs show`")
     tracking = _tracking(*run)
     rows = [_find(tracking, text) for text in run]
-    params, metrics = varying(rows), metric_names(rows)
+    params, metrics = find_varying_params(rows), metric_names(rows)
     values = {
         "runs": [{"run_id": row.run_id, "name": row.name, "status": row.status} for row in rows],
         "params": {name: [row.params.get(name) for row in rows] for name in params},
@@ -161,7 +163,7 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
 
 
 def _tracking(*named: str) -> "Tracking":
-    """The environment's store, or the one that the first job's folder among the named was recorded in."""
+    """Open the environment's store, or the store of the first job's folder among the named."""
     from encsearch.tracking.browse.runs import open_experiment
     from encsearch.tracking.uris import existing_store
     from encsearch.workflow.browse import find_job, find_store
@@ -178,7 +180,7 @@ def _find(tracking: "Tracking", text: str) -> "RunRow":
 
 
 def _defaults() -> dict[str, str]:
-    """What a recipe that says nothing but its data comes to, as MLflow has it."""
+    """Return the params that MLflow holds of a recipe that sets nothing but its data."""
     from encsearch.config import Config, DataConfig, Dimension, SearchConfig, flatten
 
     search = SearchConfig(space={"optim.lr": Dimension(loguniform=(0.001, 0.1))})
@@ -197,7 +199,7 @@ def _table(rows: Sequence["RunRow"], names: Sequence[str]) -> str:
     return table(names, [[_cell(name, column(row, name)) for name in names] for row in rows])
 
 
-def _shown(found: "Detail", chosen: dict[str, str]) -> str:
+def _format_run(found: "Detail", chosen: dict[str, str]) -> str:
     from encsearch.tracking.browse.rows import lineage_tags, main_metric, metric_names
 
     row = found.row
@@ -221,7 +223,7 @@ def _shown(found: "Detail", chosen: dict[str, str]) -> str:
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Long decimals rounded; ids, names, counts and versions stay, whatever digits they have."""
+    """Round long decimals; ids, names, counts and versions stay, whatever digits they have."""
     if name in ("start_time", "end_time") and value is not None:
         return format_time(value / 1000)
     if isinstance(value, float):
@@ -230,11 +232,8 @@ def _cell(name: str, value: Any) -> Any:
     return format_param(float(value)) if is_decimal else value
 
 
-def _lines(links: dict[str, str]) -> str:
+def _format_links(links: dict[str, str]) -> str:
     return "\n".join(f"{name}: {link}" for name, link in links.items())
-
-
-WAIT_S = 60.0
 
 
 @click.command()
@@ -256,10 +255,11 @@ WAIT_S = 60.0
 )
 @json_option
 def sync(folders: tuple[Path, ...], wait_s: float, as_json: bool) -> None:
-    """Send to MLflow what a killed job, or an outage, has left unsent.
+    """Send to MLflow what a killed job or an outage has left unsent.
 
-    FOLDER is a job's, or one of jobs such as runs/. Runs whose process is dead are closed as KILLED. A job
-    that is running is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be used.
+    FOLDER is a job's folder, or a folder of jobs such as runs/. Runs whose process is dead are closed as
+    KILLED. A running job is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be
+    used.
     """
     from encsearch.workflow.sync import sync as run
 

@@ -1,4 +1,4 @@
-"""What people and machines read: lines on stderr, results on stdout."""
+"""Output of commands: lines for people on stderr, results on stdout."""
 
 import json
 import math
@@ -15,22 +15,22 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 
 
 def absolute(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """A click callback: a path that still holds when the working directory of a job is deleted."""
+    """A click callback: make a path absolute, so that it holds when the working directory is deleted."""
     return value.absolute() if value else None
 
 
 def say(line: str) -> None:
-    """One line for people, on stderr."""
+    """Print one line for people, on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
-    """The command's result on stdout: as JSON, or as text for people."""
+    """Print the command's result on stdout: as JSON, or as text for people."""
     print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text, flush=True)
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for figures that JSON does not have, as of a training that diverged."""
+    """Replace NaN and infinity by null, since JSON has neither; a training that diverged has them."""
     if isinstance(value, Mapping):
         return {name: _finite(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
@@ -39,7 +39,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A plain text table; numbers are aligned right."""
+    """Format a plain text table; numbers are aligned right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]

@@ -27,7 +27,7 @@ def import_() -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 def camvid(source: Path, store: Path) -> None:
-    """CamVid: train/, trainannot/, val/, valannot/ and optionally test/, testannot/."""
+    """Import CamVid: train/, trainannot/, val/, valannot/ and optionally test/, testannot/."""
     from encsearch.data.importers.camvid import import_camvid
 
     _say_written(import_camvid(source, store), store)
@@ -37,9 +37,11 @@ def camvid(source: Path, store: Path) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--classes", help="Class names, comma-separated; default: SOURCE/classes.txt.")
-@click.option("--val-fraction", default=0.2, show_default=True, help="When there are no train/ and val/.")
+@click.option(
+    "--val-fraction", default=0.2, show_default=True, help="Share for val if there are no train/ and val/."
+)
 def folder(source: Path, store: Path, classes: str | None, val_fraction: float) -> None:
-    """Pairs of files of one name in images/ and masks/, with or without train/ and val/ in each."""
+    """Import pairs of files with the same name in images/ and masks/, which may contain train/ and val/."""
     from encsearch.data.importers.folder import import_folder
 
     names = [name.strip() for name in classes.split(",")] if classes is not None else None
@@ -56,7 +58,7 @@ def folder(source: Path, store: Path, classes: str | None, val_fraction: float) 
 @click.option("--size", default=64, show_default=True, type=click.IntRange(64, 512), help="Image side, px.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, seed: int) -> None:
-    """Generate `scenes`: look-alike classes that only the rest of the image tells apart."""
+    """Generate `scenes`: look-alike classes that only the rest of the image distinguishes."""
     from encsearch.data.scenes import generate_scenes
 
     manifest = generate_scenes(
@@ -69,7 +71,7 @@ def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, 
 @click.argument("store", type=click.Path(path_type=Path))
 @json_option
 def check(store: Path, as_json: bool) -> None:
-    """Verify every checksum, decode every sample, look for leaks; exit code 2 when something is wrong."""
+    """Verify every checksum, decode every sample, look for leaks; exit code 2 if something is wrong."""
     from encsearch.data.audit import check_store
     from encsearch.data.manifest import StoreError
 
@@ -88,7 +90,7 @@ def check(store: Path, as_json: bool) -> None:
 @click.option("--split", default="train", show_default=True)
 @json_option
 def stats(store: Path, split: str, as_json: bool) -> None:
-    """Pixels and images of each class in a split."""
+    """Count the pixels and images of each class in a split."""
     from encsearch.data.store import Store
 
     result = Store(store).stats(split)

@@ -43,7 +43,7 @@ def demo(recipe: str, out: Path) -> None:
             promoted = promote(str(done.folder))
             shown.say(f"{promoted.uri} is version {promoted.version}: {'; '.join(promoted.reasons)}")
         except GateRefusedError as refused:
-            # A second demo on the same records: the first one's champion may be as good.
+            # In a second demo on the same records the first one's champion may be as good.
             shown.say(str(refused))
         shown.say("predicting unseen images with the champion")
         champion = f"models:/{config.promote.model_name}@{config.promote.alias}"
@@ -55,7 +55,7 @@ def demo(recipe: str, out: Path) -> None:
 
 
 def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
-    """A sheet of test images: truth, the label maps of a baseline of each context, and the champion's."""
+    """Draw test images, their truth, the label maps of a baseline of each context, and the champion's."""
     from encsearch.data.datasets import evenly_spaced
     from encsearch.data.store import Store
     from encsearch.inference.predictor import Predictor, comparison_sheet

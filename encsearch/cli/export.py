@@ -1,4 +1,4 @@
-"""`encsearch export`, and its way back: `encsearch import-weights`."""
+"""`encsearch export` and `encsearch import-weights`."""
 
 import re
 from dataclasses import asdict
@@ -15,6 +15,10 @@ from encsearch.text import format_count
 
 if TYPE_CHECKING:
     from encsearch.data.datasets import DatasetInfo
+
+# A published file does not say which data it was trained on; its bundle has these values instead.
+UNKNOWN_STORE = "unknown"
+UNKNOWN_FINGERPRINT = "unknown"
 
 
 @click.command()
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 def export(model: str, format_: str, out: Path, size: str | None, as_json: bool) -> None:
     """Write MODEL (a run's folder, a bundle, or models:/NAME@ALIAS) for other programs, and check the files.
 
-    The graphs take RGB in 0..1, and model.json tells the rest.
+    The graphs take RGB in 0..1; model.json describes the rest.
     """
     from encsearch.inference.export import FORMATS, export_bundle
     from encsearch.tracking.registry.fetch import fetch_bundle
@@ -56,11 +60,6 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-# What a bundle says of the data of its training, of which a published file says nothing.
-UNKNOWN_STORE = "unknown"
-UNKNOWN_FINGERPRINT = "unknown"
-
-
 @click.command("import-weights")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -70,11 +69,11 @@ UNKNOWN_FINGERPRINT = "unknown"
 )
 @json_option
 def import_weights(file: Path, out: Path, store: Path | None, classes: Path | None, as_json: bool) -> None:
-    """Make the model OUT, for `eval` and `predict`, of the EncNet in FILE.
+    """Make the model OUT, for `eval` and `predict`, from the EncNet in FILE.
 
     FILE (.pth or .safetensors) is a checkpoint of the authors' code (PyTorch-Encoding) or of mmsegmentation.
-    What the network looks like is read from its tensors. Without --store and --classes the classes are
-    called class0, class1, ...
+    The shape of the network is read from its tensors. Without --store and --classes the classes are called
+    class0, class1, ...
     """
     if store and classes:
         raise click.UsageError("--store and --classes both name the classes; give one of them")
@@ -82,7 +81,7 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.published import read_published
 
-    check_free(out)  # a bundle replaces what is at its place, and the path may be a slip
+    check_free(out)  # a bundle would replace what is there, and the path may be a mistake
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
@@ -107,7 +106,7 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
 
 
 def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":
-    """Raises UserError for names that cannot be read, or are not as many as the model has classes."""
+    """Find the names of the classes. Raises UserError if they cannot be read or their number is wrong."""
     from encsearch.data.datasets import DatasetInfo, default_palette
 
     if store:

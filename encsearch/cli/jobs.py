@@ -19,7 +19,9 @@ address_option = click.option(
 @address_option
 @click.option("--no-wait", is_flag=True, help="Return when the job is submitted; do not follow it.")
 @click.option("--id", "submission_id", help="Name of the job; default: one that Ray makes.")
-@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set in the job; repeatable.")
+@click.option(
+    "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable to set in the job; repeatable."
+)
 @click.argument("command", type=click.Choice(["train", "sweep", "ablate", "promote"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(
@@ -32,7 +34,7 @@ def submit(
 ) -> None:
     """Run `encsearch COMMAND ARGUMENTS` on a Ray cluster in a copy of this folder; exit as it exits.
 
-    .git, data, runs and what git ignores stay behind. MLFLOW_* variables travel along.
+    .git, data, runs and files that git ignores are not sent. MLFLOW_* variables are.
     """
     from encsearch.submit.client import follow
     from encsearch.submit.client import submit as run
@@ -56,14 +58,14 @@ def submit(
 
 @click.group()
 def jobs() -> None:
-    """List, follow and stop jobs."""
+    """List, follow and stop jobs of a Ray cluster."""
 
 
 @jobs.command("list")
 @address_option
 @json_option
 def list_(address: str | None, as_json: bool) -> None:
-    """All jobs of the cluster, the newest first."""
+    """List all jobs of the cluster, the newest first."""
     from encsearch.submit.client import list_jobs
 
     found = list_jobs(address=address)
@@ -73,7 +75,7 @@ def list_(address: str | None, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--follow", "following", is_flag=True, help="Until the job is over; exit as it exits.")
+@click.option("--follow", "following", is_flag=True, help="Go on until the job is over; exit as it exits.")
 @address_option
 def logs(job_id: str, following: bool, address: str | None) -> None:
     """Print what a job has written."""
@@ -89,7 +91,7 @@ def logs(job_id: str, following: bool, address: str | None) -> None:
 @address_option
 @json_option
 def status(job_id: str, address: str | None, as_json: bool) -> None:
-    """One job as it is now."""
+    """Show the state of a job."""
     from encsearch.submit import client
 
     job = client.status(job_id, address=address)

@@ -1,4 +1,4 @@
-"""`encsearch`: the table of commands, and how an error becomes one line and an exit code."""
+"""`encsearch`: the table of commands; errors become one line and an exit code."""
 
 import importlib
 import signal
@@ -15,24 +15,24 @@ from encsearch.redaction import without_secrets
 
 # name: (module, help). The module is imported when its command runs, so `--help` stays instant.
 COMMANDS = {
-    "demo": ("demo", "The whole of it on generated data: sweep, confirm, promote, predict, report."),
+    "demo": ("demo", "Do everything on generated data: sweep, confirm, promote, predict, report."),
     "data": ("data", "Import, generate, check and describe data sets."),
     "check": ("training", "Validate a recipe against its data, without training."),
-    "train": ("training", "Train one configuration by Ray Train and record it."),
+    "train": ("training", "Train one configuration with Ray Train and record it."),
     "sweep": ("sweeping", "Search hyperparameters, confirm the finalists, write a report."),
     "resume": ("sweeping", "Go on with a sweep that was killed, or extend a finished one."),
     "ablate": ("ablation", "Train the paper's ablation side by side: table, curves, pictures."),
-    "report": ("sweeping", "Write the HTML report of a sweep anew."),
+    "report": ("sweeping", "Write the HTML report of a sweep again."),
     "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),
     "predict": ("predicting", "Write label maps and overlays of images."),
     "serve": ("serving", "Serve a model over HTTP: images in, label maps out, in batches."),
-    "export": ("export", "Write a model as torch.export, ONNX or safetensors files, checked against it."),
-    "import-weights": ("export", "Make a model of a published EncNet's weights."),
+    "export": ("export", "Write a model as torch.export, ONNX or safetensors files, and check them."),
+    "import-weights": ("export", "Make a model from a published EncNet's weights."),
     "promote": ("promoting", "Register the best checkpoint and move an alias to it, if it is better."),
     "rollback": ("promoting", "Move an alias back to the version before."),
-    "models": ("promoting", "List registered models, their aliases, and what was decided on them."),
-    "ui": ("browsing", "Open MLflow on the records: serve a local store, print the pages of a job."),
-    "runs": ("browsing", "List, show and compare what is recorded in MLflow."),
+    "models": ("promoting", "List registered models, their aliases, and the decisions on them."),
+    "ui": ("browsing", "Open MLflow: serve a local store, print the pages of a job."),
+    "runs": ("browsing", "List, show and compare the runs in MLflow."),
     "sync": ("browsing", "Send to MLflow what a killed job or an outage has left unsent."),
     "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
     "jobs": ("jobs", "List, follow and stop jobs."),
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def terminate(signum: int, frame: FrameType | None) -> None:
         nonlocal received
         received = signal.Signals(signum)
-        # As Ctrl-C does: Ray 2.60 passes this on, and makes a SystemExit(1) of any SystemExit.
+        # As Ctrl-C does: Ray 2.60 passes this on, but turns any SystemExit into SystemExit(1).
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)

@@ -1,4 +1,4 @@
-"""`encsearch eval`, and the model argument that other commands take, too."""
+"""`encsearch eval`, and the model argument that other commands share."""
 
 import re
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def eval_(
 
 
 def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
-    """The model with its eval section changed. Raises UserError for any other path: the model is trained."""
+    """Fetch a model and change its eval section. Raises UserError for other paths: the model is trained."""
     from encsearch.config import with_overrides
     from encsearch.tracking.registry.fetch import fetch_bundle
 
@@ -69,7 +69,7 @@ def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
 
 
 def _report(result: "Evaluation", classes: Sequence[str], place: str) -> str:
-    """A table of classes, one of object sizes, and a line with the figures of all classes together."""
+    """Format a table of classes, one of object sizes, and a line with the scores over all classes."""
     by_class = {
         "IoU %": result.class_iou,
         "accuracy %": result.class_acc,

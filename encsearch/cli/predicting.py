@@ -28,9 +28,9 @@ IMAGES_A_LINE = 50  # of progress, where there is no terminal
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Neighbours of one size that go through the network together.",
+    help="Images at once, of consecutive images of one size.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave damaged images out instead of refusing them all.")
+@click.option("--skip-bad", is_flag=True, help="Leave out damaged images instead of refusing all images.")
 @device_option
 @json_option
 def predict(
@@ -46,7 +46,7 @@ def predict(
 
     Writes NAME.png, the label map, and NAME.overlay.png, the picture under its classes' colours; sub-folders
     are kept apart. PATH=VALUE changes the eval section of its recipe, as in eval.flip=true; write ./a.b=c for
-    such a file.
+    a file of such a name.
     """
     from encsearch.inference.label_files import find_damaged, find_images, write_labels
     from encsearch.inference.predictor import Predictor
@@ -83,7 +83,7 @@ def _row(found: "Labels") -> dict[str, Any]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a line now and then anywhere else; both on stderr."""
+    """Show a bar on a terminal, elsewhere a line after every IMAGES_A_LINE images; both on stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn

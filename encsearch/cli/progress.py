@@ -23,7 +23,7 @@ from encsearch.workflow.job import Progress
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """The progress that fits where stderr goes."""
+    """Show progress on stderr, in the form that suits a terminal or a file."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
@@ -35,7 +35,7 @@ def progress() -> Iterator[Progress]:
 
 
 class LineProgress:
-    """One line an event; of a trial its start and its end."""
+    """One line for each event; a trial has one for its start and one for its end."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()

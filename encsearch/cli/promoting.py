@@ -64,16 +64,16 @@ def rollback(model: str, version: str | None, alias: str, as_json: bool) -> None
 @click.argument("name", required=False)
 @json_option
 def models(name: str | None, as_json: bool) -> None:
-    """List the registered models, their aliases and figures; of the model NAME the decisions too."""
+    """List the registered models, their aliases and scores; with NAME also the decisions on that model."""
     from encsearch.workflow.models import models as run
 
     found = run(name)
     for line in found.warnings:
         say(f"warning: {line}")
-    emit(asdict(found), as_json, _shown(found))
+    emit(asdict(found), as_json, _format_models(found))
 
 
-def _shown(found: "Models") -> str:
+def _format_models(found: "Models") -> str:
     if not found.versions:
         return "no models are registered"
     versions = table(

@@ -14,7 +14,7 @@ UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def num_bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A click callback: a number of bytes, as in 20MB."""
+    """A click callback: parse a number of bytes, such as 20MB."""
     found = re.fullmatch(r"(\d+)(kB|MB|GB|)", value)
     if not found or int(found[1]) == 0:
         raise click.BadParameter(f"{value} is no number of bytes; write it as 500kB or 20MB")
@@ -22,7 +22,7 @@ def num_bytes(context: click.Context, parameter: click.Parameter, value: str) ->
 
 
 def num_pixels(context: click.Context, parameter: click.Parameter, value: float) -> int:
-    """A click callback: a whole number, as in 40e6."""
+    """A click callback: parse a whole number, such as 40e6."""
     if not 1 <= value < float("inf"):
         raise click.BadParameter(f"{format_param(value)} is no number of pixels; write it as 40e6")
     return int(value)
@@ -47,9 +47,11 @@ def num_pixels(context: click.Context, parameter: click.Parameter, value: float)
     help="How long an image waits for others.",
 )
 @click.option(
-    "--max-bytes", default="20MB", show_default=True, callback=num_bytes, help="Of a request's body."
+    "--max-bytes", default="20MB", show_default=True, callback=num_bytes, help="Limit for a request's body."
 )
-@click.option("--max-pixels", default=40e6, show_default=True, callback=num_pixels, help="Of an image.")
+@click.option(
+    "--max-pixels", default=40e6, show_default=True, callback=num_pixels, help="Limit for an image."
+)
 def serve(
     model: str,
     host: str,
@@ -63,10 +65,10 @@ def serve(
 ) -> None:
     """Serve MODEL (a job's folder, a bundle, or models:/NAME@ALIAS) over HTTP until Ctrl-C.
 
-    POST /predict takes an image and answers with its label map; GET /model and /healthz tell of the model.
+    POST /predict takes an image and answers with its label map; GET /model and /healthz describe the model.
     The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
     """
-    from encsearch.serving.cluster import Serving, serving
+    from encsearch.serving.cluster import Serving, serve_model
     from encsearch.serving.requests import Limits
 
     if device not in ("cpu", "cuda"):
@@ -75,10 +77,10 @@ def serve(
     how = Serving(host, port, replicas, device, max_batch, batch_wait_ms, limits)
     if not _is_loopback(host):
         say(
-            f"warning: {host} is open to other machines, and nobody is asked for a password; put a proxy "
-            "that does before it"
+            f"warning: {host} is open to other machines without a password; put a proxy that asks for one "
+            "in front of it"
         )
-    with serving(model, how) as served:
+    with serve_model(model, how) as served:
         say(f"{served.name} version {served.version} answers at http://{host}:{port}/predict; Ctrl-C ends it")
         threading.Event().wait()
 

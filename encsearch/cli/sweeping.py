@@ -21,12 +21,12 @@ BUDGET_SPENT = 5
 @recipe_argument
 @overrides_argument
 @out_option
-@click.option("--dry-run", is_flag=True, help="Check everything and forecast the sweep, start nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything and forecast the sweep; start nothing.")
 @click.option(
     "--warm-start-from",
     type=click.Path(path_type=Path),
     callback=absolute,
-    help="Folder of a sweep whose trials the sampler learns.",
+    help="Folder of a sweep whose trials the sampler learns from.",
 )
 @json_option
 def sweep(
@@ -39,7 +39,7 @@ def sweep(
 ) -> None:
     """Run RECIPE's search block, train the finalists again from scratch, and write the report.
 
-    Exit code 5 if a budget ended the search before its last trial; the result is whole all the same.
+    Exit code 5 if a budget ended the search before its last trial; the result is complete all the same.
     """
     from encsearch.cli.progress import progress
     from encsearch.config import load_config
@@ -55,38 +55,38 @@ def sweep(
 
     with progress() as shown:
         done = run(config, out, shown, warm_start=warm_start_from)
-    _tell(done, as_json)
+    _report_result(done, as_json)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=absolute)
 @overrides_argument
-@click.option("--extend", type=click.IntRange(min=1), help="So many trials more than were planned.")
+@click.option("--extend", type=click.IntRange(min=1), help="Number of trials to add to the plan.")
 @json_option
 def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json: bool) -> None:
     """Go on with the sweep in FOLDER that was killed or interrupted, or extend a finished one.
 
-    What has ended is not run again, what was running goes on from its checkpoint. Of the recipe only its
-    budget, scaling, concurrency and confirmation can be changed.
+    Finished trainings are not run again, others go on from their checkpoints. Only the recipe's budget,
+    scaling, concurrency and confirmation can be changed.
     """
     from encsearch.cli.progress import progress
     from encsearch.workflow.sweep.run import resume as run
 
     with progress() as shown:
         done = run(folder, overrides, extend or 0, shown)
-    _tell(done, as_json)
+    _report_result(done, as_json)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def report(folder: Path) -> None:
-    """Write the HTML report of the sweep in FOLDER anew."""
+    """Write the HTML report of the sweep in FOLDER again."""
     from encsearch.workflow.sweep.story import rewrite_report
 
     print(rewrite_report(folder))
 
 
-def _tell(done: "Swept", as_json: bool) -> None:
+def _report_result(done: "Swept", as_json: bool) -> None:
     emit(swept_json(done), as_json, swept_text(done))
     say(f"next: encsearch promote {done.folder}")
     if done.ended_by:
@@ -94,7 +94,7 @@ def _tell(done: "Swept", as_json: bool) -> None:
 
 
 def swept_text(done: "Swept") -> str:
-    """The table of trials and finalists, how sure the winner is, and where the report is."""
+    """Format the tables of trials and finalists, how sure the winner is, and where the report is."""
     from encsearch.report.facts import comparable
     from encsearch.report.verdict import describe_winner
 
@@ -121,8 +121,8 @@ def swept_text(done: "Swept") -> str:
     ]
     finalists = table(["confirmed", "workers", f"best {metric} %", "epochs"], confirmed)
     candidates = comparable(trials, done.excluded)
-    told = "\n".join(describe_winner(done.confirmation.ranking, metric, candidates))
-    return f"{trial_table}\n\n{finalists}\n\n{told}\n\nreport: {done.report}\nfiles:  {done.folder}"
+    sentences = "\n".join(describe_winner(done.confirmation.ranking, metric, candidates))
+    return f"{trial_table}\n\n{finalists}\n\n{sentences}\n\nreport: {done.report}\nfiles:  {done.folder}"
 
 
 def swept_json(done: "Swept") -> dict[str, object]:

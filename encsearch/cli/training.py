@@ -1,4 +1,4 @@
-"""`encsearch check` and `train`, and what they read: `encsearch config` and `schema`."""
+"""`encsearch check`, `train`, `config` and `schema`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from encsearch.config import Config
     from encsearch.workflow.check import Checked
 
-
-def show(config: "Config", checked: "Checked", as_json: bool) -> None:
-    """Print what was found; see `workflow.check`."""
-    from encsearch.workflow.check import describe_check
-
-    search = asdict(checked.search) if checked.search else None
-    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(describe_check(config, checked)))
-
-
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
 out_option = click.option(
@@ -30,8 +21,17 @@ out_option = click.option(
     default=Path("runs"),
     show_default=True,
     callback=absolute,
-    help="Folder of runs.",
+    help="Folder for the runs.",
 )
+
+
+def show(config: "Config", checked: "Checked", as_json: bool) -> None:
+    """Print the result of a check; see `workflow.check`."""
+
+    from encsearch.workflow.check import describe_check
+
+    search = asdict(checked.search) if checked.search else None
+    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(describe_check(config, checked)))
 
 
 @click.command()
@@ -42,7 +42,7 @@ out_option = click.option(
 @click.option(
     "--trials-at-once",
     type=click.IntRange(min=1),
-    help="What the cluster will hold.  [default: search.max_concurrent, or what this machine holds]",
+    help="Trials that the cluster will run.  [default: search.max_concurrent, or what fits this machine]",
 )
 @json_option
 def check(
@@ -55,7 +55,7 @@ def check(
 ) -> None:
     """Validate RECIPE against its store, and forecast what a sweep takes; exit code 3 if it cannot run.
 
-    Of a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
+    For a recipe with a search block: memory, disk, the first trials, and how long the sweep will take.
     """
     from encsearch.config import load_config
 

@@ -1,1 +1,1 @@
-"""A model that answers others: as MLflow's pyfunc (pyfunc.py), and over HTTP by Ray Serve (app.py)."""
+"""Serve a model to other programs: as MLflow's pyfunc (pyfunc.py), and over HTTP by Ray Serve (app.py)."""

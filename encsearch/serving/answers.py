@@ -1,4 +1,4 @@
-"""What a served model says: of itself, and of each image."""
+"""The answers of a served model: about itself, and for each image."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from encsearch.serving.requests import RequestRefusedError
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Which model answers. `version` is the registry's, or a folder's first digits of the weights' hash."""
+    """The model that answers. `version` is the registry's, or the first digits of the weights' hash."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class Answer:
 
 
 def answer_all(predictor: Predictor, files: Sequence[bytes]) -> list[Answer | RequestRefusedError]:
-    """Segment image files, those of the same size together; one that is damaged spoils no other."""
+    """Segment image files, those of one size together; a damaged file does not affect the others."""
     answers: dict[int, Answer | RequestRefusedError] = {}
     by_size: dict[tuple[int, ...], dict[int, Any]] = {}
     for number, data in enumerate(files):
@@ -50,7 +50,7 @@ def answer_all(predictor: Predictor, files: Sequence[bytes]) -> list[Answer | Re
 
 
 def answer_json(answer: Answer, model: ServedModel) -> dict[str, Any]:
-    """`classes` are the names of the numbers in `labels`, a PNG as base64; `size` is [height, width]."""
+    """Return `labels` as a PNG in base64, `classes`, which names its numbers, and `size`, [height, width]."""
     labels = answer.prediction.labels
     return {
         "model": {"name": model.name, "version": model.version},
@@ -62,5 +62,5 @@ def answer_json(answer: Answer, model: ServedModel) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel, num_images: int, num_batches: int) -> dict[str, Any]:
-    """With what this replica has done since it started."""
+    """Describe the model, and count what this replica has done since it started."""
     return {**asdict(model), "served": {"images": num_images, "batches": num_batches}}

@@ -31,9 +31,9 @@ ROUTES = {"/predict": "POST", "/healthz": "GET", "/model": "GET"}
 
 @dataclass(frozen=True)
 class Batching:
-    """At most `max_batch` images together, for which the first waits at most `wait_s`.
+    """At most `max_batch` images go together; the first waits at most `wait_s` for the others.
 
-    `max_waiting` requests are held by a replica; the next one is refused.
+    A replica holds `max_waiting` requests and refuses the next one.
     """
 
     max_batch: int
@@ -70,7 +70,7 @@ class ImageServer:
             headers = {"Retry-After": "1"} if refused.status == 503 else None
             return JSONResponse({"error": str(refused)}, refused.status, headers)
         except Exception:
-            # The border to strangers: the trace goes to the replica's log, and never into a reply.
+            # Clients are strangers: the traceback goes to the replica's log, and never into a reply.
             logging.getLogger("ray.serve").exception("a request failed")
             return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
 
@@ -88,7 +88,7 @@ class ImageServer:
             return await self._predict(request)
         if path == "/model":
             return JSONResponse(model_json(self._model, self._num_images, self._num_batches))
-        return JSONResponse({"status": "ready"})  # a replica takes requests once its model is loaded
+        return JSONResponse({"status": "ready"})  # a replica gets no request before its model is loaded
 
     async def _predict(self, request: Request) -> Response:
         if self._waiting >= self._max_waiting:
@@ -118,7 +118,7 @@ class ImageServer:
         return b"".join(parts)
 
     async def _answer_batch(self, files: list[bytes]) -> list[Answer | RequestRefusedError]:
-        # In a thread: the replica goes on to take requests, which are the next batch.
+        # In a thread, so that the replica can take requests for the next batch meanwhile.
         answers = await asyncio.to_thread(answer_all, self._predictor, files)
         self._num_images += len(files)
         self._num_batches += 1

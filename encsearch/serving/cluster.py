@@ -1,4 +1,4 @@
-"""A model on Ray Serve for the duration of a block: on the cluster that RAY_ADDRESS names, or here."""
+"""Serve a model on Ray Serve while a block runs: on the cluster that RAY_ADDRESS names, or here."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ from encsearch.serving.requests import Limits
 from encsearch.tracking.registry.fetch import bundle_folder
 from encsearch.tracking.uris import existing_store
 
-WAITING_BATCHES = 4  # that a replica holds beside the one that it works on
+WAITING_BATCHES = 4  # batches that a replica holds beside the one that it works on
 APP_NAME = "encsearch"
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is served: where, by how many replicas on which device, in batches of what."""
+    """How a model is served: address, replicas, device, batches and limits."""
 
     host: str
     port: int
@@ -35,11 +35,11 @@ class Serving:
 
 
 @contextmanager
-def serving(source: str, how: Serving) -> Iterator[ServedModel]:
-    """The model of a source that `load` takes answers over HTTP inside the block.
+def serve_model(source: str, how: Serving) -> Iterator[ServedModel]:
+    """Serve a model over HTTP inside the block; `source` is a source that `load` takes.
 
-    None of its processes is left after it. Raises UserError for a source that is no model, and PreflightError
-    for a port that is taken, a cluster that is too small, and one on which Ray Serve runs already.
+    No process of it is left after the block. Raises UserError for a source that is no model, and
+    PreflightError for a port that is taken or a cluster that is too small or runs Ray Serve already.
     """
     if "RAY_ADDRESS" not in os.environ:
         if how.device.startswith("cuda"):
@@ -48,14 +48,14 @@ def serving(source: str, how: Serving) -> Iterator[ServedModel]:
     model, files = _read(source)
     with ray_session(needs=ScalingConfig()):
         _check_cluster(how)
-        with _deployed(model, files, how):
+        with _deploy(model, files, how):
             yield model
 
 
 def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
-    """The model's files travel with the deployment: no node needs to see the folder or the registry."""
-    registered = _registered(source)
-    # By its number: the alias may move meanwhile.
+    """Read the model's files, which travel with the deployment: no node needs the folder or the registry."""
+    registered = _find_version(source)
+    # The version's number is used from here on: the alias may move meanwhile.
     with bundle_folder("models:/{}/{}".format(*registered) if registered else source) as folder:
         bundle = read_bundle(folder)
         digest = weights_digest(folder)
@@ -65,8 +65,8 @@ def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
     return ServedModel(name, version, bundle.info.classes, bundle.fingerprint, digest, card), files
 
 
-def _registered(source: str) -> tuple[str, str] | None:
-    """(name, version) of a "models:/" source; None for any other, and for an alias that does not exist."""
+def _find_version(source: str) -> tuple[str, str] | None:
+    """Find name and version of a "models:/" source; None for other sources and for an unknown alias."""
     if not source.startswith("models:/"):
         return None
     name, at, alias = source.removeprefix("models:/").partition("@")
@@ -74,9 +74,9 @@ def _registered(source: str) -> tuple[str, str] | None:
         name, _, version = name.partition("/")
         return name, version
     from encsearch.tracking.mlflow import connect
-    from encsearch.tracking.registry.versions import champion
+    from encsearch.tracking.registry.versions import find_champion
 
-    found = champion(connect(existing_store(), experiment="Default"), name, alias)
+    found = find_champion(connect(existing_store(), experiment="Default"), name, alias)
     return (found.name, found.version) if found else None
 
 
@@ -104,13 +104,13 @@ def _check_cluster(how: Serving) -> None:
 
 
 @contextmanager
-def _deployed(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterator[None]:
+def _deploy(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterator[None]:
     import ray
     from ray import serve
 
     from encsearch.serving.app import Batching, ImageServer
 
-    # Set up by the import: Serve tells each of its steps on stderr otherwise.
+    # After the import, which sets up this logger: otherwise Serve reports each of its steps on stderr.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     batching = Batching(how.max_batch, how.batch_wait_ms / 1000, (1 + WAITING_BATCHES) * how.max_batch)
     serve.start(
@@ -120,7 +120,7 @@ def _deployed(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iter
     deployment = serve.deployment(ImageServer).options(
         num_replicas=how.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if how.device.startswith("cuda") else 0},
-        # More than wait for predictions, so that /healthz answers and who is too many is told in JSON.
+        # More than may wait for predictions, so that /healthz answers and refusals are in JSON.
         max_ongoing_requests=2 * batching.max_waiting,
         max_queued_requests=how.replicas * batching.max_waiting,
         max_constructor_retry_count=1,
@@ -131,7 +131,7 @@ def _deployed(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iter
         _run(application)
         yield
     finally:
-        serve.delete(APP_NAME)  # once the requests that it holds are answered
+        serve.delete(APP_NAME)  # this answers the requests that it holds first
         if "RAY_ADDRESS" in os.environ:
             serve.shutdown()  # a local Ray ends with everything on it
 

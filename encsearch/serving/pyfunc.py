@@ -1,4 +1,4 @@
-"""The model as MLflow loads and serves it: MLflow runs this file, and nothing of the package imports it."""
+"""The model as MLflow loads and serves it: MLflow runs this file, and no module of the package imports it."""
 
 import base64
 from pathlib import Path
@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from encsearch.data.codec import encode_png
 from encsearch.errors import UserError
 from encsearch.inference.predictor import Prediction
-from encsearch.serving.pictures import pictures_of
+from encsearch.serving.pictures import read_pictures
 from encsearch.tracking.registry.fetch import load
 
 FORMATS = ("array", "png")
@@ -23,9 +23,9 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self._predictor = load(Path(context.artifacts["bundle"]))
 
-    # MLflow 3.17 hands over {"image": ndarray}, but warns of any hint except this one, and of none.
+    # MLflow 3.17 passes {"image": ndarray}, but warns about any type hint except this one, and about none.
     def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Of each image `labels` and `presence`, the probability of each class to be somewhere in it.
+        """Return for each image `labels` and `presence`, the probability of each class to be somewhere in it.
 
         `labels` is (H, W) uint8, or with params={"labels": "png"} such a PNG file as base64 text. `presence`
         is empty for a model without context module. Raises MlflowException, which is status 400 over HTTP.
@@ -34,7 +34,7 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         try:
             if labels_format not in FORMATS:
                 raise UserError(f"labels={labels_format} is no format; try {' or '.join(FORMATS)}")
-            found = list(self._predictor.segment(pictures_of(model_input)))
+            found = list(self._predictor.segment(read_pictures(model_input)))
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return [_row(prediction, labels_format) for prediction in found]

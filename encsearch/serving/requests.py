@@ -1,4 +1,4 @@
-"""A request for a prediction, judged without any web framework: the image in it, or why it is refused."""
+"""Check a request for a prediction, without any web framework: return its image, or refuse it."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ JSON_TYPE = "application/json"
 
 
 class RequestRefusedError(Exception):
-    """A request that is not answered: the HTTP status and one line that says why."""
+    """A refused request: the HTTP status and one line with the reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -22,14 +22,14 @@ class RequestRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may bring: bytes of its body, pixels of its image."""
+    """The limits of one request: bytes of its body, pixels of its image."""
 
     max_bytes: int
     max_pixels: int
 
 
 def media_type(content_type: str | None) -> str:
-    """The body's type, by its header. Raises RequestRefusedError 415."""
+    """Return the type of the body, from its header. Raises RequestRefusedError 415."""
     found = (content_type or "").partition(";")[0].strip().lower()
     if found not in (*IMAGE_TYPES, JSON_TYPE):
         raise RequestRefusedError(
@@ -39,9 +39,9 @@ def media_type(content_type: str | None) -> str:
 
 
 def check_length(content_length: str | None, limits: Limits) -> None:
-    """Judge the announced length before a byte of the body is read. Raises RequestRefusedError 400 or 413.
+    """Check the announced length before a byte of the body is read. Raises RequestRefusedError 400 or 413.
 
-    A body that announces none is counted by `check_received` while it arrives.
+    `check_received` counts a body without an announced length while it arrives.
     """
     if content_length is None:
         return
@@ -60,9 +60,9 @@ def check_received(num_bytes: int, limits: Limits) -> None:
 
 
 def image_file(media: str, body: bytes, limits: Limits) -> bytes:
-    """The image file in a body, whose header was read and whose pixels were not.
+    """Return the image file in a body; reads its header but not its pixels.
 
-    Raises RequestRefusedError 400 for what holds no image, 422 for too many pixels.
+    Raises RequestRefusedError 400 for a body without an image, 422 for too many pixels.
     """
     try:
         data = _from_json(body) if media == JSON_TYPE else body
@@ -78,7 +78,7 @@ def image_file(media: str, body: bytes, limits: Limits) -> bytes:
 
 
 def wants_png(accept: str | None) -> bool:
-    """Whether the label map itself is asked for instead of JSON."""
+    """Whether the client asks for the label map itself instead of JSON."""
     return "image/png" in {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
 
 

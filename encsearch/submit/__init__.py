@@ -1,1 +1,1 @@
-"""A command as a job on a Ray cluster."""
+"""Run a command as a job on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Runs a command on a Ray cluster through its job server: submit, follow, list, logs, stop.
+"""Run a command on a Ray cluster through its job server: submit, follow, list, logs, stop.
 
 A command's exit status reaches the caller unchanged, and a stopped job is not a success (`ray job submit`
 exits 0 for it). Every failure to reach or to enter the cluster is a `PreflightError` of one line.
@@ -35,7 +35,7 @@ RECONNECTS = 5
 RECONNECT_WAIT_S = 2
 STATUS_POLL_S = 0.5
 
-# What a job reads about MLflow. The Ray token is not here: the cluster has its own.
+# The variables from which a job learns about MLflow. The cluster has its own Ray token.
 FORWARDED = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
@@ -63,7 +63,7 @@ class ClusterJob:
 
 
 class ConnectionLostError(TrainingError):
-    """The cluster was reached and then went away; what it runs may go on."""
+    """The connection to the cluster was lost; its jobs may go on."""
 
 
 def submit(
@@ -102,7 +102,7 @@ def submit(
 def follow(job_id: str, *, address: str | None = None) -> int:
     """Write the job's output to stdout until it is over; return its exit status (see `exit_status`).
 
-    A stream that breaks is taken up where it ended. Raises ConnectionLostError if the cluster stays away.
+    A stream that breaks is continued where it ended. Raises ConnectionLostError if the cluster stays away.
     """
     client = _connect(address)
     written = 0
@@ -126,7 +126,7 @@ def follow(job_id: str, *, address: str | None = None) -> int:
 
 
 def list_jobs(*, address: str | None = None) -> list[ClusterJob]:
-    """The submitted jobs of the cluster, the newest first."""
+    """List the submitted jobs of the cluster, the newest first."""
     client = _connect(address)
     with _one_line_errors():
         details = client.list_jobs()
@@ -135,12 +135,12 @@ def list_jobs(*, address: str | None = None) -> list[ClusterJob]:
 
 
 def status(job_id: str, *, address: str | None = None) -> ClusterJob:
-    """The job as it is now; raises UserError if the cluster does not know it."""
+    """Return the job as it is now; raises UserError if the cluster does not know it."""
     return _info(_connect(address), job_id)
 
 
 def logs(job_id: str, *, address: str | None = None) -> str:
-    """All that the job has written so far; raises UserError if the cluster does not know it."""
+    """Return all that the job has written so far; raises UserError if the cluster does not know it."""
     client = _connect(address)
     with _one_line_errors(job_id):
         text: str = client.get_job_logs(job_id)
@@ -148,7 +148,7 @@ def logs(job_id: str, *, address: str | None = None) -> str:
 
 
 def stop(job_id: str, *, address: str | None = None) -> bool:
-    """Ask the job to end; False if it was over. Raises UserError if the cluster does not know it."""
+    """Ask the job to end; return False if it was over. Raises UserError if the cluster does not know it."""
     client = _connect(address)
     with _one_line_errors(job_id):
         stopped: bool = client.stop_job(job_id)
@@ -156,7 +156,7 @@ def stop(job_id: str, *, address: str | None = None) -> bool:
 
 
 def exit_status(job: ClusterJob) -> int:
-    """0 for SUCCEEDED, 130 for STOPPED, for FAILED what the command exited with, as a shell says it."""
+    """Return 0 for SUCCEEDED, 130 for STOPPED, for FAILED the command's exit status as a shell gives it."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
@@ -166,7 +166,7 @@ def exit_status(job: ClusterJob) -> int:
 
 
 def version_hint(output: str) -> str | None:
-    """One line if a job's output shows that its Python or Ray is not the cluster's, else None."""
+    """Return one line if a job's output shows another Python or Ray than the cluster's, else None."""
     found = re.search(
         r"Version mismatch: .*?Ray: (\S+).*?Python: (\S+).*?Ray: (\S+).*?Python: (\S+)", output, re.DOTALL
     )
@@ -180,7 +180,7 @@ def version_hint(output: str) -> str | None:
 
 
 def job_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
-    """The job's variables: those of FORWARDED that `environ` sets, then `extra`.
+    """Return the job's variables: the FORWARDED ones that `environ` sets, then `extra`.
 
     Raises PreflightError for a tracking URI that encsearch does not take, and UserError for one that is a
     relative path: a job runs in a folder that is deleted.
@@ -198,7 +198,7 @@ def job_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dic
 
 
 def check_token(environ: Mapping[str, str], home: Path) -> None:
-    """Refuse RAY_AUTH_MODE=token without a token where Ray looks for one; never reads it into a message."""
+    """Refuse RAY_AUTH_MODE=token without a token where Ray looks for it; no message shows the token."""
     if environ.get("RAY_AUTH_MODE", "").lower() != "token" or environ.get("RAY_AUTH_TOKEN"):
         return
     named = environ.get("RAY_AUTH_TOKEN_PATH")
@@ -215,7 +215,7 @@ def check_token(environ: Mapping[str, str], home: Path) -> None:
 
 
 def _connect(address: str | None) -> "JobSubmissionClient":
-    """A client of the job server; fails within seconds, where Ray's own would wait for 40 or for ever."""
+    """Return a client of the job server; fails within seconds, where Ray's own waits for 40 or for ever."""
     check_token(os.environ, Path.home())
     url = _job_server(address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
     from ray.job_submission import JobSubmissionClient
@@ -228,13 +228,13 @@ def _connect(address: str | None) -> "JobSubmissionClient":
 
 
 def _job_server(address: str | None) -> str:
-    """The http(s) address of the job server that `address` stands for."""
+    """Find the http(s) address of the job server that `address` stands for."""
     if address and address.startswith(("http://", "https://")):
-        if problem := _problem_of(address):
+        if problem := _find_problem(address):
             raise _unreachable(address, problem)
         return address
     if address and address not in {"auto", "local"}:
-        if _problem_of(f"http://{address}") is None:
+        if _find_problem(f"http://{address}") is None:
             return f"http://{address}"
         _check_port(address)
     return _ask_cluster(address)
@@ -254,8 +254,8 @@ def _ask_cluster(address: str | None) -> str:
     return url
 
 
-def _problem_of(url: str) -> str | None:
-    """Why there is no job server at `url`, or None; a demand for a token is an answer of one."""
+def _find_problem(url: str) -> str | None:
+    """Say why there is no job server at `url`, or None; a server that asks for a token is one."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S) as reply:
             return None if b"ray_version" in reply.read() else "what answers is not Ray"
@@ -275,7 +275,7 @@ def _check_port(address: str) -> None:
         raise UserError(f"address {address} is none of http://HOST:PORT, HOST:PORT and ray://HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError, ValueError) as error:  # a host that is no name is a ValueError
+    except (OSError, OverflowError, ValueError) as error:  # an impossible host name is a ValueError
         raise _unreachable(address, getattr(error, "strerror", None) or str(error)) from None
 
 
@@ -287,7 +287,7 @@ def _unreachable(address: str | None, reason: str) -> PreflightError:
 
 
 def _stream(client: "JobSubmissionClient", job_id: str, skip: int) -> Iterator[str]:
-    """The job's output as it comes, without its first `skip` characters."""
+    """Yield the job's output as it comes, without its first `skip` characters."""
     chunks = client.tail_job_logs(job_id)
 
     async def next_chunk() -> str | None:
@@ -301,7 +301,7 @@ def _stream(client: "JobSubmissionClient", job_id: str, skip: int) -> Iterator[s
 
 
 def _wait_until_over(client: "JobSubmissionClient", job_id: str) -> ClusterJob:
-    """The stream ends a moment before the job's state does."""
+    """Wait for the job's final state, which comes a moment after the end of the stream."""
     while not (job := _info(client, job_id)).is_over:
         time.sleep(STATUS_POLL_S)
     return job
@@ -313,7 +313,7 @@ def _info(client: "JobSubmissionClient", job_id: str) -> ClusterJob:
 
 
 def _job(details: Any) -> ClusterJob:
-    """From Ray's JobDetails, without its runtime_env: that holds the job's secrets."""
+    """Convert Ray's JobDetails, without its runtime_env, which holds the job's secrets."""
     return ClusterJob(
         id=details.submission_id,
         status=details.status.value,
@@ -328,7 +328,7 @@ def _job(details: Any) -> ClusterJob:
 
 @contextlib.contextmanager
 def _one_line_errors(job_id: str | None = None) -> Iterator[None]:
-    """What Ray's client raises, as one line."""
+    """Turn the errors of Ray's client into errors of one line."""
     import aiohttp
     import requests
     from ray.exceptions import AuthenticationError
@@ -346,7 +346,7 @@ def _one_line_errors(job_id: str | None = None) -> Iterator[None]:
 
 
 def job_error(message: str, job_id: str | None) -> Exception:
-    """What a refusal of the job server means: an unknown id, a taken id, or the server's own words."""
+    """Explain a refusal of the job server: an unknown id, a taken id, or the server's own words."""
     if "status code 404" in message:
         return UserError(f"no job {job_id} on this cluster; `encsearch jobs list` names them")
     if "already exists" in message:
@@ -374,7 +374,7 @@ def _refused(missing: bool) -> PreflightError:
 
 @contextlib.contextmanager
 def _environment(name: str, value: str | None) -> Iterator[None]:
-    """Ray's client reads its address from the environment only."""
+    """Set a variable inside the block: Ray's client reads its address from the environment only."""
     before = os.environ.get(name)
     _set(name, value)
     try:

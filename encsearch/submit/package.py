@@ -1,4 +1,4 @@
-"""The files that travel with a job: chosen, weighed before anything is sent, and packed."""
+"""Choose the files that travel with a job, check their size before anything is sent, and pack them."""
 
 import fnmatch
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from encsearch.errors import UserError
 from encsearch.text import format_bytes, format_count
 
-# Ray refuses 500 MiB after it has packed and sent it; code is far smaller, so more is a mistake.
+# Ray refuses 500 MiB only after packing and sending. Code is far smaller, so a larger package is a mistake.
 MAX_PACKAGE_BYTES = 100 * 2**20
 # Left out at the top of the working directory, and at any depth, whether git ignores them or not.
 TOP_EXCLUDES = ("data", "runs", "mlruns", "mlartifacts", "mlflow.db*", "demo-out", "build")
@@ -21,10 +21,10 @@ SECRETS = (".env*", "ray_token*", "*.token", "*.pem", "*.key")
 
 
 def package_files(working_dir: Path) -> dict[str, int]:
-    """The files that a job gets: path below `working_dir` -> bytes.
+    """Return the files that a job gets: path below `working_dir` -> bytes.
 
-    In a git checkout these are the tracked and the new files that git does not ignore, elsewhere all
-    files; TOP_EXCLUDES, EXCLUDES and SECRETS never. Raises UserError if there is no such folder, for a name
+    In a git checkout these are the tracked files and the new ones that git does not ignore, elsewhere all
+    files; never TOP_EXCLUDES, EXCLUDES and SECRETS. Raises UserError if there is no such folder, for a name
     that no package can hold, and for a link to a file that would not travel by itself.
     """
     if not working_dir.is_dir():
@@ -48,7 +48,7 @@ def is_excluded(path: str) -> bool:
 
 
 def check_package(files: Mapping[str, int], working_dir: Path) -> None:
-    """Refuse an empty package, or one over MAX_PACKAGE_BYTES with the names of its largest parts."""
+    """Refuse an empty package, and one over MAX_PACKAGE_BYTES with the names of its largest parts."""
     if not files:
         raise UserError(f"{working_dir}: nothing to send; submit from the folder that holds jobs/")
     total = sum(files.values())
@@ -91,7 +91,7 @@ def pack(files: Mapping[str, int], working_dir: Path, target: Path) -> Path:
 
 
 def _check_link(working_dir: Path, path: str) -> None:
-    """A package holds what a link leads to; under the link's name nobody would see that it is a secret."""
+    """Refuse a link to a file that does not travel: under the link's name nobody would see a secret."""
     root, target = working_dir.resolve(), (working_dir / path).resolve()
     if not target.is_relative_to(root) or is_excluded(target.relative_to(root).as_posix()):
         raise UserError(
@@ -101,7 +101,7 @@ def _check_link(working_dir: Path, path: str) -> None:
 
 
 def _git_files(folder: Path) -> list[str] | None:
-    """Tracked and new files that git does not ignore, or None outside a checkout."""
+    """List tracked files and new ones that git does not ignore; None outside a checkout."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True)
@@ -122,7 +122,7 @@ def _all_files(folder: Path) -> list[str]:
 
 
 def _is_utf8(path: str) -> bool:
-    """Python keeps the other bytes of a name as lone surrogates."""
+    """Whether a name is UTF-8: Python keeps other bytes as lone surrogates, which cannot be encoded."""
     try:
         path.encode()
     except UnicodeEncodeError:

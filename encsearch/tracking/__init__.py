@@ -1,7 +1,7 @@
-"""What is kept of a run beside its checkpoint: the MLflow record and registry, the promotion decision.
+"""A run's records beside its checkpoint: the MLflow record and registry, the promotion decision.
 
 MLflow reads the variables below when it is imported, so they are set before a module of this package can
-import it; a value that the environment already has stays.
+import it. A value that is already in the environment stays.
 """
 
 import os
@@ -16,8 +16,8 @@ _MLFLOW_SETTINGS = {
     # MLflow's own retries block a call for 246 s (3.17); the recorder retries in its own time instead.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # Through the server, which has the keys: MLflow 3.17 would have clients fetch from the server's S3, which
-    # is often on a network of its own, and ask for an address of each file first.
+    # Files pass through the server, which has the keys: MLflow 3.17 would let clients ask for the address of
+    # each file and fetch it from the server's S3, which is often on a network of its own.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }

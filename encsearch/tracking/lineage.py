@@ -1,4 +1,4 @@
-"""Where a run comes from: code, data and versions as tags, the changes that no commit holds as a file."""
+"""Where a run comes from: code, data and versions as tags, uncommitted changes as a file."""
 
 import getpass
 import platform
@@ -22,9 +22,9 @@ SHOWN_FINGERPRINT = 12  # hexadecimal digits, as `git log` shortens a commit
 
 
 def lineage(fingerprint: str, root: Path) -> dict[str, str]:
-    """Tags with the data's fingerprint, the versions, the job's machine and, in a git checkout, its commit.
+    """Return tags: the data's fingerprint, versions, the job's machine and, in a git checkout, its commit.
 
-    The command line is none of them: it may hold secrets.
+    The command line is not among them: it may hold secrets.
     """
     tags = {"data.fingerprint": fingerprint, "version.python": platform.python_version()}
     tags |= {f"version.{package}": version(package) for package in PACKAGES}
@@ -32,10 +32,10 @@ def lineage(fingerprint: str, root: Path) -> dict[str, str]:
     return tags | _git_tags(root)
 
 
-def described(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
-    """What MLflow's table and the head of a run's page show: the recipe, who started it, a description.
+def describe_run(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
+    """Return the tags that MLflow's table and the head of a run's page show: recipe, user, description.
 
-    `kind` is the run's, as in "training". MLflow takes the user when the run is made, and not again.
+    `kind` is the kind of the run, such as "training". MLflow takes the user only when it creates the run.
     """
     return {
         "mlflow.source.name": config.name,
@@ -45,8 +45,8 @@ def described(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:
     }
 
 
-def dataset_of(data: DataConfig, store: Store) -> Dataset:
-    """What MLflow shows of the data. Raises StoreError for a split that is missing or damaged."""
+def describe_dataset(data: DataConfig, store: Store) -> Dataset:
+    """Describe the data as MLflow shows it. Raises StoreError for a split that is missing or damaged."""
     sizes = store.stats(data.train_split).sizes
     (height, width), _ = sizes[0]
     others = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
@@ -64,22 +64,22 @@ def dataset_of(data: DataConfig, store: Store) -> Dataset:
 
 
 def machine_tags(report: Report) -> dict[str, str]:
-    """Tags of the machine that rank 0 trains on, which the first report of a process tells; else none."""
+    """Return tags of the machine of rank 0. Only the first report of a process has them; others give none."""
     texts = [text for name, text in report.texts.items() if name.startswith("lineage/machine_epoch_")]
     facts = [line.partition(": ") for text in texts for line in text.splitlines()]
     return {f"machine.{name}": fact for name, _, fact in facts}
 
 
 def write_diff(root: Path, folder: Path) -> None:
-    """Write lineage/git.diff below `folder`: what differs from the commit in the files that git tracks.
+    """Write lineage/git.diff below `folder`: the uncommitted changes in the files that git tracks.
 
-    Nothing is written outside a checkout and without changes. Files that git does not track are never in it;
-    what looks like a secret is masked, and what goes beyond MAX_DIFF_BYTES cut off.
+    Writes nothing outside a checkout or without changes. Untracked files are never included; what looks like
+    a secret is masked, and what goes beyond MAX_DIFF_BYTES is cut off.
     """
     diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color")
     if not diff:
         return
-    # Masking takes a second a megabyte; twice what is kept, so that most secrets at the cut are whole.
+    # Masking takes a second a megabyte. It reads twice what is kept, so that few secrets are cut in two.
     data = without_secrets(diff[: 2 * MAX_DIFF_BYTES]).encode()
     if len(data) > MAX_DIFF_BYTES:
         kept = data[: data.rfind(b"\n", 0, MAX_DIFF_BYTES) + 1]
@@ -90,7 +90,7 @@ def write_diff(root: Path, folder: Path) -> None:
 
 
 def _note(config: Config, manifest: Manifest, kind: str) -> str:
-    """A few lines of Markdown."""
+    """Describe the run in a few lines of Markdown."""
     model = config.model
     context = f", K={model.num_codewords}" if model.context == "encoding" else ""
     splits = {
@@ -129,7 +129,7 @@ def _git_tags(root: Path) -> dict[str, str]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None without git, outside a checkout, or in one without a commit."""
+    """Return what git prints; None without git, outside a checkout, or in one without a commit."""
     try:
         result = subprocess.run(
             ["git", "-C", str(root), *arguments],
@@ -139,5 +139,5 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # To the letter: a patch may end in blanks, and have lines that end in CR LF.
+    # Nothing is stripped: a patch may end in blanks, and have lines that end in CR LF.
     return result.stdout.decode("utf-8", errors="replace") if result.returncode == 0 else None

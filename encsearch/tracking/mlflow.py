@@ -1,4 +1,4 @@
-"""The connection to MLflow: a store that answers, and its failures as one line."""
+"""The connection to MLflow, and its failures as errors of one line."""
 
 import os
 import random
@@ -47,7 +47,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
     """
     uri = resolve_uri(uri)
     name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
-    with answering(uri):
+    with translate_failures(uri):
         _set_up(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
@@ -60,7 +60,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
 
 def check_run(tracking: Tracking, run_id: str) -> None:
     """Raises UserError when the store does not have the run."""
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         try:
             tracking.client.get_run(run_id)
         except MlflowException as error:
@@ -73,7 +73,7 @@ def check_run(tracking: Tracking, run_id: str) -> None:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_failures(uri: str) -> Iterator[None]:
     """Turn a failure of the store into a PreflightError of one line, without secrets."""
     try:
         yield
@@ -86,14 +86,15 @@ def answering(uri: str) -> Iterator[None]:
         ) from None
 
 
-def persistently(uri: str, call: Callable[[], T]) -> T:
-    """What `call` returns, tried again for a minute; then, or for what is no passing failure, PreflightError.
+def call_with_retries(uri: str, call: Callable[[], T]) -> T:
+    """Return what `call` returns; repeat it for a minute if it fails for a while only.
 
-    Under contention SQLite reports a locked database, and MLflow gives up a new version after three numbers.
+    Raises PreflightError after that minute, and at once for any other failure. Under contention SQLite
+    reports a locked database, and MLflow gives up on a new version after trying three numbers.
     """
     give_up_s = time.monotonic() + PATIENCE_S
     pause_s = 0.02
-    with answering(uri):
+    with translate_failures(uri):
         while True:
             try:
                 return call()
@@ -105,23 +106,26 @@ def persistently(uri: str, call: Callable[[], T]) -> T:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """An IntegrityError is a race for one row that another process has won: the next try sees it."""
+    """Whether a repeated call may succeed.
+
+    An IntegrityError is a race for one row that another process has won: the next try sees that row.
+    """
     if isinstance(error, MlflowException):
         return error.error_code in TEMPORARY or "IntegrityError" in str(error)
     return True
 
 
 def innermost(error: Exception) -> str:
-    """The error's innermost message, which is the one that says why, short and without secrets."""
+    """Return the error's innermost message, which gives the cause, short and without secrets."""
     text = one_line(error, None)
     cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
     return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
 
 
 def _set_up(uri: str) -> None:
-    """Make a new SQLite store beside its place, so that it is whole or absent.
+    """Create a new SQLite store under another name and then link it, so that it is whole or absent.
 
-    MLflow 3.17 never opens a database again whose set-up a kill has cut off.
+    MLflow 3.17 never again opens a database whose set-up was killed half-way.
     """
     database = sqlite_path(uri)
     if database is None or database.exists():

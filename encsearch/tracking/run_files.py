@@ -1,14 +1,13 @@
 """The files of a run that people open in the MLflow UI.
 
-MLflow 3.17 reads key, step and time of a picture from its file name, and shows a small .webp until it is
-opened; `write_predictions` names its sheets so, and the UI shows them with a slider of steps.
-
+MLflow 3.17 reads key, step and time of a picture from its file name, and shows a small .webp until the
+picture is opened. `write_predictions` names its sheets that way, so the UI shows them with a slider of steps.
 
 config.yaml              the recipe, every default written out
 tables/class_iou.json    per-class IoU as MLflow's table view reads it; class_iou.csv for everything else
-tables/confusion.csv     validation pixels, a row a truth
+tables/confusion.csv     validation pixels, one row for each true class
 pictures/confusion.png   the same as shares of each row
-NAME                     what a report brings in its `texts`, as profile.txt and lineage/machine_epoch_1.txt
+NAME                     the `texts` of a report, such as profile.txt and lineage/machine_epoch_1.txt
 """
 
 import base64
@@ -36,10 +35,15 @@ TABLES, PICTURES = "tables", "pictures"
 TABLE_TAG = {
     "mlflow.loggedArtifacts": json.dumps([{"path": f"{TABLES}/class_iou.json", "type": "table"}]),
 }
+KEY = "predictions"
+IMAGES = "images"
+# MLflow looks for pictures only in a run that has this tag.
+IMAGES_TAG = {"mlflow.loggedImages": "True"}
+SMALL_PX = 512  # longest side of the small picture; MLflow's own have 256, too few for a sheet
 
 
 def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config_yaml: str) -> None:
-    """Write the configuration and the tables of a report; the confusion matrix only if the report holds it.
+    """Write the configuration and the tables of a report; the confusion matrix only if the report has one.
 
     `classes` are the names in label order. A class without IoU (absent from truth and prediction) has an
     empty cell. The run should have TABLE_TAG.
@@ -58,7 +62,7 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
 
 
 def write_texts(folder: Path, report: Report) -> None:
-    """Write the files that a report brings, each below `folder` under its name."""
+    """Write each text of a report to a file below `folder`, under its name."""
     for name, text in report.texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def write_texts(folder: Path, report: Report) -> None:
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """As MLflow's `log_table` writes it (3.17): a data frame as JSON, split into columns and rows."""
+    """Write a data frame as JSON, split into columns and rows, as MLflow's `log_table` does (3.17)."""
     path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
 
 
@@ -86,56 +90,49 @@ def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[
     figure.savefig(path)
 
 
-KEY = "predictions"
-IMAGES = "images"
-# MLflow looks for pictures only in a run that has this tag.
-IMAGES_TAG = {"mlflow.loggedImages": "True"}
-SMALL_PX = 512  # longest side of the small picture; MLflow's own have 256, too few for a sheet
-
-
 def write_predictions(
     folder: Path, report: Report, samples: Sequence[Sample], info: DatasetInfo
 ) -> tuple[Path, ...]:
-    """Write the sheet of a report's label maps below `folder`, in images/; no file if it has none.
+    """Write the sheet of a report's label maps to images/ below `folder`; no file if the report has none.
 
-    `samples` are the validation images that the maps may be of, by id; the rows keep their order. The run
-    should have IMAGES_TAG.
+    The maps belong to some of the validation images in `samples`, by id; the rows keep the order of
+    `samples`. The run should have IMAGES_TAG.
     """
     shown = [sample for sample in samples if sample.id in report.label_maps]
     if not shown:
         return ()
     maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
-    rows = [_thinned(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
+    rows = [_thin_out(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
     sheet = comparison(rows, info, {f"epoch {report.epoch}": maps})
     small = sheet.copy()
     small.thumbnail((SMALL_PX, SMALL_PX))
     target = folder / IMAGES
     target.mkdir(parents=True, exist_ok=True)
-    files = target / f"{_name(report)}.png", target / f"{_name(report)}+compressed.webp"
+    files = target / f"{_name_sheet(report)}.png", target / f"{_name_sheet(report)}+compressed.webp"
     sheet.save(files[0])
     small.save(files[1])
     return files
 
 
-def _name(report: Report) -> str:
-    """The time is that of the report's last step."""
+def _name_sheet(report: Report) -> str:
+    """Return the file name that MLflow reads; its time is the time of the report's last step."""
     time_ms = max((point.time_ms for point in report.points if point.step == report.step), default=0)
     number = uuid.uuid5(uuid.NAMESPACE_OID, f"{KEY} {report.step} {time_ms}")
     return f"{KEY}+step+{report.step}+timestamp+{time_ms}+{number}"
 
 
-def _thinned(sample: Sample, size: tuple[int, ...]) -> Sample:
-    """The sample at the (H, W) of its label map, which the loop thins out for large images."""
+def _thin_out(sample: Sample, size: tuple[int, ...]) -> Sample:
+    """Resize a sample to the (H, W) of its label map, which the loop makes smaller for large images."""
     if sample.mask.shape == size:
         return sample
     return replace(
         sample,
-        image=_resized(sample.image, size, Image.Resampling.BOX),
-        mask=_resized(sample.mask, size, Image.Resampling.NEAREST),
+        image=_resize(sample.image, size, Image.Resampling.BOX),
+        mask=_resize(sample.mask, size, Image.Resampling.NEAREST),
     )
 
 
-def _resized(
+def _resize(
     picture: NDArray[np.uint8], size: tuple[int, ...], resampling: Image.Resampling
 ) -> NDArray[np.uint8]:
     height, width = size

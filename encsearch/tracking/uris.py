@@ -1,4 +1,4 @@
-"""Tracking URIs as text: which one holds, and how one is shown."""
+"""Tracking URIs as text: which one is used, and which ones are refused."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ SQLITE = "sqlite:///"
 
 
 def resolve_uri(uri: str | None) -> str:
-    """`uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory.
+    """Return `uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory.
 
     The path of an SQLite URI becomes absolute. Raises PreflightError for a store that MLflow cannot open.
     """
@@ -20,7 +20,7 @@ def resolve_uri(uri: str | None) -> str:
 
 
 def existing_store(uri: str | None = None) -> str:
-    """`resolve_uri` for readers: raises PreflightError for an SQLite file that does not exist yet."""
+    """Like `resolve_uri`, for readers: raises PreflightError for an SQLite file that does not exist yet."""
     uri = resolve_uri(uri)
     path = sqlite_path(uri)
     if path and not path.exists():
@@ -29,7 +29,7 @@ def existing_store(uri: str | None = None) -> str:
 
 
 def check_kind(uri: str) -> None:
-    """Raises PreflightError for a URI that is neither a database's nor a tracking server's."""
+    """Raises PreflightError for a URI of neither a database nor a tracking server."""
     scheme = uri.partition(":")[0]
     known = {"sqlite", "http", "https", "postgresql", "mysql", "mssql"}
     if scheme not in known and "+" not in scheme:
@@ -40,12 +40,15 @@ def check_kind(uri: str) -> None:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, None for any other."""
+    """Return the file of an SQLite URI, None for any other URI."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def _checked_database(uri: str) -> Path:
-    """The absolute path, refused here because MLflow 3.17 tries for 100 s to open what is no database."""
+    """Return the absolute path of an SQLite URI.
+
+    Refuses here what is no database, because MLflow 3.17 tries for 100 s to open it.
+    """
     relative = sqlite_path(uri)
     if relative is None or relative == Path():
         raise PreflightError(f"tracking URI {uri} names no file; try {SQLITE}mlflow.db")

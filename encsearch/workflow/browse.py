@@ -35,13 +35,13 @@ from encsearch.tracking.browse.rows import (
     Query,
     RunRow,
     filter_text,
+    find_searched_paths,
+    find_varying_params,
     main_metric,
-    ranked_by,
-    searched,
-    varying,
+    rank_by,
 )
-from encsearch.tracking.browse.runs import get, has_model, open_experiment, registered, save_view, search
-from encsearch.tracking.browse.ui_server import serving
+from encsearch.tracking.browse.runs import find_registered, get, has_model, open_experiment, save_view, search
+from encsearch.tracking.browse.ui_server import run_server
 from encsearch.tracking.browse.views import View
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.outbox.forward import read_sent
@@ -128,7 +128,7 @@ def find_pages(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
         found["winner"] = run_link(base, experiment, job.best_run_id)
     found |= _find_model_pages(tracking, base, job.best_run_id or run.run_id)
     children = search(tracking, Query(parent=run.run_id))
-    params = searched(run.params) or varying(children)
+    params = find_searched_paths(run.params) or find_varying_params(children)
     for group in make_groups(run, children):
         found |= _find_group_pages(tracking, base, run, group, params[:MAX_PARAMS])
     return found
@@ -167,7 +167,7 @@ def _find_group_pages(
     title = f"{group.name} of {run.name}"
     view = View(f"{run.run_id}-{group.name}", title, group.condition, metric, tuple(params), group.tags)
     table = _table(tracking, base, view)
-    best = [row.run_id for row in ranked_by(group.rows, f"best/{metric}")[:COMPARED]]
+    best = [row.run_id for row in rank_by(group.rows, f"best/{metric}")[:COMPARED]]
     compared = {f"{group.name}, the best compared": compare_link(base, tracking.experiment_id, best)}
     return {group.name: table, f"{group.name}, charts": table + CHARTS, **(compared if len(best) > 1 else {})}
 
@@ -180,7 +180,7 @@ def _table(tracking: Tracking, base: str, view: View) -> str:
 
 
 def _find_model_pages(tracking: Tracking, base: str, run_id: str) -> Pages:
-    version = registered(tracking, run_id)
+    version = find_registered(tracking, run_id)
     if version is None:
         return {}
     found = {"model": model_link(base, version.name, version.version)}
@@ -205,11 +205,10 @@ def show(
             f"warning: --host {host}: anyone who reaches this machine can read and change the records: this "
             "server has no authentication, the one in cluster/mlflow has"
         )
-    with serving(uri, host, port) as server:
+    with run_server(uri, host, port) as server:
         say(f"starting MLflow at {server.base}")
-        tracking = open_experiment(
-            uri, experiment
-        )  # in parallel with the server's start, which takes as long
+        # In parallel with the server's start, which takes as long.
+        tracking = open_experiment(uri, experiment)
         server.wait_until_up()
         show_pages(find_pages(tracking, server.base, job))
         say("serving until Ctrl-C")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.decisions import (
     Log,
-    aliases_of,
+    find_overtaken,
+    list_aliases,
     missing_entries,
     next_action,
-    overtaken,
     resolve,
 )
 from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
@@ -77,7 +77,7 @@ def _versions(tracking: Tracking, name: str) -> tuple[list[ModelVersion], Log]:
 
 
 def _rows(versions: list[ModelVersion], log: Log) -> tuple[VersionRow, ...]:
-    states = {alias: resolve(log, alias) for alias in aliases_of(log)}
+    states = {alias: resolve(log, alias) for alias in list_aliases(log)}
     return tuple(
         VersionRow(
             model=version.name,
@@ -104,7 +104,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _decisions(log: Log) -> tuple[DecisionRow, ...]:
-    late = overtaken(log)
+    late = find_overtaken(log)
     return tuple(
         DecisionRow(
             number=entry.number,
@@ -129,7 +129,7 @@ def _warnings(name: str, versions: list[ModelVersion], log: Log) -> list[str]:
     holders = {alias: version.version for version in versions for alias in version.aliases}
     numbers = [version.version for version in versions]
     found = []
-    for alias in aliases_of(log):
+    for alias in list_aliases(log):
         state, holder = resolve(log, alias), holders.get(alias)
         now = f"{name}@{alias} is {f'version {holder}' if holder else 'not set'}"
         action = next_action(state, holder, numbers)

@@ -21,10 +21,10 @@ from encsearch.inference.evaluation import count_images, median_latencies_ms, un
 from encsearch.reports import read_summary
 from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, ui_base
-from encsearch.tracking.mlflow import Tracking, answering, check_run, connect
+from encsearch.tracking.mlflow import Tracking, check_run, connect, translate_failures
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
-from encsearch.tracking.registry.decisions import AliasState, Draft, looks, resolve
+from encsearch.tracking.registry.decisions import AliasState, Draft, count_looks, resolve
 from encsearch.tracking.registry.gate import Candidate, GateDecision, check_floors, class_ious, decide
 from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.tracking.registry.packaging import WEIGHTS_TAG, register
@@ -85,7 +85,7 @@ def promote(
         model = _Model(bundle, run_id, weights_digest(folder), None)
         registry = MlflowRegistry(tracking, gate.model_name)
         settled = settle(registry, gate.alias)
-        with settled.told():
+        with settled.report_done():
             champion = _champion(registry, settled.state, Path(scratch) / "champion")
             judged = _judge(model, champion, Store(store) if store else unchanged_store(bundle), gate, device)
             draft = _draft(judged, settled.state, registry, run_id)
@@ -190,7 +190,7 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
 
 def _draft(judged: _Judged, state: AliasState, registry: MlflowRegistry, run_id: str) -> Draft:
     """Draft the decision as a refusal, which moves nothing."""
-    earlier = looks(registry.log(), judged.fingerprint, judged.split)
+    earlier = count_looks(registry.log(), judged.fingerprint, judged.split)
     data = f"data {judged.fingerprint[:12]}, split {judged.split}"
     note = f"{data}, on which {format_count(earlier, 'candidate')} had been judged before"
     return Draft(
@@ -223,7 +223,7 @@ def _version(registry: MlflowRegistry, draft: Draft, folder: Path, weights: str)
 
 def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> None:
     if draft.target:
-        with answering(registry.tracking.uri):
+        with translate_failures(registry.tracking.uri):
             registry.tracking.client.set_model_version_tag(
                 registry.model, draft.target, OVERTAKEN_TAG, f"by decision {moved.state.head}"
             )
@@ -241,7 +241,7 @@ def rollback(model: str, *, alias: str = "champion", version: str | None = None)
     existing_versions(tracking, model)
     registry = MlflowRegistry(tracking, model)
     settled = settle(registry, alias)
-    with settled.told():
+    with settled.report_done():
         target = _target(tracking, registry, settled.state, version)
         reason = f"back to version {target}, {'as named' if version else 'the one before'}"
         state = settled.state

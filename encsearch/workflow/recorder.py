@@ -11,7 +11,7 @@ from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.model.encnet import EncNet
 from encsearch.reports import Report, Status, best_report
-from encsearch.tracking.lineage import dataset_of, described, lineage, machine_tags, write_diff
+from encsearch.tracking.lineage import describe_dataset, describe_run, lineage, machine_tags, write_diff
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.tracking.run_files import (
     IMAGES_TAG,
@@ -140,12 +140,12 @@ def start_run(
         params=flatten(config),
         tags={
             **_lineage(store.fingerprint, record.root),
-            **described(config, store.manifest, kind),
+            **describe_run(config, store.manifest, kind),
             "encsearch.kind": kind,
             **(tags or {}),
         },
         parent=parent,
-        dataset=dataset_of(config.data, store),
+        dataset=describe_dataset(config.data, store),
         artifacts=artifacts,
     )
 

@@ -13,8 +13,8 @@ from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count
-from encsearch.tracking.outbox.record import owned
-from encsearch.tracking.outbox.sender import sending
+from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.outbox.sender import run_sender
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import checkpoint_model, start_recorder, write_context, write_panels
@@ -37,11 +37,11 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     config = trial_config(config, {})
     store = open_store(config)
     found = preflight(config, store, out)
-    with sending() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
+    with run_sender() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         tracking = sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        with owned(folder, sender.root) as record:
+        with own_record(folder, sender.root) as record:
             sender.follow(folder)
             recorder = start_recorder(
                 config,

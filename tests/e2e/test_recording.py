@@ -20,8 +20,8 @@ from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.outbox.events import Dataset
 from encsearch.tracking.outbox.forward import UnavailableError, is_settled, read_sent, refused_parts
 from encsearch.tracking.outbox.mlflow_store import KEY_TAG, MlflowStore
-from encsearch.tracking.outbox.record import REAPED_TAG, Record, RunRecord, owned
-from encsearch.tracking.outbox.sender import sending
+from encsearch.tracking.outbox.record import REAPED_TAG, Record, RunRecord, own_record
+from encsearch.tracking.outbox.sender import run_sender
 from encsearch.workflow.sync import sync
 from tests.e2e.shell import clean_environment, read_until
 from tests.e2e.stored import send_once, send_under_kills, stored, written
@@ -60,7 +60,7 @@ def begin(record: Record, run: str = "sweep", parent: str | None = None) -> RunR
 def write_job(folder: Path) -> None:
     """A parent, a child that ends, and one that goes on after its end."""
     (folder / "notes.txt").write_text("kept")
-    with owned(folder) as record:
+    with own_record(folder) as record:
         parent = begin(record)
         for name, status in (("trial0", "FINISHED"), ("trial1", "FAILED")):
             child = begin(record, name, "sweep")
@@ -105,9 +105,9 @@ def test_an_outage_holds_up_nothing_and_is_one_line(
     server = serve(0)
     uri = f"http://127.0.0.1:{server.port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with sending() as sender:
+    with run_sender() as sender:
         sender.store()
-        with owned(job) as record:
+        with own_record(job) as record:
             sender.follow(job)
             run = begin(record)
             run.log(report(0))
@@ -131,13 +131,13 @@ JOB = """
 import sys, time
 from pathlib import Path
 from encsearch.reports import Report
-from encsearch.tracking.outbox.record import owned
-from encsearch.tracking.outbox.sender import sending
+from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.outbox.sender import run_sender
 job = Path(sys.argv[1])
-with sending() as sender:
+with run_sender() as sender:
     sender.store()
     assert "mlflow" not in sys.modules
-    with owned(job) as record:
+    with own_record(job) as record:
         sender.follow(job)
         run = record.start("training", params={}, tags={})
         run.log(Report(0, 10, 1.5, {"mIoU": 0.5}))
@@ -174,7 +174,7 @@ def test_sync_closes_and_sends_what_a_job_and_its_sender_have_left(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    with owned(job) as record:
+    with own_record(job) as record:
         begin(record)
         (left,) = sync([job], 0, print)
         assert (left.is_alive, left.sent, left.unsent) == (True, 0, 1)
@@ -186,7 +186,7 @@ def test_sync_closes_and_sends_what_a_job_and_its_sender_have_left(
 def test_what_was_deleted_in_mlflow_is_refused_or_waits(tracking: Tracking, job: Path) -> None:
     experiment = connect(tracking.uri, "other")
     store = MlflowStore(experiment)
-    with owned(job) as record:
+    with own_record(job) as record:
         parent = begin(record)
         child = begin(record, "trial0", "sweep")
         send_all(job, store)
@@ -219,7 +219,7 @@ def test_a_storage_of_artifacts_that_fails_is_tried_again(
         monkeypatch.setenv(name, value)
     experiment = tracking.client.create_experiment("in S3", artifact_location="s3://bucket/files")
     (job / "notes.txt").write_text("kept")
-    with owned(job) as record:
+    with own_record(job) as record:
         run = begin(record)
         run.file(job / "notes.txt")
         run.close("FINISHED")
@@ -243,7 +243,7 @@ def test_a_file_that_is_too_large_for_a_proxy_is_kept_and_the_rest_goes_on(
     location = f"http://127.0.0.1:{server.server_port}/files"
     experiment = tracking.client.create_experiment("behind a proxy", artifact_location=location)
     (job / "notes.txt").write_text("large")
-    with owned(job) as record:
+    with own_record(job) as record:
         run = begin(record)
         run.file(job / "notes.txt")
         run.close("FINISHED")
@@ -255,7 +255,7 @@ def test_a_file_that_is_too_large_for_a_proxy_is_kept_and_the_rest_goes_on(
 
 
 def test_a_run_that_a_hung_server_made_twice_is_one_in_the_end(tracking: Tracking, job: Path) -> None:
-    with owned(job) as record:
+    with own_record(job) as record:
         run = begin(record)
         send_all(job, MlflowStore(tracking))
         state = record.find("sweep")

@@ -11,12 +11,12 @@ from encsearch.tracking.registry.decisions import (
     Log,
     Signature,
     Verdict,
+    count_looks,
     description,
+    find_overtaken,
     from_tags,
-    looks,
     missing_entries,
     next_action,
-    overtaken,
     resolve,
     to_tags,
 )
@@ -37,7 +37,7 @@ def test_of_two_decisions_on_the_same_state_the_first_in_the_log_holds() -> None
     log = (entry(1, "1", 0), entry(2, "2", 1), entry(3, "3", 1), entry(4, "4", 2))
     state = resolve(log, CHAMPION)
     assert (state.version, state.head, state.history) == ("4", 4, ("1", "2", "4"))
-    assert overtaken(log) == {3}
+    assert find_overtaken(log) == {3}
     assert resolve((), CHAMPION).version is None
     assert resolve(log, "challenger").head == 0
 
@@ -46,8 +46,8 @@ def test_a_refusal_moves_nothing_and_counts_as_a_look() -> None:
     refusal = replace(draft(None, 1, "refused"), fingerprint="f", split="val")
     log = (entry(1, "1", 0), Entry(2, refusal), entry(3, "2", 1))
     assert resolve(log, CHAMPION).version == "2"
-    assert overtaken(log) == set()
-    assert (looks(log, "f", "val"), looks(log, "f", "test")) == (1, 0)
+    assert find_overtaken(log) == set()
+    assert (count_looks(log, "f", "val"), count_looks(log, "f", "test")) == (1, 0)
 
 
 def test_a_rollback_goes_further_back_each_time_and_past_deleted_versions() -> None:

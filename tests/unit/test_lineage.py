@@ -10,8 +10,8 @@ from encsearch.data.store import Store
 from encsearch.reports import Report
 from encsearch.tracking.lineage import (
     MAX_DIFF_BYTES,
-    dataset_of,
-    described,
+    describe_dataset,
+    describe_run,
     lineage,
     machine_tags,
     write_diff,
@@ -98,7 +98,7 @@ def test_a_large_diff_is_cut_at_a_line(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_described_by_recipe_data_and_metric(toy_config: Config) -> None:
-    tags = described(toy_config, Store(toy_config.data.store).manifest, "training")
+    tags = describe_run(toy_config, Store(toy_config.data.store).manifest, "training")
 
     assert tags["mlflow.source.name"] == "toy"
     note = tags["mlflow.note.content"]
@@ -107,7 +107,7 @@ def test_a_run_is_described_by_recipe_data_and_metric(toy_config: Config) -> Non
 
 
 def test_the_data_is_named_counted_and_fingerprinted(toy_config: Config) -> None:
-    dataset = dataset_of(toy_config.data, Store(toy_config.data.store))
+    dataset = describe_dataset(toy_config.data, Store(toy_config.data.store))
 
     assert (dataset.name, dataset.source) == ("toy", toy_config.data.store)
     assert dataset.fingerprint == Store(toy_config.data.store).fingerprint

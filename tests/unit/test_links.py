@@ -22,7 +22,7 @@ from encsearch.tracking.browse.links import (
     view_link,
 )
 from encsearch.tracking.browse.ui_server import UiServer, require_port
-from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, changes, packed, state
+from encsearch.tracking.browse.views import MAX_NAMED, TAG, View, build_state, pack_state, plan_tags
 from encsearch.tracking.outbox.forward import SENT_FILE, Sent
 from encsearch.tracking.outbox.record import FOLDER
 from encsearch.workflow.browse import find_job, find_links
@@ -103,7 +103,7 @@ def test_an_address_of_another_machine_is_refused_in_one_line() -> None:
 
 
 def test_a_view_opens_with_what_was_searched_and_the_best_first() -> None:
-    values = state(VIEW)
+    values = build_state(VIEW)
     assert values["selectedColumns"][:4] == [
         "metrics.`best/mIoU`",
         "tags.`encsearch.state`",
@@ -119,35 +119,35 @@ def test_a_view_opens_with_what_was_searched_and_the_best_first() -> None:
 
 
 def test_a_view_without_params_has_no_parallel_coordinates() -> None:
-    bare = state(replace(VIEW, params=()))
+    bare = build_state(replace(VIEW, params=()))
     assert "PARALLEL" not in [chart["type"] for chart in bare["compareRunCharts"]]
 
 
 def test_a_view_is_stored_once_as_the_page_reads_it() -> None:
-    tags = changes(VIEW, {}, now_ms=5)
+    tags = plan_tags(VIEW, {}, now_ms=5)
     (envelope,) = (json.loads(value) for value in tags.values())
     assert set(tags) == {TAG + "p1"}
     assert (envelope["name"], envelope["createdAt"]) == ("trials of toy-1", 5)
-    assert unpacked(envelope["state"]) == state(VIEW)
-    assert changes(VIEW, tags, now_ms=6) == {}
+    assert unpacked(envelope["state"]) == build_state(VIEW)
+    assert plan_tags(VIEW, tags, now_ms=6) == {}
 
 
 def test_a_view_of_more_params_replaces_the_one_before() -> None:
     more = replace(VIEW, params=(*VIEW.params, "loss.se_weight"))
-    assert set(changes(more, changes(VIEW, {}, now_ms=5), now_ms=6)) == {TAG + "p1"}
+    assert set(plan_tags(more, plan_tags(VIEW, {}, now_ms=5), now_ms=6)) == {TAG + "p1"}
 
 
 def test_a_view_fits_into_a_tag() -> None:
     paths = tuple(f"model.some_long_parameter_{i}" for i in range(8))
-    (value,) = changes(replace(VIEW, name="n" * 120, params=paths), {}, now_ms=5).values()
+    (value,) = plan_tags(replace(VIEW, name="n" * 120, params=paths), {}, now_ms=5).values()
     assert len(value) < 5000  # MLflow's limit
 
 
 def test_the_menu_keeps_room_for_views_that_people_save() -> None:
     """MLflow's page takes 40 names; the oldest of ours lose theirs, and open by their links as before."""
-    tags = {TAG + "mine": json.dumps({"name": "my view", "createdAt": 0, "state": packed({})})}
+    tags = {TAG + "mine": json.dumps({"name": "my view", "createdAt": 0, "state": pack_state({})})}
     for i in range(MAX_NAMED + 3):
-        tags |= changes(replace(VIEW, key=f"p{i}", filter=f"parent {i}"), tags, now_ms=i)
+        tags |= plan_tags(replace(VIEW, key=f"p{i}", filter=f"parent {i}"), tags, now_ms=i)
     named = [key for key, value in tags.items() if value.startswith("{")]
     assert len(named) == MAX_NAMED + 1
     assert TAG + "mine" in named

@@ -18,8 +18,8 @@ from encsearch.tracking.registry.decisions import (
     Draft,
     Entry,
     Log,
+    find_overtaken,
     from_tags,
-    overtaken,
     resolve,
     to_tags,
 )
@@ -166,7 +166,9 @@ def test_of_eight_promoters_each_learns_the_truth_and_the_alias_is_the_logs(seed
     moves = effective(registry)
     assert registry.aliases[ALIAS] == moves[-1].draft.target
     assert {moved.number for moved in results if moved.won} == {entry.number for entry in moves}
-    assert {moved.number for moved in results if not moved.won} == overtaken(tuple(registry.entries.values()))
+    assert {moved.number for moved in results if not moved.won} == find_overtaken(
+        tuple(registry.entries.values())
+    )
     # Every attempt is in the log, and nobody took another's write for a person's.
     assert sorted(entry.draft.target or "" for entry in registry.entries.values()) == sorted(
         VERSIONS[: 2 * PROMOTERS]
@@ -218,7 +220,7 @@ def test_a_champion_that_was_set_by_hand_while_nobody_moved_is_adopted_not_overw
 
 def test_a_refusal_tells_what_was_mended_before_it() -> None:
     def refuse(settled: Settled) -> str:
-        with pytest.raises(GateRefusedError) as refused, settled.told():
+        with pytest.raises(GateRefusedError) as refused, settled.report_done():
             raise GateRefusedError("not better")
         return str(refused.value)
 
@@ -299,7 +301,7 @@ def test_what_was_decided_on_an_older_state_is_told_who_won() -> None:
     moved = move(registry, decision(old.head, old.version, "2"))
     assert (moved.won, moved.state.version, moved.state.head, moved.since) == (False, "1", 1, ())
     assert registry.aliases == {ALIAS: "1"}
-    assert overtaken(registry.log()) == {2}
+    assert find_overtaken(registry.log()) == {2}
 
 
 def test_a_winner_whom_another_followed_at_once_is_told_so() -> None:

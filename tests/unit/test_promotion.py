@@ -217,7 +217,7 @@ def test_so_few_images_that_luck_alone_favours_one_model_in_all_are_not_enough()
         decision = decide(ours, replace(CHAMPION, pixels=CHAMPION.pixels[:number]), CLASSES, gate)
         assert decision.promote == passes
         if not passes:
-            assert failed(decision)[0].startswith(f"{number} labelled images cannot tell with {confidence}")
+            assert failed(decision)[0].startswith(f"{number} labelled images, too few for {confidence}")
     alone = replace(BETTER, pixels=BETTER.pixels[:2])
     assert decide(alone, None, CLASSES, PromoteConfig(min_images=2)).promote
 

@@ -32,7 +32,7 @@ from encsearch.tracking.outbox.record import (
     REAPED_TAG,
     Record,
     RunRecord,
-    owned,
+    own_record,
 )
 from tests.unit.memory_store import MemoryStore
 
@@ -62,7 +62,7 @@ def values_of(job: Path, name: str) -> list[float]:
 
 def killed(job: Path, epochs: int = 2) -> Path:
     """A job whose process died in the middle of its run: its lock is free, nothing was closed."""
-    with owned(job) as record:
+    with own_record(job) as record:
         run = start(record)
         for epoch in range(epochs):
             run.log(report(epoch))
@@ -101,7 +101,7 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
 
 
 def test_figures_have_names_that_mlflow_takes_and_the_best_so_far(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = start(record)
         for epoch, mean_iou in enumerate([0.3, math.nan, 0.6, 0.2]):
             run.log(report(epoch, mean_iou))
@@ -115,7 +115,7 @@ def test_figures_have_names_that_mlflow_takes_and_the_best_so_far(tmp_path: Path
 
 def test_figures_between_reports_have_their_own_times_and_come_behind_the_score(tmp_path: Path) -> None:
     between = Point(step=5, time_ms=1234, values={"train/loss (step)": 0.1})
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = start(record)
         run.log(Report(0, 10, 1.0, {"mIoU": 0.5}, points=(between,)))
         run.close("FINISHED")
@@ -128,12 +128,12 @@ def test_figures_between_reports_have_their_own_times_and_come_behind_the_score(
 
 
 def test_a_run_goes_on_in_another_process_behind_its_last_epoch(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = start(record)
         run.log(report(0, 0.4))
         run.log(report(1, 0.3))
         run.close("KILLED")
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         assert record.main == "training"
         run = start(record)
         assert run.last_epoch == 1
@@ -147,7 +147,7 @@ def test_a_run_goes_on_in_another_process_behind_its_last_epoch(tmp_path: Path) 
 
 
 def test_a_summary_is_logged_again_only_when_it_changed(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = start(record)
         for mean_iou in (0.5, 0.5, 0.6):
             run.summarize(report(0, mean_iou, step=700))
@@ -159,7 +159,7 @@ def test_a_summary_is_logged_again_only_when_it_changed(tmp_path: Path) -> None:
 
 def test_params_are_texts_as_in_a_recipe_short_and_without_secrets(tmp_path: Path) -> None:
     params = {"a": None, "b": True, "c": 0.01, "d": "x" * 7000, "e": "http://me:pw@host:1/x"}
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         record.start("training", params=params, tags={"source": "http://me:pw@host:1/x"}).close("FINISHED")
     started = events(tmp_path)[0]
     assert isinstance(started, Started)
@@ -170,7 +170,7 @@ def test_params_are_texts_as_in_a_recipe_short_and_without_secrets(tmp_path: Pat
 
 def test_artifacts_are_named_relative_to_the_job_which_may_be_moved(tmp_path: Path) -> None:
     folder = tmp_path / "artifacts"
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = record.start("training", params={}, tags={}, artifacts=folder)
         folder.mkdir()
         run.close("FINISHED")
@@ -180,7 +180,7 @@ def test_artifacts_are_named_relative_to_the_job_which_may_be_moved(tmp_path: Pa
 
 
 def test_runs_that_are_open_at_the_end_are_closed(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         start(record, "sweep")
         start(record, "trial0").close("FINISHED")
     ended = {event.run: event.status for event in events(tmp_path) if isinstance(event, Ended)}
@@ -188,7 +188,7 @@ def test_runs_that_are_open_at_the_end_are_closed(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_ends_the_job_with_one_line(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         (tmp_path / FOLDER / EVENTS_FILE).mkdir()
         with pytest.raises(TrainingError, match=r"events\.jsonl: cannot be written \(Is a directory\)"):
             start(record)
@@ -205,17 +205,17 @@ def test_a_record_whose_beginning_is_lost_is_named(tmp_path: Path) -> None:
 def test_a_record_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "OWNER_WAIT_S", 0)
     with (
-        owned(tmp_path),
+        own_record(tmp_path),
         pytest.raises(UserError, match="another process is recording this job"),
-        owned(tmp_path),
+        own_record(tmp_path),
     ):
         raise AssertionError("not reached")
-    with owned(tmp_path):
+    with own_record(tmp_path):
         pass
 
 
 def test_a_job_that_lives_is_not_reaped(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         start(record)
         assert reap(tmp_path) is None
         assert record.open_runs() == ["training"]
@@ -233,7 +233,7 @@ def test_the_runs_of_a_dead_job_are_closed_with_a_reason_and_can_go_on(tmp_path:
     state = Record(tmp_path).find("training")
     assert state
     assert state.reaped
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         start(record).close("FINISHED")
     last_tag = [event for event in events(tmp_path) if isinstance(event, Tagged)][-1]
     assert "its process was killed" in last_tag.tags[REAPED_TAG]
@@ -265,7 +265,7 @@ def test_dead_jobs_beside_a_job_are_closed_and_sent(
     owner = {"host": f"not {socket.gethostname()}", "pid": 1}
     (jobs["remote"] / FOLDER / OWNER_FILE).write_text(json.dumps(owner))
     (jobs["odd"] / FOLDER / OWNER_FILE).write_text("[]")
-    with owned(jobs["alive"]) as record:
+    with own_record(jobs["alive"]) as record:
         start(record)
         for _ in settle_siblings(jobs["own"], store):
             pass

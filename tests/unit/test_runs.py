@@ -13,14 +13,14 @@ from encsearch.tracking.browse.rows import (
     best_columns,
     column,
     filter_text,
-    in_order,
+    find_changed_params,
+    find_searched_paths,
+    find_varying_params,
     lineage_tags,
     main_metric,
     order_by,
     pick,
-    searched,
-    set_params,
-    varying,
+    sort_rows,
 )
 
 
@@ -65,13 +65,13 @@ def test_params_are_ordered_as_numbers_which_mlflow_cannot() -> None:
     rows = [row(params={"optim.lr": text}) for text in ("5e-06", "0.05", "null", "0.5")] + [row()]
     rows.append(row(params={"optim.lr": "10"}, end_ms=None))
     found = {
-        sort: [one.params.get("optim.lr") for one in in_order(rows, sort)]
+        sort: [one.params.get("optim.lr") for one in sort_rows(rows, sort)]
         for sort in ("optim.lr", "params.optim.lr:asc")
     }
     assert order_by("optim.lr") is order_by("seconds") is None
     assert found["optim.lr"] == ["10", "0.5", "0.05", "5e-06", "null", None]
     assert found["params.optim.lr:asc"] == ["5e-06", "0.05", "0.5", "10", "null", None]
-    assert in_order(rows, "seconds")[-1].params["optim.lr"] == "10"
+    assert sort_rows(rows, "seconds")[-1].params["optim.lr"] == "10"
 
 
 @pytest.mark.parametrize("sort", ["best/mIoU:up", ":asc", "a`b"])
@@ -113,11 +113,11 @@ def test_a_column_is_an_attribute_a_metric_a_param_or_a_tag() -> None:
 
 def test_only_params_that_differ_are_compared() -> None:
     rows = [row(params={"a": "1", "b": "2"}), row(params={"a": "1", "b": "3", "c": "null"})]
-    assert varying(rows) == ["b", "c"]
+    assert find_varying_params(rows) == ["b", "c"]
 
 
 def test_what_the_recipe_sets_is_what_is_not_the_default() -> None:
-    assert set_params({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9"}) == {"b": "2", "c": "3"}
+    assert find_changed_params({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9"}) == {"b": "2", "c": "3"}
 
 
 def test_the_best_figure_is_marked_where_an_order_is_known() -> None:
@@ -137,9 +137,9 @@ def test_a_class_may_be_called_like_what_should_be_small() -> None:
 
 
 def test_what_was_searched_is_read_of_the_sweeps_own_run() -> None:
-    assert searched({"search.space": '{"optim.lr": {"loguniform": [0.001, 0.1]}}'}) == ["optim.lr"]
-    assert searched({"search.space": "null"}) == searched({}) == []
-    assert searched({"search.space": '{"optim.lr": {"cut off'}) == []
+    assert find_searched_paths({"search.space": '{"optim.lr": {"loguniform": [0.001, 0.1]}}'}) == ["optim.lr"]
+    assert find_searched_paths({"search.space": "null"}) == find_searched_paths({}) == []
+    assert find_searched_paths({"search.space": '{"optim.lr": {"cut off'}) == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from encsearch.reports import Point
 from encsearch.submit.package import package_files
 from encsearch.tracking.outbox.events import Ended, Filed, Started
 from encsearch.tracking.outbox.forward import refused_parts
-from encsearch.tracking.outbox.record import owned
+from encsearch.tracking.outbox.record import own_record
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import build
 from tests.forward import send_all
@@ -253,7 +253,7 @@ def test_a_record_uploads_nothing_from_outside_its_job(tmp_path: Path, path: str
     (job / "linked").symlink_to("../id_rsa")
     (job / "folder" / "linked").symlink_to("../../id_rsa")
     shelf = Shelf()
-    with owned(job) as record:
+    with own_record(job) as record:
         record.start("job", params={}, tags={})
         for name in (path, str(tmp_path / "id_rsa"), "config.yaml"):
             record.append(Filed("job", name))

@@ -30,7 +30,7 @@ from encsearch.tracking.outbox.forward import (
     sending_alone,
     unsent_events,
 )
-from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, owned
+from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, own_record
 from tests.forward import send_all
 from tests.unit.memory_store import MemoryStore
 
@@ -47,7 +47,7 @@ def write_job(folder: Path) -> Path:
     folder.mkdir()
     (folder / "notes.txt").write_text("kept")
     data = Dataset("scenes", "abc", "scenes", {})
-    with owned(folder) as record:
+    with own_record(folder) as record:
         parent = record.start("sweep", params={"optim.lr": 0.1}, tags={"kind": "sweep"}, dataset=data)
         children = [record.start(f"trial{i}", params={}, tags={}, parent="sweep") for i in range(2)]
         for epoch in range(3):
@@ -172,7 +172,7 @@ def test_a_line_that_is_not_complete_waits(job: Path) -> None:
 
 
 def test_a_point_of_many_figures_is_sent_in_parts(tmp_path: Path) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = record.start("training", params={}, tags={})
         for epoch in range(3):
             run.log(report(epoch, names=METRICS_A_REQUEST))
@@ -188,7 +188,7 @@ def test_a_point_of_many_figures_is_sent_in_parts(tmp_path: Path) -> None:
 def test_what_is_refused_is_kept_and_takes_nothing_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with owned(tmp_path) as record:
+    with own_record(tmp_path) as record:
         run = record.start("training", params={}, tags={})
         for epoch in range(2):
             run.log(report(epoch, names=3))
@@ -292,7 +292,7 @@ def test_a_call_for_a_dead_neighbour_that_hangs_does_not_hold_the_sender(
     begin_sending(job, store.shown_uri, store.experiment_id)
     own = job.parent / "own"
     own.mkdir()
-    with owned(own):
+    with own_record(own):
         pass
     sender._Forwarder(own, store).run(lines)
     os.close(lines)

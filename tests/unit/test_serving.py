@@ -25,7 +25,7 @@ from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor
 from encsearch.model.encnet import EncNet
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json
-from encsearch.serving.pictures import pictures_of
+from encsearch.serving.pictures import read_pictures
 from encsearch.serving.requests import (
     Limits,
     RequestRefusedError,
@@ -74,7 +74,7 @@ def test_every_kind_of_image_comes_to_the_same_pixels(tmp_path: Path) -> None:
     data = png(pixels)
     (tmp_path / "a.png").write_bytes(data)
     for one in (pixels, pixels[None], data, text(data), tmp_path / "a.png", {"image": data}):
-        (found,) = pictures_of(one)
+        (found,) = read_pictures(one)
         assert np.array_equal(found, pixels), type(one)
     mixed = np.array([data, text(data), tmp_path / "a.png"], dtype=object)
     wrapped = np.empty(3, dtype=object)
@@ -87,7 +87,7 @@ def test_every_kind_of_image_comes_to_the_same_pixels(tmp_path: Path) -> None:
         np.array([text(data)] * 3),
         np.stack([pixels] * 3),
     ):
-        assert [np.array_equal(found, pixels) for found in pictures_of(several)] == [True] * 3
+        assert [np.array_equal(found, pixels) for found in read_pictures(several)] == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_every_kind_of_image_comes_to_the_same_pixels(tmp_path: Path) -> None:
 )
 def test_text_is_never_a_path_and_what_is_no_image_is_refused(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pictures_of(given)
+        read_pictures(given)
 
 
 @pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/form-data; boundary=x", "image/gif"])

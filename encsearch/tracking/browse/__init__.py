@@ -1,1 +1,1 @@
-"""Runs read back from MLflow: as rows, views and links, and the server that shows them."""
+"""Read runs back from MLflow: as rows, views and links, and the server that shows them."""

@@ -16,34 +16,34 @@ from urllib.parse import quote
 from encsearch.redaction import without_secrets
 
 WORKFLOW = "workflowType=machine_learning"
-CHARTS = "&compareRunsMode=CHART"  # behind the link of a table: its charts instead
+CHARTS = "&compareRunsMode=CHART"  # appended to the link of a table, it opens the charts instead
 LOOPBACK, PORT = "127.0.0.1", 5000
 
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """The process that serves a store; what it needs to know beside its arguments is its environment's."""
+    """The process that serves a store: its arguments, and the variables that it needs beside them."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
 
 def is_server(uri: str) -> bool:
-    """Whether the tracking URI is a server's, which has a UI already."""
+    """Whether the tracking URI names a server, which has a UI already."""
     return uri.startswith(("http://", "https://"))
 
 
 def ui_base(uri: str, port: int = PORT, host: str = LOOPBACK) -> str:
-    """The UI's address: the tracking server's own, or the one that `ui_command` opens."""
+    """Return the UI's address: the tracking server's own, or the one that `ui_command` opens."""
     if is_server(uri):
         return without_secrets(uri).rstrip("/")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def ui_command(uri: str, port: int = PORT, host: str = LOOPBACK) -> str | None:
-    """The command line that serves a store; None if `uri` is a server already.
+    """Return the command line that serves a store; None if `uri` is a server already.
 
-    A URI with a password is left to the shell's MLFLOW_TRACKING_URI, since the command is printed and kept.
+    A URI with a password is read from the shell's MLFLOW_TRACKING_URI, since the command is printed and kept.
     """
     if is_server(uri):
         return None
@@ -55,14 +55,14 @@ def ui_command(uri: str, port: int = PORT, host: str = LOOPBACK) -> str | None:
 
 
 def server_command(uri: str, port: int, host: str, names: Sequence[str] = ()) -> ServerCommand:
-    """How to serve a store to browsers that ask for `host` or one of the machine's other `names`.
+    """Return the command that serves a store to browsers which ask for `host` or another of its `names`.
 
-    Everybody on the machine sees a process's arguments, so a URI with a password goes by the environment.
+    Everybody on the machine sees a process's arguments, so a URI with a password goes into its environment.
     """
     # Job execution would start ten more processes (1.8 GiB, MLflow 3.17).
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # Of the working directory nothing is imported, as a random.py: neither by Python, nor by the uvicorn that
-    # MLflow starts, which puts a folder of its own first.
+    # Nothing is imported from the working directory, where a random.py may lie: neither by Python, nor by the
+    # uvicorn that MLflow starts, which puts a folder of its own first.
     environment |= {"PYTHONSAFEPATH": "1", "UVICORN_APP_DIR": os.devnull}
     store: tuple[str, ...] = ("--backend-store-uri", uri)
     if without_secrets(uri) != uri:
@@ -74,14 +74,14 @@ def server_command(uri: str, port: int, host: str, names: Sequence[str] = ()) ->
 
 
 def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
-    """The Host headers that the server answers; any other may come of a page that rebinds its own name.
+    """List the Host headers that the server answers; others may come from a page that rebinds its own name.
 
-    Ports are free, so that a forwarded port works: a foreign page has a foreign name, whatever its port.
+    Any port is allowed, so that a forwarded port works: a foreign page has a foreign name, whatever its port.
     """
     # A browser puts brackets around an IPv6 address.
     own = [f"[{host}]" if ":" in host else host, *(() if is_loopback(host) else names)]
     known = dict.fromkeys(["localhost", LOOPBACK, *own])
-    # A name is compared as it is, a pattern by fnmatch, to which a bracket is a set of letters.
+    # MLflow compares a name literally and a pattern by fnmatch, which reads a bracket as a set of letters.
     return [pattern for name in known for pattern in (name, f"{glob.escape(name)}:*")]
 
 
@@ -97,17 +97,17 @@ def run_link(base: str, experiment_id: str, run_id: str) -> str:
 
 
 def children_link(base: str, experiment_id: str, parent_run_id: str, metric: str) -> str:
-    """The flat table of a sweep's trials and finalists, the best value of `metric` first."""
+    """Link to the flat table of a sweep's trials and finalists, the best value of `metric` first."""
     return table_link(base, experiment_id, children_of(parent_run_id), metric)
 
 
 def children_of(parent_run_id: str) -> str:
-    """In MLflow's filter language."""
+    """Return the filter for the children of a run, in MLflow's filter language."""
     return f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
 
 
 def table_link(base: str, experiment_id: str, condition: str, metric: str) -> str:
-    """The table of runs that `condition`, in MLflow's filter language, is true of, the best first."""
+    """Link to the table of the runs that meet `condition`, in MLflow's filter language, the best first."""
     search = quote(condition, safe="")
     order = quote(f"metrics.`best/{metric}`", safe="")
     return (
@@ -117,7 +117,7 @@ def table_link(base: str, experiment_id: str, condition: str, metric: str) -> st
 
 
 def view_link(base: str, experiment_id: str, key: str) -> str:
-    """A stored view (see views.py).
+    """Link to a stored view (see views.py).
 
     A filter or an order in the link would make the page ignore the view, so it holds neither.
     """
@@ -125,19 +125,19 @@ def view_link(base: str, experiment_id: str, key: str) -> str:
 
 
 def compare_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The comparison of runs with its parallel coordinates."""
+    """Link to the comparison of runs with its parallel coordinates."""
     runs = quote(json.dumps(list(run_ids), separators=(",", ":")), safe="")
     experiments = quote(json.dumps([experiment_id]), safe="")
     return f"{base}/#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
 
 
 def registry_link(base: str) -> str:
-    """All registered models."""
+    """Link to all registered models."""
     return f"{base}/#/models?{WORKFLOW}"
 
 
 def versions_link(base: str, name: str) -> str:
-    """The versions of one registered model."""
+    """Link to the versions of one registered model."""
     return f"{base}/#/models/{quote(name, safe='')}?{WORKFLOW}"
 
 

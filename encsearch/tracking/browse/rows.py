@@ -1,4 +1,4 @@
-"""Runs as rows: what is asked for, in MLflow's words, and what is shown of the answer. Pure."""
+"""Runs as rows: queries in MLflow's words, and what tables show of the answers. Pure functions."""
 
 import json
 import math
@@ -49,8 +49,8 @@ class RunRow:
 class Query:
     """Which runs, in which order; `limit` None is all.
 
-    `filter` is MLflow's filter language. Without a `parent` and a `kind` the jobs are meant, and not what
-    they consist of; `kind` "all" is every run.
+    `filter` is in MLflow's filter language. Without `parent` and `kind` the query finds jobs, and not their
+    children; `kind` "all" finds every run.
     """
 
     filter: str = ""
@@ -62,24 +62,24 @@ class Query:
 
 
 def filter_text(query: Query) -> str:
-    """The query's conditions in MLflow's filter language, which knows AND alone."""
+    """Return the query's conditions in MLflow's filter language, which knows no operator but AND."""
     conditions = [query.filter] if query.filter else []
     if query.parent:
         conditions.append(f"tags.`{PARENT_TAG}` = '{query.parent}'")
     elif query.kind is None:
         conditions.append(f"tags.`{PARENT_TAG}` IS NULL")
     if query.kind not in (None, "all"):
-        conditions.append(f"tags.`{KIND_TAG}` = {quoted(str(query.kind))}")
+        conditions.append(f"tags.`{KIND_TAG}` = {quote_value(str(query.kind))}")
     if query.status:
         conditions.append(f"attributes.status = '{query.status}'")
     return " AND ".join(conditions)
 
 
 def order_by(sort: str | None) -> list[str] | None:
-    """`best/mIoU`, `optim.lr` or `start_time`, the greatest first, or with `:asc` behind it the least.
+    """Return MLflow's order for a name such as `best/mIoU`: the greatest first, with `:asc` the least first.
 
-    A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` say which is meant. None for
-    what MLflow cannot order, and `in_order` does: it takes params for texts, and knows no duration.
+    A run that lacks the figure comes last. `params.X`, `metrics.X` and `tags.X` name the kind of figure.
+    Returns None where `sort_rows` must sort, since MLflow takes params for texts and knows no duration.
     """
     if sort is None:
         return [NEWEST_FIRST]
@@ -90,8 +90,8 @@ def order_by(sort: str | None) -> list[str] | None:
     return [f"{key} {'ASC' if is_ascending else 'DESC'}", NEWEST_FIRST]
 
 
-def in_order(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
-    """Numbers by their size, before texts; runs that lack the value last."""
+def sort_rows(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
+    """Sort numbers by their size, before texts; runs that lack the value come last."""
     name, is_ascending = _sort_name(sort)
     found = [(column(row, name), row) for row in rows]
     numbers = [(float(value), row) for value, row in found if _is_number(value)]
@@ -102,15 +102,15 @@ def in_order(rows: Sequence[RunRow], sort: str) -> list[RunRow]:
     return ordered + [row for value, row in found if value is None]
 
 
-def quoted(text: str) -> str:
-    """As a value in a filter. Raises UserError for text that MLflow's language cannot hold."""
+def quote_value(text: str) -> str:
+    """Quote a value for a filter. Raises UserError for text that MLflow's language cannot hold."""
     if "'" in text and '"' in text:
         raise UserError(f"{text}: holds both kinds of quotation marks, which MLflow cannot search for")
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def pick(text: str, candidates: Sequence[RunRow]) -> RunRow:
-    """The one run that `text` means. Raises UserError if it is none or several."""
+    """Return the one run that `text` means. Raises UserError for no run or several."""
     exact = [row for row in candidates if row.run_id == text]
     found = exact or list(candidates)
     if len(found) == 1:
@@ -126,9 +126,9 @@ def pick(text: str, candidates: Sequence[RunRow]) -> RunRow:
 
 
 def column(row: RunRow, name: str) -> Any:
-    """What a table shows for `name`: an attribute, a metric, a param or a tag; None if the run lacks it.
+    """Return what a table shows for `name`: an attribute, a metric, a param or a tag; None if absent.
 
-    `metrics.seconds` is an epoch's, `seconds` the run's.
+    `metrics.seconds` is the time of an epoch, `seconds` the time of the run.
     """
     own = {
         "run": row.run_id[:SHORT_ID],
@@ -150,16 +150,16 @@ def column(row: RunRow, name: str) -> Any:
     return None
 
 
-def varying(rows: Sequence[RunRow]) -> list[str]:
-    """The params in which the runs differ, a missing one being a value, in the order of the first run."""
+def find_varying_params(rows: Sequence[RunRow]) -> list[str]:
+    """List the params in which the runs differ, in the order of the first run; missing counts as a value."""
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     return [name for name in names if len({row.params.get(name) for row in rows}) > 1]
 
 
-def searched(params: Mapping[str, str]) -> list[str]:
-    """The paths that a sweep searched, by its own run's params; none for any other job.
+def find_searched_paths(params: Mapping[str, str]) -> list[str]:
+    """List the paths that a sweep searched, by the params of its own run; none for any other job.
 
-    None either of a space that is longer than a param may be, and was cut.
+    The list is also empty if the space was longer than a param may be, and was cut.
     """
     try:
         return list(json.loads(params.get("search.space", "null")) or ())
@@ -167,29 +167,29 @@ def searched(params: Mapping[str, str]) -> list[str]:
         return []
 
 
-def ranked_by(rows: Sequence[RunRow], metric: str) -> list[RunRow]:
-    """The runs that have the metric, the greatest first."""
+def rank_by(rows: Sequence[RunRow], metric: str) -> list[RunRow]:
+    """Return the runs that have the metric, the greatest value first."""
     known = [row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))]
     return sorted(known, key=lambda row: row.metrics[metric], reverse=True)
 
 
 def main_metric(rows: Sequence[RunRow]) -> str:
-    """The metric that the runs were trained for, by the recipe of the first that names one."""
+    """Return the metric that the runs were trained for: the first one that a recipe among them names."""
     return next((row.params["metric"] for row in rows if "metric" in row.params), "mIoU")
 
 
-def set_params(params: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The params that differ from the defaults, or have none."""
+def find_changed_params(params: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """Return the params that differ from their default, or have no default."""
     return {name: value for name, value in params.items() if defaults.get(name) != value}
 
 
 def lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Where the run comes from: data, code and versions."""
+    """Return the tags that say where a run comes from: data, code and versions."""
     return {name: value for name, value in tags.items() if name.startswith(LINEAGE)}
 
 
 def best_columns(rows: Sequence[RunRow], metric: str) -> list[int]:
-    """Which of the runs have the best value of a metric; none where no order is known, or all are equal."""
+    """Return the indices of the runs with the best value; none if the order is unknown or all are equal."""
     sign = _direction(metric)
     values = [row.metrics.get(metric, math.nan) for row in rows]
     known = [sign * value for value in values if not math.isnan(value)]
@@ -199,20 +199,20 @@ def best_columns(rows: Sequence[RunRow], metric: str) -> list[int]:
 
 
 def metric_names(rows: Sequence[RunRow]) -> list[str]:
-    """Every metric that a run has: the best ones first, then by name."""
+    """List every metric of the runs: those under best/ first, then by name."""
     names = {name for row in rows for name in row.metrics}
     return sorted(names, key=lambda name: (not name.startswith("best/"), name))
 
 
 def _direction(metric: str) -> int:
-    """1 if more is better, -1 if less is, 0 if neither."""
+    """Return 1 if more is better, -1 if less is better, 0 if unknown."""
     if re.match(r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric):  # first: a class may be called floss
         return 1
     return -1 if re.search(r"loss|latency", metric) else 0
 
 
 def _sort_name(sort: str) -> tuple[str, bool]:
-    """The name, and whether the least comes first."""
+    """Return the name, and whether the least comes first."""
     name, _, direction = sort.partition(":")
     if direction not in ("", "asc", "desc") or not name or "`" in name:
         raise UserError(f"--sort {sort}: not NAME, NAME:asc or NAME:desc, as in best/mIoU or optim.lr:asc")

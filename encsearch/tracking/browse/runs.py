@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: searched, found by what people call them, told in full."""
+"""Read runs back from MLflow: search them, find one by what people call it, read it in full."""
 
 import os
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from mlflow.tracking import MlflowClient
 
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
-from encsearch.tracking.browse.rows import Query, RunRow, filter_text, in_order, order_by, pick, quoted
-from encsearch.tracking.browse.views import View, changes
-from encsearch.tracking.mlflow import Tracking, answering, innermost
+from encsearch.tracking.browse.rows import Query, RunRow, filter_text, order_by, pick, quote_value, sort_rows
+from encsearch.tracking.browse.views import View, plan_tags
+from encsearch.tracking.mlflow import Tracking, innermost, translate_failures
 
 RUNS_A_PAGE = 1000
 MAX_NAMED = 10  # experiments that an error lists
@@ -38,12 +38,12 @@ class Registered:
 
 
 def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
-    """An experiment for readers: nothing is created. By default MLFLOW_EXPERIMENT_NAME's, else "encsearch".
+    """Open an experiment without creating it: by default MLFLOW_EXPERIMENT_NAME, else "encsearch".
 
-    Raises UserError, which names what there is, for an unknown one, and PreflightError.
+    Raises UserError, which lists those that exist, for an unknown one, and PreflightError.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
-    with answering(uri):
+    with translate_failures(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if experiment_id:
             return Tracking(client, uri, experiment_id)
@@ -58,12 +58,12 @@ def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
 
 
 def search(tracking: Tracking, query: Query) -> list[RunRow]:
-    """The runs of the experiment that the query means, page by page. Raises UserError for a bad filter."""
+    """Read the runs of the experiment that match the query. Raises UserError for a bad filter."""
     order = order_by(query.sort)
     if order is None:
         assert query.sort, "MLflow orders by time"
         everything = search(tracking, replace(query, sort=None, limit=None))
-        return in_order(everything, query.sort)[: query.limit]
+        return sort_rows(everything, query.sort)[: query.limit]
     found: list[RunRow] = []
     token, text = None, filter_text(query)
     while query.limit is None or len(found) < query.limit:
@@ -77,44 +77,44 @@ def search(tracking: Tracking, query: Query) -> list[RunRow]:
 
 
 def find(tracking: Tracking, text: str) -> RunRow:
-    """The run with that id, the start of an id, or that name. Raises UserError if it is none or several."""
-    name = search(tracking, Query(f"attributes.run_name = {quoted(text)}", kind="all"))
+    """Find a run by its id, the start of its id, or its name. Raises UserError for no run or several."""
+    name = search(tracking, Query(f"attributes.run_name = {quote_value(text)}", kind="all"))
     is_id = text.isalnum() and text == text.lower()
     ids = search(tracking, Query(f"attributes.run_id LIKE '{text}%'", kind="all")) if is_id else []
     return pick(text, list({row.run_id: row for row in [*ids, *name]}.values()))
 
 
 def get(tracking: Tracking, run_id: str) -> RunRow:
-    """Raises UserError for a run that the experiment lacks."""
-    return pick(run_id, search(tracking, Query(f"attributes.run_id = {quoted(run_id)}", kind="all")))
+    """Read a run by its id. Raises UserError for a run that the experiment lacks."""
+    return pick(run_id, search(tracking, Query(f"attributes.run_id = {quote_value(run_id)}", kind="all")))
 
 
 def detail(tracking: Tracking, row: RunRow) -> Detail:
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         inputs = tracking.client.get_run(row.run_id).inputs.dataset_inputs
         artifacts = _artifacts(tracking, row.run_id)
     datasets = {one.dataset.name: one.dataset.digest for one in inputs}
     return Detail(row, datasets, artifacts, tuple(search(tracking, Query(parent=row.run_id))))
 
 
-def registered(tracking: Tracking, run_id: str) -> Registered | None:
-    """The newest version of a model that was registered from a run."""
-    with answering(tracking.uri):
+def find_registered(tracking: Tracking, run_id: str) -> Registered | None:
+    """Find the newest model version that was registered from a run."""
+    with translate_failures(tracking.uri):
         found = tracking.client.search_model_versions(f"run_id = '{run_id}'")
     newest = max(found, key=lambda version: version.creation_timestamp, default=None)
     return Registered(newest.name, str(newest.version)) if newest else None
 
 
 def has_model(tracking: Tracking, name: str) -> bool:
-    with answering(tracking.uri):
-        return bool(tracking.client.search_registered_models(f"name = {quoted(name)}", max_results=1))
+    with translate_failures(tracking.uri):
+        return bool(tracking.client.search_registered_models(f"name = {quote_value(name)}", max_results=1))
 
 
 def save_view(tracking: Tracking, view: View, now_ms: int) -> bool:
-    """Store a view in the experiment, unless it is there; False for a person who may only read."""
+    """Store a view in the experiment unless it is there; return False for a person who may only read."""
     client, experiment = tracking.client, tracking.experiment_id
-    with answering(tracking.uri):
-        tags = changes(view, client.get_experiment(experiment).tags, now_ms)
+    with translate_failures(tracking.uri):
+        tags = plan_tags(view, client.get_experiment(experiment).tags, now_ms)
         try:
             for tag, value in tags.items():
                 client.set_experiment_tag(experiment, tag, value)
@@ -126,7 +126,7 @@ def save_view(tracking: Tracking, view: View, now_ms: int) -> bool:
 
 
 def _page(tracking: Tracking, text: str, order: list[str], size: int, token: str | None) -> Any:
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         try:
             return tracking.client.search_runs(
                 [tracking.experiment_id], text, max_results=size, order_by=order, page_token=token

@@ -1,4 +1,4 @@
-"""The MLflow server that `encsearch ui` runs over a local store, and that is gone with its process."""
+"""The MLflow server that `encsearch ui` runs over a local store, and that ends with its process."""
 
 import ctypes
 import os
@@ -36,7 +36,7 @@ class UiServer:
     def wait_until_up(self) -> None:
         """Raises PreflightError when the server ends, or does not answer in time."""
         deadline_s = time.monotonic() + START_S
-        while not _answers(self.base):
+        while not _is_up(self.base):
             if self.process.poll() is not None:
                 raise PreflightError(f"the MLflow server ended at its start: {self._last_line()}")
             if time.monotonic() > deadline_s:
@@ -56,10 +56,10 @@ class UiServer:
 
 
 @contextmanager
-def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
-    """A server of the store, which ends with the block, and on Linux also when this process is killed.
+def run_server(uri: str, host: str, port: int) -> Iterator[UiServer]:
+    """Run a server of the store inside the block; on Linux it also ends when this process is killed.
 
-    Raises PreflightError if nobody can listen there.
+    Raises PreflightError if the port cannot be listened on.
     """
     require_port(host, port)
     names = [socket.gethostname(), socket.getfqdn()] if host in WILDCARDS else []
@@ -71,7 +71,7 @@ def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # A Ctrl-C in the terminal is ours to pass on.
+            # The server must not get the terminal's Ctrl-C: this process ends it.
             start_new_session=True,
             preexec_fn=_end_with_parent(),
         )
@@ -84,7 +84,7 @@ def serving(uri: str, host: str, port: int) -> Iterator[UiServer]:
 def require_port(host: str, port: int) -> None:
     """Raises PreflightError if the port is taken, or the host is no address of this machine."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # Otherwise a connection that was closed a minute ago would count.
+        # Otherwise a connection that was closed a minute ago would make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -96,7 +96,7 @@ def require_port(host: str, port: int) -> None:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """Has the kernel end the server when we are killed; only Linux does that. MLflow then ends its worker."""
+    """Make the kernel end the server when we are killed (Linux only). MLflow then ends its worker."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork: nothing may be imported after it
@@ -113,8 +113,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _answers(base: str) -> bool:
-    # The machine's proxy does not reach its loopback.
+def _is_up(base: str) -> bool:
+    # No proxy: the machine's proxy does not reach its loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{base}/health", timeout=STOP_S) as reply:

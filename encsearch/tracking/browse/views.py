@@ -1,8 +1,8 @@
 """Views of MLflow's table of runs: columns, order and charts, stored once and opened by a link.
 
 A view is a tag of the experiment, as the UI's own "Save view" writes it, and stands in the menu "Views". The
-format is MLflow's own affair: read off the front end of 3.17, its fields keep the names they have there. A
-front end that does not know it shows its default table.
+format is internal to MLflow: it was read off the front end of 3.17, and its fields keep their names there. A
+front end that does not know the format shows its default table.
 """
 
 import base64
@@ -14,10 +14,10 @@ from typing import Any
 
 TAG = "mlflow.sharedViewState."
 MARK = "deflate;"
-AUTHOR = "encsearch"  # a field beside the UI's own, which passes it over
-# The UI takes 40 named views an experiment and saves no more; half of them are left to people.
+AUTHOR = "encsearch"  # in a field of ours, which the UI ignores
+# The UI saves at most 40 named views in an experiment; half of them are left to people.
 MAX_NAMED = 20
-# Sections of charts that MLflow adds for the metrics which no chart shows: there, but folded.
+# Sections that MLflow adds for metrics without a chart: they are there, but folded.
 FOLDED = (
     *("IoU", "best", "best/mIoU", "mIoU", "train", "step", "time", "memory", "throughput"),
     *("Model metrics", "System metrics"),
@@ -27,10 +27,10 @@ SHOWN_RUNS = 20
 
 @dataclass(frozen=True)
 class View:
-    """Runs as MLflow shows them: those of `filter`, in MLflow's language.
+    """The runs of `filter`, in MLflow's language, and how MLflow shows them.
 
-    They are ordered by their best `metric`, or the newest first where scores do not compare. `key` names the
-    view for good, also when it is stored anew; `params` are the paths that vary, `tags` are columns too.
+    They are ordered by their best `metric`, or the newest first where scores do not compare. `key` stays the
+    same when the view is stored anew; `params` are the paths that vary, `tags` are columns too.
     """
 
     key: str
@@ -42,12 +42,12 @@ class View:
     newest_first: bool = False
 
 
-def changes(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
-    """The tags to set so that `view` is stored: itself if it is new or another, and older ones unnamed.
+def plan_tags(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
+    """Return the tags that store `view`: its own unless it is unchanged, and older ones without names.
 
-    A view without a name opens by its link and is not counted by the UI.
+    A view without a name opens by its link, and the UI does not count it.
     """
-    stored = packed(state(view))
+    stored = pack_state(build_state(view))
     tag = TAG + view.key
     named = {
         key: json.loads(value) for key, value in tags.items() if key.startswith(TAG) and value.startswith("{")
@@ -61,12 +61,12 @@ def changes(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
     return {key: others[key]["state"] for key in too_many} | {tag: json.dumps(envelope)}
 
 
-def packed(values: Mapping[str, Any]) -> str:
+def pack_state(values: Mapping[str, Any]) -> str:
     return MARK + base64.b64encode(zlib.compress(json.dumps(values).encode(), level=9)).decode()
 
 
-def state(view: View) -> dict[str, Any]:
-    """What the page restores: the search, the columns of the table and the charts."""
+def build_state(view: View) -> dict[str, Any]:
+    """Return what the page restores: the search, the columns of the table and the charts."""
     best = f"best/{view.metric}"
     columns = {
         _column("metrics", best): 120,

@@ -1,4 +1,4 @@
-"""What happens to a job's MLflow runs, as lines of a file: the job appends, a sender forwards.
+"""Events of a job's MLflow runs, as lines of a file: the job appends them, a sender forwards them.
 
 `run` is the name of a run, unique in its job. Times are milliseconds since 1970, fixed when the event
 happened, so that an event that is sent twice is the same event.
@@ -16,7 +16,7 @@ from encsearch.reports import Point, Status
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data that a run was trained on. `profile` is what is shown of it: counts, sizes, classes."""
+    """The data that a run was trained on. `profile` is shown to people: counts, sizes, classes."""
 
     name: str
     fingerprint: str
@@ -26,10 +26,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins, or goes on after a kill. `key` is its own for ever, wherever the job's folder lies.
+    """A run begins, or goes on after a kill. `key` identifies it for ever, wherever the job's folder lies.
 
-    `parent` is the run of the same job that it belongs to. Of a run that goes on, params that the store has
-    already stand: MLflow refuses to change them.
+    `parent` is the run of the same job that it belongs to. When a run goes on, params that the store has
+    already stay as they are: MLflow refuses to change them.
     """
 
     run: str
@@ -57,7 +57,7 @@ class Tagged:
 
 @dataclass(frozen=True)
 class Filed:
-    """A file, or all in a folder, to store below `target` (a folder, "" for the root) of the run's artifacts.
+    """A file, or all files of a folder, to store in `target` (a folder, "" for the root) of the artifacts.
 
     `path` is relative to the job's folder, which may be moved.
     """
@@ -79,7 +79,7 @@ _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Started, Logg
 
 
 def to_values(event: Event) -> dict[str, Any]:
-    """As plain JSON types; `from_values` is its inverse."""
+    """Return the event as plain JSON types; `from_values` is the inverse."""
     return {"kind": type(event).__name__, **asdict(event)}
 
 
@@ -95,9 +95,9 @@ def from_values(values: Mapping[str, Any]) -> Event:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Each complete event from `offset` (bytes) on, with the offset behind it; none if there is no file.
+    """Yield each complete event from `offset` (bytes) on, with the offset behind it; none without a file.
 
-    Raises UserError for a line that is damaged, or no event of this version.
+    Raises UserError for a line that is damaged, or that is no event of this version.
     """
     for values, end in lines_after(path, offset):
         try:

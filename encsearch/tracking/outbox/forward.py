@@ -1,12 +1,12 @@
 """Forward a job's events to the tracking store: each exactly once, in order, after any crash.
 
-The offset of what was sent is noted after it was. A crash in between sends a chunk again, which changes
+The offset is noted after a chunk was sent. A crash in between sends the chunk again, which changes
 nothing: a run is looked up by its key before it is created, and MLflow identifies a metric by key, time,
 step and value.
 
 record/sent.json       how far the sender has come, and the MLflow run id of each run
 record/sender.lock     one process sends at a time
-record/refused.jsonl   what the store will never take, with the reason; after a crash a line may come twice
+record/refused.jsonl   events that the store will never take, with the reason; a crash may repeat a line
 """
 
 import json
@@ -43,11 +43,11 @@ class UnavailableError(Exception):
 
 
 class EventRefusedError(Exception):
-    """The store will never take this."""
+    """The store will never take this event."""
 
 
 class GoneError(EventRefusedError):
-    """The run was deleted in the store: it takes nothing more."""
+    """The run was deleted in the store, and takes nothing more."""
 
 
 class EventStore(Protocol):
@@ -55,22 +55,22 @@ class EventStore(Protocol):
 
     @property
     def shown_uri(self) -> str:
-        """Without secrets."""
+        """The store's URI without secrets."""
         ...
 
     @property
     def experiment_id(self) -> str: ...
 
     def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:
-        """Create the run of `event.key`, or reopen it; its id, which is `known_id` if that is given."""
+        """Create the run of `event.key`, or reopen it; return its id, which is `known_id` if given."""
         ...
 
     def describe(self, run_id: str, event: Started) -> None:
-        """Give the run its tags, its dataset, and those params that it has not."""
+        """Give the run its tags, its dataset, and the params that it lacks."""
         ...
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
-        """At most METRICS_A_REQUEST figures in all."""
+        """Log at most METRICS_A_REQUEST figures in all."""
         ...
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None: ...
@@ -84,7 +84,7 @@ class EventStore(Protocol):
 class Sent:
     """`offset` is in bytes of the events; `runs` are MLflow's run ids by the names of the job's runs.
 
-    `open_runs` are those that have begun and not ended, as far as was sent.
+    `open_runs` are the runs whose begin was sent and whose end was not.
     """
 
     offset: int = 0
@@ -95,7 +95,7 @@ class Sent:
 
 
 def read_sent(job_folder: Path) -> Sent:
-    """What was sent so far; nothing of a job of which nothing was sent.
+    """Read how far the sender has come; an empty `Sent` if it has sent nothing yet.
 
     Raises UserError for a file that is damaged.
     """
@@ -113,14 +113,14 @@ def read_sent(job_folder: Path) -> Sent:
 
 
 def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
-    """Note where a new record goes. Raises UserError for one that was begun elsewhere."""
+    """Note where a new record goes. Raises UserError for a record that was begun in another store."""
     sent = read_sent(job_folder)
     if not sent.uri:
         _write_sent(job_folder, Sent(uri=shown_uri, experiment_id=experiment_id))
     elif sent.uri != shown_uri:
         raise UserError(
             f"{job_folder}: its record is in {sent.uri}, not in {shown_uri}; set MLFLOW_TRACKING_URI to "
-            f"that (of a store that was moved, change the uri in {FOLDER}/{SENT_FILE})"
+            f"that (if the store was moved, change the uri in {FOLDER}/{SENT_FILE})"
         )
     elif sent.experiment_id != experiment_id:
         raise UserError(
@@ -134,19 +134,19 @@ def unsent_events(job_folder: Path) -> int:
 
 
 def refused_parts(job_folder: Path) -> int:
-    """How much the store has refused so far."""
+    """Count the refusals of the store so far: events, and single figures."""
     return len(read_lines(job_folder / FOLDER / REFUSED_FILE))
 
 
 def sending_alone(job_folder: Path) -> AbstractContextManager[bool]:
-    """Whether this process alone sends the record, until the block ends."""
+    """Hold the sender's lock until the block ends; the value is False if another process has it."""
     return hold_lock(job_folder / FOLDER / SENDER_LOCK)
 
 
 def send_chunk(job_folder: Path, store: EventStore) -> int:
-    """Send what comes next, at most EVENTS_A_CHUNK events; how many there were.
+    """Send the next events, at most EVENTS_A_CHUNK; return their number.
 
-    The caller holds the lock. Raises UnavailableError; UserError for a record that was begun elsewhere.
+    The caller holds the lock. Raises UnavailableError; UserError for a record of another store.
     """
     begin_sending(job_folder, store.shown_uri, store.experiment_id)
     sent = read_sent(job_folder)
@@ -166,14 +166,14 @@ def send_chunk(job_folder: Path, store: EventStore) -> int:
 
 
 def is_settled(job_folder: Path) -> bool:
-    """Whether all was sent and no run is open, told without reading the events."""
+    """Whether all was sent and no run is open; does not read the events."""
     path = job_folder / FOLDER / EVENTS_FILE
     sent = read_sent(job_folder)
     return not path.exists() or (sent.offset == path.stat().st_size and not sent.open_runs)
 
 
 def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
-    """An upload is a chunk of its own, which is not done again for a failure of what is beside it."""
+    """Read the next chunk. An upload is a chunk of its own, so that no other failure repeats it."""
     chunk: list[tuple[Event, int]] = []
     for event, end in islice(read_events(job_folder / FOLDER / EVENTS_FILE, offset), EVENTS_A_CHUNK):
         if isinstance(event, Filed):
@@ -183,7 +183,7 @@ def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
 
 
 def _steps(events: Sequence[Event]) -> Iterator[Event]:
-    """The same events, each run's figures of one stretch together; the order within a run stays."""
+    """Merge consecutive figures of a run into one event; the order within a run stays."""
     waiting: dict[str, list[Point]] = {}
     for event in events:
         if isinstance(event, Logged):
@@ -219,7 +219,10 @@ def _send(event: Event, runs: dict[str, str], store: EventStore, job_folder: Pat
 
 
 def _inside(job_folder: Path, path: str) -> Path:
-    """Whoever may write a record must not make others, who send or reap it, upload their own files."""
+    """Resolve a path of the record. Raises EventRefusedError for a path out of the job's folder.
+
+    Whoever may write a record must not make others, who send or reap it, upload their own files.
+    """
     found = job_folder / path
     for file in (found, *found.rglob("*")):
         if not file.resolve().is_relative_to(job_folder.resolve()):
@@ -234,7 +237,7 @@ def _send_points(event: Logged, run_id: str, store: EventStore, job_folder: Path
         except GoneError:
             raise
         except EventRefusedError:
-            # One figure that is refused must not take the others with it.
+            # The figures are sent one by one: one that is refused must not keep the others out.
             for point in batch:
                 for name, value in point.values.items():
                     single = replace(point, values={name: value})
@@ -245,7 +248,7 @@ def _send_points(event: Logged, run_id: str, store: EventStore, job_folder: Path
 
 
 def _batches(points: Sequence[Point]) -> Iterator[list[Point]]:
-    """Stretches of at most METRICS_A_REQUEST figures; a point with more is cut."""
+    """Cut the points into batches of at most METRICS_A_REQUEST figures; a large point is divided."""
     batch: list[Point] = []
     room = METRICS_A_REQUEST
     for point in points:
@@ -274,6 +277,6 @@ def _write_sent(job_folder: Path, sent: Sent) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
+    """Print a line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
     with suppress(OSError):
         print(f"warning: {text}", file=sys.stderr, flush=True)

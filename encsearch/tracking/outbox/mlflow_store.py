@@ -1,4 +1,4 @@
-"""MLflow as the `Store` of `sending`: every call can be repeated, every failure is "not now" or "never"."""
+"""MLflow as the `EventStore` of forward.py: calls can be repeated, failures mean "not now" or "never"."""
 
 import json
 import os
@@ -20,8 +20,8 @@ KEY_TAG = "encsearch.record"
 TOO_LARGE = 413
 PARAMS_A_REQUEST = 100  # the server's limit
 MAX_DIGEST_LENGTH = 36
-# What MLflow says of values that it never takes. All else passes: no answer, 5xx, 401, a locked database, and
-# BAD_REQUEST, which MLflow 3.17 says of a crowded connection pool too.
+# MLflow's error codes for values that it never takes. Other failures are temporary: no answer, 5xx, 401, a
+# locked database, and BAD_REQUEST, which MLflow 3.17 also gives for a crowded connection pool.
 NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
@@ -34,14 +34,14 @@ class MlflowStore:
         self.experiment_id = tracking.experiment_id
 
     def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:
-        with self._telling(known_id):
+        with self._classify_failures(known_id):
             run_id = known_id or self._find(event.key) or self._create(event, parent_id)
             if self._client.get_run(run_id).info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
         return run_id
 
     def describe(self, run_id: str, event: Started) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             stored = self._client.get_run(run_id)
             self.tag(run_id, event.tags)
             if event.dataset:
@@ -60,11 +60,11 @@ class MlflowStore:
             for point in points
             for name, value in point.values.items()
         ]
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.log_batch(run_id, metrics=metrics)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
     def store_files(self, run_id: str, path: Path, target: str) -> None:
@@ -72,16 +72,16 @@ class MlflowStore:
             if not os.access(file, os.R_OK):
                 raise EventRefusedError(f"{file} does not exist or cannot be read")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with self._telling(run_id), _any_upload_failure_is_for_now():
+        with self._classify_failures(run_id), _any_upload_failure_is_for_now():
             send(run_id, str(path), target or None)
 
     def end(self, run_id: str, event: Ended) -> None:
-        with self._telling(run_id):
+        with self._classify_failures(run_id):
             self._client.set_terminated(run_id, event.status, event.time_ms)
             self._drop_twins(run_id)
 
     def _find(self, key: str) -> str | None:
-        """The run that was begun before a crash; one that somebody has deleted since if there is no other."""
+        """Find the run that was begun before a crash; a deleted one only if there is no other."""
         found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL)
         alive_first = sorted(found, key=lambda run: bool(run.info.lifecycle_stage != "active"))
         return str(alive_first[0].info.run_id) if found else None
@@ -97,15 +97,15 @@ class MlflowStore:
         return str(run.info.run_id)
 
     def _drop_twins(self, run_id: str) -> None:
-        """Delete what a hung server made of a request to create the run, which was sent again meanwhile."""
+        """Delete other runs of the same key: a hung server creates one from a request that was sent again."""
         key = self._client.get_run(run_id).data.tags.get(KEY_TAG)
         for run in self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'"):
             if run.info.run_id != run_id:
                 self._client.delete_run(run.info.run_id)
 
     @contextmanager
-    def _telling(self, run_id: str | None) -> Iterator[None]:
-        """Tell what cannot be now from what can never be; `run_id` is the run, if it is known."""
+    def _classify_failures(self, run_id: str | None) -> Iterator[None]:
+        """Turn a failure into "not now" or "never"; `run_id` is the run, if it is known."""
         try:
             yield
         except MlflowException as error:
@@ -116,13 +116,13 @@ class MlflowStore:
                 raise GoneError(f"run {run_id} was deleted in MLflow") from None
             raise EventRefusedError(innermost(error)) from None
         except STORE_FAILURES as error:
-            # A proxy before the store may have a limit of its own on what it takes at once.
+            # A proxy in front of the store may have a limit of its own on the size of a request.
             if getattr(getattr(error, "response", None), "status_code", None) == TOO_LARGE:
                 raise EventRefusedError(innermost(error)) from None
             raise UnavailableError(innermost(error)) from None
 
     def _check_experiment(self) -> None:
-        """A deleted experiment takes nothing, but it can be restored."""
+        """Raises UnavailableError for a deleted experiment: it takes nothing, but it can be restored."""
         with _now_or_later():
             experiment = self._client.get_experiment(self.experiment_id)
         if experiment.lifecycle_stage != "active":
@@ -138,7 +138,7 @@ class MlflowStore:
 
 @contextmanager
 def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
-    """No failure is final, but those of which MLflow says one of `but`."""
+    """No failure in the block is final, except those with an error code in `but`."""
     try:
         yield
     except STORE_FAILURES as error:
@@ -149,7 +149,7 @@ def _now_or_later(but: Set[str] = frozenset()) -> Iterator[None]:
 
 @contextmanager
 def _any_upload_failure_is_for_now() -> Iterator[None]:
-    """Where the artifacts are not the server's, the clients of their storage have errors of their own."""
+    """Artifacts outside the server have storage clients with errors of their own; none of them is final."""
     try:
         yield
     except STORE_FAILURES:

@@ -1,4 +1,4 @@
-"""Jobs whose process is dead: their runs are closed KILLED, and a tag says by whom."""
+"""Close the runs of jobs whose process is dead as KILLED, with a tag that says who closed them."""
 
 import json
 import os
@@ -29,9 +29,9 @@ from encsearch.tracking.outbox.record import (
 
 
 def reap(job_folder: Path) -> list[str] | None:
-    """Close the runs that a dead job has left open, and name them; None while the job lives.
+    """Close the runs that a dead job has left open, and return their names; None while the job lives.
 
-    The kernel lets go of a dead process's lock, so whoever can take it knows.
+    The kernel releases the lock of a dead process, so whoever can take the lock knows that the job is dead.
     """
     with hold_lock(job_folder / FOLDER / OWNER_LOCK) as is_dead:
         if not is_dead:
@@ -46,10 +46,10 @@ def reap(job_folder: Path) -> list[str] | None:
 
 
 def settle_siblings(job_folder: Path, store: EventStore) -> Iterator[None]:
-    """Close and send what dead jobs beside this one have left, a part each time that the next is asked for.
+    """Close and send what dead jobs beside this one have left; each step of the iterator sends one part.
 
-    Only records of the same store, begun on this machine: a lock may not cross machines, and that of a job
-    elsewhere would look free. Raises UnavailableError; what is in the way of one record is said, and no more.
+    Takes only records of the same store, begun on this machine: a lock may not cross machines, and that of a
+    job elsewhere would look free. Raises UnavailableError; other failures of a record are only a warning.
     """
     for folder in sorted(path.parents[1] for path in job_folder.parent.glob(f"*/{FOLDER}/{EVENTS_FILE}")):
         try:

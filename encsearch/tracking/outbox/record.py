@@ -1,11 +1,11 @@
-"""The record of a job: what its MLflow runs are to hold, written beside the job before anything is sent.
+"""The record of a job: all that goes into its MLflow runs, written to its folder before anything is sent.
 
 record/events.jsonl   every event, once, in order, on disk (fsync) when the call that made it returns
-record/owner.lock     held by the process that runs the job; the kernel lets go of it when the process dies
+record/owner.lock     held by the process that runs the job; the kernel releases it when the process dies
 record/owner.json     which process that is, and on which machine
-record/sent.json      how far the sender has come, and the MLflow run id of each run; see `sending`
+record/sent.json      how far the sender has come, and the MLflow run id of each run; see forward.py
 
-Nothing here waits for a server or imports mlflow: a training that is recorded costs one append an epoch.
+Nothing here waits for a server or imports mlflow: recording a training costs one append an epoch.
 """
 
 import json
@@ -42,19 +42,19 @@ from encsearch.tracking.outbox.events import (
 FOLDER, EVENTS_FILE, OWNER_LOCK, OWNER_FILE = "record", "events.jsonl", "owner.lock", "owner.json"
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
-# On a run that whoever found its process dead has closed; it says so, and since when it goes on if it does.
+# On a run that another process closed because its own was dead; if the run went on, it also says when.
 REAPED_TAG = "encsearch.reaped"
 # Whoever closes the runs of a dead job holds the lock for a moment; a live job holds it to its end.
 OWNER_WAIT_S = 5
 
 
 @contextmanager
-def owned(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
-    """The record in a job's folder, new or to go on with; this process alone writes it.
+def own_record(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
+    """Create or continue the record in a job's folder; this process alone writes it.
 
     `root` is the folder whose code the job runs: an absolute path, since that folder may be deleted.
 
-    Runs that are open when the block ends are closed KILLED. Raises UserError when another process writes.
+    Runs that are open when the block ends are closed as KILLED. Raises UserError when another process writes.
     """
     folder = job_folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -73,10 +73,9 @@ def owned(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
 
 @dataclass
 class RunState:
-    """What the events say of a run so far: `status` is None while it is open; `reaped` is the tag's text
-    since it was last begun.
+    """The state of a run after the events so far. `status` is None while the run is open.
 
-    `newest` are the last values of its metrics.
+    `reaped` is the text of the tag since the run last began; `newest` are the last values of its metrics.
     """
 
     started: Started
@@ -105,11 +104,11 @@ class Record:
 
     @property
     def main(self) -> str | None:
-        """The job's own run: the one that was begun first."""
+        """The job's own run, which was begun first."""
         return next(iter(self._runs), None)
 
     def open_runs(self) -> list[str]:
-        """The runs that have not ended, in the order in which they were begun."""
+        """List the runs that have not ended, in the order in which they began."""
         return [run for run, state in self._runs.items() if state.status is None]
 
     def find(self, run: str) -> RunState | None:
@@ -125,9 +124,9 @@ class Record:
         dataset: Dataset | None = None,
         artifacts: Path | None = None,
     ) -> "RunRecord":
-        """Begin a run, or go on with the one of that name; `params` are a flattened configuration.
+        """Begin a run, or go on with the run of that name; `params` are a flattened configuration.
 
-        What lies in `artifacts`, a folder below the job's, is stored when the run is closed.
+        The files in `artifacts`, a folder below the job's, are stored when the run is closed.
         """
         known = self._runs.get(run)
         texts = {path: _param_text(value) for path, value in params.items()}
@@ -138,7 +137,7 @@ class Record:
         return RunRecord(self, run, artifacts)
 
     def append(self, event: Event) -> None:
-        """On disk when it returns. Raises TrainingError when it cannot be, as on a full disk."""
+        """Write an event to disk before returning. Raises TrainingError if that fails, as on a full disk."""
         with self._lock:
             append_line(self._path, to_values(event))
             self._take(event)
@@ -162,7 +161,7 @@ class Record:
 
 
 class RunRecord:
-    """A `Recorder` of one run. The first report of an epoch stands; one that comes again is ignored."""
+    """A `Recorder` of one run. The first report of an epoch counts; a repeated one is ignored."""
 
     def __init__(self, record: Record, run: str, artifacts: Path | None) -> None:
         self.run = run
@@ -174,7 +173,7 @@ class RunRecord:
 
     @property
     def last_epoch(self) -> int:
-        """The last one that was logged, -1 before the first."""
+        """The last epoch that was logged, -1 before the first."""
         return self._state.last_epoch
 
     def log(self, report: Report) -> None:
@@ -182,10 +181,10 @@ class RunRecord:
             self._append(report)
 
     def summarize(self, report: Report) -> None:
-        """Log what stands for a whole sweep, unless it was logged before.
+        """Log the report that represents a whole sweep, unless it was logged before.
 
-        MLflow shows the value of the highest step, so the step counts the summaries: an extended sweep's
-        winner may have fewer epochs than the one before.
+        MLflow shows the value of the highest step, so the step counts the summaries: the winner of an
+        extended sweep may have fewer epochs than the winner before.
         """
         newest = self._state.newest
         if any(newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
@@ -196,11 +195,11 @@ class RunRecord:
         self._record.append(Tagged(self.run, _clean(tags)))
 
     def file(self, path: Path, target: str = "") -> None:
-        """Store a file, or all in a folder, which lies below the job's folder, as an artifact."""
+        """Store a file, or all files of a folder, below the job's folder as an artifact."""
         self._record.append(Filed(self.run, str(path.relative_to(self._record.job_folder)), target))
 
     def close(self, status: Status) -> None:
-        """A second call does nothing."""
+        """End the run; a second call does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -212,12 +211,12 @@ class RunRecord:
         values = dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
         # Logged every time, since the UI ranks by a metric's last value.
         values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
-        # First of the event, since MLflow's comparison opens with the metric that a run has had the longest.
+        # They come first in the event: MLflow's comparison opens with the metric that a run has had longest.
         points = (Point(report.step, now_ms(), values), *report.points)
-        self._record.append(Logged(self.run, tuple(_named(point) for point in points)))
+        self._record.append(Logged(self.run, tuple(_clean_names(point) for point in points)))
 
     def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The highest value so far of each score; none while it is NaN, as of a diverged epoch."""
+        """Return the highest value so far of each score; none while all are NaN, as after diverging."""
         best: dict[str, float] = {}
         for name in metrics:
             if name.startswith(("mIoU", "pixAcc")):
@@ -236,16 +235,16 @@ def _clock() -> str:
 
 
 def metric_name(name: str) -> str:
-    """MLflow takes letters, digits and _-. :/ in a metric's name."""
+    """Replace what MLflow does not take in a metric's name: it takes letters, digits and _-. :/."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
-def _named(point: Point) -> Point:
+def _clean_names(point: Point) -> Point:
     return replace(point, values={metric_name(name): value for name, value in point.values.items()})
 
 
 def _param_text(value: Any) -> str:
-    """As the recipe would write it: null, true, 0.01; text as it is."""
+    """Write a value as a recipe would: null, true, 0.01; text stays as it is."""
     text = value if isinstance(value, str) else json.dumps(value)
     return without_secrets(text)[:MAX_PARAM_LENGTH]
 

@@ -1,7 +1,7 @@
 """The process that forwards a job's record to MLflow, and the job's handle to it.
 
 The job and this process share nothing but the record: the job appends, this process reads. A server that
-is dead, slow or hung holds up this process alone; and it outlives a job that is killed, and tells MLflow.
+is dead, slow or hung holds up this process alone. It outlives a killed job, and reports that to MLflow.
 """
 
 import json
@@ -43,12 +43,12 @@ CRASH_FILE = "sender-crash.txt"
 CONNECT_TIMEOUT_S = 180.0
 POLL_S = 1.0
 MAX_BACKOFF_S = 30.0
-# How long the sender goes on without success when its job has ended, and when its job was killed.
+# How long the sender tries without success after its job has ended, and after its job was killed.
 DRAIN_S, DRAIN_KILLED_S = 30.0, 120.0
 MAX_DRAIN_BACKOFF_S = 5.0
-# A call to a database, unlike one to a server, may hang without end; an upload may take its time.
+# A call to a database, unlike a call to a server, may hang for ever; an upload may take long.
 STUCK_S = 600.0
-# Whoever ends all processes of a machine gives them some time, which belongs to the job first.
+# A shutdown of the machine gives all processes some time, and the job needs its part first.
 TERMINATED_S = 20
 FLUSH_POLL_S = 0.1
 
@@ -62,8 +62,8 @@ class TrackingStore:
 
 
 @contextmanager
-def sending() -> Iterator["Sender"]:
-    """Run a sender beside the block; at its end all is sent, or the sender has said what is not."""
+def run_sender() -> Iterator["Sender"]:
+    """Run a sender beside the block; at its end all is sent, or the sender has reported what is not."""
     sender = Sender(resolve_uri(None))
     try:
         yield sender
@@ -75,18 +75,18 @@ class Sender:
     """The job's handle. Nothing here imports mlflow, and only `store`, `run_ids` and `close` wait."""
 
     def __init__(self, uri: str) -> None:
-        # Asked for now: who runs a job may delete its working directory after its start.
+        # Read now, since the working directory of a job may be deleted after its start.
         self.root = Path.cwd()
         self._uri = uri
         self._store: TrackingStore | None = None
         self._job_folder: Path | None = None
         self._process = subprocess.Popen(
-            # -P: with -m alone a file of the working directory, as a random.py, would be imported and run.
+            # -P: with -m alone a file in the working directory, such as random.py, would be imported and run.
             [sys.executable, "-P", "-m", "encsearch.tracking.outbox.sender"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Not in the terminal's group: a Ctrl-C ends the job, and the record of that is still to be sent.
+            # Not in the terminal's group: a Ctrl-C ends the job, and the sender must still send that.
             start_new_session=True,
             env={**os.environ, "MLFLOW_TRACKING_URI": uri},
         )
@@ -112,20 +112,20 @@ class Sender:
     def follow(self, job_folder: Path) -> None:
         """Forward the record that this process writes in the folder from now on.
 
-        Raises UserError when it was begun in another store.
+        Raises UserError when the record was begun in another store.
         """
         store = self.store()
         begin_sending(job_folder, without_secrets(store.uri), store.experiment_id)
         self._job_folder = job_folder.absolute()
-        self._tell(str(self._job_folder))
+        self._send_line(str(self._job_folder))
 
     def run_ids(self, timeout_s: float = 30) -> dict[str, str]:
-        """MLflow's run ids by name: of all runs so far, or of those that were sent when the time is over."""
+        """Return MLflow's run ids by name: of all runs so far, or of those sent when the time is over."""
         assert self._job_folder
         path = self._job_folder / FOLDER / EVENTS_FILE
         size = path.stat().st_size
         deadline_s = time.monotonic() + timeout_s
-        self._tell(str(self._job_folder))  # wakes it
+        self._send_line(str(self._job_folder))  # wakes it
         while self._process.poll() is None and time.monotonic() < deadline_s:
             if read_sent(self._job_folder).offset >= size:
                 break
@@ -141,27 +141,27 @@ class Sender:
         if self._process.wait() and self._job_folder:
             warn(
                 f"the sender to MLflow ended with code {self._process.returncode}; "
-                f"`encsearch sync {self._job_folder}` sends what it did not"
+                f"`encsearch sync {self._job_folder}` sends what is left"
             )
 
-    def _tell(self, line: str) -> None:
+    def _send_line(self, line: str) -> None:
         assert self._process.stdin
-        # A sender that died has no reader: what it did not send, `encsearch sync` does.
+        # If the sender died, nobody reads this; `encsearch sync` sends what is left.
         with suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
 
 def main() -> None:
-    """The sender itself: lines on stdin name the job's folder, the end of stdin is the end of the job."""
+    """Run the sender: lines on stdin name the job's folder, the end of stdin is the end of the job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _time_is_over)
     signal.signal(signal.SIGTERM, _time_is_over)
     answers = sys.stdout
-    # Whatever MLflow prints is no answer.
+    # Whatever MLflow prints goes to stderr: only answers belong on stdout.
     with suppress(_TimeOverError), redirect_stdout(sys.stderr):
         _forward(answers)
-        # Nothing is left to cut short, and an interpreter that ends would print what a handler raises.
+        # Nothing is left to interrupt, and an interpreter that ends would print what a handler raises.
         for signum in (signal.SIGALRM, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
 
@@ -179,12 +179,12 @@ def _forward(answers: TextIO) -> None:
         return
     print(json.dumps({"experiment_id": store.experiment_id}), file=answers, flush=True)
     lines = sys.stdin.fileno()
-    if told := os.read(lines, 65536).decode():
-        _Forwarder(Path(told.splitlines()[0]), store).run(lines)
+    if text := os.read(lines, 65536).decode():
+        _Forwarder(Path(text.splitlines()[0]), store).run(lines)
 
 
 def _leave_deleted_folder() -> None:
-    """A job's working directory may be deleted at any time, and MLflow 3.17 asks for it again and again."""
+    """Leave a working directory that was deleted: MLflow 3.17 asks for it again and again."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def _leave_deleted_folder() -> None:
 
 
 class _TimeOverError(BaseException):
-    """No error of the store: nothing on the way may take it for one."""
+    """The time is over. It is a BaseException, so that nothing takes it for an error of the store."""
 
 
 def _time_is_over(signum: int, frame: FrameType | None) -> NoReturn:
@@ -204,7 +204,7 @@ class _BusyError(UnavailableError):
 
 
 class _Forwarder:
-    """Sends a job's record while the job lives, and what is left when it has ended."""
+    """Sends a job's record while the job lives, and the rest when it has ended."""
 
     def __init__(self, job_folder: Path, store: EventStore) -> None:
         self._job_folder, self._store = job_folder, store
@@ -212,14 +212,14 @@ class _Forwarder:
         self._ends_s = math.inf
 
     def run(self, lines: int) -> None:
-        """Until all is sent or the time is over. `lines` is the descriptor whose end is the job's."""
+        """Send until all is sent or the time is over. `lines` is the descriptor that ends with the job."""
         signal.signal(signal.SIGTERM, self._terminate)
         try:
             self._serve(lines)
             self._drain()
         except _TimeOverError:
             if self._ends_s < math.inf:
-                sys.exit(128 + signal.SIGTERM)  # the job says at its end what that means
+                sys.exit(128 + signal.SIGTERM)  # the job reports this code at its end
             warn(
                 f"{format_count(unsent_events(self._job_folder), 'event')} of {self._job_folder} could not "
                 f"be sent to MLflow at {self._store.shown_uri} ({self._failure}); "
@@ -230,20 +230,20 @@ class _Forwarder:
             sys.exit(1)
         except Exception as error:
             path = self._job_folder / FOLDER / CRASH_FILE
-            with suppress(OSError):  # a full disk may be what it failed by
+            with suppress(OSError):  # a full disk may be the failure itself
                 path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
             warn(f"the sender to MLflow failed ({type(error).__name__}; more in {path})")
             sys.exit(1)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """The job is told to end at the same time, and what it still has to say is sent too."""
+        """Go on for TERMINATED_S: the job gets the signal at the same time, and may still write events."""
         self._ends_s = time.monotonic() + TERMINATED_S
         signal.alarm(TERMINATED_S)
 
     def _serve(self, lines: int) -> None:
         siblings = settle_siblings(self._job_folder, self._store)
         wait_s, backoff_s = 0.0, 0.0
-        while not _ended(lines, wait_s):
+        while not _has_ended(lines, wait_s):
             try:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
                 backoff_s = 0.0
@@ -253,7 +253,7 @@ class _Forwarder:
             except _BusyError:
                 wait_s = POLL_S
             except UnavailableError as error:
-                self._tell(error)
+                self._warn_once(error)
                 backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s or POLL_S)
                 wait_s = backoff_s * random.uniform(0.5, 1.0)
 
@@ -275,7 +275,7 @@ class _Forwarder:
                 backoff_s = min(MAX_DRAIN_BACKOFF_S, 2 * backoff_s)
 
     def _reap(self) -> list[str] | None:
-        """The kernel closes the pipe to a killed job just before it lets go of its lock."""
+        """Reap the job, with patience: the kernel closes the pipe to a killed job just before its lock."""
         deadline_s = time.monotonic() + OWNER_WAIT_S
         while (left := reap(self._job_folder)) is None and time.monotonic() < deadline_s:
             time.sleep(FLUSH_POLL_S)
@@ -290,7 +290,7 @@ class _Forwarder:
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
-        """A call in the block that hangs fails at last, as one to a store that does not answer."""
+        """Make a call in the block that hangs fail after a while, as if the store did not answer."""
         limit_s = min(STUCK_S, self._ends_s - time.monotonic())
         if limit_s <= 0:
             raise _TimeOverError
@@ -302,8 +302,8 @@ class _Forwarder:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _tell(self, error: UnavailableError) -> None:
-        """Once: an outage is one line."""
+    def _warn_once(self, error: UnavailableError) -> None:
+        """Warn once: an outage is one line."""
         if not self._failure:
             warn(
                 f"MLflow at {self._store.shown_uri} fails ({error}); the job goes on, "
@@ -312,8 +312,8 @@ class _Forwarder:
         self._failure = str(error)
 
 
-def _ended(lines: int, wait_s: float) -> bool:
-    """Whether the job has ended; waits until it says something, at most `wait_s`."""
+def _has_ended(lines: int, wait_s: float) -> bool:
+    """Whether the job has ended; waits for a line from it, at most `wait_s`."""
     return bool(select.select([lines], [], [], wait_s)[0]) and not os.read(lines, 65536)
 
 

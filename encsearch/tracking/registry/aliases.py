@@ -1,9 +1,9 @@
-"""Moving an alias by the log of decisions, so that any number of processes may do it, and die, at any moment.
+"""Move an alias by the log of decisions; any number of processes may do so, and die, at any moment.
 
-Nobody waits for anybody. A decision is appended, and where it stands in the log says whether it holds. Then
-the alias is set to what the log says last, and the log is read again: if it went on meanwhile, the alias is
-set again. So whoever writes the alias last has read the log after it, and alias and log agree once all are
-done. A process that dies in between leaves a note on the entry, and the next one finishes what the log says.
+No process waits for another. It appends a decision, whose place in the log says whether it takes effect. Then
+it sets the alias to the version that the log ends with and reads the log again: if the log went on meanwhile,
+it sets the alias again. So whoever writes the alias last has read the log since, and alias and log agree once
+all are done. A process that dies in between leaves a note on the entry, and the next one finishes the move.
 """
 
 import getpass
@@ -22,37 +22,37 @@ from encsearch.tracking.registry.decisions import AliasState, Draft, Log, Signat
 
 
 class Registry(Protocol):
-    """One model in a registry. A call is done whole or not at all, and seen by all who read after it."""
+    """One model in a registry. A call takes effect in full or not at all, and later reads see it."""
 
     def log(self) -> Log:
-        """Every decision, in order."""
+        """Return every decision, in order."""
 
     def append(self, draft: Draft) -> int:
-        """Add a decision; returns its number, which is higher than any before and is given once."""
+        """Add a decision; return its number, which is higher than any before and never used again."""
 
     def note_writer(self, number: int, writer: str, followed: bool) -> None:
-        """Write down on an entry that `writer` sets out to make the alias follow it, or has."""
+        """Note on an entry that `writer` sets out to make the alias follow it, or has done so."""
 
     def holder(self, alias: str) -> str | None:
-        """The version that the alias points at."""
+        """Return the version that the alias points at."""
 
     def set_holder(self, alias: str, version: str | None) -> None:
         """Point the alias at a version that exists; None deletes it."""
 
     def versions(self) -> Collection[str]:
-        """Those that exist."""
+        """Return the versions that exist."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """An alias and its log in agreement, and what had to be done for it, as sentences for people."""
+    """An alias that agrees with its log; `done` are sentences about what it took to get there."""
 
     state: AliasState
     done: tuple[str, ...] = ()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """A refusal inside the block tells what was done before it, too: the alias may have moved."""
+    def report_done(self) -> Iterator[None]:
+        """Add `done` to the message of a refusal inside the block: the alias may have moved."""
         try:
             yield
         except UserError as error:
@@ -63,7 +63,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Moved:
-    """What became of a decision: its number, whether it was effective, and the alias as it is now."""
+    """The outcome of a decision: its number, whether it took effect, and the alias as it is now."""
 
     number: int
     won: bool
@@ -71,7 +71,7 @@ class Moved:
 
     @property
     def since(self) -> tuple[str, ...]:
-        """What has happened to the alias since it was moved, as sentences for people."""
+        """What has happened to the alias since the move, as sentences for people."""
         if not self.won or self.state.head == self.number:
             return ()
         return (f"decision {self.state.head} has moved {self.state.alias} on to {self.holder} since",)
@@ -82,16 +82,16 @@ class Moved:
 
 
 def settle(registry: Registry, alias: str) -> Settled:
-    """Bring alias and log together before anything is decided on them.
+    """Make alias and log agree before anything is decided on them.
 
-    What the log says and nobody finished is finished. If somebody moved the alias by hand, the log is made to
-    say so.
+    An unfinished move of the log is finished. If somebody moved the alias by hand, an entry is added to the
+    log.
     """
     done: list[str] = []
     log = registry.log()
     while True:
-        # The log is read before the alias: a move that is in between is then newer than what an adoption is
-        # based on, which makes that ineffective.
+        # The log must be read before the alias: an adoption is then based on an older entry than any move in
+        # between, and has no effect.
         state = resolve(log, alias)
         holder = registry.holder(alias)
         action = next_action(state, holder, registry.versions())
@@ -103,20 +103,20 @@ def settle(registry: Registry, alias: str) -> Settled:
                 f"{alias} had not followed decision {state.head}; it is at version {state.version} now"
             )
             continue
-        # A writer may have come and gone while the alias was read: that is no hand.
+        # A writer may have come and gone while the alias was read: then nobody moved it by hand.
         again = registry.log()
         if again == log:
-            number = registry.append(_adoption(state, holder))
+            number = registry.append(_draft_adoption(state, holder))
             again = registry.log()
             now = resolve(again, alias)
             if now.head == number:
                 _set_previous(registry, now)
-                done.append(_adopted(state, holder))
+                done.append(_describe_adoption(state, holder))
         log = again
 
 
 def move(registry: Registry, draft: Draft) -> Moved:
-    """Append a decision that moves its alias, and make the alias follow if it is effective."""
+    """Append a decision that moves its alias; if it takes effect, make the alias follow."""
     number = registry.append(draft)
     log = registry.log()
     won = number in {entry.number for entry in resolve(log, draft.alias).moves}
@@ -126,7 +126,7 @@ def move(registry: Registry, draft: Draft) -> Moved:
 
 
 def sign() -> Signature:
-    """Of this user, here and now."""
+    """Return a new signature of this user, here and now."""
     try:
         who = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -136,12 +136,12 @@ def sign() -> Signature:
 
 
 def _follow(registry: Registry, log: Log, alias: str, writer: str) -> Log:
-    """Set the alias to what the log says until it says so still afterwards; returns the log as read then."""
+    """Set the alias as the log says until a later read of the log says the same; return that log."""
     entered: list[int] = []
     while True:
         state = resolve(log, alias)
         if state.version and state.version not in registry.versions():
-            return log  # somebody deleted it, which the next `settle` adopts
+            return log  # somebody deleted the version, which the next `settle` adopts
         if writer not in state.moves[-1].writers:
             registry.note_writer(state.head, writer, followed=False)
         entered.append(state.head)
@@ -150,7 +150,7 @@ def _follow(registry: Registry, log: Log, alias: str, writer: str) -> Log:
         log = registry.log()
         if resolve(log, alias).head == state.head:
             break
-    # The last one first: a death in between must not leave it looking as if nobody had followed it.
+    # The last entry comes first: if this process dies in between, it must not look as if nobody followed it.
     for number in reversed(entered):
         registry.note_writer(number, writer, followed=True)
     return registry.log()
@@ -160,14 +160,14 @@ def _set_previous(registry: Registry, state: AliasState) -> None:
     registry.set_holder(f"{state.alias}{PREVIOUS_SUFFIX}", state.previous(registry.versions()))
 
 
-def _adoption(state: AliasState, holder: str | None) -> Draft:
+def _draft_adoption(state: AliasState, holder: str | None) -> Draft:
     how = "deleted in MLflow, or with its version" if holder is None else "moved by hand"
     return Draft(
         sign(), "adopted", state.alias, state.version, holder, state.head, reasons=(f"the alias was {how}",)
     )
 
 
-def _adopted(state: AliasState, holder: str | None) -> str:
+def _describe_adoption(state: AliasState, holder: str | None) -> str:
     before = f"version {state.version}" if state.version else "no version"
     if holder is None:
         return f"{state.alias}, which was {before}, was deleted in MLflow; the log says so now"

@@ -1,10 +1,10 @@
-"""The log of decisions on a model, read: who holds an alias, who held it before, what was left undone.
+"""What the log of decisions on a model says: who holds an alias, who held it before, what is unfinished.
 
 Aliases of MLflow have neither a history nor a compare-and-set, so the log decides and the alias follows.
 Every decision is one numbered entry, appended and never changed. An entry that moves an alias names the
-entry it is `based_on`: the last one that had moved that alias when it was decided. It is effective if that
-is still the last one when it is appended, so of two that race the one with the lower number wins, and every
-reader of the log agrees on that. `tracking.moves` acts on it, docs/promotion.md tells it to people.
+entry it is `based_on`: the last one that had moved that alias when it was decided. It takes effect if that
+is still the last one when it is appended. So of two that race the one with the lower number wins, and every
+reader of the log agrees on that. `aliases.py` acts on the log, docs/promotion.md explains it.
 """
 
 import json
@@ -16,15 +16,19 @@ from encsearch.text import format_count
 
 Verdict = Literal["promoted", "refused", "rolled back", "adopted"]
 
-NONE_BEFORE = 0
-"""What the first entry of an alias is based on; entries are numbered from 1."""
+ID_TAG = "id"
+WRITER_TAG = "writer."
+FOLLOWED, SETTING_OUT = "followed", "setting out"
+NO_VERSION = "none"
+MAX_DESCRIPTION = 5000  # characters of a version, in MLflow's database
+NONE_BEFORE = 0  # the first entry of an alias is based on this number; entries are numbered from 1
 
 
 @dataclass(frozen=True)
 class Signature:
     """Who decides, where and when (UTC).
 
-    `id` is unique: it tells whether an append that failed was stored all the same.
+    `id` is unique: it shows whether an append that failed was stored all the same.
     """
 
     id: str
@@ -35,12 +39,12 @@ class Signature:
 
 @dataclass(frozen=True)
 class Draft:
-    """A decision that is to be appended.
+    """A decision to append.
 
-    `source` is the version that has the alias, None for no model, `target` the one that it moves to. Of a
-    refusal that is None and nothing moves; of an adoption it is what somebody has moved the alias to by hand,
-    None if it was deleted. `looks` counts the earlier decisions on the same data and split, `figures` are
-    those that the decision was made on.
+    `source` is the version that has the alias, None for no model; `target` is the version that the alias
+    moves to. A refusal has the target None and moves nothing. The target of an adoption is the version that
+    somebody moved the alias to by hand, None if the alias was deleted. `looks` counts the earlier decisions
+    on the same data and split; the decision was made on `figures`.
     """
 
     signature: Signature
@@ -61,8 +65,8 @@ class Draft:
 class Entry:
     """A decision in the log.
 
-    `writers` are the processes that set out to make the alias follow it, by name: whether they have seen to
-    it. One that has not may have died, or may write the alias still.
+    `writers` maps the processes that set out to make the alias follow to whether they have done so. One that
+    has not may have died, or may yet write the alias.
     """
 
     number: int
@@ -71,12 +75,12 @@ class Entry:
 
     @property
     def is_followed(self) -> bool:
-        """The alias has followed this entry; whether it does still is another question."""
+        """Whether the alias has followed this entry, even if it has moved on since."""
         return any(self.writers.values())
 
     @property
     def is_open(self) -> bool:
-        """The alias may still be set to this entry's version, or was by a process that died."""
+        """Whether a process has set out for this entry and not finished: it may still write, or be dead."""
         return not all(self.writers.values())
 
 
@@ -85,9 +89,9 @@ Log = tuple[Entry, ...]
 
 @dataclass(frozen=True)
 class AliasState:
-    """What the log says of one alias: `moves` are its effective entries, `head` the number of the last.
+    """The log's view of one alias: `moves` are the entries that took effect, `head` the number of the last.
 
-    `history` is what a rollback goes back through: the versions that held the alias, the present one last.
+    A rollback goes back through `history`: the versions that held the alias, the present one last.
     """
 
     alias: str
@@ -100,7 +104,7 @@ class AliasState:
         return self.moves[-1].draft.target if self.moves else None
 
     def previous(self, versions: Collection[str]) -> str | None:
-        """Where a rollback leads to: the last of those before that is among the `versions` that exist."""
+        """Return the target of a rollback: the last earlier version among the `versions` that exist."""
         before = self.history[:-1] if self.version else self.history
         return next((version for version in reversed(before) if version in versions), None)
 
@@ -108,8 +112,8 @@ class AliasState:
 def resolve(log: Log, alias: str) -> AliasState:
     """Follow the log in its order. Entries of other aliases and refusals move nothing.
 
-    An entry of the log that somebody deleted in MLflow leaves a hole. Whoever based a decision on it had seen
-    that it was effective, so the others fare as if it were there.
+    An entry that somebody deleted in MLflow leaves a hole. A decision that is based on it shows that it had
+    taken effect, so the other entries count as if it were still there.
     """
     ours = [e for e in log if e.draft.alias == alias and e.draft.verdict != "refused"]
     lost = {entry.draft.based_on for entry in ours} - {entry.number for entry in log} - {NONE_BEFORE}
@@ -127,24 +131,24 @@ def resolve(log: Log, alias: str) -> AliasState:
     return AliasState(alias, head, tuple(moves), tuple(history))
 
 
-def aliases_of(log: Log) -> list[str]:
+def list_aliases(log: Log) -> list[str]:
     return sorted({entry.draft.alias for entry in log})
 
 
-def overtaken(log: Log) -> set[int]:
-    """The numbers of the entries that were to move an alias, but came after another one."""
-    effective = {entry.number for alias in aliases_of(log) for entry in resolve(log, alias).moves}
+def find_overtaken(log: Log) -> set[int]:
+    """Return the numbers of the entries that were to move an alias, but came after another one."""
+    effective = {entry.number for alias in list_aliases(log) for entry in resolve(log, alias).moves}
     return {e.number for e in log if e.draft.verdict != "refused" and e.number not in effective}
 
 
-def looks(log: Log, fingerprint: str, split: str) -> int:
-    """How many candidates were judged on this set before."""
+def count_looks(log: Log, fingerprint: str, split: str) -> int:
+    """Count the candidates that were judged on this set before."""
     judged = [e.draft for e in log if e.draft.verdict in ("promoted", "refused")]
     return sum((draft.fingerprint, draft.split) == (fingerprint, split) for draft in judged)
 
 
 def missing_entries(log: Log) -> list[int]:
-    """The numbers of entries that were deleted in MLflow, but for those after the last one."""
+    """List the numbers of entries that were deleted in MLflow, except for those after the last one."""
     numbers = {entry.number for entry in log}
     return [number for number in range(1, max(numbers, default=0)) if number not in numbers]
 
@@ -153,11 +157,11 @@ Action = Literal["nothing", "follow", "adopt"]
 
 
 def next_action(state: AliasState, holder: str | None, versions: Collection[str]) -> Action:
-    """What makes the alias, which `holder` has now, and the log agree; `versions` are those that exist.
+    """Decide how to make log and alias agree; `holder` has the alias now, `versions` are those that exist.
 
-    The alias is to "follow" the log if the last entry was never followed, or if what it is set to instead can
-    be the late write of a process that set out for an earlier entry. Else somebody has moved it by hand, or
-    deleted the version (with which MLflow drops the alias): that is to be adopted by the log.
+    The alias must "follow" the log if the last entry was never followed, or if the present holder may come
+    from the late write of a process that set out for an earlier entry. Otherwise somebody has moved the alias
+    by hand, or deleted the version (with which MLflow drops the alias): the log must "adopt" that.
     """
     if holder == state.version:
         return "nothing" if not state.moves or state.moves[-1].is_followed else "follow"
@@ -169,7 +173,7 @@ def next_action(state: AliasState, holder: str | None, versions: Collection[str]
 
 
 def to_tags(draft: Draft) -> dict[str, str]:
-    """Tags of the version in MLflow that holds the decision, the one of its first writer included."""
+    """Return the tags of the decision's version in MLflow, the tag of its first writer included."""
     given = {
         "decision": draft.verdict,
         "alias": draft.alias,
@@ -184,18 +188,18 @@ def to_tags(draft: Draft) -> dict[str, str]:
         "data.split": draft.split,
         "looks": str(draft.looks),
         "reasons": json.dumps(draft.reasons),
-        # One tag: MLflow takes no brackets, commas or quotes in a tag's name, which names of classes have.
+        # One tag for all: class names have brackets, commas and quotes, which MLflow takes in no tag's name.
         "figures": json.dumps(dict(draft.figures)),
         ID_TAG: draft.signature.id,
     }
     if draft.verdict != "refused":
-        # What is adopted has happened already.
+        # The alias has already made the move that is adopted.
         given[f"{WRITER_TAG}{draft.signature.id}"] = FOLLOWED if draft.verdict == "adopted" else SETTING_OUT
     return given
 
 
 def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
-    """The inverse of `to_tags`. Raises KeyError or ValueError for tags that are not a decision's."""
+    """The inverse of `to_tags`. Raises KeyError or ValueError for tags of no decision."""
     verdict: Any = tags["decision"]
     draft = Draft(
         signature=Signature(tags[ID_TAG], tags["when"], tags["who"], tags["host"]),
@@ -220,10 +224,14 @@ def from_tags(number: int, tags: Mapping[str, str]) -> Entry:
 
 
 def description(draft: Draft) -> str:
-    """The decision as the page of its version in MLflow shows it, in Markdown."""
+    """Describe the decision in Markdown, for the page of its version in MLflow."""
     by = draft.signature
-    lines = [f"**{headline(draft)}**", "", f"By {_plain(by.who)} on {_plain(by.host)}, {by.when}."]
-    lines += ["", *(f"- {_plain(reason)}" for reason in draft.reasons)]
+    lines = [
+        f"**{headline(draft)}**",
+        "",
+        f"By {_escape_markdown(by.who)} on {_escape_markdown(by.host)}, {by.when}.",
+    ]
+    lines += ["", *(f"- {_escape_markdown(reason)}" for reason in draft.reasons)]
     if draft.fingerprint:
         looks = format_count(draft.looks, "time")
         lines += ["", f"Data `{draft.fingerprint[:12]}`, split `{draft.split}`, judged {looks} before."]
@@ -236,19 +244,12 @@ def description(draft: Draft) -> str:
 
 def headline(draft: Draft) -> str:
     if draft.verdict == "refused":
-        return f"{draft.alias}: refused; it stays {_named(draft.source)}"
-    return f"{draft.alias}: {draft.verdict}, {_named(draft.source)} to {_named(draft.target)}"
-
-
-ID_TAG = "id"
-WRITER_TAG = "writer."
-FOLLOWED, SETTING_OUT = "followed", "setting out"
-NO_VERSION = "none"
-MAX_DESCRIPTION = 5000  # characters of a version, in MLflow's database
+        return f"{draft.alias}: refused; it stays {_name_version(draft.source)}"
+    return f"{draft.alias}: {draft.verdict}, {_name_version(draft.source)} to {_name_version(draft.target)}"
 
 
 def _remember(history: list[str], draft: Draft) -> None:
-    """A rollback forgets what came after the version that it goes back to."""
+    """Add the target to the history; a rollback forgets what came after the version that it goes back to."""
     if draft.target is None:
         if history:
             history.pop()
@@ -268,10 +269,10 @@ def _version(text: str) -> str | None:
     return None if text == NO_VERSION else text
 
 
-def _named(version: str | None) -> str:
+def _name_version(version: str | None) -> str:
     return f"version {version}" if version else "no version"
 
 
-def _plain(text: str) -> str:
-    """Class names and people's names come from outside: no Markdown of theirs is drawn."""
+def _escape_markdown(text: str) -> str:
+    """Class names and people's names come from outside, so MLflow must not draw Markdown in them."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|!" else c for c in text)

@@ -1,4 +1,4 @@
-"""Models fetched from where they are kept: a bundle's folder, the registry, or a run."""
+"""Fetch models from where they are kept: a bundle's folder, the registry, or a run."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ def load(source: str | Path, device: str = "cpu") -> Predictor:
 def fetch_bundle(source: str | Path) -> Bundle:
     """Read a model from a finished job's folder (its best one), a bundle's folder, or MLflow.
 
-    MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH"; the store is
-    that of MLFLOW_TRACKING_URI. Raises UserError for a source that does not exist, PreflightError for a
-    store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
+    MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH";
+    MLFLOW_TRACKING_URI names the store. Raises UserError for a source that does not exist, PreflightError for
+    a store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
     """
     with bundle_folder(source) as folder:
         return read_bundle(folder)
@@ -29,7 +29,7 @@ def fetch_bundle(source: str | Path) -> Bundle:
 
 @contextmanager
 def bundle_folder(source: str | Path) -> Iterator[Path]:
-    """The folder of a model's bundle for the duration of the block; raises what `fetch_bundle` raises."""
+    """Yield the folder of a model's bundle, kept until the block ends. Raises as `fetch_bundle` does."""
     if not str(source).startswith(("models:/", "runs:/")):
         folder = Path(source)
         is_job = (folder / SUMMARY_FILE).is_file()

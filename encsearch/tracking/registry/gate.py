@@ -1,8 +1,8 @@
-"""Whether a model takes the champion's place: pure decisions, carried out by `encsearch promote`.
+"""Decide whether a model takes the champion's place: pure functions; `encsearch promote` acts on them.
 
 Both models are scored on the same images, and the gain is judged by a paired bootstrap over these images.
-What the bound does not know: the images may be no sample of those that come later, and a set on which many
-candidates were judged favours those that were chosen on it. So every decision tells how often it was used.
+The bound does not know two things: the images may be no sample of those to come, and a set on which many
+candidates were judged favours those that were chosen on it. So every decision says how often it was used.
 """
 
 import math
@@ -31,8 +31,8 @@ Values = NDArray[np.float64]
 class Candidate:
     """A model as the gate sees it; the champion is one too.
 
-    `pixels` (N, num_classes, 3) are those found, of the truth and predicted, of the same N images for both
-    (`metrics.per_image`). `weights` is their SHA-256, `version` the one in the registry, if it has one.
+    `pixels` (N, num_classes, 3) counts the pixels found, true and predicted, on the same N images for both
+    (`metrics.per_image`). `weights` is their SHA-256, `version` the version in the registry, if there is one.
     """
 
     run_id: str
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Gain:
-    """In mIoU, and its one-sided lower bound."""
+    """A gain in mIoU, and its one-sided lower bound."""
 
     value: float
     lower: float
@@ -58,7 +58,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The verdict, and what was looked at: each check as a sentence with its figures.
+    """The verdict and its checks, each a sentence with its figures.
 
     `gain` is None without a champion to compare with.
     """
@@ -73,7 +73,7 @@ class GateDecision:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Those that speak against it come first."""
+        """The sentences of all checks; those against the candidate come first."""
         return tuple(check.text for check in sorted(self.checks, key=lambda check: check.passed))
 
 
@@ -84,11 +84,11 @@ def decide(
     gate: PromoteConfig,
     place: str = "",
 ) -> GateDecision:
-    """Every check of the gate on its own, so that all that speaks against a candidate is told at once.
+    """Make every check of the gate, so that all reasons against a candidate are reported at once.
 
-    The candidate must be better than the champion by `gate.margin`, surely; no class may fall far; the floors
-    and the number of images hold with and without a champion. `place` says where latencies were measured.
-    Raises UserError when no image has a labelled pixel.
+    The candidate must surely be better than the champion by `gate.margin`; no class may fall far; the floors
+    and the number of images are checked with and without a champion. `place` says where latencies were
+    measured. Raises UserError when no image has a labelled pixel.
     """
     assert champion is None or champion.pixels.shape == candidate.pixels.shape, "not the same images"
     labelled = np.flatnonzero(candidate.pixels[:, :, 1].sum(axis=1))
@@ -99,17 +99,17 @@ def decide(
     if champion:
         gain = paired_gain(candidate_pixels, champion.pixels[labelled], gate.confidence)
     value = mean_iou(candidate_pixels.sum(axis=0))
-    checks = [_enough_images(labelled.size, gate.min_images)]
+    checks = [_check_image_count(labelled.size, gate.min_images)]
     if champion and gain:
-        checks += _sure_enough(labelled.size, gate.confidence)
-        checks += [_another_model(candidate, champion), _gain(value, gain, champion, gate)]
-        checks += _drops(candidate_pixels, champion.pixels[labelled], classes, gate)
+        checks += _check_confidence(labelled.size, gate.confidence)
+        checks += [_check_is_another(candidate, champion), _check_gain(value, gain, champion, gate)]
+        checks += _check_drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
         checks.append(
             GateCheck(True, f"no model to compare with; the candidate has mIoU {format_score(value)}")
         )
-    checks += _floors(candidate_pixels, classes, gate)
-    checks += _latency(candidate, champion, gate.latency_limit_ms, place)
+    checks += _check_floors(candidate_pixels, classes, gate)
+    checks += _check_latency(candidate, champion, gate.latency_limit_ms, place)
     return GateDecision(value, gain, tuple(checks))
 
 
@@ -125,7 +125,7 @@ def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
 
 
 def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
-    """The gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
+    """Return the gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
 
     The bound is the expanded percentile of Hesterberg (The American Statistician 69, 2015, section 5.3): the
     plain one is too narrow for few images, by sqrt((N - 1) / N) and by the normal in place of Student's t.
@@ -140,10 +140,10 @@ def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
 def resampled_gains(
     candidate: Pixels, champion: Pixels, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Values:
-    """The gain in mIoU on each of `resamples` sets of N images, drawn with replacement, for both the same.
+    """Return the gain in mIoU on each of `resamples` sets of N images, drawn with replacement.
 
-    A set is how often it has each image, so that all its sums are one matrix product, exact in float64 below
-    2 ** 53 pixels.
+    Both models get the same sets. A set is stored as the count of each image, so that all sums are one matrix
+    product, exact in float64 below 2 ** 53 pixels.
     """
     num_images = len(candidate)
     rng = np.random.default_rng(seed)
@@ -159,13 +159,13 @@ def resampled_gains(
 
 
 def mean_iou(pixels: Pixels) -> float:
-    """Of sums (C, 3) over a set; classes that truth and prediction lack are left out, as in `scores`."""
+    """Return the mIoU of sums (C, 3); classes that truth and prediction lack are left out, as in `scores`."""
     ious = class_ious(pixels)
     return sum(ious.values()) / len(ious)
 
 
 def class_ious(pixels: Pixels) -> dict[int, float]:
-    """By the index of the class."""
+    """Return the IoU of each class by its index."""
     found, truth, predicted = pixels.T
     union = truth + predicted - found
     return {int(index): int(found[index]) / int(union[index]) for index in np.flatnonzero(union)}
@@ -179,34 +179,34 @@ def _mean_ious(sums: Values) -> Values:
     return means
 
 
-def _enough_images(number: int, least: int) -> GateCheck:
+def _check_image_count(number: int, least: int) -> GateCheck:
     images = format_count(number, "labelled image")
     if number < least:
         return GateCheck(False, f"the set has {images}, fewer than min_images={least}")
     return GateCheck(True, images)
 
 
-def _sure_enough(number: int, confidence: float) -> Iterator[GateCheck]:
-    """Of N images all favour an equal model by luck in 2 ** -N of cases, and no resampling can tell."""
+def _check_confidence(number: int, confidence: float) -> Iterator[GateCheck]:
+    """All of N images favour an equal model by luck in 2 ** -N of cases, which no resampling can show."""
     least = math.ceil(-math.log2(1 - confidence) - TOLERANCE)
     if number < least:
         yield GateCheck(
             False,
-            f"{format_count(number, 'labelled image')} cannot tell with {format_param(confidence)} "
-            f"confidence, {format_count(least)} can",
+            f"{format_count(number, 'labelled image')}, too few for {format_param(confidence)} confidence, "
+            f"which needs {format_count(least)}",
         )
 
 
-def _another_model(candidate: Candidate, champion: Candidate) -> GateCheck:
+def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
     if candidate.run_id == champion.run_id:
-        return GateCheck(False, f"run {candidate.run_id} is already the {_shown(champion)}")
+        return GateCheck(False, f"run {candidate.run_id} is already the {_name_champion(champion)}")
     if candidate.weights == champion.weights:
-        return GateCheck(False, f"its weights are those of the {_shown(champion)}")
-    return GateCheck(True, f"compared with the {_shown(champion)}")
+        return GateCheck(False, f"its weights are those of the {_name_champion(champion)}")
+    return GateCheck(True, f"compared with the {_name_champion(champion)}")
 
 
-def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
-    """Equal is not better, and not surely better is not either: the bound must be above 0 in any case."""
+def _check_gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
+    """The bound must be above 0 in any case: an equal model is refused, and so is an unsure gain."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
         f"mIoU {format_score(value)} against {format_score(value - gain.value)}: "
@@ -222,7 +222,7 @@ def _gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) ->
     return GateCheck(False, f"{text}, which is not {needed}")
 
 
-def _drops(
+def _check_drops(
     candidate: Pixels, champion: Pixels, classes: Sequence[str], gate: PromoteConfig
 ) -> Iterator[GateCheck]:
     if gate.max_class_drop is None:
@@ -240,7 +240,7 @@ def _drops(
         yield GateCheck(True, f"no class falls beyond {allowed} (worst: {classes[worst]} {change})")
 
 
-def _floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[GateCheck]:
+def _check_floors(candidate: Pixels, classes: Sequence[str], gate: PromoteConfig) -> Iterator[GateCheck]:
     floors = _floor_by_class(candidate, classes, gate)
     ious = class_ious(candidate.sum(axis=0))
     shown = set(_shown_classes(candidate, 1))
@@ -264,18 +264,18 @@ def _floor_by_class(candidate: Pixels, classes: Sequence[str], gate: PromoteConf
 
 
 def _shown_classes(pixels: Pixels, least: int) -> list[int]:
-    """The classes that the truth of at least `least` images shows."""
+    """List the classes that the truth of at least `least` images shows."""
     return [int(index) for index in np.flatnonzero((pixels[:, :, 1] > 0).sum(axis=0) >= least)]
 
 
-def _latency(
+def _check_latency(
     candidate: Candidate, champion: Candidate | None, limit_ms: float | None, place: str
 ) -> Iterator[GateCheck]:
     if limit_ms is None:
         return
     assert candidate.latency_ms is not None, "a limit needs a measurement"
     rival = (
-        f", the {_shown(champion)} {format_number(champion.latency_ms)} ms"
+        f", the {_name_champion(champion)} {format_number(champion.latency_ms)} ms"
         if champion and champion.latency_ms
         else ""
     )
@@ -287,5 +287,5 @@ def _latency(
     yield GateCheck(passed, f"{text} of {format_number(limit_ms)} ms")
 
 
-def _shown(champion: Candidate) -> str:
+def _name_champion(champion: Candidate) -> str:
     return f"current model, version {champion.version}"

@@ -1,6 +1,6 @@
-"""The log of decisions in MLflow: a second registered model, NAME.decisions, with a version for each.
+"""The log of decisions in MLflow: a second registered model, NAME.decisions, one version for each decision.
 
-MLflow numbers the versions of a model in one transaction and never gives a number again, so they are an
+MLflow numbers the versions of a model in one transaction and never reuses a number, so they are an
 append-only log in a total order, on SQLite, on PostgreSQL and through a server (read in MLflow 3.17:
 `create_model_version` of its SQLAlchemy store takes the highest number, of deleted versions too, plus one,
 under a primary key, and tries again when another transaction was first).
@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import PreflightError
-from encsearch.tracking.mlflow import Tracking, persistently
+from encsearch.tracking.mlflow import Tracking, call_with_retries
 from encsearch.tracking.registry.decisions import (
     FOLLOWED,
     ID_TAG,
@@ -26,7 +26,7 @@ from encsearch.tracking.registry.decisions import (
     from_tags,
     to_tags,
 )
-from encsearch.tracking.registry.versions import all_pages, model_versions, registered_model
+from encsearch.tracking.registry.versions import fetch_all_pages, model_versions, registered_model
 
 # A version must have a source, and a server refuses paths and the addresses of its own artifacts.
 SOURCE = "decision:/none"
@@ -34,7 +34,7 @@ SOURCE = "decision:/none"
 
 @dataclass(frozen=True)
 class MlflowRegistry:
-    """`moves.Registry` in MLflow. Each call tries again for a minute, then raises PreflightError."""
+    """`aliases.Registry` in MLflow. Each call is retried for a minute, then raises PreflightError."""
 
     tracking: Tracking
     model: str
@@ -44,11 +44,11 @@ class MlflowRegistry:
         return f"{self.model}{DECISIONS_SUFFIX}"
 
     def log(self) -> Log:
-        return persistently(self.tracking.uri, self._read_log)
+        return call_with_retries(self.tracking.uri, self._read_log)
 
     def append(self, draft: Draft) -> int:
-        """What fails may have been stored all the same, so the draft is looked for before another try."""
-        persistently(self.tracking.uri, self._ensure_log)
+        """A call that fails may have stored the draft, so every try looks for it first."""
+        call_with_retries(self.tracking.uri, self._ensure_log)
 
         def create() -> int:
             for entry in self._read_log():
@@ -63,39 +63,41 @@ class MlflowRegistry:
             )
             return int(created.version)
 
-        return persistently(self.tracking.uri, create)
+        return call_with_retries(self.tracking.uri, create)
 
     def note_writer(self, number: int, writer: str, followed: bool) -> None:
         tag, value = f"{WRITER_TAG}{writer}", FOLLOWED if followed else SETTING_OUT
         client = self.tracking.client
-        persistently(
+        call_with_retries(
             self.tracking.uri, lambda: client.set_model_version_tag(self.decisions, str(number), tag, value)
         )
 
     def holder(self, alias: str) -> str | None:
-        found = persistently(self.tracking.uri, lambda: registered_model(self.tracking, self.model))
+        found = call_with_retries(self.tracking.uri, lambda: registered_model(self.tracking, self.model))
         version = found.aliases.get(alias) if found else None
         return None if version is None else str(version)
 
     def set_holder(self, alias: str, version: str | None) -> None:
         client = self.tracking.client
         if version is not None:
-            persistently(
+            call_with_retries(
                 self.tracking.uri, lambda: client.set_registered_model_alias(self.model, alias, version)
             )
         elif self.holder(alias) is not None:
-            persistently(self.tracking.uri, lambda: client.delete_registered_model_alias(self.model, alias))
+            call_with_retries(
+                self.tracking.uri, lambda: client.delete_registered_model_alias(self.model, alias)
+            )
 
     def versions(self) -> Collection[str]:
-        found = persistently(self.tracking.uri, lambda: model_versions(self.tracking, self.model))
+        found = call_with_retries(self.tracking.uri, lambda: model_versions(self.tracking, self.model))
         return {version.version for version in found}
 
     def _read_log(self) -> Log:
-        versions = all_pages(
+        versions = fetch_all_pages(
             self.tracking.client.search_model_versions,
             filter_string=f"name = '{self.decisions}'",
             max_results=1000,
-            # MLflow sorts by the time of the last change, by which a version can slip from page to page.
+            # By default MLflow sorts by the time of the last change, so a version could slip between pages.
             order_by=["version_number ASC"],
         )
         return tuple(self._entry(int(v.version), v.tags) for v in versions if ID_TAG in v.tags)
@@ -106,7 +108,7 @@ class MlflowRegistry:
         except (KeyError, ValueError, TypeError) as error:
             raise PreflightError(
                 f"{self.decisions} version {number}: no decision that this encsearch can read ({error!r}); "
-                "mend its tags in MLflow, or delete that version, which leaves a hole in the log"
+                "repair its tags in MLflow, or delete that version, which leaves a hole in the log"
             ) from None
 
     def _ensure_log(self) -> None:

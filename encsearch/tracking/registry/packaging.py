@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from encsearch.config import CONFIG_FILE, TIMM_PREFIX, load_config
 from encsearch.data.codec import encode_png
 from encsearch.inference.bundle import CARD_FILE, weights_digest
-from encsearch.tracking.mlflow import Tracking, answering, persistently
+from encsearch.tracking.mlflow import Tracking, call_with_retries, translate_failures
 from encsearch.tracking.registry.decisions import MAX_DESCRIPTION
-from encsearch.tracking.registry.versions import all_pages
+from encsearch.tracking.registry.versions import fetch_all_pages
 
 WEIGHTS_TAG = "weights.sha256"
 SERVING_REQUIREMENTS = (
@@ -44,21 +44,21 @@ SIGNATURE = ModelSignature(
 def register(
     tracking: Tracking, run_id: str, bundle_dir: Path, model_name: str, tags: Mapping[str, str]
 ) -> str:
-    """Store a bundle as a pyfunc model of the run and make a new version of `model_name` of it.
+    """Store a bundle as a pyfunc model of the run, and register it as a new version of `model_name`.
 
     The model carries this package's code and pinned requirements, so it loads and serves without an
     installed encsearch. Its card is the version's description. Returns the version. Raises PreflightError.
     """
     client = tracking.client
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         _ensure_registered_model(tracking, model_name)
         logged = client.create_logged_model(tracking.experiment_id, name=model_name, source_run_id=run_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        # MLflow keeps the folder's own name, `download_bundle` looks for this one, and links are refused.
+        # MLflow keeps the folder's name, `download_bundle` looks for "bundle", and links are refused.
         bundle = Path(shutil.copytree(bundle_dir, Path(scratch) / "bundle"))
         _save_pyfunc(folder, bundle, Model(run_id=run_id, model_id=logged.model_id))
-        with answering(tracking.uri):
+        with translate_failures(tracking.uri):
             client.log_model_artifacts(logged.model_id, str(folder))
     tags = {
         WEIGHTS_TAG: weights_digest(bundle_dir),
@@ -68,8 +68,8 @@ def register(
     description = _description((bundle_dir / CARD_FILE).read_text(encoding="utf-8"))
 
     def create() -> str:
-        """What failed may have been stored all the same, so it is looked for before another try."""
-        for found in all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
+        """A try that fails may have stored the version, so every try looks for it first."""
+        for found in fetch_all_pages(client.search_model_versions, filter_string=f"name = '{model_name}'"):
             if found.model_id == logged.model_id:
                 return str(found.version)
         created = client.create_model_version(
@@ -83,9 +83,9 @@ def register(
         )
         return str(created.version)
 
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         client.finalize_logged_model(logged.model_id, "READY")
-    return persistently(tracking.uri, create)
+    return call_with_retries(tracking.uri, create)
 
 
 def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
@@ -99,19 +99,19 @@ def _save_pyfunc(folder: Path, bundle_dir: Path, metadata: Model) -> None:
         code_paths=[str(package)],
         signature=SIGNATURE,
         input_example=_example(),
-        # Left to itself MLflow infers the requirements in a subprocess, which takes 100 s.
+        # Otherwise MLflow infers the requirements in a subprocess, which takes 100 s.
         pip_requirements=[_pin(name) for name in _requirements(bundle_dir)],
     )
 
 
 def _example() -> dict[str, NDArray[np.object_]]:
-    """One grey image as the scoring server takes it: MLflow shows the request that it makes of it."""
+    """Return one grey image as the scoring server takes it; MLflow shows a request made from it."""
     image = encode_png(np.full((32, 32, 3), 128, np.uint8))
     return {"image": np.array([base64.b64encode(image).decode()], dtype=object)}
 
 
 def _description(card: str) -> str:
-    """The card, cut after a whole line where it is too long for MLflow."""
+    """Return the card, cut after a whole line if it is too long for MLflow."""
     if len(card) <= MAX_DESCRIPTION:
         return card
     note = f"\n\n(The whole card is {CARD_FILE} among the version's files.)"
@@ -124,7 +124,7 @@ def _requirements(bundle_dir: Path) -> tuple[str, ...]:
 
 
 def _pin(package: str) -> str:
-    """Without the local part (+cpu), which no package index has."""
+    """Pin a package without the local part of its version (+cpu), which no package index has."""
     return f"{package}=={installed_version(package).partition('+')[0]}"
 
 

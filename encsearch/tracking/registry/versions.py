@@ -1,4 +1,4 @@
-"""Models in the MLflow registry: their versions, and fetching a bundle back. `champions` moves aliases."""
+"""Models in the MLflow registry: list their versions, fetch a bundle back. `aliases.py` moves aliases."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from encsearch.config import DECISIONS_SUFFIX
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
-from encsearch.tracking.mlflow import Tracking, answering
+from encsearch.tracking.mlflow import Tracking, translate_failures
 
 BUNDLE_PATH = "artifacts/bundle"  # below a model version, where MLflow puts the pyfunc's artifact "bundle"
 MAX_NAMED = 10  # names or versions that an error lists
@@ -21,7 +21,7 @@ MAX_NAMED = 10  # names or versions that an error lists
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a registered model; `tags` are those that `register` was given."""
+    """One version of a registered model; `tags` were given to `register`."""
 
     name: str
     version: str
@@ -30,19 +30,19 @@ class ModelVersion:
     aliases: tuple[str, ...]
 
 
-def champion(tracking: Tracking, model_name: str, alias: str) -> ModelVersion | None:
-    """The version that `alias` points at; None if the model or the alias does not exist."""
+def find_champion(tracking: Tracking, model_name: str, alias: str) -> ModelVersion | None:
+    """Find the version that `alias` points at; None if the model or the alias does not exist."""
     found = [version for version in model_versions(tracking, model_name) if alias in version.aliases]
     return found[0] if found else None
 
 
 def model_versions(tracking: Tracking, model_name: str) -> list[ModelVersion]:
-    """Every version of a registered model, the newest first; none if the model does not exist."""
-    with answering(tracking.uri):
+    """List every version of a registered model, the newest first; none if the model does not exist."""
+    with translate_failures(tracking.uri):
         registered = registered_model(tracking, model_name)
         if registered is None:
             return []
-        found = all_pages(tracking.client.search_model_versions, filter_string=f"name = '{model_name}'")
+        found = fetch_all_pages(tracking.client.search_model_versions, filter_string=f"name = '{model_name}'")
     aliases: dict[str, list[str]] = {}
     for alias, version in registered.aliases.items():
         aliases.setdefault(str(version), []).append(alias)
@@ -56,20 +56,20 @@ def model_versions(tracking: Tracking, model_name: str) -> list[ModelVersion]:
 
 
 def model_names(tracking: Tracking) -> list[str]:
-    """The names of all registered models, without the logs of decisions on them."""
-    with answering(tracking.uri):
-        names = [model.name for model in all_pages(tracking.client.search_registered_models)]
+    """List the names of all registered models, without their logs of decisions."""
+    with translate_failures(tracking.uri):
+        names = [model.name for model in fetch_all_pages(tracking.client.search_registered_models)]
     return sorted(name for name in names if not name.endswith(DECISIONS_SUFFIX))
 
 
 def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
     """Fetch the bundle behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID/PATH`.
 
-    Returns the bundle's folder, which lies in `folder`. Raises UserError, naming what exists, for a source
-    that does not.
+    Returns the bundle's folder, which lies in `folder`. Raises UserError for an unknown source, which lists
+    what exists.
     """
     uri = _resolve(tracking, source)
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         try:
             root = mlflow.artifacts.download_artifacts(
                 artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking.uri, registry_uri=tracking.uri
@@ -80,7 +80,7 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
             raise UserError(
                 f"{source}: has no model bundle among its artifacts; name another run or version"
             ) from None
-    # Imported here: with it comes torch, which those who only list versions need not wait for.
+    # Imported here, since it imports torch, which takes time and is not needed to list versions.
     from encsearch.inference.bundle import WEIGHTS_FILE
 
     weights = list(Path(root).rglob(WEIGHTS_FILE))
@@ -90,7 +90,7 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
 
 
 def registered_model(tracking: Tracking, name: str) -> Any:
-    """MLflow's own record of a model, None if it does not exist. Raises what MLflow raises."""
+    """Return MLflow's own record of a model, None if it does not exist. Raises what MLflow raises."""
     try:
         return tracking.client.get_registered_model(name)
     except MlflowException as error:
@@ -100,7 +100,7 @@ def registered_model(tracking: Tracking, name: str) -> Any:
 
 
 def _resolve(tracking: Tracking, source: str) -> str:
-    """Where the artifacts lie; MLflow 3.17 would look "models:/" up in its global store, not the client's."""
+    """Find the artifacts. MLflow 3.17 would look "models:/" up in its global store, not the client's."""
     if re.fullmatch(r"runs:/[^/]+/.+", source):
         return source
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))", source)
@@ -111,18 +111,18 @@ def _resolve(tracking: Tracking, source: str) -> str:
         )
     name, alias, version = parts.groups()
     found = find_version(tracking, name, version) if version else _find_alias(tracking, name, alias)
-    with answering(tracking.uri):
+    with translate_failures(tracking.uri):
         root = tracking.client.get_model_version_download_uri(name, found.version)
-    # The model's code beside the bundle is twenty times as many files.
+    # Only the bundle: the model's code beside it is twenty times as many files.
     return f"{root}/{BUNDLE_PATH}"
 
 
 def find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
-    """Raises UserError, naming those that exist, for a model or a version that does not."""
+    """Find a version. Raises UserError, which lists what exists, for an unknown model or version."""
     versions = existing_versions(tracking, name)
     found = next((v for v in versions if v.version == version), None)
     if found is None:
-        listed = _some([v.version for v in versions])
+        listed = _list_some([v.version for v in versions])
         raise UserError(f"model {name} has no version {version}; its versions are {listed}")
     return found
 
@@ -131,28 +131,28 @@ def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
     versions = existing_versions(tracking, name)
     found = next((v for v in versions if alias in v.aliases), None)
     if found is None:
-        listed = _some([f"{a} (version {v.version})" for v in versions for a in v.aliases])
+        listed = _list_some([f"{a} (version {v.version})" for v in versions for a in v.aliases])
         raise UserError(f"model {name} has no alias {alias}; its aliases are {listed}")
     return found
 
 
 def existing_versions(tracking: Tracking, name: str) -> list[ModelVersion]:
-    """The newest first; raises UserError for a model without one."""
+    """List the versions, the newest first. Raises UserError for a model without one."""
     versions = model_versions(tracking, name)
     if not versions:
-        listed = _some(model_names(tracking))
+        listed = _list_some(model_names(tracking))
         where = without_secrets(tracking.uri)
         raise UserError(f"MLflow at {where} has no model {name} with a version; its models are {listed}")
     return versions
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:MAX_NAMED]) or "none"
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
 
 
-def all_pages(search: Any, **arguments: Any) -> list[Any]:
-    """What a search of MLflow's client finds, all of it."""
+def fetch_all_pages(search: Any, **arguments: Any) -> list[Any]:
+    """Return everything that a search of MLflow's client finds, from all pages."""
     found: list[Any] = []
     token = None
     while True:

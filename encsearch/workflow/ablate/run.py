@@ -39,8 +39,8 @@ from encsearch.search.ablation.rescore import rescore
 from encsearch.search.ablation.side_by_side import run_side_by_side
 from encsearch.search.trials import TrialEvent
 from encsearch.text import format_count
-from encsearch.tracking.outbox.record import Record, owned
-from encsearch.tracking.outbox.sender import TrackingStore, sending
+from encsearch.tracking.outbox.record import Record, own_record
+from encsearch.tracking.outbox.sender import TrackingStore, run_sender
 from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint import drop_checkpoints
 from encsearch.train.experiment import open_store, preflight
@@ -100,13 +100,13 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     and TrainingError when no EncNet could be trained, after writing the report of the others.
     """
     ablation, store = _planned(config, out, resume)
-    with sending() as sender, ray_session(needs=config.scaling):
+    with run_sender() as sender, ray_session(needs=config.scaling):
         tracking = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
-        with owned(folder, sender.root) as record:
+        with own_record(folder, sender.root) as record:
             sender.follow(folder)
             observer = _Observer(config, store, ablation, record, folder, progress)
             story, report = _train_and_compare(config, store, ablation, record, observer, folder)

@@ -29,8 +29,8 @@ from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import Trial, flag_trials
 from encsearch.text import format_count, format_params
-from encsearch.tracking.outbox.record import owned
-from encsearch.tracking.outbox.sender import Sender, sending
+from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.job import Progress, write_summary
@@ -86,7 +86,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     if warm_start:
         previous_trials(warm_start, config, store.fingerprint)
     check_database()
-    with sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+    with run_sender() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, warm_start)
@@ -141,7 +141,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), sending() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+    with locked(folder), run_sender() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -154,7 +154,7 @@ def _run(
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
-    with owned(folder, sender.root) as record:
+    with own_record(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
         with recording(parent), _report_resume(folder, progress):
