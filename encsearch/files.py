@@ -20,7 +20,7 @@ RETRY_S = 0.1
 
 def write_whole(path: Path, text: str) -> None:
     """Write a job's file; a kill or a power cut leaves the old one or the new one. Raises TrainingError."""
-    with _named(path):
+    with _report_write_errors(path):
         with beside(path) as scratch:
             scratch.write_text(text, encoding="utf-8")
             sync(scratch)
@@ -69,7 +69,7 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
     again at once, which makes the line visible over NFS too. Raises TrainingError, as on a full disk.
     """
     line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-    with _named(path), open(path, "ab+") as file:
+    with _report_write_errors(path), open(path, "ab+") as file:
         _cut_torn_line(file)
         file.write(line)
         file.flush()
@@ -97,7 +97,7 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
                     return
                 values = _parse(line)
                 if values is None:
-                    raise _damaged(path, offset)
+                    raise _damage_error(path, offset)
                 offset += len(line)
                 yield values, offset
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def hold_lock(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
     The kernel lets go of it when the process dies. It may not cross machines.
     """
     with open(path, "a") as lock:
-        is_held = _take(lock.fileno(), wait_s)
+        is_held = _try_lock(lock.fileno(), wait_s)
         try:
             yield is_held
         finally:
@@ -143,7 +143,7 @@ def user_cache() -> Path:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _report_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _damaged(path: Path, offset: int) -> PreflightError:
+def _damage_error(path: Path, offset: int) -> PreflightError:
     number = path.read_bytes()[:offset].count(b"\n") + 1
     return PreflightError(f"{path}: line {number} is damaged; restore the file")
 
@@ -172,7 +172,7 @@ def _cut_torn_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _take(descriptor: int, wait_s: float) -> bool:
+def _try_lock(descriptor: int, wait_s: float) -> bool:
     deadline_s = time.monotonic() + wait_s
     while True:
         try:

@@ -90,7 +90,7 @@ class Dimension(Section):
         return isinstance(value, int | float) and whole and low <= value <= high
 
 
-def active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
+def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
     """The paths of `space` that are searched where the others have `values`."""
     return [
         path
@@ -130,7 +130,7 @@ class BudgetConfig(Section):
 
     @field_validator("wall", mode="before")
     @classmethod
-    def _seconds(cls, given: Any) -> Any:
+    def _parse_duration(cls, given: Any) -> Any:
         if not isinstance(given, str):
             return given
         parts = DURATION.fullmatch(given.strip())

@@ -314,7 +314,7 @@ class PromoteConfig(Section):
 
     @field_validator("class_floor", mode="before")
     @classmethod
-    def _floor_is_told(cls, value: Any) -> Any:
+    def _floor_is_an_iou(cls, value: Any) -> Any:
         named = value if isinstance(value, dict) else {"all": value}
         for name, floor in named.items():
             if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from encsearch.config.search import AblateConfig, SearchConfig, active
+from encsearch.config.search import AblateConfig, SearchConfig, find_active
 from encsearch.config.sections import (
     IMAGENET,
     AugmentConfig,
@@ -102,7 +102,7 @@ class Config(Section):
         for pair in combinations(space, min(2, len(space))):
             for values in product(*(space[path].examples for path in pair)):
                 point = {**first, **dict(zip(pair, values, strict=True))}
-                _check_point(self, {path: point[path] for path in active(space, point)})
+                _check_point(self, {path: point[path] for path in find_active(space, point)})
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
                 if path not in space:
@@ -110,7 +110,7 @@ class Config(Section):
                 if not space[path].holds(value):
                     raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
             whole = {**first, **point}
-            _check_point(self, {path: whole[path] for path in active(space, whole)})
+            _check_point(self, {path: whole[path] for path in find_active(space, whole)})
         return self
 
     @model_validator(mode="after")
@@ -186,7 +186,7 @@ def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
     return with_values(config.model_copy(update={"search": None}), values)
 
 
-def search_of(config: Config) -> SearchConfig:
+def require_search(config: Config) -> SearchConfig:
     """Raises UserError for a recipe without a search block."""
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
@@ -242,7 +242,7 @@ def paths() -> list[str]:
     def visit(section: type[BaseModel], prefix: str) -> None:
         for name, info in section.model_fields.items():
             found.append(prefix + name)
-            child = _section_of(info.annotation)
+            child = _find_section(info.annotation)
             if child:
                 visit(child, f"{prefix}{name}.")
 
@@ -254,17 +254,17 @@ def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def _find_section(annotation: Any) -> type[Section] | None:
     candidates = [annotation, *get_args(annotation)] if get_origin(annotation) is not dict else []
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
 
 
 def _check_path(path: str) -> None:
     if path not in paths() and not path.startswith("search.space."):
-        raise UserError(_unknown(path))
+        raise UserError(_describe_unknown_path(path))
 
 
-def _unknown(path: str) -> str:
+def _describe_unknown_path(path: str) -> str:
     near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
     return f"unknown config path {path}; " + (
         f"did you mean {near[0]}?" if near else "`encsearch schema --paths` lists them"
@@ -344,7 +344,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return _unknown(path)
+        return _describe_unknown_path(path)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message

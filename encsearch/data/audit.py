@@ -66,7 +66,7 @@ def _check_split(
 ) -> None:
     ids: set[str] = set()
     digest = hashlib.sha256()
-    for row in _sound_rows(store, split, findings):
+    for row in _read_sound_rows(store, split, findings):
         where = f"{name}/{row.id}"
         findings.samples[name] += 1
         findings.class_pixels.update(dict(enumerate(row.histogram)))
@@ -81,7 +81,7 @@ def _check_split(
         findings.problems.append(f"{name}: the samples are not those that the manifest's fingerprint names")
 
 
-def _sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[StoreRow]:
+def _read_sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[StoreRow]:
     for shard in split.shards:
         try:
             yield from read_rows(store, shard)

@@ -87,7 +87,7 @@ def read_manifest(path: str | Path) -> Manifest:
             "import the data again"
         )
     try:
-        manifest = _from_dict(values)
+        manifest = _parse_manifest(values)
     except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
     digests = {name: split.digest for name, split in manifest.splits.items()}
@@ -101,19 +101,19 @@ def manifest_json(manifest: Manifest) -> str:
     return json.dumps(values, indent=1) + "\n"
 
 
-def _from_dict(values: Mapping[str, Any]) -> Manifest:
+def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     splits = {
         name: SplitManifest(
             num_samples=split["num_samples"],
             digest=split["digest"],
-            shards=tuple(_shard(shard) for shard in split["shards"]),
+            shards=tuple(_parse_shard(shard) for shard in split["shards"]),
         )
         for name, split in values["splits"].items()
     }
     return Manifest(values["version"], DatasetInfo.from_dict(values["info"]), values["fingerprint"], splits)
 
 
-def _shard(values: Mapping[str, Any]) -> Shard:
+def _parse_shard(values: Mapping[str, Any]) -> Shard:
     """Raises ValueError for a name or hash that would lead out of the store or its cache."""
     shard = Shard(**values)
     if Path(shard.file).name != shard.file or not re.fullmatch("[0-9a-f]{64}", shard.sha256):

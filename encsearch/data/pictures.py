@@ -37,7 +37,7 @@ def overlay(image: Array, mask: Array, palette: Array, alpha: float = 0.5, ignor
     return np.where((mask == ignore)[..., None], image, mixed)
 
 
-def sheet(
+def draw_sheet(
     rows: Sequence[Sequence[Array]],
     column_titles: Sequence[str],
     row_titles: Sequence[str] = (),
@@ -58,7 +58,7 @@ def sheet(
     factor = -(-min_cell_px // width) if width < min_cell_px else 1
     font = ImageFont.load_default(FONT_PX)
     grid = _Grid(
-        left=MARGIN + (max(_width(font, title) for title in row_titles) + 16 if row_titles else 0),
+        left=MARGIN + (max(_measure_width(font, title) for title in row_titles) + 16 if row_titles else 0),
         top=MARGIN + FONT_PX + 12,
         cell=(width * factor, height * factor),
         shape=(len(rows), len(column_titles)),
@@ -76,7 +76,7 @@ def sheet(
         draw.text((grid.left - 16, y + grid.cell[1] / 2), title, MUTED, font, anchor="rm")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            canvas.paste(_enlarged(picture, factor), grid.corner(row, column))
+            canvas.paste(_enlarge(picture, factor), grid.corner(row, column))
     for (line, x), name, colour in zip(swatches, classes, () if palette is None else palette, strict=False):
         y = grid.bottom + 16 + 28 * line
         draw.rounded_rectangle((MARGIN + x, y, MARGIN + x + 20, y + 20), 4, tuple(colour.tolist()), MUTED)
@@ -110,7 +110,7 @@ def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]
     placed = []
     line = x = 0
     for name in names:
-        entry_width = 28 + _width(font, name) + 24
+        entry_width = 28 + _measure_width(font, name) + 24
         if x and x + entry_width > width:
             line, x = line + 1, 0
         placed.append((line, x))
@@ -118,11 +118,11 @@ def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]
     return placed
 
 
-def _width(font: Font, text: str) -> int:
+def _measure_width(font: Font, text: str) -> int:
     return int(np.ceil(font.getlength(text)))
 
 
-def _enlarged(picture: Array, factor: int) -> Image.Image:
+def _enlarge(picture: Array, factor: int) -> Image.Image:
     return Image.fromarray(np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
 
 
@@ -130,7 +130,7 @@ SMALL_PX = 128
 """Longest side of images that are clearer as plain colours than under an overlay."""
 
 
-def comparison(
+def draw_comparison(
     samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
 ) -> Image.Image:
     """A row a sample: the image, the truth, and a column for each title's label maps, (H, W) uint8."""
@@ -147,4 +147,4 @@ def comparison(
         for row, sample in enumerate(samples)
     ]
     titles = ["image", "truth", *label_maps]
-    return sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)
+    return draw_sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)

@@ -78,7 +78,9 @@ def generate_scenes(
     if seed < 0:
         raise UserError(f"seed={seed} is negative; try 0")
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    return write_store(store, INFO, {split: _encoded(seed, split, n, size) for split, n in counts.items()})
+    return write_store(
+        store, INFO, {split: _generate_samples(seed, split, n, size) for split, n in counts.items()}
+    )
 
 
 def scene_sample(seed: int, split: str, index: int, size: int = UNITS) -> tuple[Image, Mask, int]:
@@ -127,7 +129,7 @@ def draw_layout(rng: Generator, size: int) -> Layout:
     angle = rng.uniform(0, 2 * np.pi)
     # A square of half side a reaches a * reach across the edge: MARGIN holds at every angle.
     reach = abs(np.cos(angle)) + abs(np.sin(angle))
-    beyond_edge = _along(x, y, angle) + rng.uniform(10, 14) * reach
+    beyond_edge = _project(x, y, angle) + rng.uniform(10, 14) * reach
     cues = _place(
         rng, x, y, np.minimum(inside, -beyond_edge), count=int(rng.integers(3, 5)), radii=(4.0, 5.5)
     )
@@ -139,7 +141,7 @@ def draw_layout(rng: Generator, size: int) -> Layout:
         x=x,
         y=y,
         on_table=beyond_edge > 0,
-        grain=np.sin(1.3 * _along(x, y, rng.uniform(0, np.pi)) + _waves(rng, x, y, scale=0.05)),
+        grain=np.sin(1.3 * _project(x, y, rng.uniform(0, np.pi)) + _waves(rng, x, y, scale=0.05)),
         floor_pattern=floor_pattern,
         tile_offset=(rng.uniform(0, 6), rng.uniform(0, 6)),
         cues=cues,
@@ -170,7 +172,7 @@ def render(layout: Layout, scene: int, cue_scenes: tuple[int, ...]) -> tuple[Ima
     return image, canvas.mask
 
 
-def _encoded(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSample]:
+def _generate_samples(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSample]:
     for index in range(count):
         image, mask, scene = scene_sample(seed, split, index, size)
         name = f"{split}-{index:06d}-{SCENES[scene]}"
@@ -178,7 +180,7 @@ def _encoded(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSa
         yield EncodedSample(name, encode_png(image), encode_png(mask), group="")
 
 
-def _along(x: Field, y: Field, angle: float) -> Field:
+def _project(x: Field, y: Field, angle: float) -> Field:
     along: Field = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
     return along
 
@@ -219,7 +221,7 @@ class _Canvas:
     def about(self, place: Placement) -> tuple[Field, Field]:
         """Coordinates with their origin in the thing's centre, turned by its angle."""
         dx, dy = self.x - np.float32(place.x), self.y - np.float32(place.y)
-        return _along(dx, dy, place.angle), _along(dx, dy, place.angle + np.pi / 2)
+        return _project(dx, dy, place.angle), _project(dx, dy, place.angle + np.pi / 2)
 
     def fill(self, distance: Field, colour: tuple[float, float, float]) -> None:
         """Colour the inside, with an edge that is one pixel soft."""

@@ -65,9 +65,9 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
 @look(LIGHT)
 def draw_codewords(figures: CodewordFigures, target: Path) -> None:
     """Usage, smoothing factor and distance to the features of each codeword, the most used first."""
-    order = _by_usage(figures)
+    order = _sort_by_usage(figures)
     places = np.arange(len(order))
-    colours = [_colours(figures)[index] for index in order]
+    colours = [_choose_colours(figures)[index] for index in order]
     figure = Figure(figsize=(min(4 + 0.22 * len(order), 14), 7))
     usage, smoothing, offset = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
     for axes in (usage, smoothing, offset):
@@ -110,8 +110,8 @@ def draw_assignment(
     maps (h, w, K) beside their samples. The heat maps have one scale, up to their highest assignment; a dead
     codeword has none.
     """
-    top = [index for index in _by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
-    colours = _colours(figures)
+    top = [index for index in _sort_by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
+    colours = _choose_colours(figures)
     table = np.array([to_rgb(colour) for colour in colours])
     height, width = samples[0].image.shape[:2]
     columns = 2 + len(top)
@@ -144,7 +144,7 @@ def draw_scaling(figures: ScalingFigures, target: Path) -> None:
     than MAX_ROWS classes those that differ most are shown.
     """
     strongest_rows = sorted(figures.classes, key=lambda row: -row.rms)[:MAX_ROWS]
-    rows = _seriated(strongest_rows)
+    rows = _sort_by_similarity(strongest_rows)
     differences = np.array([row.differences for row in rows])
     strongest = np.abs(differences).argmax(axis=0)
     channels = np.lexsort((differences[strongest, np.arange(len(strongest))], strongest))
@@ -180,9 +180,9 @@ def draw_scaling(figures: ScalingFigures, target: Path) -> None:
 
 def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: CodewordFigures) -> None:
     """The codewords that are strongest somewhere in the shown images, with their usage in all images."""
-    colours = _colours(figures)
+    colours = _choose_colours(figures)
     strongest = {int(index) for assignment in maps for index in np.unique(assignment.argmax(axis=2))}
-    order = [index for index in _by_usage(figures) if index in strongest]
+    order = [index for index in _sort_by_usage(figures) if index in strongest]
     named = [index for index in order if colours[index] != OTHERS]
     handles = [
         Patch(color=colours[index], label=f"codeword {index}: {format_share(figures.usage[index])}")
@@ -205,19 +205,19 @@ def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: Codewo
     )
 
 
-def _by_usage(figures: CodewordFigures) -> list[int]:
+def _sort_by_usage(figures: CodewordFigures) -> list[int]:
     return [int(index) for index in np.argsort(-np.array(figures.usage), kind="stable")]
 
 
-def _colours(figures: CodewordFigures) -> list[str]:
+def _choose_colours(figures: CodewordFigures) -> list[str]:
     """Of each codeword; the most used ones have one of their own, in both pictures the same."""
     colours = [OTHERS] * len(figures.usage)
-    for colour, index in zip(COLOURS, _by_usage(figures), strict=False):
+    for colour, index in zip(COLOURS, _sort_by_usage(figures), strict=False):
         colours[index] = colour
     return colours
 
 
-def _seriated(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
+def _sort_by_similarity(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
     """Ordered along the first principal direction of their differences."""
     directions, _, _ = np.linalg.svd(np.array([row.differences for row in rows]), full_matrices=False)
     return [rows[int(index)] for index in np.argsort(directions[:, 0], kind="stable")]

@@ -129,7 +129,7 @@ def from_json(text: str) -> ContextDiagnostics:
     return TypeAdapter(ContextDiagnostics).validate_json(text)
 
 
-def findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
+def describe_findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
     """What the figures say, as sentences; `LIMITS` belongs below them."""
     codewords = diagnostics.codewords
     found = _codeword_findings(codewords) if codewords else []

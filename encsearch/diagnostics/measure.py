@@ -34,11 +34,11 @@ def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | 
     An image without a labelled pixel does not tell which classes it holds and is left out; None if that
     leaves none.
     """
-    context = _context_of(bundle)
+    context = _get_context(bundle)
     labelled = [sample for sample in samples if (sample.mask != IGNORE).any()]
     if context is None or not labelled:
         return None
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     traces = [_trace(bundle, context, sample) for sample in labelled]
     pixels = [trace.pixels for trace in traces if trace.pixels]
     presence = torch.stack([trace.presence for trace in traces])
@@ -53,9 +53,9 @@ def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | 
 
 def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
     """The assignment (h, w, K) at the size of the encoded features; of a model that has codewords."""
-    context = _context_of(bundle)
+    context = _get_context(bundle)
     assert context is not None
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     assert encoding is not None
     with _watch(context) as seen, torch.inference_mode():
         bundle.model(eval_transform(sample)[0][None])
@@ -82,7 +82,7 @@ class PixelSums:
 def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
     """features (N, C), as they reach the encoding; what is summed is what it compares with its codewords."""
     assignment = _assignment(features, encoding)
-    features = encoding.compared(features[None])[0][0].detach()
+    features = encoding.prepare_inputs(features[None])[0][0].detach()
     return PixelSums(
         num_pixels=len(features),
         assignment=assignment.sum(dim=0),
@@ -101,7 +101,7 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
     mean_square = _sum([image.square for image in images]) / num_pixels
     spread = (mean_square - mean_feature.square().sum()).clamp(min=0).sqrt().item()
     usage_entropy = torch.special.entr(usage).sum().item()
-    codewords = encoding.compared(encoding.codewords[None])[1].detach().cpu().double()
+    codewords = encoding.prepare_inputs(encoding.codewords[None])[1].detach().cpu().double()
     return CodewordFigures(
         usage=tuple(usage.tolist()),
         smoothing_factors=tuple(encoding.smoothing_factors.tolist()),
@@ -114,7 +114,7 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
         pixel_entropy=pixel_entropy,
         mutual_information=max(usage_entropy - pixel_entropy, 0.0),
         dead=tuple((usage < DEAD_SHARE / len(usage)).nonzero().flatten().tolist()),
-        duplicates=_duplicates(codewords),
+        duplicates=_find_duplicates(codewords),
     )
 
 
@@ -175,7 +175,7 @@ class _Trace:
 
 
 def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     image, label = eval_transform(sample)
     with _watch(context) as seen, torch.inference_mode():
         presence_logits = bundle.model(image[None]).presence_logits
@@ -201,7 +201,7 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
     def keep_features(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen["features"] = inputs[0]
 
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     handles = [context.weigh.register_forward_hook(keep_weights)]
     if encoding:
         handles.append(encoding.register_forward_pre_hook(keep_features))
@@ -212,23 +212,23 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _context_of(bundle: Bundle) -> ContextModule | None:
+def _get_context(bundle: Bundle) -> ContextModule | None:
     context = bundle.model.context
     assert context is None or isinstance(context, ContextModule)
     return context
 
 
-def _encoding_of(context: ContextModule) -> Encoding | None:
+def _get_encoding(context: ContextModule) -> Encoding | None:
     return context.semantics.encoding if isinstance(context.semantics, EncodedSemantics) else None
 
 
 def _assignment(features: Tensor, encoding: Encoding) -> Tensor:
     """features (N, C) -> (N, K), in float64."""
-    assignment = assign(*encoding.compared(features[None]), encoding.smoothing_factors)
+    assignment = assign(*encoding.prepare_inputs(features[None]), encoding.smoothing_factors)
     return assignment[0].detach().double()
 
 
-def _duplicates(codewords: Tensor) -> tuple[tuple[int, int], ...]:
+def _find_duplicates(codewords: Tensor) -> tuple[tuple[int, int], ...]:
     """Each codeword that repeats an earlier one, with the first such; (K, C)."""
     distances = torch.cdist(codewords, codewords, compute_mode="donot_use_mm_for_euclid_dist")
     num_codewords = len(codewords)

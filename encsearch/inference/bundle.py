@@ -81,7 +81,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
         _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
         _write_json(scratch / METRICS_FILE, scores)
-        (scratch / CARD_FILE).write_text(model_card(_facts(bundle, digest)), encoding="utf-8")
+        (scratch / CARD_FILE).write_text(model_card(_collect_facts(bundle, digest)), encoding="utf-8")
         sync(*scratch.iterdir(), scratch)
         shutil.rmtree(folder, ignore_errors=True)
     sync(folder.absolute().parent)
@@ -112,7 +112,7 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
 
 
-def _facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
+def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
     return ModelFacts(
         bundle.config,
         bundle.info,
@@ -130,7 +130,7 @@ def weights_digest(folder: Path) -> str:
     return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
 
 
-def existing_device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """The device to run a model on: "cpu", "cuda" or "cuda:1".
 
     Raises UserError for another name, PreflightError for a GPU that is not here.

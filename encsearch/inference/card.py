@@ -42,9 +42,9 @@ def model_card(facts: ModelFacts) -> str:
     config, info = facts.config, facts.info
     parts = [
         f"# {config.name}",
-        _what_it_is(facts),
+        _describe_model(facts),
         "## Use and limits",
-        _bullets(limits(facts)),
+        _bullets(describe_limits(facts)),
         "## Scores",
         _scores(facts),
         "## Data",
@@ -53,17 +53,17 @@ def model_card(facts: ModelFacts) -> str:
         ", ".join(info.classes) + ".",
         *(f"Group {name}: {', '.join(members)}." for name, members in info.groups.items()),
         "## Network",
-        _bullets(_network(config.model)),
+        _bullets(_describe_network(config.model)),
         "## Training",
         # A model without figures was imported, and its configuration says nothing of how it was trained.
-        _bullets(_training(config)) if facts.metrics else "Not recorded.",
+        _bullets(_describe_training(config)) if facts.metrics else "Not recorded.",
         "## Fingerprints",
         _bullets([f"data `{facts.fingerprint}`", f"weights (SHA-256) `{facts.weights_sha256}`"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def limits(facts: ModelFacts) -> list[str]:
+def describe_limits(facts: ModelFacts) -> list[str]:
     """What follows from the figures for those who use the model, one sentence or two each."""
     info, split = facts.info, facts.config.data.val_split
     found = [
@@ -113,7 +113,7 @@ def name_term(term: TermName, model: ModelConfig) -> str | None:
             return "the soft Dice loss"
 
 
-def _what_it_is(facts: ModelFacts) -> str:
+def _describe_model(facts: ModelFacts) -> str:
     model, info = facts.config.model, facts.info
     sentences = [
         f"Semantic segmentation of RGB images of any size: a class for every pixel, of {info.name}'s "
@@ -141,7 +141,7 @@ def _has_presence(config: Config) -> bool:
     return bool(term_weights(config.loss)["se_loss"] and name_term("se_loss", config.model))
 
 
-def _network(model: ModelConfig) -> list[str]:
+def _describe_network(model: ModelConfig) -> list[str]:
     """What the first paragraph leaves out."""
     head = f"head of {model.channels} channels"
     if model.lateral and model.head == "fcn":
@@ -154,7 +154,7 @@ def _network(model: ModelConfig) -> list[str]:
             factors = "the features times its scaling factors are added to the features"
     match model.context:
         case "encoding":
-            lines.append(f"context module: {', '.join(_encoding(model))}; {factors}")
+            lines.append(f"context module: {', '.join(_describe_encoding(model))}; {factors}")
         case "gate":
             lines.append(f"context module: average pooling; {factors}")
         case "none":
@@ -171,7 +171,7 @@ def _network(model: ModelConfig) -> list[str]:
     return [*lines, f"logits upsampled bilinearly, corners {corners}"]
 
 
-def _encoding(model: ModelConfig) -> Iterator[str]:
+def _describe_encoding(model: ModelConfig) -> Iterator[str]:
     yield f"encoding with {format_count(model.num_codewords, 'codeword')}"
     if model.encoding_conv:
         yield "after a 1x1 convolution"
@@ -213,24 +213,24 @@ def _split(facts: ModelFacts, name: str) -> str:
     return f"{name} split ({images})"
 
 
-def _training(config: Config) -> list[str]:
+def _describe_training(config: Config) -> list[str]:
     train, optim = config.train, config.optim
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
     clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step{_workers(config)}, seed {train.seed}, {train.precision}",
+        f"step{_describe_workers(config)}, seed {train.seed}, {train.precision}",
         f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
         f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
         f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
-        *_loss(config),
-        f"augmentation: {', '.join(_augmentation(config.augment)) or 'none'}",
+        *_describe_loss(config),
+        f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         # Of a file only the name: the path is of one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
 
 
-def _workers(config: Config) -> str:
+def _describe_workers(config: Config) -> str:
     scaling = config.scaling
     if scaling.num_workers == 1:
         return ""
@@ -239,7 +239,7 @@ def _workers(config: Config) -> str:
     return f" on {format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
 
 
-def _loss(config: Config) -> Iterator[str]:
+def _describe_loss(config: Config) -> Iterator[str]:
     """The terms that the network has and whose weight is not 0, and what changes the cross-entropy."""
     loss = config.loss
     terms = [
@@ -265,7 +265,7 @@ def _loss(config: Config) -> Iterator[str]:
         yield f"label smoothing {format_param(loss.label_smoothing)} in {cross_entropy}"
 
 
-def _augmentation(augment: AugmentConfig) -> Iterator[str]:
+def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
     """The changes that are on."""
     if augment.crop:
         yield f"crops of {augment.crop}x{augment.crop} px"

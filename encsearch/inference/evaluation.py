@@ -18,7 +18,7 @@ from encsearch.data.loading import Batch, validation_batches
 from encsearch.data.store import Store, StoreSplit
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.bundle import Bundle, find_device
 from encsearch.inference.segment import Segmentation, segment
 from encsearch.metrics.boundary import boundary_counts
 from encsearch.metrics.confusion import confusion_matrix
@@ -39,7 +39,7 @@ def score_bundle(
     UserError when the store's classes are not the model's, when eval.background is none of them, or for what
     is no device; PreflightError for a GPU that is not here.
     """
-    place = existing_device(device)
+    place = find_device(device)
     config, classes = bundle.config, store.info.classes
     dataset = store.split(split)
     _check_classes(bundle, store)
@@ -51,7 +51,7 @@ def score_bundle(
         )
     parts = (
         count(batch.labels.to(place), found, config.eval)
-        for batch, found in _segmented(bundle, dataset, place, batch_size)
+        for batch, found in _segment_batches(bundle, dataset, place, batch_size)
     )
     return summarize(reduce(add, parts), store.info, background)
 
@@ -71,12 +71,12 @@ def count_images(
     bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
 ) -> ImageCounts:
     """One pass over a split, to compare two models by its images; raises as `score_bundle` does."""
-    place = existing_device(device)
+    place = find_device(device)
     _check_classes(bundle, store)
     num_classes = len(store.info.classes)
     ids: list[str] = []
     parts: list[Tensor] = []
-    for batch, found in _segmented(bundle, store.split(split), place, batch_size):
+    for batch, found in _segment_batches(bundle, store.split(split), place, batch_size):
         ids += batch.ids
         parts.append(image_counts(batch.labels.to(place), found.labels, num_classes).cpu())
     # Batches are of one size of images, so they come in another order than the set where sizes differ.
@@ -89,7 +89,7 @@ def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: 
 
     The models take turns, so that what else the machine does slows all of them.
     """
-    place = existing_device(device)
+    place = find_device(device)
     image = to_image_tensor(dataset[0].image)[None].to(place)
     models = [bundle.model.to(place) for bundle in bundles]
     times_ms: list[list[float]] = [[] for _ in bundles]
@@ -112,7 +112,7 @@ def _check_classes(bundle: Bundle, store: Store) -> None:
         )
 
 
-def _segmented(
+def _segment_batches(
     bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
 ) -> Iterator[tuple[Batch, Segmentation]]:
     """Every batch of the set, on the CPU, and what the model makes of it, on `place`."""
@@ -144,7 +144,7 @@ def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
     )
 
 
-def unchanged_store(bundle: Bundle) -> Store:
+def open_same_store(bundle: Bundle) -> Store:
     """Open the store that the model was trained on, as long as it holds the same data.
 
     Raises UserError when its fingerprint is another one now: scores from before and after cannot be compared.

@@ -12,10 +12,10 @@ from PIL import Image
 
 from encsearch.data.codec import decode_image
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.pictures import comparison
+from encsearch.data.pictures import draw_comparison
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.bundle import Bundle, find_device
 from encsearch.inference.segment import label, pixels_at_once
 
 Picture = NDArray[np.uint8] | str | Path
@@ -42,7 +42,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
         self.info = bundle.info
-        self._device = existing_device(device)
+        self._device = find_device(device)
         self._model = bundle.model.to(self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
@@ -72,7 +72,7 @@ class Predictor:
         An image that is too large for one pass is segmented in tiles. Raises UserError for a file or an
         array that is no such image.
         """
-        for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
+        for batch in _batches(map(_to_pixels, _as_list(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
             found = label(self._model, tensors.to(self._device), self._settings, self._max_pixels)
             presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
@@ -90,7 +90,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return decode_image(data, str(path))
 
 
-def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+def _as_list(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     """One picture as a list of one; a stack (B, H, W, 3) is already many."""
     if isinstance(images, str | Path):
         return [images]
@@ -99,7 +99,7 @@ def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return images
 
 
-def _pixels(picture: Picture) -> NDArray[np.uint8]:
+def _to_pixels(picture: Picture) -> NDArray[np.uint8]:
     if isinstance(picture, str | Path):
         return read_image(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
@@ -118,4 +118,4 @@ def comparison_sheet(
 ) -> Image.Image:
     """A row a sample: the image, the truth, and each model's label map under its title."""
     images = [sample.image for sample in samples]
-    return comparison(samples, info, {title: model.predict(images) for title, model in models.items()})
+    return draw_comparison(samples, info, {title: model.predict(images) for title, model in models.items()})

@@ -41,9 +41,9 @@ def segment(model: EncNet, images: Tensor, settings: EvalConfig) -> Segmentation
         # Not the probabilities' own: the softmax in float32 can make two close logits equal.
         return _segmentation(output.logits.argmax(dim=1), _probabilities(output))
     first, *others = product(settings.scales, (False, True) if settings.flip else (False,))
-    total = _view(model, images, settings, *first)
+    total = _segment_view(model, images, settings, *first)
     for scale, mirrored in others:
-        total = _Pass(*map(torch.add, total, _view(model, images, settings, scale, mirrored)))
+        total = _Pass(*map(torch.add, total, _segment_view(model, images, settings, scale, mirrored)))
     mean = _Pass(*(values / (1 + len(others)) for values in total))
     return _segmentation(mean.pixels.argmax(dim=1), mean)
 
@@ -59,17 +59,17 @@ def _segmentation(labels: Tensor, mean: _Pass) -> Segmentation:
     return Segmentation(labels, mean.pixels, mean.presence if mean.presence.shape[1] else None)
 
 
-def _view(model: EncNet, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool) -> _Pass:
+def _segment_view(model: EncNet, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool) -> _Pass:
     """The images resized and mirrored; the pixels' probabilities come back at their size and way round."""
     height, width = images.shape[-2:]
-    changed = _resized(images, max(1, round(scale * height)), max(1, round(scale * width)))
+    changed = _resize(images, max(1, round(scale * height)), max(1, round(scale * width)))
     if mirrored:
         changed = changed.flip(-1)
     side = settings.window or max(changed.shape[-2:])
     pixels, presence = _slide(model, changed, side, settings.overlap)
     if mirrored:
         pixels = pixels.flip(-1)
-    return _Pass(_resized(pixels, height, width), presence)
+    return _Pass(_resize(pixels, height, width), presence)
 
 
 def _slide(model: EncNet, images: Tensor, side: int, overlap: float) -> _Pass:
@@ -108,7 +108,7 @@ def _probabilities(output: EncNetOutput) -> _Pass:
     return _Pass(logits.softmax(dim=1), presence)
 
 
-def _resized(values: Tensor, height: int, width: int) -> Tensor:
+def _resize(values: Tensor, height: int, width: int) -> Tensor:
     """(B, C, H, W) -> (B, C, height, width), bilinear without smoothing, as training zooms images."""
     if values.shape[-2:] == (height, width):
         return values

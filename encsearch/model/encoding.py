@@ -35,7 +35,7 @@ def encode_definition(features: Tensor, codewords: Tensor, smoothing_factors: Te
     sum_i a_ik x_i - (sum_i a_ik) d_k.
     """
     with torch.autocast(features.device.type, enabled=False):
-        x, d = _centred(features, codewords)
+        x, d = _centre(features, codewords)
         assignment = assign(features, codewords, smoothing_factors)
         return assignment.mT @ x - assignment.sum(1).unsqueeze(-1) * d
 
@@ -43,7 +43,7 @@ def encode_definition(features: Tensor, codewords: Tensor, smoothing_factors: Te
 def assign(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
     """The soft assignment a_ik of eq. 1, of the arguments of `encode` -> (B, N, K); it sums to 1 over K."""
     with torch.autocast(features.device.type, enabled=False):
-        x, d = _centred(features, codewords)
+        x, d = _centre(features, codewords)
         squared_distances = x.square().sum(-1, keepdim=True) - 2 * (x @ d.T) + d.square().sum(-1)
         return torch.softmax(-smoothing_factors.to(x.dtype) * squared_distances, dim=-1)
 
@@ -86,7 +86,7 @@ class Encoding(nn.Module):
             self.num_pixels.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
-        pixels, codewords = self.compared(features.flatten(2).mT)
+        pixels, codewords = self.prepare_inputs(features.flatten(2).mT)
         encoding = encode(pixels, codewords, self.smoothing_factors)
         if self.num_pixels is None:
             return encoding
@@ -96,7 +96,7 @@ class Encoding(nn.Module):
             return encoding
         return encoding * torch.where(self.num_pixels > 0, self.num_pixels / num_pixels, 1.0)
 
-    def compared(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare_inputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, N, C) and codewords (K, C) as they enter the equations."""
         match self.init:
             case "published":
@@ -121,13 +121,13 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            x, d = _centred(features, codewords)
+            x, d = _centre(features, codewords)
             s = smoothing_factors.to(x.dtype)
             squared_norms = torch.linalg.vector_norm(x, dim=-1).square()  # (B, N)
             # Softmax ignores what all codewords of a pixel share: without min(s) * ||x||^2 the logits keep
             # their digits where the features lie far from the codewords.
             excess = (s - s.min()) * squared_norms.unsqueeze(-1) + s * d.square().sum(-1)
-            logits = torch.baddbmm(-excess, x, _batched((2 * s.unsqueeze(-1) * d).T, x))
+            logits = torch.baddbmm(-excess, x, _expand_to_batch((2 * s.unsqueeze(-1) * d).T, x))
             assignment = torch.softmax(logits, dim=-1)  # (B, N, K)
             ctx.save_for_backward(features, codewords, smoothing_factors, assignment, squared_norms)
             return torch.baddbmm(-assignment.sum(1).unsqueeze(-1) * d, assignment.mT, x)
@@ -146,7 +146,7 @@ class _Encode(torch.autograd.Function):
         """
         features, codewords, smoothing_factors, assignment, squared_norms = ctx.saved_tensors
         with torch.autocast(features.device.type, enabled=False):
-            x, d = _centred(features, codewords)
+            x, d = _centre(features, codewords)
             s = smoothing_factors.to(x.dtype)
             grad_assignment = torch.baddbmm(-(d * grad).sum(-1).unsqueeze(1), x, grad.mT)
             u = assignment * (grad_assignment - (assignment * grad_assignment).sum(-1, keepdim=True))
@@ -159,7 +159,7 @@ class _Encode(torch.autograd.Function):
             grad_features = x.mul_(-pull.sum(-1, keepdim=True))
             # One product of inner dimension 2 K passes over the (B, N, C) values once instead of twice.
             grad_features.baddbmm_(
-                torch.cat([assignment, pull], dim=-1), torch.cat([grad, _batched(d, x)], dim=1)
+                torch.cat([assignment, pull], dim=-1), torch.cat([grad, _expand_to_batch(d, x)], dim=1)
             )
         return (
             grad_features.to(features.dtype),
@@ -168,7 +168,7 @@ class _Encode(torch.autograd.Function):
         )
 
 
-def _centred(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
+def _centre(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
     """Both relative to the mean codeword, in float32 or better: x (B, N, C), d (K, C).
 
     Both equations hold in any coordinates, and the expanded distance cancels badly far from zero (error
@@ -180,6 +180,6 @@ def _centred(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
     return features - origin, codewords - origin  # the subtraction casts the features in the same pass
 
 
-def _batched(matrix: Tensor, like: Tensor) -> Tensor:
+def _expand_to_batch(matrix: Tensor, like: Tensor) -> Tensor:
     """(M, N) -> (B, M, N), a view, with the B of `like`."""
     return matrix.expand(like.shape[0], -1, -1)

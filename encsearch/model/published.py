@@ -15,7 +15,7 @@ from torch import Tensor
 from encsearch.config import ModelConfig
 from encsearch.errors import UserError
 from encsearch.model.backbones.resnet import DEEP_STEMS
-from encsearch.model.backbones.weights import fitting, read_tensors
+from encsearch.model.backbones.weights import read_tensors, select_fitting
 from encsearch.model.encnet import EncNet
 
 
@@ -118,17 +118,19 @@ def read_published(path: Path) -> Published:
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Published:
     """`read_published` for tensors in memory, which the model may share; `path` is for the errors."""
-    layout = _layout(tensors, path)
-    state = _renamed(tensors, layout, path)
-    config = _config(state, layout, path)
-    num_classes = len(_tensor(state, "classifier.1.weight", 4, path))
+    layout = _find_layout(tensors, path)
+    state = _rename_tensors(tensors, layout, path)
+    config = _read_config(state, layout, path)
+    num_classes = len(_get_tensor(state, "classifier.1.weight", 4, path))
     with torch.device("meta"):
         model = EncNet.from_config(config, num_classes)
-    model.load_state_dict(fitting(state, model.state_dict(), owner="an EncNet", path=path), assign=True)
+    model.load_state_dict(
+        select_fitting(state, model.state_dict(), owner="an EncNet", path=path), assign=True
+    )
     return Published(layout.preset, config, num_classes, model.eval())
 
 
-def _layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
+def _find_layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
     for start, layout in (("decode_head.enc_module.", _MMSEG), ("head.encmodule.", _REFERENCE)):
         if any(name.startswith(start) for name in tensors):
             return layout
@@ -139,7 +141,7 @@ def _layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
     )
 
 
-def _renamed(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict[str, Tensor]:
+def _rename_tensors(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict[str, Tensor]:
     """The tensors under our names, in float32, the smoothing factors with the paper's sign."""
     state = {}
     strangers = []
@@ -162,11 +164,11 @@ def _renamed(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict
     return state
 
 
-def _config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelConfig:
-    num_codewords, channels = _tensor(state, _CODEWORDS, 2, path).shape
+def _read_config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelConfig:
+    num_codewords, channels = _get_tensor(state, _CODEWORDS, 2, path).shape
     try:
         return ModelConfig(
-            backbone=_backbone(state, path),
+            backbone=_read_backbone(state, path),
             output_stride=8,
             preset=layout.preset,
             num_codewords=num_codewords,
@@ -179,7 +181,7 @@ def _config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelCo
         raise UserError(f"{path}: K={num_codewords}, C={channels}: {error.errors()[0]['msg']}") from None
 
 
-def _backbone(state: Mapping[str, Tensor], path: Path) -> str:
+def _read_backbone(state: Mapping[str, Tensor], path: Path) -> str:
     blocks = tuple(
         sum(name.startswith(f"backbone.stages.{stage}.") and name.endswith(".conv3.weight") for name in state)
         for stage in range(4)
@@ -192,14 +194,14 @@ def _backbone(state: Mapping[str, Tensor], path: Path) -> str:
     resnet = _RESNETS[blocks]
     if "backbone.stem.0.weight" in state:
         return resnet
-    width = len(_tensor(state, "backbone.stem.0.0.weight", 4, path))
+    width = len(_get_tensor(state, "backbone.stem.0.0.weight", 4, path))
     suffixes = {channels: suffix for suffix, channels in DEEP_STEMS.items()}
     if width not in suffixes:
         raise UserError(f"{path}: a deep stem of {width} channels is not known; known are {[*suffixes]}")
     return resnet + suffixes[width]
 
 
-def _tensor(state: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> Tensor:
+def _get_tensor(state: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> Tensor:
     tensor = state.get(name)
     if tensor is None or tensor.ndim != ndim:
         found = "is missing" if tensor is None else f"has the shape {tuple(tensor.shape)}"

@@ -33,7 +33,7 @@ def check_nodes(store: Store, out: Path) -> None:
 
 
 def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
-    look = ray.remote(_look)
+    look = ray.remote(_check_this_node)
     answers = [
         look.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -54,7 +54,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
             raise PreflightError(f"node {name} {problem}; put it on storage that every node sees")
 
 
-def _look(store: str, fingerprint: str, probe: str) -> str | None:
+def _check_this_node(store: str, fingerprint: str, probe: str) -> str | None:
     """Runs on the node: what it does not see."""
     if not Path(probe).exists():
         return f"does not see the folder of runs {Path(probe).parent}"

@@ -56,7 +56,7 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="encsearch-") as empty:
-        with _working_in(empty):
+        with _enter_folder(empty):
             _connect(needs)
         try:
             _check_fits(needs, ray.cluster_resources())
@@ -66,7 +66,7 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 
 @contextmanager
-def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
+def rehearse_session(*, needs: ScalingConfig) -> Iterator[None]:
     """What `ray_session` refuses is refused, but no local Ray is started."""
     if "RAY_ADDRESS" in os.environ:
         with ray_session(needs=needs):
@@ -79,13 +79,13 @@ def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 
 def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
-    if lacking := lacks(needs, resources):
+    if lacking := describe_shortage(needs, resources):
         raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
 
 
-def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
+def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     """What the cluster has too little of for one training, in words with both numbers; None if it fits."""
-    for name, each in _each_worker(needs).items():
+    for name, each in _list_worker_needs(needs).items():
         needed, present = needs.num_workers * each, resources.get(name, 0)
         if needed > present:
             workers = f"{format_count(needs.num_workers, 'worker')} x {format_number(each)}"
@@ -97,17 +97,17 @@ def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> i
     """How many trainings fit the cluster whole, at least one (an autoscaler may bring what is missing)."""
     fitting = [
         int(resources.get(name, 0) / (needs.num_workers * each) + 1e-6)
-        for name, each in _each_worker(needs).items()
+        for name, each in _list_worker_needs(needs).items()
     ]
     return max(1, min(fitting))
 
 
-def _each_worker(needs: ScalingConfig) -> dict[str, float]:
+def _list_worker_needs(needs: ScalingConfig) -> dict[str, float]:
     return {"CPU": needs.cpus_per_worker} | ({"GPU": needs.gpus_per_worker} if needs.gpus_per_worker else {})
 
 
 @contextmanager
-def _working_in(folder: str) -> Iterator[None]:
+def _enter_folder(folder: str) -> Iterator[None]:
     """Ray 2.60 asks for the working directory and puts it first on its workers' import path.
 
     It may be gone, or hold a random.py. So it is left meanwhile, and not asked for by name.

@@ -49,7 +49,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
         _train_worker,
         train_loop_config={"config": to_json(config)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=_scaling(config.scaling),
+        scaling_config=_to_ray_scaling(config.scaling),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(run_dir),
@@ -61,11 +61,11 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
             worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
         ),
     )
-    with forwarding(spool, recorder), _own_interrupt():
+    with forwarding(spool, recorder), _keep_interrupt():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise TrainingError(_reason(error)) from None
+            raise TrainingError(_describe_failure(error)) from None
     if result.return_value:
         raise TrainingError(result.return_value)
     reports = tuple(SpoolReader(spool).new_reports())
@@ -77,7 +77,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
 
 
 @contextmanager
-def _own_interrupt() -> Iterator[None]:
+def _keep_interrupt() -> Iterator[None]:
     """Make Ctrl-C a KeyboardInterrupt: Ray 2.60 installs a handler that ends the process with code 0 or 1."""
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -89,7 +89,7 @@ def _own_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
+def _to_ray_scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
@@ -152,7 +152,7 @@ def _publish(report: Report, state: TrainState, rank: int) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _reason(error: TrainingFailedError) -> str:
+def _describe_failure(error: TrainingFailedError) -> str:
     """The first worker's own words, or Ray's."""
     failures = list(getattr(error, "worker_failures", {}).values())
     cause: Exception = failures[0] if failures else error

@@ -67,21 +67,21 @@ def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def newest(folder: Path) -> Path | None:
+def find_newest(folder: Path) -> Path | None:
     """The checkpoint that `write_newest` kept last, or None."""
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
 
 
 def read_newest(folder: Path) -> dict[str, bytes]:
     """Its files by name; none if there is none."""
-    found = newest(folder)
+    found = find_newest(folder)
     return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
 
 
 def drop_checkpoints(folder: Path) -> None:
     """Of a training that has ended: hundreds would fill the disk.
 
-    A kill leaves each as it was or hidden from `newest`.
+    A kill leaves each as it was or hidden from `find_newest`.
     """
     for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
         hidden = folder / f".{path.name}"

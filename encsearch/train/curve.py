@@ -67,7 +67,7 @@ class EpochSums:
             Point(
                 step,
                 time_ms,
-                {**_prefixed("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
+                {**_add_prefix("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
             )
             for part, (step, time_ms, lr) in zip(parts, self._ends, strict=True)
         )
@@ -77,5 +77,5 @@ class EpochSums:
         return sum(weights[name] * means[name] for name in self._names)
 
 
-def _prefixed(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+def _add_prefix(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
     return {prefix + name: value for name, value in figures.items()}

@@ -153,7 +153,7 @@ def _machine_readers() -> list[Reader]:
     for counters in (disk, network):
         with suppress(*hidden):
             readers.append(_Rates(counters))
-    return [_unless(hidden, read) for read in readers]
+    return [_guard(hidden, read) for read in readers]
 
 
 def _gpu_readers(device: torch.device) -> list[Reader]:
@@ -186,10 +186,10 @@ def _gpu_readers(device: torch.device) -> list[Reader]:
         return {f"{prefix}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000}
 
     # A part of a GPU (MIG) has memory alone, and a GPU may fall silent.
-    return [_unless((pynvml.NVMLError,), read) for read in (utilization, memory, power)]
+    return [_guard((pynvml.NVMLError,), read) for read in (utilization, memory, power)]
 
 
-def _unless(errors: tuple[type[Exception], ...], read: Reader) -> Reader:
+def _guard(errors: tuple[type[Exception], ...], read: Reader) -> Reader:
     """`read`, or nothing whenever it raises one of `errors`."""
 
     def guarded() -> dict[str, float]:

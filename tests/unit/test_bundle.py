@@ -20,7 +20,7 @@ from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
-from encsearch.inference.evaluation import score_bundle, unchanged_store
+from encsearch.inference.evaluation import open_same_store, score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.reports import RunSummary
 from encsearch.tracking.registry.fetch import load
@@ -270,6 +270,6 @@ def test_a_store_that_was_changed_since_the_training_is_refused(
     model: EncNet, toy_config: Config, toy_store: Path
 ) -> None:
     same = Bundle(model, toy_config, INFO, read_manifest(toy_store).fingerprint, {})
-    assert unchanged_store(same).path == toy_store
+    assert open_same_store(same).path == toy_store
     with pytest.raises(UserError, match="but the model was trained on abc"):
-        unchanged_store(dataclasses.replace(same, fingerprint="abc"))
+        open_same_store(dataclasses.replace(same, fingerprint="abc"))

@@ -58,10 +58,10 @@ def import_camvid(source: str | Path, store: str | Path) -> Manifest:
     root = Path(source)
     names = ["train", "val"] + (["test"] if (root / "test").exists() else [])
     pairs = {name: find_pairs(root / name, root / f"{name}annot") for name in names}
-    return write_store(store, CAMVID, {name: _samples(found) for name, found in pairs.items()})
+    return write_store(store, CAMVID, {name: _read_samples(found) for name, found in pairs.items()})
 
 
-def _samples(pairs: list[Pair]) -> Iterator[EncodedSample]:
+def _read_samples(pairs: list[Pair]) -> Iterator[EncodedSample]:
     for pair in pairs:
         image, mask = read_pair(pair, len(CAMVID.classes), void=VOID)
         yield EncodedSample(pair.id, image, encode_png(mask), group=pair.id.partition("_")[0])

@@ -32,7 +32,7 @@ _DAMAGE = (
 )
 
 
-def published_file(url: str) -> Path:
+def find_published_file(url: str) -> Path:
     """The file of that name in torch's cache, downloaded if it is not there, as torchvision does it.
 
     The name ends with the start of the content's SHA-256, which a download must have. Raises PreflightError
@@ -47,7 +47,7 @@ def published_file(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_start)
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-        raise out_of_reach(path.name, path.parent, url, error) from None
+        raise unreachable_error(path.name, path.parent, url, error) from None
     return path
 
 
@@ -58,10 +58,10 @@ def check_reply(url: str, name: str, folder: Path) -> None:
     except HTTPError:
         return
     except OSError as error:
-        raise out_of_reach(name, folder, url, error) from None
+        raise unreachable_error(name, folder, url, error) from None
 
 
-def out_of_reach(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
+def unreachable_error(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
     """The error for published weights that are neither in their cache nor to be had."""
     cause = error.reason if isinstance(error, URLError) else error
     reason = first_line(cause)
@@ -111,7 +111,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not other
 
 
-def fitting(
+def select_fitting(
     found: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     *,
