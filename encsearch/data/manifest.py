@@ -1,4 +1,4 @@
-"""The manifest of a store: what is in it, and the hashes that prove it."""
+"""The manifest of a store: its content and the hashes that verify it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class SplitManifest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a store without opening a shard."""
+    """Everything that is known about a store without opening a shard."""
 
     version: int
     info: DatasetInfo
@@ -48,7 +48,7 @@ class Manifest:
     splits: Mapping[str, SplitManifest]
 
     def split(self, name: str) -> SplitManifest:
-        """Raises StoreError for a split that does not exist, with the names of those that do."""
+        """The split `name`. Raises StoreError, listing the splits that exist, if there is none."""
         if name not in self.splits:
             raise StoreError(f"split {name!r} is not in the store; it has {', '.join(self.splits)}")
         return self.splits[name]
@@ -57,7 +57,7 @@ class Manifest:
 def content_fingerprint(info: DatasetInfo, digests: Mapping[str, str]) -> str:
     """SHA-256 of the classes and of every split's digest.
 
-    It names the content and not the files: the same samples written with other shard sizes or another
+    It identifies the content, not the files: the same samples written with other shard sizes or another
     Parquet library have the same fingerprint.
     """
     content = {"info": info.to_dict(), "splits": dict(digests)}
@@ -92,7 +92,7 @@ def read_manifest(path: str | Path) -> Manifest:
         raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
     digests = {name: split.digest for name, split in manifest.splits.items()}
     if content_fingerprint(manifest.info, digests) != manifest.fingerprint:
-        raise StoreError(f"{file}: damaged, its fingerprint does not fit its content; import the data again")
+        raise StoreError(f"{file}: damaged, its fingerprint does not match; import the data again")
     return manifest
 
 

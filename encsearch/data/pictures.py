@@ -1,4 +1,4 @@
-"""Label maps as pictures: colours, overlays, and contact sheets that compare predictions.
+"""Draw label maps: colours, overlays, and contact sheets that compare predictions.
 
 Arrays are uint8: an image is (H, W, 3), a mask (H, W) of class numbers, a palette (num_classes, 3).
 """
@@ -21,6 +21,8 @@ PAPER = (255, 255, 255)
 GAP = 10
 MARGIN = 24
 FONT_PX = 17
+SMALL_PX = 128
+"""Images with sides up to this are clearer as plain colours than under an overlay."""
 
 
 def colorize(mask: Array, palette: Array) -> Array:
@@ -45,10 +47,10 @@ def draw_sheet(
     palette: Array | None = None,
     min_cell_px: int = 240,
 ) -> Image.Image:
-    """A contact sheet: pictures (H, W, 3) in a grid under their titles, and a legend of `classes` below.
+    """Draw a contact sheet: pictures (H, W, 3) in a grid with titles, and a legend of `classes` below.
 
-    Pictures narrower than `min_cell_px` are enlarged by a whole factor without smoothing, all by the same
-    one, so that a pixel of a mask stays a square.
+    If the pictures are narrower than `min_cell_px`, all are enlarged by the same whole factor without
+    smoothing, so that a pixel of a mask stays a square.
     """
     assert rows, "a sheet has at least one row"
     assert len(classes) <= (0 if palette is None else len(palette)), "every class of the legend has a colour"
@@ -106,7 +108,7 @@ class _Grid:
 
 
 def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:
-    """(line, x) of each legend entry, broken into lines of `width` px."""
+    """(line, x) of each legend entry, wrapped into lines of `width` px."""
     placed = []
     line = x = 0
     for name in names:
@@ -126,14 +128,10 @@ def _enlarge(picture: Array, factor: int) -> Image.Image:
     return Image.fromarray(np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
 
 
-SMALL_PX = 128
-"""Longest side of images that are clearer as plain colours than under an overlay."""
-
-
 def draw_comparison(
     samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
 ) -> Image.Image:
-    """A row a sample: the image, the truth, and a column for each title's label maps, (H, W) uint8."""
+    """One row per sample: the image, the truth, and each title's label map, (H, W) uint8."""
     palette = np.array(info.palette, dtype=np.uint8)
     small = max(samples[0].image.shape[:2]) <= SMALL_PX
     rows = [

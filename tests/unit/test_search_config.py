@@ -35,7 +35,7 @@ def test_a_wall_budget_is_a_duration(toy_config: Config, text: Any, seconds: flo
         ({RATE: RANGE}, {"budget": {"gpu_hours": 2}}, "limits nothing: scaling.gpus_per_worker is 0"),
         ({RATE: RANGE}, {"sampler": "grid"}, "sampler=grid needs a choice, but optim.lr is a range"),
         ({RATE: RANGE, K: CHOICE}, {"sampler": "cmaes"}, "model.num_codewords is a choice; try tpe"),
-        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two ranges or more .* there is one range alone"),
+        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two ranges or more .* there is only one range"),
         ({RATE: RANGE}, {"minimize": "parameters"}, "early stopping .* set search.scheduler=none"),
         (
             {RATE: RANGE, WEIGHT: WEIGHTS},
@@ -55,7 +55,7 @@ def test_a_wall_budget_is_a_duration(toy_config: Config, text: Any, seconds: flo
         (
             {K: CHOICE, WEIGHT: {**WEIGHTS, "when": {K: [8]}}},
             {"sampler": "gp"},
-            "sampler=gp cannot search loss.se_weight, which has a when",
+            "sampler=gp cannot search loss.se_weight, which has `when`",
         ),
     ],
 )

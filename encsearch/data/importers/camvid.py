@@ -5,7 +5,7 @@
       val/                       valannot/
       test/                      testannot/                      (optional)
 
-The frames of val are from one of the videos that train is from: scores on val are optimistic.
+The val frames come from a video that train also uses, so scores on val are optimistic.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def import_camvid(source: str | Path, store: str | Path) -> Manifest:
     """Write a store with the splits train, val and, where the folder has it, test.
 
     The group of a sample is its video, the part of the name before the first underscore. Raises UserError
-    that names the file for anything that is not as above.
+    that names the file for anything that does not fit the layout above.
     """
     root = Path(source)
     names = ["train", "val"] + (["test"] if (root / "test").exists() else [])

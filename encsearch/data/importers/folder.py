@@ -32,8 +32,8 @@ def import_folder(
 ) -> Manifest:
     """Write a store of the pairs in a folder; `classes` None reads them from classes.txt.
 
-    Without split folders a sample's name decides whether it is in train or val, so that it stays there when
-    others are added. Raises UserError that names the file for anything that cannot be used.
+    Without split folders a sample's name decides whether it is in train or val, so it stays there when others
+    are added. Raises UserError that names the file for anything that cannot be used.
     """
     root = Path(source)
     names = tuple(classes) if classes is not None else _read_classes(root / "classes.txt")
@@ -66,7 +66,7 @@ def _divide(pairs: list[Pair], val_fraction: float) -> dict[str, list[Pair]]:
 
 
 def _hash_to_position(sample_id: str) -> float:
-    """A number in 0..1 that looks random and is always the same for the same name."""
+    """A pseudo-random number in 0..1, always the same for the same name."""
     return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big") / 2**64
 
 
