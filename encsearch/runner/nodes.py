@@ -1,4 +1,4 @@
-"""Whether the other nodes of a cluster see the files that a training needs."""
+"""Check that the other nodes of a cluster see the files that a training needs."""
 
 import secrets
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
         for node in nodes
     ]
     for node, answer in zip(nodes, answers, strict=True):
-        # Of nodes on one host only the address tells them apart.
+        # Only the address distinguishes several nodes on one host.
         name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
         try:
             problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
@@ -55,7 +55,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
 
 
 def _check_this_node(store: str, fingerprint: str, probe: str) -> str | None:
-    """Runs on the node: what it does not see."""
+    """Runs on the node; returns what it does not see, or None."""
     if not Path(probe).exists():
         return f"does not see the folder of runs {Path(probe).parent}"
     try:
