@@ -1,4 +1,4 @@
-"""The diagnostics of a run as files: context.json and three pictures."""
+"""Write the diagnostics of a run: context.json and three pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ from encsearch.train.experiment import SHOWN_IMAGES
 HEAT_MAPS = 3
 MAX_TICKS = 64
 MAX_ROWS = 40
-# Colours that can be told apart, for the most used codewords; the others share the grey.
+# Distinct colours for the most used codewords; the others share the grey.
 COLOURS = (
     *("#4363d8", "#f58231", "#3cb44b", "#e6194b", "#ffe119", "#911eb4", "#42d4f4", "#9a6324"),
     *("#f032e6", "#808000", "#000075", "#bfef45", "#fabed4", "#469990", "#800000", "#dcbeff"),
@@ -41,7 +41,7 @@ OTHERS = "#a8adb5"
 
 
 def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -> ContextDiagnostics | None:
-    """Diagnose on all samples, draw on some of them; nothing is written where there is nothing to tell.
+    """Diagnose all samples and draw some of them; nothing is written if there are no diagnostics.
 
     codewords.png is only for models with codewords, assignment.png with more than one, scaling.png only if a
     class has images with and without it.
@@ -105,9 +105,9 @@ def draw_assignment(
     figures: CodewordFigures,
     target: Path,
 ) -> None:
-    """A row a sample: the image, each pixel's strongest codeword, and the assignment to the most used ones.
+    """One row per sample: image, each pixel's strongest codeword, and the assignment to the most used ones.
 
-    maps (h, w, K) beside their samples. The heat maps have one scale, up to their highest assignment; a dead
+    maps (h, w, K), one per sample. The heat maps share one scale, up to their highest assignment; a dead
     codeword has none.
     """
     top = [index for index in _sort_by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
@@ -138,10 +138,10 @@ def draw_assignment(
 
 @look(LIGHT)
 def draw_scaling(figures: ScalingFigures, target: Path) -> None:
-    """Classes x channels: how the scaling factors of images with a class differ, and whether chance would do.
+    """Classes x channels: how the scaling factors of images with a class differ, beside the effect of chance.
 
-    Neighbouring rows are alike, and the channels are ordered by the class that they differ most for. Of more
-    than MAX_ROWS classes those that differ most are shown.
+    Neighbouring rows are similar, and the channels are ordered by the class that they differ most for. At
+    most MAX_ROWS classes are shown, those with the largest differences.
     """
     strongest_rows = sorted(figures.classes, key=lambda row: -row.rms)[:MAX_ROWS]
     rows = _sort_by_similarity(strongest_rows)
@@ -210,7 +210,7 @@ def _sort_by_usage(figures: CodewordFigures) -> list[int]:
 
 
 def _choose_colours(figures: CodewordFigures) -> list[str]:
-    """Of each codeword; the most used ones have one of their own, in both pictures the same."""
+    """A colour for each codeword, the same in both pictures; only the most used ones have their own."""
     colours = [OTHERS] * len(figures.usage)
     for colour, index in zip(COLOURS, _sort_by_usage(figures), strict=False):
         colours[index] = colour
@@ -218,6 +218,6 @@ def _choose_colours(figures: CodewordFigures) -> list[str]:
 
 
 def _sort_by_similarity(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
-    """Ordered along the first principal direction of their differences."""
+    """Order the rows along the first principal direction of their differences."""
     directions, _, _ = np.linalg.svd(np.array([row.differences for row in rows]), full_matrices=False)
     return [rows[int(index)] for index in np.argsort(directions[:, 0], kind="stable")]

@@ -29,10 +29,9 @@ from encsearch.train.loss import class_presence
 
 
 def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | None:
-    """What the context module does on `samples`, one image after another; None for `context: none`.
+    """Measure the context module on `samples`, one image after another; None for `context: none`.
 
-    An image without a labelled pixel does not tell which classes it holds and is left out; None if that
-    leaves none.
+    Images without a labelled pixel are left out, since their classes are unknown; None if none are left.
     """
     context = _get_context(bundle)
     labelled = [sample for sample in samples if (sample.mask != IGNORE).any()]
@@ -52,7 +51,7 @@ def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | 
 
 
 def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
-    """The assignment (h, w, K) at the size of the encoded features; of a model that has codewords."""
+    """The assignment (h, w, K) at the size of the encoded features; for a model with codewords."""
     context = _get_context(bundle)
     assert context is not None
     encoding = _get_encoding(context)
@@ -67,7 +66,7 @@ def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Sums over the N pixels of an image, in float64; those of several images add up.
+    """Sums over the N pixels of an image, in float64; sums of several images can be added.
 
     assignment (K,), entropy () of each pixel's assignment in nats, feature (C,), square () of ||x||^2.
     """
@@ -80,7 +79,7 @@ class PixelSums:
 
 
 def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
-    """features (N, C), as they reach the encoding; what is summed is what it compares with its codewords."""
+    """Sum over features (N, C), as they reach the encoding, after its own preparation of them."""
     assignment = _assignment(features, encoding)
     features = encoding.prepare_inputs(features[None])[0][0].detach()
     return PixelSums(
@@ -93,7 +92,7 @@ def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
 
 
 def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> CodewordFigures:
-    """Every pixel of every image has the same weight."""
+    """Figures of the codewords; every pixel of every image has the same weight."""
     num_pixels = sum(image.num_pixels for image in images)
     usage = _sum([image.assignment for image in images]) / num_pixels
     pixel_entropy = (_sum([image.entropy for image in images]) / num_pixels).item()
@@ -119,9 +118,9 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
 
 
 def scaling_figures(scaling_factors: Tensor, presence: Tensor, classes: Sequence[str]) -> ScalingFigures:
-    """scaling_factors (images, C), presence (images, num_classes) bool."""
+    """Figures from scaling_factors (images, C) and presence (images, num_classes) bool."""
     factors = scaling_factors.double()
-    # Of one image nothing varies; that is a deviation of 0 and not NaN.
+    # A single image has no variation: the deviation is then 0, not NaN.
     variance = factors.var(dim=0, correction=1 if len(factors) > 1 else 0)
     rows = []
     for name, with_class in zip(classes, presence.T, strict=True):
@@ -149,7 +148,7 @@ def scaling_figures(scaling_factors: Tensor, presence: Tensor, classes: Sequence
 def presence_figures(
     probabilities: Tensor, presence: Tensor, classes: Sequence[str]
 ) -> tuple[PresenceFigures, ...]:
-    """probabilities and presence (bool), both (images, num_classes)."""
+    """Figures from probabilities and presence (bool), both (images, num_classes)."""
     scores = presence_scores(probabilities, presence, classes)
     shares = presence.double().mean(dim=0).tolist()
     return tuple(
@@ -166,7 +165,7 @@ def presence_figures(
 
 @dataclass(frozen=True)
 class _Trace:
-    """Of one image: scaling_factors (C,), probabilities and presence (num_classes,)."""
+    """Values of one image: scaling_factors (C,), probabilities and presence (num_classes,)."""
 
     scaling_factors: Tensor
     probabilities: Tensor
@@ -190,8 +189,8 @@ def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
 
 @contextmanager
 def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
-    """What the next forward passes through the module: `weights` (B, C) are the scaling factors before the
-    sigmoid; `features` (B, C, H, W) are what is encoded, if there are codewords.
+    """Record the next forward pass: `weights` (B, C) are the scaling factors before the sigmoid; `features`
+    (B, C, H, W) are the encoded features, if there are codewords.
     """
     seen: dict[str, Tensor] = {}
 
@@ -229,7 +228,7 @@ def _assignment(features: Tensor, encoding: Encoding) -> Tensor:
 
 
 def _find_duplicates(codewords: Tensor) -> tuple[tuple[int, int], ...]:
-    """Each codeword that repeats an earlier one, with the first such; (K, C)."""
+    """Each codeword of (K, C) that repeats an earlier one, with the first one it repeats."""
     distances = torch.cdist(codewords, codewords, compute_mode="donot_use_mm_for_euclid_dist")
     num_codewords = len(codewords)
     typical = distances.square().sum().div(max(num_codewords * (num_codewords - 1), 1)).sqrt()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 UNIT_SMOOTHING = 10.0
-"""Squared distances of vectors of length 1 are at most 4."""
+"""Initial smoothing factor for vectors of length 1, whose squared distances are at most 4."""
 
 
 def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Te
     Autocast makes no difference. Gradients have the dtypes of their inputs.
 
     It is `encode_definition` with a backward pass of its own, which takes about half the time and keeps
-    (B, N, K + 1) values beside the inputs where autograd keeps (B, N, C) several times. There is no second
+    (B, N, K + 1) values beside the inputs, while autograd keeps (B, N, C) several times. There is no second
     derivative: asking for one raises RuntimeError.
     """
     encoding: Tensor = _Encode.apply(features, codewords, smoothing_factors)
@@ -29,7 +29,7 @@ def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Te
 
 
 def encode_definition(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
-    """What `encode` computes, to be read, and differentiated by autograd as often as one likes.
+    """The definition of `encode`, for reading, and for autograd to differentiate any number of times.
 
     The residuals (B, N, K, C) are not formed: ||x - d||^2 is expanded, and e_k is
     sum_i a_ik x_i - (sum_i a_ik) d_k.
@@ -41,7 +41,7 @@ def encode_definition(features: Tensor, codewords: Tensor, smoothing_factors: Te
 
 
 def assign(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
-    """The soft assignment a_ik of eq. 1, of the arguments of `encode` -> (B, N, K); it sums to 1 over K."""
+    """The soft assignment a_ik of eq. 1 for the arguments of `encode` -> (B, N, K); it sums to 1 over K."""
     with torch.autocast(features.device.type, enabled=False):
         x, d = _centre(features, codewords)
         squared_distances = x.square().sum(-1, keepdim=True) - 2 * (x @ d.T) + d.square().sum(-1)
@@ -76,7 +76,7 @@ class Encoding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the reference code (encoding/nn/encoding.py), which stores the scale -s, drawn from U(-1, 0)."""
+        """Like the reference code (encoding/nn/encoding.py), which stores the scale -s from U(-1, 0)."""
         bound = self.codewords.numel() ** -0.5
         nn.init.uniform_(self.codewords, -bound, bound)
         nn.init.uniform_(self.smoothing_factors, 0, 1)

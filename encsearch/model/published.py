@@ -21,7 +21,7 @@ from encsearch.model.encnet import EncNet
 
 @dataclass(frozen=True)
 class Published:
-    """A network in eval mode, its configuration and where its weights are from."""
+    """A network in eval mode, its configuration and the origin of its weights."""
 
     origin: Literal["reference", "mmseg"]
     config: ModelConfig
@@ -33,7 +33,7 @@ class Published:
 class _Layout:
     """How one code base names its tensors: the start of a name -> the start of ours, first match first.
 
-    `unused` are starts of names that segmentation has no use for; `preset` says what the shapes do not.
+    `unused` are starts of names that segmentation does not need; `preset` has what the shapes do not show.
     """
 
     preset: Literal["reference", "mmseg"]
@@ -102,14 +102,14 @@ _RESNETS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3):
 _CODEWORDS = "context.semantics.encoding.codewords"
 _SCALE = "context.semantics.encoding.scale"
 _SMOOTHING_FACTORS = "context.semantics.encoding.smoothing_factors"
-_COUNTER = "num_batches_tracked"  # of BN, read by nothing here
+_COUNTER = "num_batches_tracked"  # of BN, not read here
 
 
 def read_published(path: Path) -> Published:
     """The EncNet in a checkpoint of the authors' code or of mmsegmentation.
 
     Depth and stem of the backbone, C, K, the classes, lateral connections and the auxiliary head are read
-    from the tensors. Raises UserError for a file that cannot be read or is no such EncNet.
+    from the tensors. Raises UserError for a file that cannot be read or is not such an EncNet.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a .pth or .safetensors file")
@@ -172,7 +172,7 @@ def _read_config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> Mo
             output_stride=8,
             preset=layout.preset,
             num_codewords=num_codewords,
-            rescale_encoding=False,  # a checkpoint does not tell the size of its training crops
+            rescale_encoding=False,  # a checkpoint does not hold the size of its training crops
             channels=channels,
             lateral=any(name.startswith("head.connect.") for name in state),
             auxiliary="fcn" if any(name.startswith("aux_head.") for name in state) else "none",

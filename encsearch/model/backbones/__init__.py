@@ -40,7 +40,7 @@ def build_backbone(name: str, output_stride: int = 8, weights: str | None = None
 
 
 def find_weights(name: str, weights: str | None) -> Path | None:
-    """The file that `model.weights` means for the backbone `name`; None for random weights.
+    """The file that `model.weights` names for the backbone `name`; None for random weights.
 
     `imagenet` is torchvision's IMAGENET1K_V1 in torch's cache, or timm's default weights in the hub's, and
     is downloaded if it is not there. Raises PreflightError, within seconds, if the file is out of reach.
@@ -60,7 +60,7 @@ def find_weights(name: str, weights: str | None) -> Path | None:
 
 
 def sync_batch_norms(model: nn.Module) -> None:
-    """Replace every batch norm below `model` by one whose statistics are those of all ranks.
+    """Replace every batch norm below `model` by one that uses the statistics of all ranks.
 
     PyTorch's own conversion drops the activation that timm's batch norms hold; timm's keeps it.
     """

@@ -21,13 +21,13 @@ from encsearch.model.backbones.weights import (
     unreachable_error,
 )
 
-# What timm's constructors and networks raise for an argument or an image size that they do not know.
+# Errors that timm's constructors and networks raise for an unknown argument or image size.
 _REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 # Not square and no network's own size; divisible by 32, which every network with stages may ask for.
 _PROBE_SIZE = (96, 160)
 
-# What may make a network fit: images of any size for transformers, dilation for convolutional networks.
+# Options that may make a network fit: any image size for transformers, dilation for convolutional networks.
 _ATTEMPTS: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
@@ -43,9 +43,9 @@ class TimmBackbone(Backbone):
 
     - Images are normalised anew where the network was trained with another mean and deviation than
       ImageNet's.
-    - Images are resized to multiples of the stride: what is left of them over whole patches, some networks
-      drop and others refuse. Sizes that are multiples stay as they are.
-    - Features that come as (B, H, W, C) are turned round.
+    - Images are resized to multiples of the stride, since some networks drop the pixels beyond whole patches
+      and others refuse them. Sizes that are multiples stay as they are.
+    - Features in the order (B, H, W, C) are permuted.
     """
 
     gain: Tensor
@@ -149,8 +149,8 @@ def _create(name: str, **options: Any) -> Any:
 def _find_options_by_stride(name: str) -> dict[int, dict[str, Any]]:
     """The output strides of a network, with the arguments of `create_model` that give them.
 
-    Only building it tells: of timm's constructors some do not have the arguments, some refuse their values,
-    and some describe other features than they give. On the meta device it takes up to a second.
+    Found by building it: some of timm's constructors lack the arguments, some refuse their values, and some
+    describe other features than they give. On the meta device it takes up to a second.
     """
     found: dict[int, dict[str, Any]] = {}
     refusals = []
@@ -182,7 +182,7 @@ def _measure_stride(name: str, options: dict[str, Any]) -> int:
 
 
 def _compute_renormalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Gain and shift (3, 1, 1) that turn ImageNet's normalisation into that of `mean` and `std`."""
+    """Gain and shift (3, 1, 1) that turn ImageNet's normalisation into one by `mean` and `std`."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     own_mean, own_std = torch.tensor(mean), torch.tensor(std)

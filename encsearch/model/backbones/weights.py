@@ -15,10 +15,10 @@ from torch import Tensor
 
 from encsearch.errors import PreflightError, UserError, first_line
 
-# The downloads themselves have no limit on the time that a silent server may take; this question has.
+# The downloads have no time limit for a silent server, so one request with a limit comes first.
 REPLY_TIMEOUT_S = 10
 
-# What torch.load (2.15, weights_only) raises for junk, found by feeding it random and mutated files.
+# Errors that torch.load (2.15, weights_only) raises for junk, found with random and mutated files.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -36,7 +36,7 @@ def find_published_file(url: str) -> Path:
     """The file of that name in torch's cache, downloaded if it is not there, as torchvision does it.
 
     The name ends with the start of the content's SHA-256, which a download must have. Raises PreflightError
-    if the file is neither there nor to be had.
+    if the file is neither there nor available.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if path.is_file():
@@ -62,7 +62,7 @@ def check_reply(url: str, name: str, folder: Path) -> None:
 
 
 def unreachable_error(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
-    """The error for published weights that are neither in their cache nor to be had."""
+    """The error for published weights that are neither in their cache nor available."""
     cause = error.reason if isinstance(error, URLError) else error
     reason = first_line(cause)
     return PreflightError(
@@ -82,7 +82,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # Not PyTorch's own words, which advise to unpickle the file all the same.
+        # PyTorch's own message is hidden, since it advises to unpickle the file all the same.
         raise UserError(
             f"{path}: cannot be read as weights (damaged, or more than tensors); save a plain state dict"
         ) from None
