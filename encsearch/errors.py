@@ -1,4 +1,4 @@
-"""Errors that a person can mend, each with its exit code; and what any error says, as one line."""
+"""Errors that people can fix, each with its exit code; and the message of any error as one line."""
 
 from encsearch.redaction import without_secrets
 
@@ -6,7 +6,7 @@ MAX_LENGTH = 300
 
 
 class UserError(Exception):
-    """Bad input or configuration. The message says what, where, the number and the way out."""
+    """Bad input or configuration. The message names the problem, the place, the number and the way out."""
 
     exit_code = 2
 
@@ -30,16 +30,16 @@ class TrainingError(Exception):
 
 
 def one_line(error: object, max_length: int | None = MAX_LENGTH) -> str:
-    """All that an error says, without secrets; the name of its type if it says nothing."""
-    # Masked before it is cut: what gives a secret away may stand behind it.
+    """The whole message of an error without secrets, or the name of its type if it has none."""
+    # Mask before cutting: the text that identifies a secret may come after it.
     return without_secrets(" ".join(str(error).split()))[:max_length] or type(error).__name__
 
 
 def first_line(error: object) -> str:
-    """For libraries that explain themselves at length below it."""
+    """The first line of a message, for libraries that follow it with a long explanation."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def last_line(error: object) -> str:
-    """For Ray, whose errors are a worker's whole traceback, the cause at its end."""
+    """The last line of a message, for Ray, whose errors are a worker's traceback, the cause at its end."""
     return [type(error).__name__, *str(error).strip().splitlines()][-1]

@@ -1,4 +1,4 @@
-"""Files that a kill, a power cut or a full disk leaves whole: text, folders, lines of JSON; and locks."""
+"""Files that survive a kill, a power cut or a full disk: text, folders, lines of JSON; and locks."""
 
 import csv
 import fcntl
@@ -19,8 +19,8 @@ RETRY_S = 0.1
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a job's file; a kill or a power cut leaves the old one or the new one. Raises TrainingError."""
-    with _named(path):
+    """Write a file; a kill or a power cut leaves the old content or the new. Raises TrainingError."""
+    with _report_write_errors(path):
         with beside(path) as scratch:
             scratch.write_text(text, encoding="utf-8")
             sync(scratch)
@@ -31,9 +31,9 @@ def write_whole(path: Path, text: str) -> None:
 def beside(path: Path) -> Iterator[Path]:
     """A free place beside `path` for a new file or folder, renamed to `path` once the block has succeeded.
 
-    Any other end of the block leaves `path` as it was and nothing beside it. What the rename replaces is a
-    file or an empty folder; for a folder with files in it it raises OSError. A power cut may lose the
-    content of what was not synced in the block, and the rename unless the folder is synced after it.
+    If the block raises, `path` stays as it was and nothing is left beside it. The rename replaces a file or
+    an empty folder; it raises OSError for a folder with files in it. A power cut may lose content that was
+    not synced in the block, and the rename unless the parent folder is synced after it.
     """
     path = path.absolute()
     scratch = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
@@ -47,7 +47,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def sync(*paths: Path) -> None:
-    """Have the bytes of each file, and the names in each folder, on disk."""
+    """Flush the bytes of each file, and the names in each folder, to disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -57,19 +57,19 @@ def sync(*paths: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError unless a new folder can take this place."""
+    """Raises UserError unless `folder` is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; give another folder or delete it")
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add a line of JSON, on disk when it returns; a line that a crash has torn is removed first.
+    """Add a line of JSON; it is on disk when this returns. A line that a crash has torn is removed first.
 
     One writer at a time, any number of readers: a line counts once its newline is written. The file is closed
-    again at once, which makes the line visible over NFS too. Raises TrainingError, as on a full disk.
+    at once, which makes the line visible over NFS too. Raises TrainingError, as on a full disk.
     """
     line = json.dumps(values, separators=(",", ":")).encode() + b"\n"
-    with _named(path), open(path, "ab+") as file:
+    with _report_write_errors(path), open(path, "ab+") as file:
         _cut_torn_line(file)
         file.write(line)
         file.flush()
@@ -77,7 +77,7 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines, each of which stands for itself; see `lines_after`."""
+    """All complete lines; see `lines_after`. Raises PreflightError for a damaged one."""
     try:
         return [values for values, _ in lines_after(path)]
     except PreflightError as error:
@@ -85,9 +85,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each complete line from `offset` (bytes) on, with the offset behind it; none if there is no file.
+    """Each complete line from `offset` (bytes) on, with the offset after it; none if there is no file.
 
-    Raises PreflightError for a line that is no JSON object: damage that no kill leaves.
+    Raises PreflightError for a line that is not a JSON object, which a kill cannot cause.
     """
     try:
         with open(path, "rb") as file:
@@ -97,7 +97,7 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
                     return
                 values = _parse(line)
                 if values is None:
-                    raise _damaged(path, offset)
+                    raise _damage_error(path, offset)
                 offset += len(line)
                 yield values, offset
     except FileNotFoundError:
@@ -105,29 +105,29 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
 
 
 def remove_torn_line(path: Path) -> None:
-    """Remove what a killed writer left behind the last newline; for the one process that may write now."""
+    """Remove what a killed writer left after the last newline; only for the process that may write now."""
     with open(path, "rb+") as file:
         _cut_torn_line(file)
 
 
 @contextmanager
 def hold_lock(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
-    """Whether this process alone has the lock, until the block ends; waits that long for another to let go.
+    """Hold the lock until the block ends, and yield whether it was free within `wait_s`.
 
-    The kernel lets go of it when the process dies. It may not cross machines.
+    The kernel releases it when the process dies. It may not work across machines.
     """
     with open(path, "a") as lock:
-        is_held = _take(lock.fileno(), wait_s)
+        is_held = _try_lock(lock.fileno(), wait_s)
         try:
             yield is_held
         finally:
-            # Closing the file is not enough while a forked process, as of a data loader, has it open too.
+            # Closing the file is not enough while a forked process, such as a data loader, has it open too.
             if is_held:
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
+    """SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -138,12 +138,12 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def user_cache() -> Path:
-    """The folder for what may be deleted, of this user."""
+    """This user's cache folder, whose content may be deleted."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encsearch"
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _report_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _damaged(path: Path, offset: int) -> PreflightError:
+def _damage_error(path: Path, offset: int) -> PreflightError:
     number = path.read_bytes()[:offset].count(b"\n") + 1
     return PreflightError(f"{path}: line {number} is damaged; restore the file")
 
@@ -172,7 +172,7 @@ def _cut_torn_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _take(descriptor: int, wait_s: float) -> bool:
+def _try_lock(descriptor: int, wait_s: float) -> bool:
     deadline_s = time.monotonic() + wait_s
     while True:
         try:

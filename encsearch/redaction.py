@@ -1,16 +1,16 @@
-"""Secrets cut out of what people, logs and other files are shown.
+"""Remove secrets from text for people, logs and files.
 
-It knows how secrets are written, not which ones there are: one that stands alone, with no name before it and
-no form that gives it away, is not found. So secrets are best never put into a text at all.
+It recognises how secrets are written, not which ones exist: a secret without a name before it and without a
+known form is not found. So it is best never to put secrets into a text at all.
 """
 
 import re
 
 MASK = "***"
 
-# Up to the last @ of the authority. A colon that no port follows makes it a password, which may then hold
-# what belongs into no authority: people forget to quote a slash. Of a URI that was taken for a path one slash
-# is left; models:/NAME@ALIAS has no colon there.
+# Up to the last @ of the authority. A colon without a port after it marks a password, which may then hold
+# characters that do not belong in an authority: people forget to quote a slash. A URI that was taken for a
+# path has only one slash left; models:/NAME@ALIAS has no colon there.
 _PASSWORD = r"[^\s/?#:@\"<>]{0,256}:(?!\d{1,5}(?:[/?#\s]|$))[^\s\"<>]{0,512}@"
 _USER = re.compile(rf"(\w:/)(?:/[^\s/?#\"<>]{{0,512}}@|/?{_PASSWORD})")
 
@@ -19,16 +19,16 @@ _NAME = (
     r"|(?:api|access|secret|private|signing|encryption)[_-]?key(?:[_-]?id)?)"
 )
 _QUERY = re.compile(rf"([?&][^=&\s]{{0,64}}{_NAME}[^=&\s]{{0,64}}=)[^&\s]*", re.IGNORECASE)
-# One word, or several that | joins: what else stands between a colon and the next "=" is a value, or prose.
+# One word, or several joined by |: anything else between a colon and the next "=" is a value, or prose.
 _TYPE = r"[\w.]{1,64}(?:\[[\w.,\[\]| ]{1,64}\])?"
 _TYPES = rf"{_TYPE}(?: ?\| ?{_TYPE}){{0,4}}"
 # name=value, "name": "value", name: type = "value", environ["name"] = "value", get("name", "value").
-# A number behind the name belongs to it, a letter does not: there may be 5 tokens.
+# A number after the name belongs to it, a letter does not: "5 tokens" is no secret.
 _IS = (
     r"\d{0,3}(?:\\?[\"'])?\]?[ \t]*"
     rf"(?::[ \t]*{_TYPES}[ \t]+=[ \t]*|:?=>?[ \t]*|:[ \t]*|(?<=[\"']),[ \t]*(?=[\"']))"
 )
-# In quotes of any kind, which may be escaped, or up to a blank; not what is masked already.
+# In quotes of any kind, which may be escaped, or up to a blank; skips values that are already masked.
 _QUOTE = r"(?P<quote>\\?(?:\"\"\"|'''|[\"']))"
 _QUOTED = rf"[bfru]{{0,2}}{_QUOTE}(?:(?!(?P=quote))(?:\\.|[^\\]))*(?P=quote)"
 _VALUE = rf"(?!{re.escape(MASK)})(?:{_QUOTED}|[\"']?[^\s&\"']+)"
@@ -48,7 +48,7 @@ _KEY = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """`text` without users and passwords of URIs; what is named a secret, or looks like one, is masked."""
+    """`text` without the users and passwords of URIs; values named or shaped like secrets are masked."""
     text = _USER.sub(r"\1/", text)
     text = _QUERY.sub(rf"\1{MASK}", text)
     text = _HEADER.sub(rf"\1{MASK}", text)

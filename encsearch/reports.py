@@ -1,4 +1,4 @@
-"""What a training reports: one `Report` an epoch, kept as JSON lines beside the run, taken by a `Recorder`.
+"""Reports of a training: one `Report` per epoch, kept as JSON lines beside the run, read by a `Recorder`.
 
 The process near the training appends to the lines (the spool); the driver tails the file and forwards it to a
 `Recorder`, so that a training never waits for a tracking server.
@@ -18,15 +18,15 @@ from encsearch.files import append_line, lines_after
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-# In a training's folder: what it has reported.
+# The reports, in a training's folder.
 REPORTS_FILE = "reports.jsonl"
-# In the folder of a finished job: what it says of itself.
+# The RunSummary, in the folder of a finished job.
 SUMMARY_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Figures of one moment: after an optimizer step, or at a time (milliseconds since 1970) in between."""
+    """Figures at one moment: after an optimizer step, or at a time (milliseconds since 1970) in between."""
 
     step: int
     time_ms: int
@@ -40,7 +40,7 @@ class Report:
     `metrics` are scalars by name ("mIoU", "pixAcc", "train/loss", "lr", ...); `class_iou` is the
     intersection over union by class name, without the absent classes; `confusion` is the
     (num_classes, num_classes) matrix of validation pixels, rows the truth, columns the prediction.
-    `points` are the figures between the epoch's ends. `label_maps` are predictions of fixed validation
+    `points` are the figures within the epoch. `label_maps` are predictions of fixed validation
     images, PNG files as base64 by sample id; `texts` are files to keep, by name, such as a profile.
     """
 
@@ -66,7 +66,7 @@ class Report:
 
 
 class Recorder(Protocol):
-    """Takes the reports of one training, in order, and is closed once with its true status."""
+    """Receives the reports of one training in order, and is closed once with the training's status."""
 
     def log(self, report: Report) -> None: ...
 
@@ -75,7 +75,7 @@ class Recorder(Protocol):
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Close the recorder with the status that is true: how the block ended decides it."""
+    """Close the recorder with the status that follows from how the block ended."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -102,12 +102,12 @@ class MemoryRecorder:
 
 
 def append(path: Path, report: Report) -> None:
-    """Add one report, on disk when it returns, so that no checkpoint is without it."""
+    """Add one report; it is on disk when this returns, so that every checkpoint has its report."""
     append_line(path, report.to_dict())
 
 
 def distinct_reports(path: Path) -> list[Report]:
-    """All reports in order; of an epoch that was trained again after a crash the first, which was told."""
+    """All reports in order; for an epoch that was repeated after a crash the first, which was forwarded."""
     reports: dict[int, Report] = {}
     for report in SpoolReader(path).new_reports():
         reports.setdefault(report.epoch, report)
@@ -115,14 +115,14 @@ def distinct_reports(path: Path) -> list[Report]:
 
 
 class SpoolReader:
-    """Gives every report of a spool once and in order; remembers how far it has read."""
+    """Reads every report of a spool once and in order; it remembers how far it has read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def new_reports(self) -> list[Report]:
-        """The reports that were completed since the last call; none while the spool does not exist.
+        """The reports completed since the last call; none while the spool does not exist.
 
         Raises PreflightError for a damaged line.
         """
@@ -137,8 +137,8 @@ class SpoolReader:
 def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[None]:
     """Forward the spool's reports to `recorder` from a thread, each once and in order.
 
-    What is left is forwarded on exit, also when the body raised. The recorder is not closed; what its
-    `log` raises is raised on exit.
+    The remaining reports are forwarded on exit, even if the body raised. The recorder is not closed; an error
+    in its `log` is raised on exit.
     """
     reader = SpoolReader(path)
     stop = threading.Event()
@@ -162,7 +162,7 @@ def forwarding(path: Path, recorder: Recorder, poll_s: float = 1.0) -> Iterator[
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """All reports in order, and the checkpoint written at the very step that `best` reports."""
+    """All reports in order, and the checkpoint written at the step that `best` reports."""
 
     reports: tuple[Report, ...]
     best: Report
@@ -171,13 +171,13 @@ class TrainingResult:
 
 
 def best_report(reports: tuple[Report, ...], metric: str) -> Report:
-    """The report with the highest `metric`, the earliest of equals."""
+    """The report with the highest `metric`; the earliest if several are equal."""
     return max(reports, key=lambda report: (report.metrics[metric], -report.step))
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished job says of itself; `run_id` is the MLflow run that holds the model `bundle`.
+    """The facts of a finished job; `run_id` is the MLflow run that holds the model `bundle`.
 
     `parent_run_id` is a sweep's own run. Both are None while the store has not answered: `record/sent.json`
     has them by the names `run` and `parent_run` once `encsearch sync` has sent the record. `bundle` is
@@ -201,7 +201,7 @@ class RunSummary:
 
 
 def read_summary(folder: Path) -> RunSummary:
-    """Raises UserError when `folder` is not that of a finished job."""
+    """The summary in `folder`. Raises UserError when `folder` does not belong to a finished job."""
     path = folder / SUMMARY_FILE
     try:
         return RunSummary(**json.loads(path.read_text(encoding="utf-8")))

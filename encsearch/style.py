@@ -1,7 +1,7 @@
-"""One look for every figure: two palettes, and matplotlib's settings for them.
+"""The common look of all figures: two palettes, and matplotlib's settings for them.
 
-The hues are those of Okabe and Ito ("Color Universal Design", 2008), which stay apart for colour-blind
-readers, lightened for dark paper.
+The hues are from Okabe and Ito ("Color Universal Design", 2008), distinct for colour-blind readers too, and
+lightened for dark paper.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ Hue = Literal["green", "blue", "orange", "red", "purple", "grey"]
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the paper and the writing on it, `hues` of marks, `shades` from low to high values."""
+    """Colours of the background and the text, `hues` for marks, `shades` from low to high values."""
 
     paper: str
     ink: str
@@ -30,7 +30,7 @@ class Palette:
 
 @contextmanager
 def look(palette: Palette) -> Iterator[None]:
-    """Figures made and saved inside have the look; a decorator too."""
+    """Give the palette's look to figures made and saved inside; it also works as a decorator."""
     settings = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
@@ -61,7 +61,7 @@ def look(palette: Palette) -> Iterator[None]:
 
 
 def _part_of_viridis(low: float, high: float) -> Colormap:
-    """Its ends vanish, the yellow one on white paper and the violet one on black."""
+    """Viridis without an end: yellow is invisible on white paper, and violet on black."""
     colours = matplotlib.colormaps["viridis"](np.linspace(low, high, 256))
     return ListedColormap(list(colours))
 

@@ -1,6 +1,6 @@
-"""How numbers, shares, times and lists become text for people; nothing else in encsearch formats them.
+"""Format numbers, shares, times and lists for people; no other module of encsearch does so.
 
-Programs get raw numbers: JSON, CSV, MLflow's metrics and params. NOTHING stands for what there is not.
+Programs get raw numbers: JSON, CSV, MLflow's metrics and params. NOTHING stands for a missing value.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 
 NOTHING = "-"
 
-# How the metrics begin that are shares in [0, 1]; the rows of an ablation end as its budget.
+# Metrics that are shares in [0, 1] begin like this; the rows of an ablation end with its budget.
 _SCORES = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU/", "foreground/", "boundary/", "size/", "presence/")
 _BUDGET = " epochs"
 
 
 def format_number(value: float) -> str:
-    """As in 0.01235, 12.34, 1,234,567: four significant digits, from a thousand on whole."""
+    """As in 0.01235, 12.34, 1,234,567: four significant digits, or a whole number from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -28,12 +28,12 @@ def format_count(number: float | None, noun: str = "") -> str:
 
 
 def format_param(value: Any) -> str:
-    """As in 0.01235, 16, poly: what a recipe could say, four significant digits at most."""
+    """As in 0.01235, 16, poly: as a recipe could have it, four significant digits at most."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_params(values: Mapping[str, Any]) -> str:
-    """As in model.num_codewords=8, optim.lr=0.05: how the command line takes them."""
+    """As in model.num_codewords=8, optim.lr=0.05: in the form that the command line takes."""
     return ", ".join(f"{path}={format_param(value)}" for path, value in values.items())
 
 
@@ -60,7 +60,7 @@ def format_percent(share: float | None, *, signed: bool = False) -> str:
 
 
 def format_points(difference: float, *, signed: bool = False) -> str:
-    """As in 0.52 points or, signed, +0.52 points: what lies between two scores."""
+    """As in 0.52 points or, signed, +0.52 points: the difference of two scores."""
     return f"{format_percent(difference, signed=signed)} points"
 
 
@@ -96,23 +96,18 @@ def format_duration(seconds: float) -> str:
     return _format_two(hours, 24, "d", "h")
 
 
-def _format_two(number: int, base: int, large: str, small: str) -> str:
-    whole, rest = divmod(number, base)
-    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
-
-
 def format_clock(seconds: float) -> str:
     """As in 03:07: the minutes and seconds since a start, before the lines of a log."""
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
 def format_time(seconds: float | None) -> str:
-    """As in 2026-11-22 23:17:12: local time, of seconds since 1970."""
+    """As in 2026-11-22 23:17:12: local time from seconds since 1970."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else NOTHING
 
 
 def format_cost(seconds: float, unit: str) -> str:
-    """As in 1.25 GPU-hours, 90 GPU-seconds: of all devices together."""
+    """As in 1.25 GPU-hours, 90 GPU-seconds: the sum over all devices."""
     hours = seconds / 3600
     return format_count(hours, f"{unit}-hour") if hours >= 0.1 else f"{seconds:.0f} {unit}-seconds"
 
@@ -135,7 +130,7 @@ def format_list(items: Sequence[str], last: str = "and") -> str:
 
 
 def capitalize(text: str) -> str:
-    """As in Trial 3 wins, of trial 3 wins; the rest of the text stays."""
+    """As in Trial 3 wins, from trial 3 wins; the rest of the text stays."""
     return text[:1].upper() + text[1:]
 
 
@@ -143,3 +138,8 @@ def short_names(paths: Collection[str]) -> dict[str, str]:
     """As in lr for optim.lr: each path's last part, or the whole path where two share it."""
     last = [path.rpartition(".")[2] for path in paths]
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def _format_two(number: int, base: int, large: str, small: str) -> str:
+    whole, rest = divmod(number, base)
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"

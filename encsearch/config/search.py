@@ -9,11 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from encsearch.config.sections import Head, Positive, Section, Seed, as_number
 from encsearch.text import format_param
 
-# Of an integer range in a search space, so many values are tried when a recipe is loaded.
+# Values of an integer range that are checked when a recipe is loaded.
 MAX_EXAMPLES = 16
 
 KINDS = ("choice", "uniform", "loguniform", "integer", "loginteger")
-
 
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -21,8 +20,8 @@ DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d
 class Dimension(Section):
     """One searched path: exactly one of a choice or a range with inclusive end points.
 
-    With `when` it is searched only where the other paths named there have one of the values given; elsewhere
-    the recipe's own value holds.
+    With `when` it is searched only if the paths named there have one of the given values; otherwise the
+    recipe's own value holds.
     """
 
     choice: tuple[bool | int | float | str, ...] | None = Field(None, min_length=1)
@@ -72,7 +71,7 @@ class Dimension(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that stand for all: the choices; of a range both ends and some between."""
+        """Values that represent all: every choice, or both ends of a range and some in between."""
         if self.kind == "choice":
             return self.values
         low, high = self.values
@@ -90,8 +89,8 @@ class Dimension(Section):
         return isinstance(value, int | float) and whole and low <= value <= high
 
 
-def active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
-    """The paths of `space` that are searched where the others have `values`."""
+def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
+    """The paths of `space` that are searched when the other paths have `values`."""
     return [
         path
         for path, dimension in space.items()
@@ -100,29 +99,29 @@ def active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[st
 
 
 class AshaConfig(Section):
-    """Rungs at grace_epochs * reduction_factor ** n epochs, of `asha` and `hyperband`.
+    """The rungs of `asha` and `hyperband`, at grace_epochs * reduction_factor ** n epochs.
 
-    Earlier rungs save more and tell less: on `scenes` the order of trials after 1, 3, 6 and 9 of 27 epochs
-    has a rank correlation of 0.49, 0.67, 0.84 and 0.91 with that of their best figures.
+    Earlier rungs save more but predict less: on `scenes` the ranking of trials after 1, 3, 6 and 9 of 27
+    epochs has a rank correlation of 0.49, 0.67, 0.84 and 0.91 with the ranking by their best figures.
     """
 
     grace_epochs: Positive | None = Field(None, description="the first rung; null: a quarter of train.epochs")
     reduction_factor: int = Field(4, ge=2)
 
     def first_rung(self, epochs: int) -> int:
-        """In epochs, of trials of `epochs`."""
+        """The first rung, in epochs, for trials of `epochs`."""
         return self.grace_epochs or max(1, epochs // 4)
 
 
 class MedianConfig(Section):
     """The median stopping rule."""
 
-    grace_epochs: Positive = Field(1, description="no trial is stopped before")
-    min_trials: Positive = Field(4, description="so many others must have come as far")
+    grace_epochs: Positive = Field(1, description="no trial is stopped before this epoch")
+    min_trials: Positive = Field(4, description="number of other trials that must have come as far")
 
 
 class BudgetConfig(Section):
-    """What the sweep may cost with the confirmation of its finalists; the first limit that is met ends it."""
+    """What a sweep and the confirmation of its finalists may cost; the first limit reached ends the sweep."""
 
     trials: Positive = 20
     gpu_hours: float | None = Field(None, gt=0, description="of all workers together; null: no limit")
@@ -130,7 +129,7 @@ class BudgetConfig(Section):
 
     @field_validator("wall", mode="before")
     @classmethod
-    def _seconds(cls, given: Any) -> Any:
+    def _parse_duration(cls, given: Any) -> Any:
         if not isinstance(given, str):
             return given
         parts = DURATION.fullmatch(given.strip())
@@ -141,7 +140,7 @@ class BudgetConfig(Section):
 
 
 class LimitsConfig(Section):
-    """What a trial's network may take; a proposal beyond it is refused before it is trained."""
+    """Upper limits for a trial's network; a proposal beyond them is refused before it is trained."""
 
     parameters: Positive | None = None
     memory_gib: float | None = Field(None, gt=0, description="estimate of one worker's training step")
@@ -170,7 +169,7 @@ class ConfirmConfig(Section):
         for name in ("seeds", "baselines"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={list(values)} names a training twice; it tells nothing new")
+                raise ValueError(f"{name}={list(values)} names a training twice; list each value once")
         return self
 
 
@@ -194,7 +193,7 @@ class SearchConfig(Section):
     minimize: Minimized | None = Field(None, description="a second objective beside the metric")
     limits: LimitsConfig = LimitsConfig()
     flagged: Literal["exclude", "rerun", "keep"] = Field(
-        "exclude", description="trials whose hardware or number of workers was not that of the others"
+        "exclude", description="trials that ran on other hardware or another number of workers"
     )
     enqueue: tuple[dict[str, Any], ...] = Field(
         (), description="points to try first, as path: value; the paper's comes before them"
@@ -207,7 +206,7 @@ class SearchConfig(Section):
         conditional = [path for path, dimension in self.space.items() if dimension.when]
         if conditional and self.sampler not in ("tpe", "random"):
             raise ValueError(
-                f"sampler={self.sampler} cannot search {conditional[0]}, which has a when; try tpe or random"
+                f"sampler={self.sampler} cannot search {conditional[0]}, which has `when`; try tpe or random"
             )
         ranges = [path for path, kind in kinds.items() if kind != "choice"]
         choices = [path for path, kind in kinds.items() if kind == "choice"]
@@ -219,7 +218,7 @@ class SearchConfig(Section):
                     )
             case "cmaes":
                 if choices or len(kinds) < 2:
-                    problem = f"{choices[0]} is a choice" if choices else "there is one range alone"
+                    problem = f"{choices[0]} is a choice" if choices else "there is only one range"
                     raise ValueError(
                         f"sampler=cmaes needs two ranges or more and no choice, but {problem}; try tpe"
                     )
@@ -272,7 +271,7 @@ class AblateConfig(Section):
     epochs: tuple[Positive, ...] = Field((), description="budgets; empty: train.epochs alone")
     heads: tuple[Head, ...] = Field(
         ("pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"),
-        description="to compare with, no context",
+        description="heads to compare with, without a context module",
     )
     codewords: tuple[int, ...] = Field(
         (1, 2, 4, 8, 16, 32, 64), description="K of the curve, which shows K=0 too"
@@ -282,7 +281,8 @@ class AblateConfig(Section):
         None, description="budget of both curves; null: the shortest of epochs"
     )
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), description="of the multi-scale row, with flip; empty: no such row"
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        description="for the multi-scale row, with flip; empty: no such row",
     )
     rows: dict[Annotated[str, Field(pattern=r"^[\w .,()=+-]+$", max_length=60)], dict[str, Any]] = Field(
         {}, description="further rows by name, as path: value"
@@ -303,5 +303,5 @@ class AblateConfig(Section):
         for name in ("seeds", "epochs", "heads", "codewords", "se_weights"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={list(values)} names a training twice; it tells nothing new")
+                raise ValueError(f"{name}={list(values)} names a training twice; list each value once")
         return self

@@ -1,4 +1,4 @@
-"""The sections of a recipe but the search: what is trained, on what, how it is scored and promoted."""
+"""The sections of a recipe except the search: model, data, training, evaluation, promotion."""
 
 import difflib
 import math
@@ -27,12 +27,12 @@ TORCHVISION_BACKBONES = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
-# Of 64, 64, 128 channels in the authors' networks (s), of 32, 32, 64 in mmsegmentation's and timm's (c).
+# Stems of 64, 64, 128 channels in the authors' networks (s); 32, 32, 64 in mmsegmentation's and timm's (c).
 DEEP_STEM_BACKBONES = ("resnet50s", "resnet101s", "resnet152s", "resnet50c", "resnet101c", "resnet152c")
 BACKBONES = ("tiny", *TORCHVISION_BACKBONES, *DEEP_STEM_BACKBONES)
 TIMM_PREFIX = "timm:"
 IMAGENET = "imagenet"  # the value of model.weights that means published weights
-# In the model registry: the alias of the model before, the model whose versions are the decisions on another.
+# In the model registry: the alias of the previous champion, and the model whose versions are the decisions.
 PREVIOUS_SUFFIX = "-previous"
 DECISIONS_SUFFIX = ".decisions"
 
@@ -103,9 +103,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelConfig(Section):
-    """EncNet and what it is compared with; the paper's symbol is named where it has one.
+    """EncNet and the networks it is compared with; a description gives the paper's symbol where there is one.
 
-    A value that `preset` names takes the preset's unless it is given.
+    A field that `preset` names takes the preset's value unless the recipe gives one.
     """
 
     backbone: str = Field(
@@ -119,7 +119,7 @@ class ModelConfig(Section):
         description="state-dict file of the backbone (.safetensors or .pth), or imagenet for published ones",
     )
     output_stride: Literal[4, 8, 16, 32] = Field(8, description="8, 16 or 32; tiny: 4 or 8")
-    head: Head = Field("fcn", description="what makes the features that are classified")
+    head: Head = Field("fcn", description="the layers between backbone and classifier")
     context: Context = Field(
         "encoding", description="above the head: encoding (EncNet), gate (average pooling), none"
     )
@@ -150,7 +150,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _take_preset(self) -> "ModelConfig":
         values = {name: v for name, v in PRESETS[self.preset].items() if name not in self.model_fields_set}
-        # Not by assignment: the values are not set, so that another preset replaces them.
+        # Written to __dict__, so that pydantic does not count them as set and another preset replaces them.
         self.__dict__.update(values)
         return self
 
@@ -174,7 +174,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _stride_exists(self) -> "ModelConfig":
-        # Which of the three a network of timm has is known when it is built.
+        # A timm network may lack some of the three strides, which shows when it is built.
         allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
         if self.output_stride not in allowed:
             raise ValueError(
@@ -203,7 +203,7 @@ class LossConfig(Section):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _class_weights_are_weights(cls, given: Any) -> Any:
-        """In words of its own: a union reports each of its branches."""
+        """Checked here, since pydantic reports one error for each branch of the union."""
         if given in ("none", "median_frequency"):
             return given
         if not isinstance(given, dict):
@@ -267,7 +267,7 @@ class TrainConfig(Section):
         "auto", description="auto: SyncBatchNorm with several GPU workers"
     )
     profile_steps: int = Field(
-        0, ge=0, le=100, description="steps of the first epoch that profile.txt tells of; 0: none"
+        0, ge=0, le=100, description="steps of the first epoch to profile, in profile.txt; 0: none"
     )
 
     @property
@@ -314,7 +314,7 @@ class PromoteConfig(Section):
 
     @field_validator("class_floor", mode="before")
     @classmethod
-    def _floor_is_told(cls, value: Any) -> Any:
+    def _floor_is_an_iou(cls, value: Any) -> Any:
         named = value if isinstance(value, dict) else {"all": value}
         for name, floor in named.items():
             if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
@@ -329,7 +329,7 @@ class PromoteConfig(Section):
         if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
             raise ValueError(f"alias={self.alias} is reserved by MLflow; try champion")
         if alias.endswith(PREVIOUS_SUFFIX):
-            raise ValueError(f"alias={self.alias} is kept for the model before; try champion")
+            raise ValueError(f"alias={self.alias} is kept for the previous model; try champion")
         if self.model_name.endswith(DECISIONS_SUFFIX):
             name = self.model_name.removesuffix(DECISIONS_SUFFIX)
             raise ValueError(f"model_name={self.model_name} is kept for the decisions on {name}; try {name}")
@@ -337,7 +337,7 @@ class PromoteConfig(Section):
 
 
 def as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; a number was meant."""
+    """Turn text like 1e-3, which YAML 1.1 does not read as a number, into the number."""
     if isinstance(value, str):
         try:
             return float(value)

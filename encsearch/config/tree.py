@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from encsearch.config.search import AblateConfig, SearchConfig, active
+from encsearch.config.search import AblateConfig, SearchConfig, find_active
 from encsearch.config.sections import (
     IMAGENET,
     AugmentConfig,
@@ -32,7 +32,7 @@ from encsearch.config.sections import (
 from encsearch.errors import UserError, one_line
 from encsearch.text import format_list, format_param
 
-# In the folder of a job and of a model: the recipe, every default written out.
+# The recipe with every default written out, in the folder of a job and of a model.
 CONFIG_FILE = "config.yaml"
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
@@ -98,11 +98,11 @@ class Config(Section):
         for path in space:
             _check_searchable(path)
         first = {path: dimension.examples[0] for path, dimension in space.items()}
-        # What makes a configuration invalid is one value, or two that do not go together.
+        # One value makes a configuration invalid, or two that do not go together; so pairs are enough.
         for pair in combinations(space, min(2, len(space))):
             for values in product(*(space[path].examples for path in pair)):
                 point = {**first, **dict(zip(pair, values, strict=True))}
-                _check_point(self, {path: point[path] for path in active(space, point)})
+                _check_point(self, {path: point[path] for path in find_active(space, point)})
         for number, point in enumerate(self.search.enqueue):
             for path, value in point.items():
                 if path not in space:
@@ -110,7 +110,7 @@ class Config(Section):
                 if not space[path].holds(value):
                     raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
             whole = {**first, **point}
-            _check_point(self, {path: whole[path] for path in active(space, whole)})
+            _check_point(self, {path: whole[path] for path in find_active(space, whole)})
         return self
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe and apply `path=value` overrides, the later one winning.
+    """Read a YAML recipe and apply `path=value` overrides; a later override wins.
 
     Raises UserError with one line that names the path, the value and what is allowed.
     """
@@ -144,7 +144,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
-    # YAML raises a plain ValueError for a date that is none, such as 2026-13-01.
+    # YAML raises a plain ValueError for an impossible date, such as 2026-13-01.
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error, None)}") from None
     if not isinstance(tree, dict):
@@ -165,7 +165,7 @@ def model_config(**values: Any) -> ModelConfig:
 
 
 def check_alias(model_name: str, alias: str) -> None:
-    """Raises UserError for names that MLflow, or this package, keeps for something else."""
+    """Raises UserError for names that MLflow or this package reserves."""
     try:
         PromoteConfig(model_name=model_name, alias=alias)
     except ValidationError as error:
@@ -182,19 +182,19 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """One training of a recipe: without its search, and with `values` (path -> value) in place of its own."""
+    """The configuration of one training: the recipe without its search, with `values` (path -> value) set."""
     return with_values(config.model_copy(update={"search": None}), values)
 
 
-def search_of(config: Config) -> SearchConfig:
-    """Raises UserError for a recipe without a search block."""
+def require_search(config: Config) -> SearchConfig:
+    """The recipe's search block. Raises UserError if it has none."""
     if config.search is None:
         raise UserError(f"recipe {config.name} has no search: block; add one, or use `encsearch train`")
     return config.search
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """The same configuration with `path=value` overrides applied, the later one winning."""
+    """The same configuration with `path=value` overrides applied; a later override wins."""
     return with_values(config, dict(map(_parse_override, overrides)))
 
 
@@ -214,7 +214,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def to_json(config: Config) -> str:
-    """The one string in which a configuration crosses to a worker; `from_json` validates it there.
+    """The configuration as the string that is sent to a worker, where `from_json` validates it.
 
     Relative file paths become absolute: a worker has a working directory of its own.
     """
@@ -242,7 +242,7 @@ def paths() -> list[str]:
     def visit(section: type[BaseModel], prefix: str) -> None:
         for name, info in section.model_fields.items():
             found.append(prefix + name)
-            child = _section_of(info.annotation)
+            child = _find_section(info.annotation)
             if child:
                 visit(child, f"{prefix}{name}.")
 
@@ -254,17 +254,17 @@ def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def _find_section(annotation: Any) -> type[Section] | None:
     candidates = [annotation, *get_args(annotation)] if get_origin(annotation) is not dict else []
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
 
 
 def _check_path(path: str) -> None:
     if path not in paths() and not path.startswith("search.space."):
-        raise UserError(_unknown(path))
+        raise UserError(_describe_unknown_path(path))
 
 
-def _unknown(path: str) -> str:
+def _describe_unknown_path(path: str) -> str:
     near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
     return f"unknown config path {path}; " + (
         f"did you mean {near[0]}?" if near else "`encsearch schema --paths` lists them"
@@ -277,7 +277,7 @@ def _check_searchable(path: str) -> None:
     except UserError as error:
         raise ValueError(f"search.space: {error}") from None
     if path in ("train.epochs", "train.seed"):
-        raise ValueError(f"search.space: {path} is not searchable; trials must differ in neither")
+        raise ValueError(f"search.space: {path} is not searchable; it must be the same in all trials")
     if path.split(".")[0] not in {"augment", "model", "loss", "optim", "train"}:
         raise ValueError(
             f"search.space: {path} is not searchable; only augment, model, loss, optim and train are"
@@ -285,7 +285,7 @@ def _check_searchable(path: str) -> None:
 
 
 def _worker_counts(config: Config) -> list[int]:
-    """Of every training that the recipe leads to: trials, or the one training, and finalists."""
+    """The worker counts of all the recipe's trainings: trials or the one training, and finalists."""
     counts = {config.scaling.num_workers}
     if config.search and config.search.confirm.num_workers:
         counts.add(config.search.confirm.num_workers)
@@ -293,7 +293,7 @@ def _worker_counts(config: Config) -> list[int]:
 
 
 def _check_point(config: Config, values: Mapping[str, Any]) -> None:
-    """Refuse a point of the space that is no valid configuration of a trial or of a finalist."""
+    """Raise ValueError if a point of the space is not a valid configuration of a trial or a finalist."""
     for num_workers in _worker_counts(config):
         tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
         for path, value in {**values, "scaling.num_workers": num_workers}.items():
@@ -344,7 +344,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return _unknown(path)
+        return _describe_unknown_path(path)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -1,1 +1,1 @@
-"""Data sets: what one is, the Parquet store that holds it, and the batches made of it."""
+"""Data sets: their interface, the Parquet store that holds them, and the batches made from them."""

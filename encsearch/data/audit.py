@@ -1,4 +1,4 @@
-"""Whether a store is sound."""
+"""Check that a store is sound."""
 
 import hashlib
 from collections import Counter
@@ -29,10 +29,10 @@ class StoreCheck:
 def check_store(path: str | Path) -> StoreCheck:
     """Verify every shard and every sample of a store.
 
-    Problems: a damaged shard, a damaged image or mask, a mask value that is no class, sizes that differ,
+    Problems: a damaged shard, a damaged image or mask, a mask value that is not a class, sizes that differ,
     columns that do not describe the sample, an id twice in a split, the same image in two splits.
     Warnings: a video or scene in two splits, the same image twice in a split, a mask without a labelled
-    pixel, a class without one. Raises StoreError when there is no sound manifest to check by.
+    pixel, a class without one. Raises StoreError when the manifest itself is missing or damaged.
     """
     store = Path(path)
     manifest = read_manifest(store)
@@ -51,7 +51,7 @@ def check_store(path: str | Path) -> StoreCheck:
 
 @dataclass
 class _Findings:
-    """What has been seen so far, over the splits."""
+    """What has been found so far, over all splits."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ def _check_split(
 ) -> None:
     ids: set[str] = set()
     digest = hashlib.sha256()
-    for row in _sound_rows(store, split, findings):
+    for row in _read_sound_rows(store, split, findings):
         where = f"{name}/{row.id}"
         findings.samples[name] += 1
         findings.class_pixels.update(dict(enumerate(row.histogram)))
@@ -78,10 +78,10 @@ def _check_split(
         _check_leaks(row, name, where, findings)
     complete = findings.samples[name] == split.num_samples
     if complete and digest.hexdigest() != split.digest:
-        findings.problems.append(f"{name}: the samples are not those that the manifest's fingerprint names")
+        findings.problems.append(f"{name}: the samples do not match the fingerprint in the manifest")
 
 
-def _sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[StoreRow]:
+def _read_sound_rows(store: Path, split: SplitManifest, findings: _Findings) -> Iterator[StoreRow]:
     for shard in split.shards:
         try:
             yield from read_rows(store, shard)

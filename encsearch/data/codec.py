@@ -1,4 +1,4 @@
-"""PNG and JPEG bytes to arrays and back, with every damage turned into one line.
+"""Convert PNG and JPEG bytes to arrays and back; any damage is reported in one line.
 
 PIL decodes: on damaged PNGs torchvision 0.29 ends the process, and one bad file must not kill a worker.
 """
@@ -28,28 +28,28 @@ def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
     """The pixels of an image file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Grey, palette, CMYK and alpha become RGB (alpha is dropped). Raises UserError, which begins with
-    `where`, for what is not an image, is damaged, over MAX_PIXELS, or has more than 8 bits of grey.
+    `where`, if it is not an image, is damaged, is larger than MAX_PIXELS, or has more than 8 bits of grey.
     """
-    with _opened(data, where) as image:
-        return _rgb(image, where)
+    with _open_image(data, where) as image:
+        return _to_rgb(image, where)
 
 
 def canonical_image(data: bytes, where: str) -> bytes:
     """`data` itself if it is a PNG or JPEG in upright RGB, else the same picture as a PNG.
 
-    The picture is decoded either way, so that damage shows. Raises what `decode_image` raises.
+    The picture is decoded in any case, so that damage is found. Raises what `decode_image` raises.
     """
-    with _opened(data, where) as image:
+    with _open_image(data, where) as image:
         plain = image.format in {"PNG", "JPEG"} and image.mode == "RGB"
-        pixels = _rgb(image, where)
-        with _damage_named(image, where):
+        pixels = _to_rgb(image, where)
+        with _report_damage(image, where):
             kept = plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     return data if kept else encode_png(pixels)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(H, W) of an image file from its header. Raises UserError as `decode_image` does."""
-    with _opened(data, where) as image:
+    with _open_image(data, where) as image:
         return image.height, image.width
 
 
@@ -59,7 +59,7 @@ def decode_mask(data: bytes, where: str) -> NDArray[np.uint8]:
     Raises UserError, which begins with `where`, for every other kind of file: colours are not indices, and
     PIL stretches grey of 1, 2 or 4 bits to 0..255.
     """
-    with _opened(data, where) as image:
+    with _open_image(data, where) as image:
         if image.format != "PNG":
             raise UserError(
                 f"{where}: a mask is a PNG, but this is {image.format}; save class indices as an 8-bit PNG"
@@ -68,10 +68,10 @@ def decode_mask(data: bytes, where: str) -> NDArray[np.uint8]:
         palette, grey = colour_type == 3, colour_type == 0
         if not (palette or grey):
             kind = {2: "RGB", 4: "grey with alpha", 6: "RGBA"}[colour_type]
-            raise UserError(f"{where}: colours ({kind}) are no class indices; save indices as an 8-bit PNG")
+            raise UserError(f"{where}: colours ({kind}) are not class indices; save indices as an 8-bit PNG")
         if grey and bits != 8:
             raise UserError(f"{where}: a {bits}-bit grey mask; save the class indices as an 8-bit grey PNG")
-        with _damage_named(image, where):
+        with _report_damage(image, where):
             return np.asarray(image)
 
 
@@ -83,8 +83,8 @@ def encode_png(array: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _opened(data: bytes, where: str) -> Image.Image:
-    """The image with its header read and its pixels not; the size is judged before they are."""
+def _open_image(data: bytes, where: str) -> Image.Image:
+    """Read only the header of an image, so that its size is checked before any pixel is decoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError:
@@ -101,16 +101,16 @@ def _opened(data: bytes, where: str) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         raise UserError(f"{where}: a 16-bit grey image; save it with 8 bits, scaled as you see fit")
-    with _damage_named(image, where):
+    with _report_damage(image, where):
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 @contextmanager
-def _damage_named(image: Image.Image, where: str) -> Iterator[None]:
-    """PIL reads pixels and metadata late, and raises what its parsers happen to raise."""
+def _report_damage(image: Image.Image, where: str) -> Iterator[None]:
+    """Turn the parser errors that PIL raises, late, for damaged pixels and metadata into UserError."""
     try:
         yield
     except _DAMAGE as error:

@@ -1,4 +1,4 @@
-"""What a segmentation data set is to the rest of the program."""
+"""The interface of a segmentation data set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from encsearch.errors import UserError
 from encsearch.text import format_count
 
 IGNORE = 255
-"""Mask value of a pixel that counts neither in the loss nor in a metric."""
+"""Mask value of pixels that count in neither the loss nor the metrics."""
 
 Colour = tuple[int, int, int]
 
@@ -43,7 +43,7 @@ class DatasetInfo:
         for group, members in self.groups.items():
             strangers = [name for name in members if name not in self.classes]
             if strangers:
-                raise UserError(f"{self.name}: group {group} names {strangers[0]!r}, which is no class")
+                raise UserError(f"{self.name}: group {group} names {strangers[0]!r}, which is not a class")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` is its inverse."""
@@ -88,14 +88,14 @@ class EncodedSample:
 
 
 class SegmentationDataset(Protocol):
-    """The seam: anything with these four trains. `__getitem__` must be safe to call from several threads."""
+    """Any object with these four members can be trained on. Several threads call `__getitem__` at once."""
 
     @property
     def info(self) -> DatasetInfo: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the samples or the classes do, and only then."""
+        """Changes if and only if the samples or the classes change."""
         ...
 
     def __len__(self) -> int: ...
@@ -104,7 +104,7 @@ class SegmentationDataset(Protocol):
 
 
 def evenly_spaced(samples: SegmentationDataset | Sequence[Sample], count: int) -> list[Sample]:
-    """`count` of the samples, or all if there are fewer; always the same ones of the same data set."""
+    """`count` samples, or all if there are fewer; always the same ones for the same data set."""
     indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
     return [samples[int(index)] for index in dict.fromkeys(indices)]
 

@@ -1,6 +1,6 @@
-"""Batches: the endless training stream and the one pass of validation, both decoded by threads.
+"""Batches: the endless training stream and the single validation pass, both decoded by threads.
 
-Every decoder lets go of the GIL, so threads suffice; worker processes cost more a sample, and up to a
+The decoders release the GIL, so threads suffice; worker processes cost more per sample and take up to a
 minute to start.
 """
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _ORDER, _AUGMENTATION = 0, 1  # keep the random numbers of the two purposes apart
-_MAX_WAITING_BATCHES = 4  # of validation; bounds the memory that a data set of many sizes takes
+_MAX_WAITING_BATCHES = 4  # in validation; bounds the memory for a data set of many image sizes
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Batch:
 
 
 class TrainStream:
-    """The training samples of one rank, in an order that depends on nothing but seed and data set.
+    """The training samples of one rank, in an order that depends only on the seed and the data set.
 
-    The stream is one permutation of the data set after another, without end, and a step takes the next
-    `global_batch_size` places of it, each rank an equal slice. So the number of samples seen is all the
-    state there is: a training resumes from it exactly, on any number of ranks. What augmentation does to a
-    sample depends on (seed, pass, sample) alone.
+    The stream is an endless sequence of permutations of the data set. Each step takes the next
+    `global_batch_size` places, each rank an equal slice. So the number of samples seen is the whole state: a
+    training resumes from it exactly, on any number of ranks. The augmentation of a sample depends on
+    (seed, pass, sample) alone.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TrainStream:
         return _prefetch(self._load, self._steps(samples_seen), self._threads)
 
     def _steps(self, samples_seen: int) -> Iterator[list[tuple[int, int]]]:
-        """The (pass, index) of every sample of a step of this rank."""
+        """The (pass, index) pairs of this rank's samples, one list per step."""
         size = self._global_batch_size // self._world_size
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for start in count(samples_seen + self._rank * size, self._global_batch_size):
@@ -116,7 +116,7 @@ class TrainStream:
 def validation_batches(
     dataset: SegmentationDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, threads: int = 2
 ) -> Generator[Batch, None, None]:
-    """One pass over this rank's part: over all ranks every sample comes exactly once, unpadded.
+    """One pass over this rank's part of the samples; over all ranks each comes exactly once, without padding.
 
     The images of a batch have the same size, so batches may be smaller than `batch_size`, and ranks may have
     different numbers of them, or none.
@@ -159,10 +159,10 @@ def _to_batch(items: list[_Item]) -> Batch:
 def _prefetch(
     load: Callable[[T], R], jobs: Iterable[T], threads: int, ahead: int | None = None
 ) -> Generator[R, None, None]:
-    """load(job) in the order of the jobs, each made in a thread, `ahead` of them before they are asked for.
+    """Yield load(job) in the order of the jobs; threads work up to `ahead` jobs in advance.
 
-    An error of `load` is raised here, in its turn. Closing the generator cancels what has not begun and
-    waits for what has.
+    An error in `load` is raised here when its job is due. Closing the generator cancels the jobs that have
+    not begun and waits for the others.
     """
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="loading") as pool:

@@ -1,4 +1,4 @@
-"""The manifest of a store: what is in it, and the hashes that prove it."""
+"""The manifest of a store: its content and the hashes that verify it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class SplitManifest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a store without opening a shard."""
+    """Everything that is known about a store without opening a shard."""
 
     version: int
     info: DatasetInfo
@@ -48,7 +48,7 @@ class Manifest:
     splits: Mapping[str, SplitManifest]
 
     def split(self, name: str) -> SplitManifest:
-        """Raises StoreError for a split that does not exist, with the names of those that do."""
+        """The split `name`. Raises StoreError, listing the splits that exist, if there is none."""
         if name not in self.splits:
             raise StoreError(f"split {name!r} is not in the store; it has {', '.join(self.splits)}")
         return self.splits[name]
@@ -57,7 +57,7 @@ class Manifest:
 def content_fingerprint(info: DatasetInfo, digests: Mapping[str, str]) -> str:
     """SHA-256 of the classes and of every split's digest.
 
-    It names the content and not the files: the same samples written with other shard sizes or another
+    It identifies the content, not the files: the same samples written with other shard sizes or another
     Parquet library have the same fingerprint.
     """
     content = {"info": info.to_dict(), "splits": dict(digests)}
@@ -87,12 +87,12 @@ def read_manifest(path: str | Path) -> Manifest:
             "import the data again"
         )
     try:
-        manifest = _from_dict(values)
+        manifest = _parse_manifest(values)
     except (ValueError, KeyError, TypeError, AttributeError, UserError):
         raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
     digests = {name: split.digest for name, split in manifest.splits.items()}
     if content_fingerprint(manifest.info, digests) != manifest.fingerprint:
-        raise StoreError(f"{file}: damaged, its fingerprint does not fit its content; import the data again")
+        raise StoreError(f"{file}: damaged, its fingerprint does not match; import the data again")
     return manifest
 
 
@@ -101,19 +101,19 @@ def manifest_json(manifest: Manifest) -> str:
     return json.dumps(values, indent=1) + "\n"
 
 
-def _from_dict(values: Mapping[str, Any]) -> Manifest:
+def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     splits = {
         name: SplitManifest(
             num_samples=split["num_samples"],
             digest=split["digest"],
-            shards=tuple(_shard(shard) for shard in split["shards"]),
+            shards=tuple(_parse_shard(shard) for shard in split["shards"]),
         )
         for name, split in values["splits"].items()
     }
     return Manifest(values["version"], DatasetInfo.from_dict(values["info"]), values["fingerprint"], splits)
 
 
-def _shard(values: Mapping[str, Any]) -> Shard:
+def _parse_shard(values: Mapping[str, Any]) -> Shard:
     """Raises ValueError for a name or hash that would lead out of the store or its cache."""
     shard = Shard(**values)
     if Path(shard.file).name != shard.file or not re.fullmatch("[0-9a-f]{64}", shard.sha256):

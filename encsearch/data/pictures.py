@@ -1,4 +1,4 @@
-"""Label maps as pictures: colours, overlays, and contact sheets that compare predictions.
+"""Draw label maps: colours, overlays, and contact sheets that compare predictions.
 
 Arrays are uint8: an image is (H, W, 3), a mask (H, W) of class numbers, a palette (num_classes, 3).
 """
@@ -21,6 +21,8 @@ PAPER = (255, 255, 255)
 GAP = 10
 MARGIN = 24
 FONT_PX = 17
+SMALL_PX = 128
+"""Images with sides up to this are clearer as plain colours than under an overlay."""
 
 
 def colorize(mask: Array, palette: Array) -> Array:
@@ -37,7 +39,7 @@ def overlay(image: Array, mask: Array, palette: Array, alpha: float = 0.5, ignor
     return np.where((mask == ignore)[..., None], image, mixed)
 
 
-def sheet(
+def draw_sheet(
     rows: Sequence[Sequence[Array]],
     column_titles: Sequence[str],
     row_titles: Sequence[str] = (),
@@ -45,10 +47,10 @@ def sheet(
     palette: Array | None = None,
     min_cell_px: int = 240,
 ) -> Image.Image:
-    """A contact sheet: pictures (H, W, 3) in a grid under their titles, and a legend of `classes` below.
+    """Draw a contact sheet: pictures (H, W, 3) in a grid with titles, and a legend of `classes` below.
 
-    Pictures narrower than `min_cell_px` are enlarged by a whole factor without smoothing, all by the same
-    one, so that a pixel of a mask stays a square.
+    If the pictures are narrower than `min_cell_px`, all are enlarged by the same whole factor without
+    smoothing, so that a pixel of a mask stays a square.
     """
     assert rows, "a sheet has at least one row"
     assert len(classes) <= (0 if palette is None else len(palette)), "every class of the legend has a colour"
@@ -58,7 +60,7 @@ def sheet(
     factor = -(-min_cell_px // width) if width < min_cell_px else 1
     font = ImageFont.load_default(FONT_PX)
     grid = _Grid(
-        left=MARGIN + (max(_width(font, title) for title in row_titles) + 16 if row_titles else 0),
+        left=MARGIN + (max(_measure_width(font, title) for title in row_titles) + 16 if row_titles else 0),
         top=MARGIN + FONT_PX + 12,
         cell=(width * factor, height * factor),
         shape=(len(rows), len(column_titles)),
@@ -76,7 +78,7 @@ def sheet(
         draw.text((grid.left - 16, y + grid.cell[1] / 2), title, MUTED, font, anchor="rm")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            canvas.paste(_enlarged(picture, factor), grid.corner(row, column))
+            canvas.paste(_enlarge(picture, factor), grid.corner(row, column))
     for (line, x), name, colour in zip(swatches, classes, () if palette is None else palette, strict=False):
         y = grid.bottom + 16 + 28 * line
         draw.rounded_rectangle((MARGIN + x, y, MARGIN + x + 20, y + 20), 4, tuple(colour.tolist()), MUTED)
@@ -106,11 +108,11 @@ class _Grid:
 
 
 def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:
-    """(line, x) of each legend entry, broken into lines of `width` px."""
+    """(line, x) of each legend entry, wrapped into lines of `width` px."""
     placed = []
     line = x = 0
     for name in names:
-        entry_width = 28 + _width(font, name) + 24
+        entry_width = 28 + _measure_width(font, name) + 24
         if x and x + entry_width > width:
             line, x = line + 1, 0
         placed.append((line, x))
@@ -118,22 +120,18 @@ def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]
     return placed
 
 
-def _width(font: Font, text: str) -> int:
+def _measure_width(font: Font, text: str) -> int:
     return int(np.ceil(font.getlength(text)))
 
 
-def _enlarged(picture: Array, factor: int) -> Image.Image:
+def _enlarge(picture: Array, factor: int) -> Image.Image:
     return Image.fromarray(np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
 
 
-SMALL_PX = 128
-"""Longest side of images that are clearer as plain colours than under an overlay."""
-
-
-def comparison(
+def draw_comparison(
     samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
 ) -> Image.Image:
-    """A row a sample: the image, the truth, and a column for each title's label maps, (H, W) uint8."""
+    """One row per sample: the image, the truth, and each title's label map, (H, W) uint8."""
     palette = np.array(info.palette, dtype=np.uint8)
     small = max(samples[0].image.shape[:2]) <= SMALL_PX
     rows = [
@@ -147,4 +145,4 @@ def comparison(
         for row, sample in enumerate(samples)
     ]
     titles = ["image", "truth", *label_maps]
-    return sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)
+    return draw_sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)

@@ -1,4 +1,4 @@
-"""A row of a store: a sample with what is derived from it, so that figures need no decoding."""
+"""A row of a store: a sample and the facts derived from it, so that statistics need no decoding."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from encsearch.errors import UserError
 class StoreRow:
     """A sample as a shard holds it.
 
-    `histogram` counts the pixels of each class; the rest of height x width is ignored. `encoded_sha256` is
-    of the bytes, `image_sha256` and `mask_sha256` are of the pixels, whatever file held them.
+    `histogram` counts the pixels of each class; the rest of height x width is ignored. `encoded_sha256`
+    hashes the bytes; `image_sha256` and `mask_sha256` hash the pixels, whatever file held them.
     """
 
     id: str
@@ -65,13 +65,13 @@ def check_pair(image_size: tuple[int, ...], mask: NDArray[np.uint8], num_classes
     strangers = values[(values >= num_classes) & (values != IGNORE)]
     if strangers.size:
         raise UserError(
-            f"{where}: mask value {strangers[0]} is no class; the {num_classes} classes are "
+            f"{where}: mask value {strangers[0]} is not a class; the {num_classes} classes are "
             f"0..{num_classes - 1}, and {IGNORE} is ignored"
         )
 
 
 def encoded_sha256(sample_id: str, image: bytes, mask: bytes) -> str:
-    """Of the id and the two files, each with its length before it."""
+    """SHA-256 of the id and the two files, each preceded by its length."""
     digest = hashlib.sha256()
     for part in (sample_id.encode(), image, mask):
         digest.update(len(part).to_bytes(8, "little"))
@@ -80,7 +80,7 @@ def encoded_sha256(sample_id: str, image: bytes, mask: bytes) -> str:
 
 
 def content_line(row: StoreRow) -> bytes:
-    """What a row adds to the digest of its split: the same for the same pixels in other files."""
+    """A row's contribution to the digest of its split; it depends on the pixels, not on the files."""
     return f"{row.id}\0{row.image_sha256}\0{row.mask_sha256}\n".encode()
 
 

@@ -1,9 +1,9 @@
-"""`scenes`: generated images on which context decides, because the same thing has four names.
+"""`scenes`: generated images in which context decides, because the same object has four names.
 
-A picture shows part of a room with a table in it. On the table lie round and long things: a plate and a
-knife if the room is a kitchen, a blade and a file if it is a workshop, and they look alike. Nothing within
-`MARGIN` of such a thing depends on the room, which shows in its furniture and floor at the far end of the
-picture. docs/scenes.md is the specification.
+A picture shows part of a room with a table. Round and long things lie on the table: a plate and a knife if
+the room is a kitchen, a blade and a file if it is a workshop, and they look alike. Nothing within `MARGIN` of
+such a thing depends on the room, which only its furniture and floor at the far end of the picture show.
+docs/scenes.md is the specification.
 
 Lengths are in units, 1/64 of the picture's side; coordinates have their origin at its centre.
 """
@@ -25,7 +25,7 @@ from encsearch.errors import UserError
 SPLITS = ("train", "val", "test")
 SCENES = ("kitchen", "bedroom", "office", "workshop")
 STUFF = ("table", "tiles", "carpet")
-CUES = ("stove", "bed", "screen", "vice")  # one a scene, as are the things of each look-alike group
+CUES = ("stove", "bed", "screen", "vice")  # one per scene, like the things of each look-alike group
 ROUND = ("plate", "mirror", "disk", "blade")
 LONG = ("knife", "comb", "pen", "file")
 CLASSES = STUFF + CUES + ROUND + LONG
@@ -34,7 +34,7 @@ _FIRST_CUE, _FIRST_ROUND, _FIRST_LONG = (CLASSES.index(names[0]) for names in (C
 
 UNITS = 64
 MARGIN = 20
-"""In a square of this half side about any pixel of an ambiguous thing, nothing depends on the scene."""
+"""Nothing depends on the scene in a square of this half side around any pixel of an ambiguous thing."""
 
 P_FOREIGN_CUE = 0.1
 TILE_SHARE = (0.9, 0.1, 0.35, 0.65)  # of the floor, by scene
@@ -67,10 +67,10 @@ def generate_scenes(
     size: int = 64,
     seed: int = 0,
 ) -> Manifest:
-    """Write the data set as a store of `size` x `size` px pictures, which the arguments determine.
+    """Write the data set as a store of `size` x `size` px pictures; the arguments determine every pixel.
 
     A smaller split is the beginning of a larger one. The scene is part of a sample's id.
-    Raises UserError for a size under 64, a negative seed, and what `write_store` refuses: no samples, a
+    Raises UserError for a size under 64 or a negative seed, and, like `write_store`, for no samples or a
     folder in use.
     """
     if size < UNITS:
@@ -78,7 +78,9 @@ def generate_scenes(
     if seed < 0:
         raise UserError(f"seed={seed} is negative; try 0")
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    return write_store(store, INFO, {split: _encoded(seed, split, n, size) for split, n in counts.items()})
+    return write_store(
+        store, INFO, {split: _generate_samples(seed, split, n, size) for split, n in counts.items()}
+    )
 
 
 def scene_sample(seed: int, split: str, index: int, size: int = UNITS) -> tuple[Image, Mask, int]:
@@ -104,7 +106,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Layout:
-    """All of a picture that is drawn without knowing the scene; fields are (size, size)."""
+    """The parts of a picture that do not depend on the scene; fields are (size, size)."""
 
     x: Field
     y: Field
@@ -127,7 +129,7 @@ def draw_layout(rng: Generator, size: int) -> Layout:
     angle = rng.uniform(0, 2 * np.pi)
     # A square of half side a reaches a * reach across the edge: MARGIN holds at every angle.
     reach = abs(np.cos(angle)) + abs(np.sin(angle))
-    beyond_edge = _along(x, y, angle) + rng.uniform(10, 14) * reach
+    beyond_edge = _project(x, y, angle) + rng.uniform(10, 14) * reach
     cues = _place(
         rng, x, y, np.minimum(inside, -beyond_edge), count=int(rng.integers(3, 5)), radii=(4.0, 5.5)
     )
@@ -139,7 +141,7 @@ def draw_layout(rng: Generator, size: int) -> Layout:
         x=x,
         y=y,
         on_table=beyond_edge > 0,
-        grain=np.sin(1.3 * _along(x, y, rng.uniform(0, np.pi)) + _waves(rng, x, y, scale=0.05)),
+        grain=np.sin(1.3 * _project(x, y, rng.uniform(0, np.pi)) + _waves(rng, x, y, scale=0.05)),
         floor_pattern=floor_pattern,
         tile_offset=(rng.uniform(0, 6), rng.uniform(0, 6)),
         cues=cues,
@@ -151,7 +153,7 @@ def draw_layout(rng: Generator, size: int) -> Layout:
 
 
 def draw_cue_scenes(rng: Generator, scene: int, num_cues: int) -> tuple[int, ...]:
-    """The scene that each piece of furniture is from: mostly `scene`, the others alike."""
+    """The scene that each piece of furniture comes from: mostly `scene`, each other one equally often."""
     others = (scene + rng.integers(1, len(SCENES), num_cues)) % len(SCENES)
     return tuple(np.where(rng.random(num_cues) < P_FOREIGN_CUE, others, scene).tolist())
 
@@ -170,7 +172,7 @@ def render(layout: Layout, scene: int, cue_scenes: tuple[int, ...]) -> tuple[Ima
     return image, canvas.mask
 
 
-def _encoded(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSample]:
+def _generate_samples(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSample]:
     for index in range(count):
         image, mask, scene = scene_sample(seed, split, index, size)
         name = f"{split}-{index:06d}-{SCENES[scene]}"
@@ -178,7 +180,7 @@ def _encoded(seed: int, split: str, count: int, size: int) -> Iterator[EncodedSa
         yield EncodedSample(name, encode_png(image), encode_png(mask), group="")
 
 
-def _along(x: Field, y: Field, angle: float) -> Field:
+def _project(x: Field, y: Field, angle: float) -> Field:
     along: Field = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
     return along
 
@@ -194,7 +196,7 @@ def _waves(rng: Generator, x: Field, y: Field, scale: float) -> Field:
 def _place(
     rng: Generator, x: Field, y: Field, room: Field, count: int, radii: tuple[float, float]
 ) -> tuple[Placement, ...]:
-    """Up to `count` discs, one unit apart; `room` is the distance to what they must not touch."""
+    """Up to `count` discs, one unit apart; `room` is the distance to the edges that they must not touch."""
     placed: list[Placement] = []
     for _ in range(count):
         radius, angle, shade = rng.uniform(*radii), rng.uniform(0, np.pi), rng.uniform(-1, 1)
@@ -208,7 +210,7 @@ def _place(
 
 
 class _Canvas:
-    """A picture and its labels while they are painted, by signed distances (units, < 0 inside)."""
+    """A picture and its labels being painted; shapes are signed distances (units, < 0 inside)."""
 
     def __init__(self, layout: Layout) -> None:
         self.x, self.y = layout.x, layout.y
@@ -219,7 +221,7 @@ class _Canvas:
     def about(self, place: Placement) -> tuple[Field, Field]:
         """Coordinates with their origin in the thing's centre, turned by its angle."""
         dx, dy = self.x - np.float32(place.x), self.y - np.float32(place.y)
-        return _along(dx, dy, place.angle), _along(dx, dy, place.angle + np.pi / 2)
+        return _project(dx, dy, place.angle), _project(dx, dy, place.angle + np.pi / 2)
 
     def fill(self, distance: Field, colour: tuple[float, float, float]) -> None:
         """Colour the inside, with an edge that is one pixel soft."""

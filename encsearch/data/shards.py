@@ -1,9 +1,9 @@
-"""The files of a store: Parquet shards that prove themselves, and the Arrow cache that is read at random.
+"""The files of a store: Parquet shards with checksums, and the Arrow cache for random access.
 
 Parquet is the source of truth, with a checksum on every page; its row groups decode too slowly for random
 access (0.4 to 0.9 of the speed of plain decoding), so each shard is copied once to an Arrow IPC file, which
-is memory-mapped: all workers of a machine share its pages. Neither format notices a flipped byte unless it
-is asked to, so a shard is hashed before it is copied, and every row of the cache when it is read.
+is memory-mapped: all workers of a machine share its pages. Neither format detects a flipped byte by default,
+so a shard is hashed before it is copied, and every row of the cache is hashed when it is read.
 """
 
 import bisect
@@ -53,7 +53,7 @@ _CACHE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CachedRow:
-    """What a sample is decoded from."""
+    """The encoded files of one sample."""
 
     id: str
     image: bytes
@@ -96,7 +96,7 @@ class ShardWriter:
         return Shard(self.file.name, sha256(self.file), self.file.stat().st_size, self._num_rows)
 
     def abort(self) -> None:
-        """Let go of the file, which is about to be deleted; why is known by now."""
+        """Close the file, which is about to be deleted; the original error is already on its way."""
         with suppress(OSError, ValueError):
             self._writer.close()
         self._sink.close()
@@ -108,7 +108,7 @@ class ShardWriter:
 
 
 def read_rows(store: Path, shard: Shard) -> Iterator[StoreRow]:
-    """Every row of a shard in order. Raises StoreError, also if the SHA-256 is not the manifest's."""
+    """Every row of a shard in order. Raises StoreError, also if the SHA-256 differs from the manifest's."""
     for batch in _read_columns(store, shard, _SCHEMA.names):
         for columns in batch.to_pylist():
             yield _from_columns(columns)
@@ -121,7 +121,7 @@ def read_facts(store: Path, shard: Shard) -> Iterator[dict[str, Any]]:
 
 
 class RowCache:
-    """Random access to the rows of several shards by way of their Arrow copies; safe to share by threads."""
+    """Random access to the rows of several shards through their Arrow copies; thread-safe."""
 
     def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
         self._store = store
@@ -139,7 +139,7 @@ class RowCache:
         return self._num_rows
 
     def __getitem__(self, index: int) -> CachedRow:
-        """Raises StoreError when the row is not, byte for byte, the row that was written."""
+        """Raises StoreError when the row differs in any byte from the row that was written."""
         number = bisect.bisect_right(self._starts, index) - 1
         offset = index - self._starts[number]
         sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
@@ -180,7 +180,7 @@ def _from_columns(columns: dict[str, Any]) -> StoreRow:
 
 
 def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any]:
-    """Record batches of one row group each, of a file that is hashed first; then of pages with checksums."""
+    """One record batch per row group; the file is hashed first, and page checksums are verified."""
     _check_shard(store, shard)
     try:
         with pq.ParquetFile(store / shard.file, page_checksum_verification=True) as parquet:
@@ -191,7 +191,7 @@ def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any
 
 
 def _check_shard(store: Path, shard: Shard) -> None:
-    """Raises StoreError when the file is not the one that the manifest describes."""
+    """Raises StoreError when the file does not match the manifest."""
     _check_size(store, shard)
     found = sha256(store / shard.file)
     if found != shard.sha256:
@@ -214,7 +214,7 @@ def _check_size(store: Path, shard: Shard) -> None:
 
 
 def _cached_batches(store: Path, shard: Shard) -> list[Any]:
-    """The record batches of a shard, mapped into memory; the Arrow copy is made first if there is none."""
+    """The memory-mapped record batches of a shard; the Arrow copy is made first if there is none."""
     name = f"{shard.sha256}.arrow"
     folders = _cache_folders(store)
     file = next((folder / name for folder in folders if (folder / name).exists()), None)
@@ -234,7 +234,7 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
 
 
 def _build_cache(store: Path, shard: Shard, file: Path) -> None:
-    """Copy a verified shard. Two processes may do so at once: each renames a whole file of its own."""
+    """Copy a verified shard. Two processes may do so at once, since each writes and renames its own file."""
     try:
         with beside(file) as scratch:
             with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
@@ -250,7 +250,7 @@ def _build_cache(store: Path, shard: Shard, file: Path) -> None:
 
 
 def _cache_folders(store: Path) -> tuple[Path, Path]:
-    """`.cache` in the store; for a read-only store a folder of the user, shared by all stores."""
+    """`.cache` in the store and, for a read-only store, the user's cache folder, shared by all stores."""
     return store / ".cache", user_cache()
 
 

@@ -1,4 +1,4 @@
-"""What a split holds, counted from the columns of its shards: classes, sizes, and weights by frequency."""
+"""Statistics of a split from the columns of its shards: classes, sizes, and weights by frequency."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from encsearch.errors import UserError
 
 @dataclass(frozen=True)
 class ClassStats:
-    """Of one class: its pixels, their share of the labelled pixels, the share of images that have any."""
+    """The pixels of one class, their share of the labelled pixels, and the share of images that have any."""
 
     name: str
     pixels: int
@@ -23,7 +23,7 @@ class ClassStats:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """Of one split; `sizes` counts the images of each (height, width), the most frequent first."""
+    """Statistics of one split; `sizes` counts the images of each (height, width), most frequent first."""
 
     split: str
     num_samples: int
@@ -55,7 +55,7 @@ def median_frequency_weights(store: Path, manifest: Manifest, split: str) -> tup
     """Median frequency balancing (Eigen & Fergus, ICCV 2015): median(freq) / freq_c for each class c.
 
     freq_c is the share of class c in the labelled pixels of the images that have it. A class that no image of
-    the split has takes no part in the median and gets 0: it is never a label, and label smoothing, which
+    the split has is left out of the median and gets 0: it is never a label, and label smoothing, which
     multiplies by the weight too, does not push probability to it.
 
     Read from the columns of the shards; no image is decoded. Raises StoreError, and UserError for a split

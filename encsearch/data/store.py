@@ -39,11 +39,11 @@ def write_store(
     *,
     shard_bytes: int = 128 * 2**20,
 ) -> Manifest:
-    """Write a store, all of it or nothing: it is built beside `path` and renamed when it is whole.
+    """Write a whole store or nothing: it is built beside `path` and renamed when it is complete.
 
     Samples are taken one at a time and kept in their order; memory holds one row group of 8 MB. Every
     sample is decoded. Raises UserError when `path` is in use, and for a sample that is damaged, whose image
-    and mask differ in size, whose mask holds a value that is no class, or whose id is taken in its split;
+    and mask differ in size, whose mask holds a value that is not a class, or whose id is taken in its split;
     errors of the iterables pass through.
     """
     store = Path(path)
@@ -67,14 +67,14 @@ def write_store(
 
 
 class Store:
-    """A store, opened once a job and handed on; what was read of a split is kept.
+    """A store, opened once per job and passed on; splits and statistics that were read are kept.
 
-    It stays as it was opened: who must notice that the data is another one now opens the store anew, and
-    compares the fingerprints.
+    It does not notice when the data is replaced: code that must notice opens the store again and compares the
+    fingerprints.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read the manifest alone. Raises StoreError if it is missing, damaged or of another version."""
+        """Read only the manifest. Raises StoreError if it is missing, damaged or of another version."""
         self.path = Path(path)
         self.manifest = read_manifest(path)
         self.info, self.fingerprint = self.manifest.info, self.manifest.fingerprint
@@ -82,7 +82,7 @@ class Store:
         self._stats: dict[str, SplitStats] = {}
 
     def split(self, name: str) -> "StoreSplit":
-        """One split for random access. The first to open it verifies its shards and copies them to the cache.
+        """One split for random access. The first process to open it verifies its shards and fills the cache.
 
         Raises StoreError for a split that is missing or damaged.
         """
@@ -114,7 +114,7 @@ class StoreSplit:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises StoreError when the cache was damaged since it was written."""
+        """Raises StoreError when the cache has been damaged since it was written."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         row = self._rows[index]

@@ -1,7 +1,7 @@
-"""From a decoded sample to the tensors that the model takes.
+"""Turn a decoded sample into the tensors that the model takes.
 
-One affine warp and one colour matrix do all of the augmentation: a chain of separate operations costs 42 ms
-a sample where these cost 6 ms, and interpolates the picture more than once.
+One affine warp and one colour matrix do all of the augmentation: they cost 6 ms a sample, while a chain of
+separate operations costs 42 ms and interpolates the picture more than once.
 """
 
 import math
@@ -16,7 +16,7 @@ from encsearch.config import AugmentConfig
 from encsearch.data.datasets import IGNORE, Sample
 
 MEAN = (0.485, 0.456, 0.406)
-"""Of ImageNet, red, green, blue in 0..1: what the pretrained backbones were trained with."""
+"""ImageNet's mean of red, green, blue in 0..1, with which the pretrained backbones were trained."""
 
 STD = (0.229, 0.224, 0.225)
 
@@ -27,11 +27,11 @@ _MEAN_COLOUR = tuple(round(255 * channel) for channel in MEAN)
 def train_transform(
     sample: Sample, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A randomly changed copy: image (3, h, w) float32 normalised, label (h, w) int64.
+    """A randomly augmented copy: image (3, h, w) float32 normalised, label (h, w) int64.
 
     (h, w) is the crop, or the size of the sample when `augment.crop` is None. The image is interpolated
-    bilinearly, the mask is not; what lies outside the sample is mean colour and ignored. An `augment` that
-    changes nothing gives exactly what `eval_transform` gives.
+    bilinearly, the mask is not; pixels outside the sample have the mean colour and are ignored. An `augment`
+    that changes nothing gives exactly what `eval_transform` gives.
     """
     height, width = sample.mask.shape
     out_height, out_width = (augment.crop, augment.crop) if augment.crop else (height, width)
@@ -62,7 +62,7 @@ def _draw_warp(
     """(a, b, c, d, e, f): pixel (u, v) of the result is pixel (a u + b v + c, d u + e v + f) of the sample.
 
     Read backwards, as PIL does: a pixel of the crop -> of the zoomed sample -> unrotated and unzoomed about
-    the centre -> unflipped. All that is random is drawn in any case, so that one setting does not change
+    the centre -> unflipped. All random numbers are drawn in any case, so that one setting does not change
     what another one draws.
     """
     (height, width), (out_height, out_width) = size, out_size
@@ -84,7 +84,7 @@ def _draw_warp(
 
 
 def _draw_offset(room: float, rng: np.random.Generator) -> int:
-    """Of the crop in the zoomed sample; a negative `room` is padding, shared out at random as well."""
+    """The crop's offset in the zoomed sample; a negative `room` is padding, split at random as well."""
     return round(rng.uniform(min(room, 0.0), max(room, 0.0)))
 
 
@@ -108,7 +108,7 @@ def _apply_warp(
 def _draw_colours(jitter: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Brightness, contrast and saturation as one (3, 4) matrix on (r, g, b, 1) in 0..1, without clipping.
 
-    Contrast is about the mean colour of ImageNet and not of the image, which would not be a matrix.
+    Contrast is about the mean colour of ImageNet: with the image's own mean it would not be a fixed matrix.
     """
     brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, size=3)
     saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
@@ -119,8 +119,8 @@ def _draw_colours(jitter: float, rng: np.random.Generator) -> NDArray[np.float64
 def _apply_colours(image: NDArray[np.uint8], colours: NDArray[np.float64]) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32: `colours`, then the normalisation, as one matrix.
 
-    Not a matrix product: BLAS starts a thread a core for it, which fight with the loading threads (8 ms
-    instead of 2 on two cores).
+    Not a matrix product: BLAS starts one thread per core for it, and these compete with the loading threads
+    (8 ms instead of 2 on two cores).
     """
     mean, std = np.asarray(MEAN), np.asarray(STD)
     linear = (colours[:, :3] / std[:, None] / 255).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The diagnostics of a run as files: context.json and three pictures."""
+"""Write the diagnostics of a run: context.json and three pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ from encsearch.train.experiment import SHOWN_IMAGES
 HEAT_MAPS = 3
 MAX_TICKS = 64
 MAX_ROWS = 40
-# Colours that can be told apart, for the most used codewords; the others share the grey.
+# Distinct colours for the most used codewords; the others share the grey.
 COLOURS = (
     *("#4363d8", "#f58231", "#3cb44b", "#e6194b", "#ffe119", "#911eb4", "#42d4f4", "#9a6324"),
     *("#f032e6", "#808000", "#000075", "#bfef45", "#fabed4", "#469990", "#800000", "#dcbeff"),
@@ -41,7 +41,7 @@ OTHERS = "#a8adb5"
 
 
 def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -> ContextDiagnostics | None:
-    """Diagnose on all samples, draw on some of them; nothing is written where there is nothing to tell.
+    """Diagnose all samples and draw some of them; nothing is written if there are no diagnostics.
 
     codewords.png is only for models with codewords, assignment.png with more than one, scaling.png only if a
     class has images with and without it.
@@ -65,9 +65,9 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
 @look(LIGHT)
 def draw_codewords(figures: CodewordFigures, target: Path) -> None:
     """Usage, smoothing factor and distance to the features of each codeword, the most used first."""
-    order = _by_usage(figures)
+    order = _sort_by_usage(figures)
     places = np.arange(len(order))
-    colours = [_colours(figures)[index] for index in order]
+    colours = [_choose_colours(figures)[index] for index in order]
     figure = Figure(figsize=(min(4 + 0.22 * len(order), 14), 7))
     usage, smoothing, offset = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
     for axes in (usage, smoothing, offset):
@@ -105,13 +105,13 @@ def draw_assignment(
     figures: CodewordFigures,
     target: Path,
 ) -> None:
-    """A row a sample: the image, each pixel's strongest codeword, and the assignment to the most used ones.
+    """One row per sample: image, each pixel's strongest codeword, and the assignment to the most used ones.
 
-    maps (h, w, K) beside their samples. The heat maps have one scale, up to their highest assignment; a dead
+    maps (h, w, K), one per sample. The heat maps share one scale, up to their highest assignment; a dead
     codeword has none.
     """
-    top = [index for index in _by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
-    colours = _colours(figures)
+    top = [index for index in _sort_by_usage(figures) if index not in figures.dead][:HEAT_MAPS]
+    colours = _choose_colours(figures)
     table = np.array([to_rgb(colour) for colour in colours])
     height, width = samples[0].image.shape[:2]
     columns = 2 + len(top)
@@ -138,13 +138,13 @@ def draw_assignment(
 
 @look(LIGHT)
 def draw_scaling(figures: ScalingFigures, target: Path) -> None:
-    """Classes x channels: how the scaling factors of images with a class differ, and whether chance would do.
+    """Classes x channels: how the scaling factors of images with a class differ, beside the effect of chance.
 
-    Neighbouring rows are alike, and the channels are ordered by the class that they differ most for. Of more
-    than MAX_ROWS classes those that differ most are shown.
+    Neighbouring rows are similar, and the channels are ordered by the class that they differ most for. At
+    most MAX_ROWS classes are shown, those with the largest differences.
     """
     strongest_rows = sorted(figures.classes, key=lambda row: -row.rms)[:MAX_ROWS]
-    rows = _seriated(strongest_rows)
+    rows = _sort_by_similarity(strongest_rows)
     differences = np.array([row.differences for row in rows])
     strongest = np.abs(differences).argmax(axis=0)
     channels = np.lexsort((differences[strongest, np.arange(len(strongest))], strongest))
@@ -180,9 +180,9 @@ def draw_scaling(figures: ScalingFigures, target: Path) -> None:
 
 def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: CodewordFigures) -> None:
     """The codewords that are strongest somewhere in the shown images, with their usage in all images."""
-    colours = _colours(figures)
+    colours = _choose_colours(figures)
     strongest = {int(index) for assignment in maps for index in np.unique(assignment.argmax(axis=2))}
-    order = [index for index in _by_usage(figures) if index in strongest]
+    order = [index for index in _sort_by_usage(figures) if index in strongest]
     named = [index for index in order if colours[index] != OTHERS]
     handles = [
         Patch(color=colours[index], label=f"codeword {index}: {format_share(figures.usage[index])}")
@@ -205,19 +205,19 @@ def _legend(figure: Figure, maps: Sequence[NDArray[np.float32]], figures: Codewo
     )
 
 
-def _by_usage(figures: CodewordFigures) -> list[int]:
+def _sort_by_usage(figures: CodewordFigures) -> list[int]:
     return [int(index) for index in np.argsort(-np.array(figures.usage), kind="stable")]
 
 
-def _colours(figures: CodewordFigures) -> list[str]:
-    """Of each codeword; the most used ones have one of their own, in both pictures the same."""
+def _choose_colours(figures: CodewordFigures) -> list[str]:
+    """A colour for each codeword, the same in both pictures; only the most used ones have their own."""
     colours = [OTHERS] * len(figures.usage)
-    for colour, index in zip(COLOURS, _by_usage(figures), strict=False):
+    for colour, index in zip(COLOURS, _sort_by_usage(figures), strict=False):
         colours[index] = colour
     return colours
 
 
-def _seriated(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
-    """Ordered along the first principal direction of their differences."""
+def _sort_by_similarity(rows: Sequence[ClassScaling]) -> list[ClassScaling]:
+    """Order the rows along the first principal direction of their differences."""
     directions, _, _ = np.linalg.svd(np.array([row.differences for row in rows]), full_matrices=False)
     return [rows[int(index)] for index in np.argsort(directions[:, 0], kind="stable")]

@@ -1,4 +1,4 @@
-"""The figures of a context module as plain values, and what they say as sentences."""
+"""The figures of a context module as plain values, and their findings as sentences."""
 
 import json
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ ASSIGNMENT_FILE = "assignment.png"
 SCALING_FILE = "scaling.png"
 
 DEAD_SHARE = 0.1
-"""A codeword is dead that takes less than this part of an even share: its usage is under DEAD_SHARE / K."""
+"""A codeword is dead if it takes less than this part of an even share: a usage under DEAD_SHARE / K."""
 
 DUPLICATE_DISTANCE = 0.1
 """Two codewords are duplicates if their distance is under this part of the root mean square of all distances
 between codewords."""
 
 MIN_IMAGES = 3
-"""Of either side of a comparison between images with and without a class: means over fewer say nothing."""
+"""Images needed both with and without a class to compare them: means over fewer say nothing."""
 
 LIMITS = (
     "These figures describe one training; they do not prove that codewords or scaling factors make it "
-    "better: only trainings without them, over several seeds, show that. A class that goes with other "
+    "better: only trainings without them, over several seeds, can show that. A class that goes with other "
     "scaling factors need not cause them, since another class of the same scenes may. A map shows where a "
     "codeword takes part and not what it stands for. Dead or duplicate codewords may do no harm."
 )
@@ -36,16 +36,16 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class CodewordFigures:
-    """Of the last Context Encoding Module; the first four have one value for each of the K codewords.
+    """Figures of the last Context Encoding Module; the first four have one value for each of the K codewords.
 
     usage: mean assignment over all pixels, sums to 1. offsets: distance of the codeword to the mean feature,
-    in feature spreads. feature_norm is the root mean square of ||x||, feature_spread that of the distance of
-    the features to their mean.
+    in feature spreads. feature_norm is the root mean square of ||x||, feature_spread the root mean square of
+    the distance of the features to their mean.
 
     Entropies are in nats. effective_number = exp(usage_entropy) is the number of evenly used codewords with
     that entropy; pixel_entropy is the mean entropy of a single pixel's assignment. Their difference,
-    mutual_information, is what the pixel tells of the codeword: it is 0 where every pixel is assigned alike,
-    however even the usage is. duplicates are (codeword, the first one before it that it repeats).
+    mutual_information, is the information of a pixel about its codeword: it is 0 if every pixel is assigned
+    alike, however even the usage is. duplicates are (codeword, the first earlier one that it repeats).
     """
 
     usage: tuple[float, ...]
@@ -66,8 +66,8 @@ class CodewordFigures:
 class ClassScaling:
     """Scaling factors of the images that contain a class, less those of the others, each a mean over images.
 
-    differences has one value a channel, rms is their root mean square, and rms_by_chance the one to expect of
-    as many images chosen without regard to the class.
+    differences has one value per channel, rms is their root mean square, and rms_by_chance the value expected
+    for as many images chosen without regard to the class.
     """
 
     name: str
@@ -80,9 +80,9 @@ class ClassScaling:
 
 @dataclass(frozen=True)
 class ScalingFigures:
-    """mean: of all scaling factors; deviation: of one channel's over the images, mean over the channels.
+    """Mean of all scaling factors, and deviation of a channel's over the images, averaged over the channels.
 
-    `classes` has those with MIN_IMAGES on either side.
+    `classes` holds the classes with MIN_IMAGES on either side.
     """
 
     mean: float
@@ -92,7 +92,7 @@ class ScalingFigures:
 
 @dataclass(frozen=True)
 class PresenceFigures:
-    """Of the SE-loss branch for one class; `share` is that of the images with the class.
+    """Figures of the SE-loss branch for one class; `share` is the share of images with the class.
 
     precision and recall are at a probability of 0.5. precision is None if the class is never predicted;
     recall and average_precision are None if no image has it. Chance has an average precision of about
@@ -120,17 +120,17 @@ class ContextDiagnostics:
 
 
 def to_json(diagnostics: ContextDiagnostics) -> str:
-    """`from_json` is its inverse."""
+    """The diagnostics as JSON text; `from_json` is the inverse."""
     return json.dumps(diagnostics.to_dict())
 
 
 def from_json(text: str) -> ContextDiagnostics:
-    """Raises ValueError for text that holds no diagnostics."""
+    """Invert `to_json`. Raises ValueError for other text."""
     return TypeAdapter(ContextDiagnostics).validate_json(text)
 
 
-def findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
-    """What the figures say, as sentences; `LIMITS` belongs below them."""
+def describe_findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
+    """The findings in the figures, as sentences; `LIMITS` belongs below them."""
     codewords = diagnostics.codewords
     found = _codeword_findings(codewords) if codewords else []
     return (*found, *_scaling_findings(diagnostics.scaling), *_presence_findings(diagnostics.presence))
@@ -145,9 +145,9 @@ def _codeword_findings(figures: CodewordFigures) -> list[str]:
         f"{format_number(figures.effective_number)} (exp of its entropy). {len(figures.dead)} codewords are "
         f"dead, with less than {format_number(DEAD_SHARE)} of an even share, and {len(figures.duplicates)} "
         "repeat another one.",
-        f"A pixel tells {format_number(figures.mutual_information)} nats of its codeword; 0 would be the "
-        f"same assignment for every pixel, {format_number(log(num_codewords))} one codeword a pixel and all "
-        "in even use.",
+        f"A pixel gives {format_number(figures.mutual_information)} nats about its codeword; 0 would mean "
+        f"the same assignment for every pixel, {format_number(log(num_codewords))} one codeword per pixel, "
+        "all in even use.",
         f"The codewords lie {format_number(min(figures.offsets))} to {format_number(max(figures.offsets))} "
         f"feature spreads from the mean feature, {format_number(median(figures.offsets))} in the median.",
     ]
@@ -171,7 +171,7 @@ def _scaling_findings(scaling: ScalingFigures) -> list[str]:
         top = max(scaling.classes, key=lambda row: row.rms)
         found.append(
             f"For {len(clear)} of {len(scaling.classes)} classes, the scaling factors of images with the "
-            f"class differ from the others' more than twice as much as chance makes them; most for "
+            f"class differ from the others' more than twice as much as by chance; most for "
             f"{top.name} ({format_number(top.rms)} root mean square, {format_number(top.rms_by_chance)} by "
             "chance)."
         )
@@ -186,6 +186,6 @@ def _presence_findings(presence: Sequence[PresenceFigures]) -> list[str]:
     precisions, shares = zip(*known, strict=True)
     return [
         f"Class presence has a mean average precision of {format_score(fmean(precisions))} over the "
-        f"{len(known)} classes that some images have and others have not; chance has about "
+        f"{len(known)} classes that some images have and others do not; chance has about "
         f"{format_score(fmean(shares))}."
     ]

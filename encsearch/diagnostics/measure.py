@@ -29,16 +29,15 @@ from encsearch.train.loss import class_presence
 
 
 def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | None:
-    """What the context module does on `samples`, one image after another; None for `context: none`.
+    """Measure the context module on `samples`, one image after another; None for `context: none`.
 
-    An image without a labelled pixel does not tell which classes it holds and is left out; None if that
-    leaves none.
+    Images without a labelled pixel are left out, since their classes are unknown; None if none are left.
     """
-    context = _context_of(bundle)
+    context = _get_context(bundle)
     labelled = [sample for sample in samples if (sample.mask != IGNORE).any()]
     if context is None or not labelled:
         return None
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     traces = [_trace(bundle, context, sample) for sample in labelled]
     pixels = [trace.pixels for trace in traces if trace.pixels]
     presence = torch.stack([trace.presence for trace in traces])
@@ -52,10 +51,10 @@ def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | 
 
 
 def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
-    """The assignment (h, w, K) at the size of the encoded features; of a model that has codewords."""
-    context = _context_of(bundle)
+    """The assignment (h, w, K) at the size of the encoded features; for a model with codewords."""
+    context = _get_context(bundle)
     assert context is not None
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     assert encoding is not None
     with _watch(context) as seen, torch.inference_mode():
         bundle.model(eval_transform(sample)[0][None])
@@ -67,7 +66,7 @@ def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Sums over the N pixels of an image, in float64; those of several images add up.
+    """Sums over the N pixels of an image, in float64; sums of several images can be added.
 
     assignment (K,), entropy () of each pixel's assignment in nats, feature (C,), square () of ||x||^2.
     """
@@ -80,9 +79,9 @@ class PixelSums:
 
 
 def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
-    """features (N, C), as they reach the encoding; what is summed is what it compares with its codewords."""
+    """Sum over features (N, C), as they reach the encoding, after its own preparation of them."""
     assignment = _assignment(features, encoding)
-    features = encoding.compared(features[None])[0][0].detach()
+    features = encoding.prepare_inputs(features[None])[0][0].detach()
     return PixelSums(
         num_pixels=len(features),
         assignment=assignment.sum(dim=0),
@@ -93,7 +92,7 @@ def pixel_sums(features: Tensor, encoding: Encoding) -> PixelSums:
 
 
 def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> CodewordFigures:
-    """Every pixel of every image has the same weight."""
+    """Figures of the codewords; every pixel of every image has the same weight."""
     num_pixels = sum(image.num_pixels for image in images)
     usage = _sum([image.assignment for image in images]) / num_pixels
     pixel_entropy = (_sum([image.entropy for image in images]) / num_pixels).item()
@@ -101,7 +100,7 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
     mean_square = _sum([image.square for image in images]) / num_pixels
     spread = (mean_square - mean_feature.square().sum()).clamp(min=0).sqrt().item()
     usage_entropy = torch.special.entr(usage).sum().item()
-    codewords = encoding.compared(encoding.codewords[None])[1].detach().cpu().double()
+    codewords = encoding.prepare_inputs(encoding.codewords[None])[1].detach().cpu().double()
     return CodewordFigures(
         usage=tuple(usage.tolist()),
         smoothing_factors=tuple(encoding.smoothing_factors.tolist()),
@@ -114,14 +113,14 @@ def codeword_figures(images: Sequence[PixelSums], encoding: Encoding) -> Codewor
         pixel_entropy=pixel_entropy,
         mutual_information=max(usage_entropy - pixel_entropy, 0.0),
         dead=tuple((usage < DEAD_SHARE / len(usage)).nonzero().flatten().tolist()),
-        duplicates=_duplicates(codewords),
+        duplicates=_find_duplicates(codewords),
     )
 
 
 def scaling_figures(scaling_factors: Tensor, presence: Tensor, classes: Sequence[str]) -> ScalingFigures:
-    """scaling_factors (images, C), presence (images, num_classes) bool."""
+    """Figures from scaling_factors (images, C) and presence (images, num_classes) bool."""
     factors = scaling_factors.double()
-    # Of one image nothing varies; that is a deviation of 0 and not NaN.
+    # A single image has no variation: the deviation is then 0, not NaN.
     variance = factors.var(dim=0, correction=1 if len(factors) > 1 else 0)
     rows = []
     for name, with_class in zip(classes, presence.T, strict=True):
@@ -149,7 +148,7 @@ def scaling_figures(scaling_factors: Tensor, presence: Tensor, classes: Sequence
 def presence_figures(
     probabilities: Tensor, presence: Tensor, classes: Sequence[str]
 ) -> tuple[PresenceFigures, ...]:
-    """probabilities and presence (bool), both (images, num_classes)."""
+    """Figures from probabilities and presence (bool), both (images, num_classes)."""
     scores = presence_scores(probabilities, presence, classes)
     shares = presence.double().mean(dim=0).tolist()
     return tuple(
@@ -166,7 +165,7 @@ def presence_figures(
 
 @dataclass(frozen=True)
 class _Trace:
-    """Of one image: scaling_factors (C,), probabilities and presence (num_classes,)."""
+    """Values of one image: scaling_factors (C,), probabilities and presence (num_classes,)."""
 
     scaling_factors: Tensor
     probabilities: Tensor
@@ -175,7 +174,7 @@ class _Trace:
 
 
 def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     image, label = eval_transform(sample)
     with _watch(context) as seen, torch.inference_mode():
         presence_logits = bundle.model(image[None]).presence_logits
@@ -190,8 +189,8 @@ def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
 
 @contextmanager
 def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
-    """What the next forward passes through the module: `weights` (B, C) are the scaling factors before the
-    sigmoid; `features` (B, C, H, W) are what is encoded, if there are codewords.
+    """Record the next forward pass: `weights` (B, C) are the scaling factors before the sigmoid; `features`
+    (B, C, H, W) are the encoded features, if there are codewords.
     """
     seen: dict[str, Tensor] = {}
 
@@ -201,7 +200,7 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
     def keep_features(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen["features"] = inputs[0]
 
-    encoding = _encoding_of(context)
+    encoding = _get_encoding(context)
     handles = [context.weigh.register_forward_hook(keep_weights)]
     if encoding:
         handles.append(encoding.register_forward_pre_hook(keep_features))
@@ -212,24 +211,24 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _context_of(bundle: Bundle) -> ContextModule | None:
+def _get_context(bundle: Bundle) -> ContextModule | None:
     context = bundle.model.context
     assert context is None or isinstance(context, ContextModule)
     return context
 
 
-def _encoding_of(context: ContextModule) -> Encoding | None:
+def _get_encoding(context: ContextModule) -> Encoding | None:
     return context.semantics.encoding if isinstance(context.semantics, EncodedSemantics) else None
 
 
 def _assignment(features: Tensor, encoding: Encoding) -> Tensor:
     """features (N, C) -> (N, K), in float64."""
-    assignment = assign(*encoding.compared(features[None]), encoding.smoothing_factors)
+    assignment = assign(*encoding.prepare_inputs(features[None]), encoding.smoothing_factors)
     return assignment[0].detach().double()
 
 
-def _duplicates(codewords: Tensor) -> tuple[tuple[int, int], ...]:
-    """Each codeword that repeats an earlier one, with the first such; (K, C)."""
+def _find_duplicates(codewords: Tensor) -> tuple[tuple[int, int], ...]:
+    """Each codeword of (K, C) that repeats an earlier one, with the first one it repeats."""
     distances = torch.cdist(codewords, codewords, compute_mode="donot_use_mm_for_euclid_dist")
     num_codewords = len(codewords)
     typical = distances.square().sum().div(max(num_codewords * (num_codewords - 1), 1)).sqrt()

@@ -1,1 +1,1 @@
-"""A trained model in use: the bundle that holds it, label maps, scores, and files for other programs."""
+"""Use of a trained model: its bundle, label maps, scores, and files for other programs."""

@@ -3,10 +3,10 @@
 model.safetensors   the state dict; nothing in a bundle is ever unpickled
 weights.sha256      its SHA-256, as `sha256sum --check` reads it
 config.yaml         every default written out, so that later defaults do not change the model
-preprocessing.json  what is done to an image before the network sees it
+preprocessing.json  how an image is prepared for the network
 dataset.json        name, classes, palette and groups, images a split, and the fingerprint of the data
 metrics.json        the scores that the model had on that data's validation split, overall and by class
-README.md           the model card, for people: what the model is, how good, and what it is not for
+README.md           the model card, for people: purpose, scores and limits of the model
 """
 
 import json
@@ -47,15 +47,15 @@ PREPROCESSING: Mapping[str, Any] = MappingProxyType(
         "resize": "none",
     }
 )
-"""What `data.transforms.to_image_tensor` and `data.codec.decode_image` do: (pixel / 255 - mean) / std."""
+"""The work of `data.codec.decode_image` and `data.transforms.to_image_tensor`: (pixel / 255 - mean) / std."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model in eval mode on the CPU, and what is known of it.
+    """A model in eval mode on the CPU, and the facts about it.
 
     `metrics` are figures of all classes, `class_iou` those by class, on the validation split; `num_images`
-    counts the images of each split. What nobody recorded is empty.
+    counts the images of each split. A fact that was not recorded is empty.
     """
 
     model: EncNet
@@ -68,7 +68,7 @@ class Bundle:
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle that is either whole or absent; an existing one at `folder` is replaced."""
+    """Write a bundle, whole or not at all; an existing one at `folder` is replaced."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
     source = {"fingerprint": bundle.fingerprint, "num_images": dict(bundle.num_images)}
@@ -81,7 +81,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
         _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
         _write_json(scratch / METRICS_FILE, scores)
-        (scratch / CARD_FILE).write_text(model_card(_facts(bundle, digest)), encoding="utf-8")
+        (scratch / CARD_FILE).write_text(model_card(_collect_facts(bundle, digest)), encoding="utf-8")
         sync(*scratch.iterdir(), scratch)
         shutil.rmtree(folder, ignore_errors=True)
     sync(folder.absolute().parent)
@@ -90,8 +90,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
 def read_bundle(folder: Path) -> Bundle:
     """Read a bundle; the backbone's own weight file is not needed.
 
-    Raises UserError when a file is missing or damaged, when the weights are of another model, and when the
-    model was trained on images that were prepared in another way than this code prepares them.
+    Raises UserError when a file is missing or damaged, when the weights belong to another model, and when the
+    model was trained on images that were prepared in another way than here.
     """
     for name in READ_FILES:
         if not (folder / name).is_file():
@@ -112,7 +112,7 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
 
 
-def _facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
+def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
     return ModelFacts(
         bundle.config,
         bundle.info,
@@ -126,14 +126,14 @@ def _facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
 
 
 def weights_digest(folder: Path) -> str:
-    """The SHA-256 of a bundle's weights, as it was written down with them."""
+    """The SHA-256 of a bundle's weights, as stored with them."""
     return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
 
 
-def existing_device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """The device to run a model on: "cpu", "cuda" or "cuda:1".
 
-    Raises UserError for another name, PreflightError for a GPU that is not here.
+    Raises UserError for another name, PreflightError for a GPU that does not exist here.
     """
     try:
         device = torch.device(name)
@@ -163,7 +163,7 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
     found = sha256(folder / WEIGHTS_FILE)
     if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
         raise UserError(
-            f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not that of "
+            f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not the one in "
             f"{DIGEST_FILE}; fetch the model again"
         )
     return model.eval()
@@ -189,5 +189,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: damaged, {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: damaged, it holds no mapping")
+        raise UserError(f"{path}: damaged, it is not a mapping")
     return values

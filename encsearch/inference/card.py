@@ -1,6 +1,6 @@
-"""The model card: what a model is, what it was trained on, how good it is and what it is not for.
+"""The model card: purpose, training data, scores and limits of a model.
 
-Plain Markdown, written from recorded facts alone: what nobody recorded is said to be unknown.
+Plain Markdown from recorded facts alone; a fact that was not recorded is shown as unknown.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,19 +12,19 @@ from encsearch.text import format_count, format_param, format_percent, format_sc
 from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
-"""Below it a prediction of the class shares less with the truth than it misses or adds."""
+"""Below this IoU a class's correct pixels are fewer than its missed and false ones together."""
 
 FEW_IMAGES = 100
-"""Of so few validation images one scene can move a class by several points."""
+"""With fewer validation images, one scene can move a class by several points."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """All that a card tells.
+    """The facts that a card is made of.
 
     `metrics` are figures of all classes by name and `class_iou` the IoU by class, both on the validation
     split; a class that this split lacks has none. `num_images` counts the images of each split. Empty
-    mappings are facts that nobody recorded.
+    mappings are facts that were not recorded.
     """
 
     config: Config
@@ -38,13 +38,13 @@ class ModelFacts:
 
 
 def model_card(facts: ModelFacts) -> str:
-    """The card as Markdown, which begins with the model's name."""
+    """The card as Markdown; it begins with the model's name."""
     config, info = facts.config, facts.info
     parts = [
         f"# {config.name}",
-        _what_it_is(facts),
+        _describe_model(facts),
         "## Use and limits",
-        _bullets(limits(facts)),
+        _bullets(describe_limits(facts)),
         "## Scores",
         _scores(facts),
         "## Data",
@@ -53,22 +53,22 @@ def model_card(facts: ModelFacts) -> str:
         ", ".join(info.classes) + ".",
         *(f"Group {name}: {', '.join(members)}." for name, members in info.groups.items()),
         "## Network",
-        _bullets(_network(config.model)),
+        _bullets(_describe_network(config.model)),
         "## Training",
-        # A model without figures was imported, and its configuration says nothing of how it was trained.
-        _bullets(_training(config)) if facts.metrics else "Not recorded.",
+        # A model without figures was imported, so its configuration does not describe its training.
+        _bullets(_describe_training(config)) if facts.metrics else "Not recorded.",
         "## Fingerprints",
         _bullets([f"data `{facts.fingerprint}`", f"weights (SHA-256) `{facts.weights_sha256}`"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def limits(facts: ModelFacts) -> list[str]:
-    """What follows from the figures for those who use the model, one sentence or two each."""
+def describe_limits(facts: ModelFacts) -> list[str]:
+    """What the figures mean for users of the model, in one or two sentences each."""
     info, split = facts.info, facts.config.data.val_split
     found = [
-        f"For images like those of {info.name}. Each pixel gets one of the {len(info.classes)} classes, also "
-        "where none of them is there."
+        f"For images like those of {info.name}. Each pixel gets one of the {len(info.classes)} classes, even "
+        "where none of them is present."
     ]
     weak = {name: iou for name, iou in facts.class_iou.items() if iou < WEAK_IOU}
     if weak:
@@ -77,18 +77,18 @@ def limits(facts: ModelFacts) -> list[str]:
         found.append(f"Not to be relied on for classes with an IoU below {least}: {', '.join(named)}.")
     unseen = [name for name in info.classes if name not in facts.class_iou]
     if facts.class_iou and unseen:
-        found.append(f"Nothing is known of {', '.join(unseen)}: not in the {split} split.")
+        found.append(f"Nothing is known about {', '.join(unseen)}: not in the {split} split.")
     if not facts.class_iou:
-        found.append("Nothing is known of single classes: no IoU by class was recorded.")
+        found.append("Nothing is known about single classes: no IoU by class was recorded.")
     num_images = facts.num_images.get(split)
     if num_images is not None and num_images < FEW_IMAGES:
         images = format_count(num_images, "image")
-        found.append(f"The figures are of {images}: differences of a few points mean little.")
+        found.append(f"The figures come from {images}: differences of a few points mean little.")
     crop = facts.config.augment.crop
     if facts.metrics and crop is not None:
         found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
     if facts.config.model.context != "none" and not _has_presence(facts.config):
-        found.append("What it says of the presence of classes means nothing: its SE-loss had weight 0.")
+        found.append("Its predictions of class presence mean nothing: its SE-loss had weight 0.")
     if facts.metrics:
         chosen_by = facts.config.metric
         found.append(
@@ -113,16 +113,16 @@ def name_term(term: TermName, model: ModelConfig) -> str | None:
             return "the soft Dice loss"
 
 
-def _what_it_is(facts: ModelFacts) -> str:
+def _describe_model(facts: ModelFacts) -> str:
     model, info = facts.config.model, facts.info
     sentences = [
-        f"Semantic segmentation of RGB images of any size: a class for every pixel, of {info.name}'s "
-        f"{len(info.classes)}.",
+        f"Semantic segmentation of RGB images of any size: each pixel gets one of {info.name}'s "
+        f"{len(info.classes)} classes.",
         f"{_kind(model.context)}: backbone {model.backbone} at output stride {model.output_stride}, head "
         f"{model.head}; {format_count(facts.num_parameters, 'parameter')}.",
     ]
     if _has_presence(facts.config):
-        sentences.append("It also says which classes are somewhere in the image.")
+        sentences.append("It also predicts which classes are anywhere in the image.")
     return " ".join(sentences)
 
 
@@ -131,9 +131,9 @@ def _kind(context: Context) -> str:
         case "encoding":
             return "EncNet (Zhang et al., CVPR 2018)"
         case "gate":
-            return "A network with a pooled gate in the place of the encoding"
+            return "A network with a pooled gate in place of the encoding"
         case "none":
-            return "A network without context module"
+            return "A network without a context module"
 
 
 def _has_presence(config: Config) -> bool:
@@ -141,8 +141,8 @@ def _has_presence(config: Config) -> bool:
     return bool(term_weights(config.loss)["se_loss"] and name_term("se_loss", config.model))
 
 
-def _network(model: ModelConfig) -> list[str]:
-    """What the first paragraph leaves out."""
+def _describe_network(model: ModelConfig) -> list[str]:
+    """The details that the first paragraph leaves out."""
     head = f"head of {model.channels} channels"
     if model.lateral and model.head == "fcn":
         head += ", which the features of stages 2 and 3 join"
@@ -154,24 +154,24 @@ def _network(model: ModelConfig) -> list[str]:
             factors = "the features times its scaling factors are added to the features"
     match model.context:
         case "encoding":
-            lines.append(f"context module: {', '.join(_encoding(model))}; {factors}")
+            lines.append(f"context module: {', '.join(_describe_encoding(model))}; {factors}")
         case "gate":
             lines.append(f"context module: average pooling; {factors}")
         case "none":
             pass
     match model.auxiliary:
         case "fcn":
-            lines.append("auxiliary FCN head on stage 3, for training alone")
+            lines.append("auxiliary FCN head on stage 3, only for training")
         case "se":
             if model.context != "none":
-                lines.append("auxiliary context module on stage 3, for training alone")
+                lines.append("auxiliary context module on stage 3, only for training")
         case "none":
             pass
     corners = "aligned" if model.align_corners else "not aligned"
     return [*lines, f"logits upsampled bilinearly, corners {corners}"]
 
 
-def _encoding(model: ModelConfig) -> Iterator[str]:
+def _describe_encoding(model: ModelConfig) -> Iterator[str]:
     yield f"encoding with {format_count(model.num_codewords, 'codeword')}"
     if model.encoding_conv:
         yield "after a 1x1 convolution"
@@ -213,33 +213,33 @@ def _split(facts: ModelFacts, name: str) -> str:
     return f"{name} split ({images})"
 
 
-def _training(config: Config) -> list[str]:
+def _describe_training(config: Config) -> list[str]:
     train, optim = config.train, config.optim
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
     clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step{_workers(config)}, seed {train.seed}, {train.precision}",
+        f"step{_describe_workers(config)}, seed {train.seed}, {train.precision}",
         f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
         f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
         f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
-        *_loss(config),
-        f"augmentation: {', '.join(_augmentation(config.augment)) or 'none'}",
-        # Of a file only the name: the path is of one machine.
+        *_describe_loss(config),
+        f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
+        # Only the file's name: its path is specific to one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
 
 
-def _workers(config: Config) -> str:
+def _describe_workers(config: Config) -> str:
     scaling = config.scaling
     if scaling.num_workers == 1:
         return ""
     synchronised = scaling.gpus_per_worker > 0 and config.train.sync_bn == "auto"
-    norm = "of all together" if synchronised else "of each alone"
+    norm = "over all together" if synchronised else "in each alone"
     return f" on {format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
 
 
-def _loss(config: Config) -> Iterator[str]:
+def _describe_loss(config: Config) -> Iterator[str]:
     """The terms that the network has and whose weight is not 0, and what changes the cross-entropy."""
     loss = config.loss
     terms = [
@@ -252,7 +252,7 @@ def _loss(config: Config) -> Iterator[str]:
     cross_entropy = "both cross-entropies" if has_two else "the cross-entropy"
     if loss.ohem_threshold is not None:
         yield (
-            "hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
+            "only hard pixels in the pixel cross-entropy (OHEM): those whose class has a probability below "
             f"{format_param(loss.ohem_threshold)}, and at least the hardest "
             f"{format_share(loss.ohem_min_share)} of an image"
         )
@@ -265,8 +265,8 @@ def _loss(config: Config) -> Iterator[str]:
         yield f"label smoothing {format_param(loss.label_smoothing)} in {cross_entropy}"
 
 
-def _augmentation(augment: AugmentConfig) -> Iterator[str]:
-    """The changes that are on."""
+def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
+    """The augmentations that are switched on."""
     if augment.crop:
         yield f"crops of {augment.crop}x{augment.crop} px"
     if augment.flip:
@@ -286,7 +286,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A class name may hold the sign that ends a cell."""
+    """Escape the sign that ends a cell: a class name may hold it."""
     return text.replace("|", "\\|")
 
 

@@ -18,7 +18,7 @@ from encsearch.data.loading import Batch, validation_batches
 from encsearch.data.store import Store, StoreSplit
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.bundle import Bundle, find_device
 from encsearch.inference.segment import Segmentation, segment
 from encsearch.metrics.boundary import boundary_counts
 from encsearch.metrics.confusion import confusion_matrix
@@ -33,13 +33,13 @@ WARM_UP, TIMED = 3, 15  # passes of each model before and while it is timed
 def score_bundle(
     bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
 ) -> Evaluation:
-    """Every score of the model on the samples of the split; how it segments is its configuration's `eval`.
+    """Every score of the model on the samples of the split, segmented as its configuration's `eval` says.
 
-    `batch_size` is in images, by default the one of validation in training; it changes no score. Raises
-    UserError when the store's classes are not the model's, when eval.background is none of them, or for what
-    is no device; PreflightError for a GPU that is not here.
+    `batch_size` is in images, by default the validation batch size of training; it changes no score. Raises
+    UserError when the store's classes are not the model's, when eval.background is none of them, or for an
+    unknown device; PreflightError for a GPU that does not exist here.
     """
-    place = existing_device(device)
+    place = find_device(device)
     config, classes = bundle.config, store.info.classes
     dataset = store.split(split)
     _check_classes(bundle, store)
@@ -51,16 +51,16 @@ def score_bundle(
         )
     parts = (
         count(batch.labels.to(place), found, config.eval)
-        for batch, found in _segmented(bundle, dataset, place, batch_size)
+        for batch, found in _segment_batches(bundle, dataset, place, batch_size)
     )
     return summarize(reduce(add, parts), store.info, background)
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What a model does on each of the N images of a set, ordered by id.
+    """The pixel counts of a model on each of the N images of a set, ordered by id.
 
-    `pixels` (N, num_classes, 3) int64 are those found, of the truth and predicted; see `image_counts`.
+    `pixels` (N, num_classes, 3) int64 are found, true and predicted pixels; see `image_counts`.
     """
 
     ids: tuple[str, ...]
@@ -70,33 +70,33 @@ class ImageCounts:
 def count_images(
     bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
 ) -> ImageCounts:
-    """One pass over a split, to compare two models by its images; raises as `score_bundle` does."""
-    place = existing_device(device)
+    """Count pixels in one pass over a split, to compare models by image; raises as `score_bundle` does."""
+    place = find_device(device)
     _check_classes(bundle, store)
     num_classes = len(store.info.classes)
     ids: list[str] = []
     parts: list[Tensor] = []
-    for batch, found in _segmented(bundle, store.split(split), place, batch_size):
+    for batch, found in _segment_batches(bundle, store.split(split), place, batch_size):
         ids += batch.ids
         parts.append(image_counts(batch.labels.to(place), found.labels, num_classes).cpu())
-    # Batches are of one size of images, so they come in another order than the set where sizes differ.
+    # A batch holds images of one size, so where sizes differ the order is not that of the set.
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return ImageCounts(tuple(ids[index] for index in order), torch.cat(parts)[order].numpy())
 
 
 def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: str = "cpu") -> list[float]:
-    """Of each model the median time to segment the set's first image on its own, side by side, in ms.
+    """Each model's median time in ms to segment the set's first image, measured side by side.
 
-    The models take turns, so that what else the machine does slows all of them.
+    The models take turns, so that other work of the machine slows all of them.
     """
-    place = existing_device(device)
+    place = find_device(device)
     image = to_image_tensor(dataset[0].image)[None].to(place)
     models = [bundle.model.to(place) for bundle in bundles]
     times_ms: list[list[float]] = [[] for _ in bundles]
     for turn in range(WARM_UP + TIMED):
         for bundle, model, found in zip(bundles, models, times_ms, strict=True):
             started_s = time.perf_counter()
-            # The copy of the labels waits for a GPU to be done.
+            # Copying the labels waits until a GPU has finished.
             segment(model, image, bundle.config.eval).labels.cpu()
             if turn >= WARM_UP:
                 found.append(1000 * (time.perf_counter() - started_s))
@@ -112,10 +112,10 @@ def _check_classes(bundle: Bundle, store: Store) -> None:
         )
 
 
-def _segmented(
+def _segment_batches(
     bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
 ) -> Iterator[tuple[Batch, Segmentation]]:
-    """Every batch of the set, on the CPU, and what the model makes of it, on `place`."""
+    """Every batch of the set, on the CPU, and its segmentation, on `place`."""
     config = bundle.config
     model = bundle.model.to(place)
     batches = validation_batches(
@@ -126,15 +126,15 @@ def _segmented(
 
 
 def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
-    """What a batch adds to the scores: labels (B, H, W), classes or IGNORE, against their segmentation.
+    """A batch's contribution to the scores: labels (B, H, W), classes or IGNORE, against the segmentation.
 
-    An image that is wholly ignored does not tell what is present, and is left out there.
+    An image without labelled pixels is left out of presence: which classes it shows is unknown.
     """
     num_classes = found.probabilities.shape[1]
     presence, present = torch.empty(0, num_classes), torch.empty(0, num_classes, dtype=torch.bool)
     if found.presence is not None:
-        told = (labels != IGNORE).flatten(1).any(dim=1)
-        presence, present = found.presence[told], class_presence(labels, num_classes)[told].bool()
+        labelled = (labels != IGNORE).flatten(1).any(dim=1)
+        presence, present = found.presence[labelled], class_presence(labels, num_classes)[labelled].bool()
     return Totals(
         confusion=confusion_matrix(labels, found.labels, num_classes).cpu(),
         boundary=boundary_counts(labels, found.labels, num_classes).cpu(),
@@ -144,10 +144,10 @@ def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
     )
 
 
-def unchanged_store(bundle: Bundle) -> Store:
-    """Open the store that the model was trained on, as long as it holds the same data.
+def open_same_store(bundle: Bundle) -> Store:
+    """Open the store that the model was trained on, if it still holds the same data.
 
-    Raises UserError when its fingerprint is another one now: scores from before and after cannot be compared.
+    Raises UserError when its fingerprint has changed: scores from before and after cannot be compared.
     """
     store = Store(bundle.config.data.store)
     if store.fingerprint != bundle.fingerprint:

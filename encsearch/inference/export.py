@@ -1,12 +1,12 @@
-"""A trained model as files that other programs run: torch.export's archive, ONNX, and the bundle itself.
+"""Write a trained model as files for other programs: torch.export's archive, ONNX, and the bundle itself.
 
 model.pt2          the graph and its weights for PyTorch, from Python or C++; nothing in it is pickled
-model.onnx         the same for ONNX Runtime and whatever else reads ONNX
-model.json         what goes in and comes out, classes, palette, and how exact the two are
-model.safetensors  and the rest of bundle.py's files: the folder is then a bundle, too
+model.onnx         the same for ONNX Runtime and other programs that read ONNX
+model.json         inputs, outputs, classes, palette, and how exact the two graphs are
+model.safetensors  and the other files of bundle.py, which make the folder a bundle as well
 
-A graph takes float32 RGB in 0..1 and normalises it itself: dividing by 255 is all that is left to the caller.
-It makes one pass over whole images. Scales, flips and windows of the recipe's `eval` section are not in it.
+A graph takes float32 RGB in 0..1 and normalises it itself: the caller only divides by 255. It makes one pass
+over whole images. Scales, flips and windows of the recipe's `eval` section are not in it.
 """
 
 import json
@@ -35,17 +35,17 @@ ONNX_FILE = "model.onnx"
 INTERFACE_FILE = "model.json"
 
 TOLERANCE = 1e-4
-"""Largest difference from the model relative to its largest output. Another order of sums costs 1e-6."""
+"""Largest allowed difference relative to the largest output. Another order of sums costs 1e-6."""
 
 MAX_SIDE_PX = 2048
-"""Of a fixed size: the check runs three such images at once."""
+"""Largest side of a fixed size: the check runs three such images at once."""
 
 _SHAPES = ((1, 97, 131), (3, 160, 97), (2, *EXAMPLE_SIZE))  # batch, height, width
 
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """How far a file is from the model on images (B, 3, H, W): the difference over the largest output."""
+    """A file's difference from the model on images (B, 3, H, W), divided by the largest output."""
 
     file: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class ParityCheck:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, how exact it is, and what could not be checked and why."""
+    """The files written, how exact they are, and why some could not be checked."""
 
     files: tuple[str, ...]
     checks: tuple[ParityCheck, ...]
@@ -64,9 +64,9 @@ class Export:
 def export_bundle(
     bundle: Bundle, out: Path, formats: Collection[Format], size: tuple[int, int] | None = None
 ) -> Export:
-    """Write the model to the new folder `out`, which is then whole, or absent.
+    """Write the model to the new folder `out`, whole or not at all.
 
-    Height and width are free, from one pixel more than the output stride, unless `size` fixes them; the batch
+    Height and width are free, from one pixel above the output stride on, unless `size` fixes them; the batch
     is always free. Each graph is read back and compared with the model on noise of several shapes.
 
     Raises UserError if `out` exists or cannot be written, for a size that the model cannot have, and for a
@@ -98,7 +98,7 @@ def export_bundle(
 def compare(
     file: str, run: Run, graph: InferenceGraph, shapes: Sequence[tuple[int, int, int]]
 ) -> list[ParityCheck]:
-    """Compare what `run` computes from a file with the graph, on noise of every shape (batch, height, width).
+    """Compare the outputs of a file, computed by `run`, with the graph on noise (batch, height, width).
 
     Raises UserError when they differ by more than TOLERANCE.
     """
@@ -151,7 +151,7 @@ def _write(
 def _interface(
     bundle: Bundle, graph: InferenceGraph, size: tuple[int, int] | None, least_side: int
 ) -> dict[str, Any]:
-    """What a caller of a graph must know, as plain JSON types."""
+    """The interface of a graph for its callers, as plain JSON types."""
     height, width = size or ("height", "width")
     num_classes = len(bundle.info.classes)
     shapes = {"logits": ["batch", num_classes, height, width], "presence_logits": ["batch", num_classes]}
@@ -176,7 +176,7 @@ def _interface(
 
 
 def _torch_runner(path: Path) -> Run:
-    """For a file that this process wrote: torch.export.load (2.15) unpickles whatever a file asks it to."""
+    """Only for a file of this process: torch.export.load (2.15) unpickles whatever a file asks it to."""
     module = torch.export.load(path).module()
     return lambda images: module(images)
 

@@ -15,14 +15,14 @@ from encsearch.model.encnet import EncNet
 
 INPUT = "images"
 OPSET = 20
-"""Of ONNX; ONNX Runtime reads it since 1.17."""
+"""ONNX operator set; ONNX Runtime reads it since 1.17."""
 
 EXAMPLE_SIZE = (256, 320)
-"""Height and width to trace with, where they stay free; no side of a stage or pooled map equals another."""
+"""Height and width for tracing free sizes; no two sides of stages or pooled maps are equal."""
 
 
 class InferenceGraph(nn.Module):
-    """What an exported file computes: images (B, 3, H, W), RGB in 0..1 -> outputs by name.
+    """The computation of an exported file: images (B, 3, H, W), RGB in 0..1 -> outputs by name.
 
     `logits` (B, num_classes, H, W), and `presence_logits` (B, num_classes) if there is a context module. The
     auxiliary branches, which only training uses, are left out with their weights.
@@ -36,7 +36,7 @@ class InferenceGraph(nn.Module):
         self.model = copy.deepcopy(model).eval()
         self.model.aux_head = self.model.aux_context = None
         self.output_names = ("logits",) if model.context is None else ("logits", "presence_logits")
-        # Not `mean`: onnx_ir 1.1 takes a buffer and a folded constant of one name for the same.
+        # Not named `mean`: onnx_ir 1.1 confuses a buffer with a folded constant of the same name.
         self.register_buffer("image_mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("image_std", torch.tensor(STD)[:, None, None])
 
@@ -58,8 +58,8 @@ def trace(graph: InferenceGraph, least_side: int, size: tuple[int, int] | None =
                 graph,
                 (images,),
                 dynamic_shapes={INPUT: free},
-                # What every size implies, such as ceil(H/4) > ceil(H/8), is then tested in the graph, where
-                # torch.export would ask for a proof that it cannot find.
+                # Facts true of every size, such as ceil(H/4) > ceil(H/8), are then tested in the graph;
+                # otherwise torch.export would ask for a proof that it cannot find.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
     except RuntimeError as error:
@@ -67,7 +67,7 @@ def trace(graph: InferenceGraph, least_side: int, size: tuple[int, int] | None =
             f"torch.export cannot follow this model ({first_line(error)}); try a fixed --size, or --format "
             "safetensors"
         ) from None
-    # Stack traces name paths of this machine, and the example images would be stored as a pickle.
+    # Removed, since stack traces name paths of this machine, and example images would be stored as a pickle.
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:
@@ -101,7 +101,7 @@ def save_onnx(
         raise UserError(
             f"torch.onnx cannot write this model ({first_line(error)}); try --format torch"
         ) from None
-    assert onnx_program is not None  # it is None for the old exporter alone
+    assert onnx_program is not None  # only the old exporter returns None
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path)
 

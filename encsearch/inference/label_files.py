@@ -1,4 +1,4 @@
-"""Label maps of image files: which images, where the results go, and the two files that each becomes."""
+"""Label maps of image files: find the images, place the results, and write two files for each."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ OVERLAY = ".overlay.png"
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image file and the two that are made of it: its label map, and itself under its classes' colours."""
+    """An image file and its two results: the label map, and the image overlaid with its classes' colours."""
 
     image: Path
     labels: Path
@@ -32,7 +32,7 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class Labels:
-    """What was found in a file: the classes of its label map, and what `Prediction.presence` says of all."""
+    """The classes in a file's label map, and the presence of all classes as in `Prediction.presence`."""
 
     file: LabelledFile
     classes: tuple[str, ...]
@@ -40,9 +40,9 @@ class Labels:
 
 
 def find_images(paths: Sequence[Path], out: Path) -> list[LabelledFile]:
-    """Every image of files and folders once, with its results below `out`.
+    """Every image in files and folders once, with its results below `out`.
 
-    Raises UserError if one is not there, or a result would overwrite another file.
+    Raises UserError if one does not exist, or a result would overwrite another file.
     """
     files = [
         LabelledFile(image, out / image.relative_to(folder).with_suffix(".png"))
@@ -56,15 +56,15 @@ def find_images(paths: Sequence[Path], out: Path) -> list[LabelledFile]:
             if other is not result:
                 raise UserError(
                     f"{file.image}: its result {result} would overwrite {other}; choose another --out, and "
-                    "predict images of one name one by one"
+                    "predict images with the same name one by one"
                 )
     return files
 
 
 def find_damaged(files: Sequence[LabelledFile], skip_bad: bool) -> dict[Path, str]:
-    """Why images cannot be read: each is decoded before anything is written.
+    """The images that cannot be read, with the reason; all are decoded before anything is written.
 
-    Raises UserError for a damaged one unless such are skipped, and if all are damaged.
+    Raises UserError for a damaged image unless `skip_bad`, and if all are damaged.
     """
     damaged: dict[Path, str] = {}
     for file in files:
@@ -97,7 +97,7 @@ def write_labels(predictor: Predictor, files: Sequence[LabelledFile]) -> Iterato
 
 
 def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
-    """(folder, file) of one image, or of those in a folder and below it, but no earlier results."""
+    """(folder, file) of one image, or of all images below a folder, without earlier results."""
     if not path.exists():
         raise UserError(f"{path}: no such image or folder of images")
     if not path.is_dir():
@@ -135,7 +135,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _save(picture: Image.Image, target: Path) -> None:
-    """Whole or not at all, and through no link that somebody left in the folder."""
+    """Write whole or not at all, and not through a link that somebody left in the folder."""
     try:
         with beside(target) as scratch:
             picture.save(scratch, "PNG")

@@ -1,4 +1,4 @@
-"""Label maps of images from a trained model."""
+"""Predict label maps of images with a trained model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from PIL import Image
 
 from encsearch.data.codec import decode_image
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.pictures import comparison
+from encsearch.data.pictures import draw_comparison
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, existing_device
+from encsearch.inference.bundle import Bundle, find_device
 from encsearch.inference.segment import label, pixels_at_once
 
 Picture = NDArray[np.uint8] | str | Path
@@ -24,9 +24,9 @@ Picture = NDArray[np.uint8] | str | Path
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image: labels (H, W) uint8, and the probability of each class to be somewhere in it.
+    """The labels (H, W) uint8 of one image, and the probability that each class is anywhere in it.
 
-    `presence` is None for a model without context module.
+    `presence` is None for a model without a context module.
     """
 
     labels: NDArray[np.uint8]
@@ -37,12 +37,12 @@ class Predictor:
     """A model on its device, which segments by the `eval` section of its configuration.
 
     `info` names the classes and colours of the label maps.
-    Raises UserError for what is no device, PreflightError if it does not exist here.
+    Raises UserError for an unknown device, PreflightError if it does not exist here.
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
         self.info = bundle.info
-        self._device = existing_device(device)
+        self._device = find_device(device)
         self._model = bundle.model.to(self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
@@ -53,7 +53,7 @@ class Predictor:
         return [found.labels for found in self.segment(images)]
 
     def predict_presence(self, images: Picture | Iterable[Picture]) -> list[dict[str, float]]:
-        """The probability of each class to be somewhere in the image, from the SE-loss branch.
+        """The probability that each class is anywhere in the image, from the SE-loss branch.
 
         Raises UserError for a model without one.
         """
@@ -65,14 +65,14 @@ class Predictor:
         return rows
 
     def segment(self, images: Picture | Iterable[Picture]) -> Iterator[Prediction]:
-        """Label maps and presence in order, of images whose sizes are free and may differ.
+        """Label maps and presence of images, in order; their sizes are free and may differ.
 
-        One image counts as a list of one. Neighbours of the same size go through the model together, at most
-        `batch_size` of them and as many as memory has room for; only one such batch is in memory at a time.
+        A single image is treated as a list of one. Neighbours of the same size go through the model together,
+        at most `batch_size` of them and as many as fit in memory; only one such batch is in memory at a time.
         An image that is too large for one pass is segmented in tiles. Raises UserError for a file or an
-        array that is no such image.
+        array that is not such an image.
         """
-        for batch in _batches(map(_pixels, _as_many(images)), self._batch_size):
+        for batch in _batches(map(_to_pixels, _as_list(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
             found = label(self._model, tensors.to(self._device), self._settings, self._max_pixels)
             presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
@@ -90,8 +90,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return decode_image(data, str(path))
 
 
-def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """One picture as a list of one; a stack (B, H, W, 3) is already many."""
+def _as_list(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """Make a list of a single picture; a stack (B, H, W, 3) is already several."""
     if isinstance(images, str | Path):
         return [images]
     if isinstance(images, np.ndarray):
@@ -99,7 +99,7 @@ def _as_many(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return images
 
 
-def _pixels(picture: Picture) -> NDArray[np.uint8]:
+def _to_pixels(picture: Picture) -> NDArray[np.uint8]:
     if isinstance(picture, str | Path):
         return read_image(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
@@ -116,6 +116,6 @@ def _batches(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[
 def comparison_sheet(
     samples: Sequence[Sample], info: DatasetInfo, models: Mapping[str, Predictor]
 ) -> Image.Image:
-    """A row a sample: the image, the truth, and each model's label map under its title."""
+    """One row per sample: the image, the truth, and each model's label map under its title."""
     images = [sample.image for sample in samples]
-    return comparison(samples, info, {title: model.predict(images) for title, model in models.items()})
+    return draw_comparison(samples, info, {title: model.predict(images) for title, model in models.items()})

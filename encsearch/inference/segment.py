@@ -1,6 +1,6 @@
 """Segment images with a trained model: whole or by a sliding window, at several scales, and mirrored.
 
-What is too large for one pass is cut into overlapping tiles, so that images of any size take bounded memory.
+A larger image than fits one pass is cut into overlapping tiles, so that any size takes bounded memory.
 """
 
 import math
@@ -15,11 +15,21 @@ from torch import Tensor
 from encsearch.config import EvalConfig
 from encsearch.model.encnet import EncNet, EncNetOutput
 
+PASS_BYTES = 4 * 2**30
+"""Approximate memory of one pass through the network; the same everywhere, so that a model gives the same
+labels on a small machine as on a large one."""
+
+# Measured on the CPU at output stride 8: 700 bytes a pixel with ResNet-50 and 19 classes, 1340 with 150.
+FEATURE_BYTES, CLASS_BYTES = 1000, 8
+
+SEAM_PX = 128
+"""Overlap of a tile with each neighbour; in these pixels the neighbour's labels are kept."""
+
 
 class Segmentation(NamedTuple):
     """labels (B, H, W) int64, probabilities (B, num_classes, H, W), presence (B, num_classes).
 
-    `presence` is the probability of each class to be somewhere in the image; None for a model without
+    `presence` is the probability that each class is anywhere in the image; None for a model without a
     context module.
     """
 
@@ -32,18 +42,18 @@ class Segmentation(NamedTuple):
 def segment(model: EncNet, images: Tensor, settings: EvalConfig) -> Segmentation:
     """Segment normalised images (B, 3, H, W) of any size by the mean over all scales and both directions.
 
-    Probabilities are averaged, of pixels and of presence. The authors' code adds exp(logits) instead: a view
-    with large logits outvotes the others there, and float32 overflows from a logit of 89 on.
+    The probabilities of pixels and of presence are averaged. The authors' code adds exp(logits) instead, so a
+    view with large logits outvotes the others, and float32 overflows from a logit of 89 on.
     """
     assert not model.training, "a model segments in eval mode"
     if settings.scales == (1.0,) and not settings.flip and settings.window is None:
         output = model(images)
-        # Not the probabilities' own: the softmax in float32 can make two close logits equal.
+        # The argmax of the logits, since the softmax in float32 can make two close logits equal.
         return _segmentation(output.logits.argmax(dim=1), _probabilities(output))
     first, *others = product(settings.scales, (False, True) if settings.flip else (False,))
-    total = _view(model, images, settings, *first)
+    total = _segment_view(model, images, settings, *first)
     for scale, mirrored in others:
-        total = _Pass(*map(torch.add, total, _view(model, images, settings, scale, mirrored)))
+        total = _Pass(*map(torch.add, total, _segment_view(model, images, settings, scale, mirrored)))
     mean = _Pass(*(values / (1 + len(others)) for values in total))
     return _segmentation(mean.pixels.argmax(dim=1), mean)
 
@@ -59,21 +69,21 @@ def _segmentation(labels: Tensor, mean: _Pass) -> Segmentation:
     return Segmentation(labels, mean.pixels, mean.presence if mean.presence.shape[1] else None)
 
 
-def _view(model: EncNet, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool) -> _Pass:
-    """The images resized and mirrored; the pixels' probabilities come back at their size and way round."""
+def _segment_view(model: EncNet, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool) -> _Pass:
+    """Segment resized, perhaps mirrored images; the pixel probabilities are resized and mirrored back."""
     height, width = images.shape[-2:]
-    changed = _resized(images, max(1, round(scale * height)), max(1, round(scale * width)))
+    changed = _resize(images, max(1, round(scale * height)), max(1, round(scale * width)))
     if mirrored:
         changed = changed.flip(-1)
     side = settings.window or max(changed.shape[-2:])
     pixels, presence = _slide(model, changed, side, settings.overlap)
     if mirrored:
         pixels = pixels.flip(-1)
-    return _Pass(_resized(pixels, height, width), presence)
+    return _Pass(_resize(pixels, height, width), presence)
 
 
 def _slide(model: EncNet, images: Tensor, side: int, overlap: float) -> _Pass:
-    """The mean over square windows of the pixels' probabilities, the maximum of those of presence.
+    """Pixel probabilities averaged over square windows; presence is the maximum over the windows.
 
     An image has a class if one of its windows has it. No window reaches beyond the image: the last of a row
     is moved inside, and along a shorter side the window ends with the image, so that no padding is encoded.
@@ -95,7 +105,7 @@ def _slide(model: EncNet, images: Tensor, side: int, overlap: float) -> _Pass:
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows begin along `length` pixels: each `overlap` into the one before, the last at the end."""
+    """Window starts along `length` pixels: `overlap` is the share in common; the last ends at the end."""
     if side >= length:
         return [0]
     stride = max(1, round(side * (1 - overlap)))
@@ -108,28 +118,17 @@ def _probabilities(output: EncNetOutput) -> _Pass:
     return _Pass(logits.softmax(dim=1), presence)
 
 
-def _resized(values: Tensor, height: int, width: int) -> Tensor:
+def _resize(values: Tensor, height: int, width: int) -> Tensor:
     """(B, C, H, W) -> (B, C, height, width), bilinear without smoothing, as training zooms images."""
     if values.shape[-2:] == (height, width):
         return values
     return F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
 
 
-PASS_BYTES = 4 * 2**30
-"""Memory of one pass through the network, roughly; the same everywhere, so that a model gives the same labels
-on a small machine as on a large one."""
-
-# Measured on the CPU at output stride 8: 700 bytes a pixel with ResNet-50 and 19 classes, 1340 with 150.
-FEATURE_BYTES, CLASS_BYTES = 1000, 8
-
-SEAM_PX = 128
-"""By so much a tile reaches into its neighbours; of these pixels the neighbour's labels are kept."""
-
-
 class Labelled(NamedTuple):
     """labels (B, H, W) uint8 and presence (B, num_classes), the probability of each class; both on the CPU.
 
-    `presence` is None for a model without context module.
+    `presence` is None for a model without a context module.
     """
 
     labels: Tensor
@@ -137,9 +136,9 @@ class Labelled(NamedTuple):
 
 
 def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
-    """How many pixels go through the network in one pass, over all images of a batch.
+    """The number of pixels that go through the network in one pass, over all images of a batch.
 
-    An image that is zoomed to 1.75 has three times as many for the network.
+    An image zoomed to 1.75 gives the network three times as many.
     """
     zoom = max(1.0, *settings.scales)
     return int(PASS_BYTES / (FEATURE_BYTES + CLASS_BYTES * num_classes) / zoom**2)
@@ -148,8 +147,8 @@ def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
 def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
     """Label normalised images (B, 3, H, W) on the model's device, in passes of at most `max_pixels` each.
 
-    Images that fit one pass are segmented whole. A larger one is cut into tiles, each segmented as an image
-    of its own, whose context is then the tile's; it has a class if one of its tiles has it.
+    Images that fit one pass are segmented whole. A larger one is cut into tiles, and each is segmented as
+    an image of its own, so the context is the tile's; an image has a class if one of its tiles has it.
     """
     height, width = images.shape[-2:]
     if height * width <= max_pixels:
@@ -161,7 +160,7 @@ def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) 
 
 
 class Tile(NamedTuple):
-    """Along one side: pixels start to stop are segmented, those from keep_start to keep_stop are kept."""
+    """Along one side, pixels start to stop are segmented, and pixels keep_start to keep_stop are kept."""
 
     start: int
     stop: int

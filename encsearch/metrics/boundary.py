@@ -1,4 +1,4 @@
-"""Boundary IoU (Cheng et al., CVPR 2021): the intersection over union of the bands along the boundaries.
+"""Boundary IoU (Cheng et al., CVPR 2021): the intersection over union of bands along the boundaries.
 
 Region IoU hardly sees the outline of a large object, since its inside grows with the square of its size.
 """
@@ -19,12 +19,12 @@ def boundary_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> Te
     """Pixels in the intersection and in the union of each class's two bands, on the device of the labels.
 
     labels and predictions (B, H, W) -> (num_classes, 2) int64. A pixel lies in the band of its class if
-    another class, or the outside of the image, is at most `band_width` away in either direction: that is the
-    square of the authors' code, where the paper writes a distance. The counts are added up over the set, as
-    those of the region IoU are; the paper scores single objects.
+    another class, or the outside of the image, is at most `band_width` away in either direction: a square, as
+    in the authors' code, while the paper writes a distance. The counts are added up over the set, as for the
+    region IoU; the paper scores single objects.
 
-    An ignored pixel is in no band, and none begins at it: where a class ends in it is not known. So a
-    prediction is cut to the labelled pixels as well.
+    An ignored pixel is in no band, and no band begins at it, since it is unknown whether the class ends
+    there. So predictions are cut to the labelled pixels as well.
     """
     labelled = labels != IGNORE
     truth_band = _band(labels, labelled, num_classes)
@@ -38,12 +38,12 @@ def boundary_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> Te
 
 
 def band_width(height: int, width: int) -> int:
-    """In pixels, at least 1."""
+    """Width of the band in pixels, at least 1."""
     return max(1, round(BAND_SHARE * math.hypot(height, width)))
 
 
 def _band(classes: Tensor, labelled: Tensor, num_classes: int) -> Tensor:
-    """Where the largest or the smallest class in the window is another one: (B, H, W) -> bool."""
+    """Pixels whose window has a larger or a smaller class: (B, H, W) -> bool."""
     reach = band_width(*classes.shape[-2:])
     outside = num_classes  # larger than any class, so that it ends each of them
     values = classes.to(torch.int16)
@@ -53,7 +53,7 @@ def _band(classes: Tensor, labelled: Tensor, num_classes: int) -> Tensor:
 
 
 def _window_max(values: Tensor, reach: int, border: int) -> Tensor:
-    """The maximum over a square of side 2 * reach + 1; `border` is outside."""
+    """The maximum over a square of side 2 * reach + 1; pixels outside have the value `border`."""
     padded = F.pad(values, [reach] * 4, value=border)
     return _running_max(_running_max(padded, 2 * reach + 1).mT, 2 * reach + 1).mT
 

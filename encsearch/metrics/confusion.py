@@ -1,4 +1,4 @@
-"""Ratios of pixel counts, from one confusion matrix over the whole evaluated set."""
+"""Ratios of pixel counts from one confusion matrix over the whole evaluated set."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def scores(confusion: Tensor, classes: Sequence[str], groups: Mapping[str, Seque
 
 
 def class_accuracy(confusion: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """The share of each class's pixels that was found; a class that the truth lacks has none."""
+    """The share of each class's pixels that was found; classes that the truth lacks are left out."""
     hits, pixels = confusion.cpu().double().diag(), confusion.cpu().double().sum(dim=1)
     return ratios(hits, pixels, classes)
 
@@ -78,7 +78,7 @@ def frequency_weighted_iou(
 
 
 def ratios(counts: Tensor, totals: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """counts / totals by class, both (num_classes,); a class whose total is 0 has none."""
+    """counts / totals by class, both (num_classes,); classes with a total of 0 are left out."""
     triples = zip(classes, counts.tolist(), totals.tolist(), strict=True)
     return {name: count / total for name, count, total in triples if total > 0}
 

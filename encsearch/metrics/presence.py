@@ -1,4 +1,4 @@
-"""How well the SE-loss branch tells which classes are in an image."""
+"""Score how well the SE-loss branch predicts which classes are in an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from encsearch.metrics.confusion import mean, ratios
 
 THRESHOLD = 0.5
-"""A class is called present from this probability on."""
+"""A class counts as predicted from this probability on."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PresenceScores:
     """Figures in [0, 1]. A class that is in no image has no average precision and no recall.
 
     A class that is in every image has average precision 1 whatever is predicted. `precision` and `recall`
-    are of all classes together at the probability 0.5; precision is None when nothing is called present.
+    are over all classes together at the probability 0.5; precision is None when nothing is predicted.
     """
 
     mean_ap: float
@@ -29,12 +29,12 @@ class PresenceScores:
 
 
 def presence_scores(probabilities: Tensor, present: Tensor, classes: Sequence[str]) -> PresenceScores:
-    """Compare the probabilities (N, num_classes) of N >= 1 images with what is `present`, of that shape.
+    """Compare the probabilities (N, num_classes) of N >= 1 images with `present`, of the same shape.
 
     Every image shows a class, so `present` has a true value in each row.
     """
     assert len(present) > 0
-    assert present.any(dim=1).all(), "an image without labels tells nothing of presence"
+    assert present.any(dim=1).all(), "an image without labels says nothing about presence"
     called = probabilities >= THRESHOLD
     hits = (called & present).sum(dim=0)
     class_ap = {
@@ -56,7 +56,7 @@ def presence_scores(probabilities: Tensor, present: Tensor, classes: Sequence[st
 def average_precision(probabilities: Tensor, present: Tensor) -> float:
     """The sum of the precisions at each probability, weighted by the recall gained there; both (N,).
 
-    Images of one probability are one step, so that the order of ties does not matter; the same definition as
+    Images with equal probability form one step, so the order of ties does not matter; the same definition as
     scikit-learn's `average_precision_score`. At least one value of `present` must be true.
     """
     ranked, order = probabilities.sort(descending=True)

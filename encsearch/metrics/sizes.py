@@ -1,6 +1,6 @@
-"""IoU and recall by the size of the objects, so that a few large ones do not hide how small ones fare.
+"""IoU and recall by the size of the objects, so that a few large ones do not hide the scores of small ones.
 
-An object is a connected component of one class (8 neighbours); label maps tell no more of instances.
+An object is a connected component of one class (8 neighbours); label maps have no other instances.
 """
 
 import numpy as np
@@ -22,16 +22,16 @@ _Counts = NDArray[np.int64]
 def size_counts(
     labels: Tensor, predictions: Tensor, num_classes: int, object_sizes: tuple[float, float]
 ) -> Tensor:
-    """Pixels by size and class: those found, those of the truth, and those falsely predicted.
+    """Pixels by size and class: found, true, and falsely predicted.
 
     labels and predictions (B, H, W) -> (3, num_classes, 3) int64 on the CPU; `object_sizes` are the shares of
     the image's area at which medium and large objects begin.
 
-    A pixel of the truth has the size of its object. A falsely predicted pixel has that of the true objects
-    of its class which its predicted object mostly covers, or, where it covers none, that of the predicted
-    object itself. So every pixel counts for one size, `found / (truth + false)` is the IoU of that size, and
-    the counts of all sizes add up to those of the common IoU. Ignored pixels count nowhere, though they
-    may join the parts of a predicted object.
+    A true pixel has the size of its object. A falsely predicted pixel has the size of the true objects of its
+    class that its predicted object mostly covers or, if it covers none, the size of the predicted object. So
+    every pixel counts for one size, `found / (truth + false)` is the IoU of that size, and the counts of all
+    sizes add up to the counts of the usual IoU. Ignored pixels are not counted, though they may join the
+    parts of a predicted object.
     """
     counts = np.zeros((len(SIZES), num_classes, 3), dtype=np.int64)
     begins = np.array(object_sizes) * labels[0].numel()

@@ -1,4 +1,4 @@
-"""What a set is counted by, and every score that follows from the counts."""
+"""The counts of a set, and every score that follows from them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from encsearch.metrics.sizes import SIZES
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts of a part of a set, on the CPU: `+` gives those of two parts, in whatever order.
+    """Counts of a part of a set, on the CPU; `+` combines two parts, in any order.
 
     confusion (num_classes, num_classes), boundary (num_classes, 2) and sizes (3, num_classes, 3) are int64
-    and as their functions return them. Of the N images that have labels, presence (N, num_classes) holds the
-    probabilities and present (N, num_classes), bool, what is there; N is 0 for a model that predicts none.
+    and as their functions return them. For the N images with labels, presence (N, num_classes) holds the
+    probabilities and present (N, num_classes), bool, the truth; N is 0 for a model that predicts none.
     """
 
     confusion: Tensor
@@ -40,7 +40,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class SizeScores:
-    """Figures in [0, 1] of the objects of one size; a mean is None when no class has any."""
+    """Figures in [0, 1] for objects of one size; a mean is None when no class has any."""
 
     mean_iou: float | None
     mean_recall: float | None
@@ -52,11 +52,11 @@ class SizeScores:
 class Evaluation:
     """Every score of a model on a set: figures in [0, 1], by class where they are.
 
-    What both truth and prediction lack has no IoU and is left out of the mean, as in `scores`; what the truth
-    lacks has no accuracy, recall or average precision. `foreground_iou` is the mean IoU of the classes but
-    the background; what is mistaken for it, or it for them, still counts. It is None if no background is
-    named. `presence` is None for a model without context module. `confusion` counts pixels by truth (row)
-    and prediction (column).
+    A class that truth and prediction lack has no IoU and is left out of the mean, as in `scores`; one that
+    the truth lacks has no accuracy, recall or average precision. `foreground_iou` is the mean IoU of the
+    classes without the background; confusions with the background still count. It is None if no background
+    is named. `presence` is None for a model without a context module. `confusion` counts pixels by truth
+    (row) and prediction (column).
     """
 
     mean_iou: float

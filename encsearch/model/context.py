@@ -1,7 +1,7 @@
-"""Context modules: one vector per image scales every channel and tells which classes are present.
+"""Context modules: one vector per image scales every channel and predicts which classes are present.
 
-The vector comes from `EncodedSemantics` in EncNet, and from `PooledSemantics`, average pooling in its place,
-in the control.
+The vector comes from `EncodedSemantics` in EncNet, and from `PooledSemantics`, which is average pooling, in
+the control.
 """
 
 from typing import Literal, NamedTuple
@@ -23,7 +23,7 @@ class ContextOutput(NamedTuple):
 
 
 def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
-    """What turns features (B, C, H, W) into the context vector (B, C); None for `context: none`."""
+    """The module from features (B, C, H, W) to the context vector (B, C); None for `context: none`."""
     match model.context:
         case "encoding":
             return EncodedSemantics(channels, model)
@@ -34,7 +34,7 @@ def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
 
 
 class ContextModule(nn.Module):
-    """Scale features by what `semantics` says of the whole image: (B, C, H, W) -> ContextOutput.
+    """Scale features by the context vector of the whole image: (B, C, H, W) -> ContextOutput.
 
     With EncodedSemantics it is the paper's Context Encoding Module. The scaling factors
     gamma = sigmoid(W e) multiply the features (paper, `multiply`) or give relu(x + x * gamma) (reference
@@ -89,8 +89,8 @@ class EncodedSemantics(nn.Module):
 class PooledSemantics(nn.Module):
     """The control without codewords: (B, C, H, W) -> (B, C), by average pooling and BN over the batch.
 
-    The paper's ablation calls this K = 0. The BN is ours: without it the SE-loss hardly trains the gate. No
-    1x1 convolution stands before the pooling, which makes it C * C weights smaller than the reference's.
+    The paper's ablation calls this K = 0. The BN is ours: without it the SE-loss hardly trains the gate.
+    There is no 1x1 convolution before the pooling, so it has C * C weights fewer than the reference's.
     """
 
     def __init__(self, channels: int) -> None:
@@ -103,7 +103,7 @@ class PooledSemantics(nn.Module):
 
 
 class PresenceHead(nn.Module):
-    """The paper's second Context Encoding Module, on stage 3: its SE-loss alone, nothing is scaled.
+    """The paper's second Context Encoding Module, on stage 3, only for its SE-loss: nothing is scaled.
 
     (B, C, H, W) -> presence logits (B, num_classes).
     """
@@ -119,7 +119,7 @@ class PresenceHead(nn.Module):
 
 
 class BatchNormOfOne(nn.BatchNorm1d):
-    """BatchNorm1d over (B, C) that trains on a batch of one by its running statistics, which it then keeps.
+    """BatchNorm1d over (B, C) that uses its running statistics, unchanged, for a training batch of one.
 
     One value has no variance, and BatchNorm1d raises. SyncBatchNorm, which replaces this class under
     `convert_sync_batchnorm`, needs no such rule: it counts the images of all ranks.

@@ -15,9 +15,9 @@ from encsearch.model.heads import build_head, classifier, fcn_head
 class EncNetOutput(NamedTuple):
     """logits (B, num_classes, H, W) at the images' size, presence_logits (B, num_classes), aux_logits.
 
-    presence_logits is None without a context module. aux_logits are those of stage 3: of pixels, as logits
-    are, from the auxiliary FCN head, or of presence from the paper's second Context Encoding Module. They are
-    None outside training and where there is no such branch.
+    presence_logits is None without a context module. aux_logits come from stage 3: pixel logits, like
+    logits, from the auxiliary FCN head, or presence logits from the paper's second Context Encoding Module.
+    They are None outside training and without such a branch.
     """
 
     logits: Tensor
@@ -28,14 +28,14 @@ class EncNetOutput(NamedTuple):
 class EncNet(nn.Module):
     """Context Encoding for Semantic Segmentation (Zhang et al., CVPR 2018): (B, 3, H, W) -> EncNetOutput.
 
-    A head makes features of the backbone's four stages, a context module scales their channels, a classifier
-    and bilinear upsampling end it. With `head="fcn"`, `context="encoding"` is EncNet, `"gate"` puts average
-    pooling in the place of the codewords, and `"none"` is FCN, where only the context module is missing.
+    A head makes features from the backbone's four stages, a context module scales their channels, then come a
+    classifier and bilinear upsampling. With `head="fcn"`, `context="encoding"` is EncNet, `"gate"` replaces
+    the codewords by average pooling, and `"none"` is FCN, which only lacks the context module.
 
     `options` are the other fields of `ModelConfig`, with its defaults: `preset`, `output_stride`, ...
 
-    H and W are free. Training needs more than one value a channel for BN: two images, or one that is larger
-    than the output stride. Raises UserError for options that are not valid and for unfit weights.
+    H and W are free. Training needs more than one value per channel for BN: two images, or one larger than
+    the output stride. Raises UserError for invalid options and for weights that do not fit.
     """
 
     def __init__(

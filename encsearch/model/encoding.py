@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 UNIT_SMOOTHING = 10.0
-"""Squared distances of vectors of length 1 are at most 4."""
+"""Initial smoothing factor for vectors of length 1, whose squared distances are at most 4."""
 
 
 def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Te
     Autocast makes no difference. Gradients have the dtypes of their inputs.
 
     It is `encode_definition` with a backward pass of its own, which takes about half the time and keeps
-    (B, N, K + 1) values beside the inputs where autograd keeps (B, N, C) several times. There is no second
+    (B, N, K + 1) values beside the inputs, while autograd keeps (B, N, C) several times. There is no second
     derivative: asking for one raises RuntimeError.
     """
     encoding: Tensor = _Encode.apply(features, codewords, smoothing_factors)
@@ -29,21 +29,21 @@ def encode(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Te
 
 
 def encode_definition(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
-    """What `encode` computes, to be read, and differentiated by autograd as often as one likes.
+    """The definition of `encode`, for reading, and for autograd to differentiate any number of times.
 
     The residuals (B, N, K, C) are not formed: ||x - d||^2 is expanded, and e_k is
     sum_i a_ik x_i - (sum_i a_ik) d_k.
     """
     with torch.autocast(features.device.type, enabled=False):
-        x, d = _centred(features, codewords)
+        x, d = _centre(features, codewords)
         assignment = assign(features, codewords, smoothing_factors)
         return assignment.mT @ x - assignment.sum(1).unsqueeze(-1) * d
 
 
 def assign(features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
-    """The soft assignment a_ik of eq. 1, of the arguments of `encode` -> (B, N, K); it sums to 1 over K."""
+    """The soft assignment a_ik of eq. 1 for the arguments of `encode` -> (B, N, K); it sums to 1 over K."""
     with torch.autocast(features.device.type, enabled=False):
-        x, d = _centred(features, codewords)
+        x, d = _centre(features, codewords)
         squared_distances = x.square().sum(-1, keepdim=True) - 2 * (x @ d.T) + d.square().sum(-1)
         return torch.softmax(-smoothing_factors.to(x.dtype) * squared_distances, dim=-1)
 
@@ -76,7 +76,7 @@ class Encoding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the reference code (encoding/nn/encoding.py), which stores the scale -s, drawn from U(-1, 0)."""
+        """Like the reference code (encoding/nn/encoding.py), which stores the scale -s from U(-1, 0)."""
         bound = self.codewords.numel() ** -0.5
         nn.init.uniform_(self.codewords, -bound, bound)
         nn.init.uniform_(self.smoothing_factors, 0, 1)
@@ -86,7 +86,7 @@ class Encoding(nn.Module):
             self.num_pixels.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
-        pixels, codewords = self.compared(features.flatten(2).mT)
+        pixels, codewords = self.prepare_inputs(features.flatten(2).mT)
         encoding = encode(pixels, codewords, self.smoothing_factors)
         if self.num_pixels is None:
             return encoding
@@ -96,7 +96,7 @@ class Encoding(nn.Module):
             return encoding
         return encoding * torch.where(self.num_pixels > 0, self.num_pixels / num_pixels, 1.0)
 
-    def compared(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare_inputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, N, C) and codewords (K, C) as they enter the equations."""
         match self.init:
             case "published":
@@ -121,13 +121,13 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, codewords: Tensor, smoothing_factors: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            x, d = _centred(features, codewords)
+            x, d = _centre(features, codewords)
             s = smoothing_factors.to(x.dtype)
             squared_norms = torch.linalg.vector_norm(x, dim=-1).square()  # (B, N)
             # Softmax ignores what all codewords of a pixel share: without min(s) * ||x||^2 the logits keep
             # their digits where the features lie far from the codewords.
             excess = (s - s.min()) * squared_norms.unsqueeze(-1) + s * d.square().sum(-1)
-            logits = torch.baddbmm(-excess, x, _batched((2 * s.unsqueeze(-1) * d).T, x))
+            logits = torch.baddbmm(-excess, x, _expand_to_batch((2 * s.unsqueeze(-1) * d).T, x))
             assignment = torch.softmax(logits, dim=-1)  # (B, N, K)
             ctx.save_for_backward(features, codewords, smoothing_factors, assignment, squared_norms)
             return torch.baddbmm(-assignment.sum(1).unsqueeze(-1) * d, assignment.mT, x)
@@ -146,7 +146,7 @@ class _Encode(torch.autograd.Function):
         """
         features, codewords, smoothing_factors, assignment, squared_norms = ctx.saved_tensors
         with torch.autocast(features.device.type, enabled=False):
-            x, d = _centred(features, codewords)
+            x, d = _centre(features, codewords)
             s = smoothing_factors.to(x.dtype)
             grad_assignment = torch.baddbmm(-(d * grad).sum(-1).unsqueeze(1), x, grad.mT)
             u = assignment * (grad_assignment - (assignment * grad_assignment).sum(-1, keepdim=True))
@@ -159,7 +159,7 @@ class _Encode(torch.autograd.Function):
             grad_features = x.mul_(-pull.sum(-1, keepdim=True))
             # One product of inner dimension 2 K passes over the (B, N, C) values once instead of twice.
             grad_features.baddbmm_(
-                torch.cat([assignment, pull], dim=-1), torch.cat([grad, _batched(d, x)], dim=1)
+                torch.cat([assignment, pull], dim=-1), torch.cat([grad, _expand_to_batch(d, x)], dim=1)
             )
         return (
             grad_features.to(features.dtype),
@@ -168,7 +168,7 @@ class _Encode(torch.autograd.Function):
         )
 
 
-def _centred(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
+def _centre(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
     """Both relative to the mean codeword, in float32 or better: x (B, N, C), d (K, C).
 
     Both equations hold in any coordinates, and the expanded distance cancels badly far from zero (error
@@ -180,6 +180,6 @@ def _centred(features: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
     return features - origin, codewords - origin  # the subtraction casts the features in the same pass
 
 
-def _batched(matrix: Tensor, like: Tensor) -> Tensor:
+def _expand_to_batch(matrix: Tensor, like: Tensor) -> Tensor:
     """(M, N) -> (B, M, N), a view, with the B of `like`."""
     return matrix.expand(like.shape[0], -1, -1)

@@ -1,4 +1,4 @@
-"""What backbones, heads and context modules are made of."""
+"""Building blocks of backbones, heads and context modules."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: 
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    """`conv_bn_relu` for the places where something is added before the ReLU."""
+    """`conv_bn_relu` without the ReLU, for places where something is added before it."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -19,9 +19,9 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
 
 
 def resize(features: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the height and width of `like`; corners are not aligned."""
+    """Resize bilinearly to the height and width of `like`; corners are not aligned."""
     size = like.shape[-2:]
-    # An exported graph cannot branch: what is true of its example would be demanded of every image.
+    # No branch in an exported graph: a fact about its example would be demanded of every image.
     if not torch.compiler.is_exporting() and features.shape[-2:] == size:
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -15,13 +15,13 @@ from torch import Tensor
 from encsearch.config import ModelConfig
 from encsearch.errors import UserError
 from encsearch.model.backbones.resnet import DEEP_STEMS
-from encsearch.model.backbones.weights import fitting, read_tensors
+from encsearch.model.backbones.weights import read_tensors, select_fitting
 from encsearch.model.encnet import EncNet
 
 
 @dataclass(frozen=True)
 class Published:
-    """A network in eval mode, its configuration and where its weights are from."""
+    """A network in eval mode, its configuration and the origin of its weights."""
 
     origin: Literal["reference", "mmseg"]
     config: ModelConfig
@@ -33,7 +33,7 @@ class Published:
 class _Layout:
     """How one code base names its tensors: the start of a name -> the start of ours, first match first.
 
-    `unused` are starts of names that segmentation has no use for; `preset` says what the shapes do not.
+    `unused` are starts of names that segmentation does not need; `preset` has what the shapes do not show.
     """
 
     preset: Literal["reference", "mmseg"]
@@ -102,14 +102,14 @@ _RESNETS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3):
 _CODEWORDS = "context.semantics.encoding.codewords"
 _SCALE = "context.semantics.encoding.scale"
 _SMOOTHING_FACTORS = "context.semantics.encoding.smoothing_factors"
-_COUNTER = "num_batches_tracked"  # of BN, read by nothing here
+_COUNTER = "num_batches_tracked"  # of BN, not read here
 
 
 def read_published(path: Path) -> Published:
     """The EncNet in a checkpoint of the authors' code or of mmsegmentation.
 
     Depth and stem of the backbone, C, K, the classes, lateral connections and the auxiliary head are read
-    from the tensors. Raises UserError for a file that cannot be read or is no such EncNet.
+    from the tensors. Raises UserError for a file that cannot be read or is not such an EncNet.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a .pth or .safetensors file")
@@ -118,17 +118,19 @@ def read_published(path: Path) -> Published:
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Published:
     """`read_published` for tensors in memory, which the model may share; `path` is for the errors."""
-    layout = _layout(tensors, path)
-    state = _renamed(tensors, layout, path)
-    config = _config(state, layout, path)
-    num_classes = len(_tensor(state, "classifier.1.weight", 4, path))
+    layout = _find_layout(tensors, path)
+    state = _rename_tensors(tensors, layout, path)
+    config = _read_config(state, layout, path)
+    num_classes = len(_get_tensor(state, "classifier.1.weight", 4, path))
     with torch.device("meta"):
         model = EncNet.from_config(config, num_classes)
-    model.load_state_dict(fitting(state, model.state_dict(), owner="an EncNet", path=path), assign=True)
+    model.load_state_dict(
+        select_fitting(state, model.state_dict(), owner="an EncNet", path=path), assign=True
+    )
     return Published(layout.preset, config, num_classes, model.eval())
 
 
-def _layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
+def _find_layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
     for start, layout in (("decode_head.enc_module.", _MMSEG), ("head.encmodule.", _REFERENCE)):
         if any(name.startswith(start) for name in tensors):
             return layout
@@ -139,7 +141,7 @@ def _layout(tensors: Mapping[str, Tensor], path: Path) -> _Layout:
     )
 
 
-def _renamed(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict[str, Tensor]:
+def _rename_tensors(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict[str, Tensor]:
     """The tensors under our names, in float32, the smoothing factors with the paper's sign."""
     state = {}
     strangers = []
@@ -162,15 +164,15 @@ def _renamed(tensors: Mapping[str, Tensor], layout: _Layout, path: Path) -> dict
     return state
 
 
-def _config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelConfig:
-    num_codewords, channels = _tensor(state, _CODEWORDS, 2, path).shape
+def _read_config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelConfig:
+    num_codewords, channels = _get_tensor(state, _CODEWORDS, 2, path).shape
     try:
         return ModelConfig(
-            backbone=_backbone(state, path),
+            backbone=_read_backbone(state, path),
             output_stride=8,
             preset=layout.preset,
             num_codewords=num_codewords,
-            rescale_encoding=False,  # a checkpoint does not tell the size of its training crops
+            rescale_encoding=False,  # a checkpoint does not hold the size of its training crops
             channels=channels,
             lateral=any(name.startswith("head.connect.") for name in state),
             auxiliary="fcn" if any(name.startswith("aux_head.") for name in state) else "none",
@@ -179,7 +181,7 @@ def _config(state: Mapping[str, Tensor], layout: _Layout, path: Path) -> ModelCo
         raise UserError(f"{path}: K={num_codewords}, C={channels}: {error.errors()[0]['msg']}") from None
 
 
-def _backbone(state: Mapping[str, Tensor], path: Path) -> str:
+def _read_backbone(state: Mapping[str, Tensor], path: Path) -> str:
     blocks = tuple(
         sum(name.startswith(f"backbone.stages.{stage}.") and name.endswith(".conv3.weight") for name in state)
         for stage in range(4)
@@ -192,14 +194,14 @@ def _backbone(state: Mapping[str, Tensor], path: Path) -> str:
     resnet = _RESNETS[blocks]
     if "backbone.stem.0.weight" in state:
         return resnet
-    width = len(_tensor(state, "backbone.stem.0.0.weight", 4, path))
+    width = len(_get_tensor(state, "backbone.stem.0.0.weight", 4, path))
     suffixes = {channels: suffix for suffix, channels in DEEP_STEMS.items()}
     if width not in suffixes:
         raise UserError(f"{path}: a deep stem of {width} channels is not known; known are {[*suffixes]}")
     return resnet + suffixes[width]
 
 
-def _tensor(state: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> Tensor:
+def _get_tensor(state: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> Tensor:
     tensor = state.get(name)
     if tensor is None or tensor.ndim != ndim:
         found = "is missing" if tensor is None else f"has the shape {tuple(tensor.shape)}"

@@ -1,4 +1,4 @@
-"""Heads that look at the last stage in several sizes: PSPNet and DeepLabv3.
+"""Heads that see the last stage at several sizes: PSPNet and DeepLabv3.
 
 Both pool the whole image to one value a channel and normalise that by BN, so they train on two images a
 worker or more.

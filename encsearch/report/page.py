@@ -13,7 +13,7 @@ from encsearch.diagnostics.figures import (
     LIMITS,
     SCALING_FILE,
     PresenceFigures,
-    findings,
+    describe_findings,
     from_json,
 )
 from encsearch.errors import UserError
@@ -130,7 +130,7 @@ def _context_section(folder: Path) -> ContextSection:
         raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
     return ContextSection(
         diagnostics.num_images,
-        findings(diagnostics),
+        describe_findings(diagnostics),
         LIMITS,
         # The set of pictures depends on the model.
         tuple(

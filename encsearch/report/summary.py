@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
-from encsearch.config import Config, SearchConfig, search_of
+from encsearch.config import Config, SearchConfig, require_search
 from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import Trial
 
@@ -70,7 +70,7 @@ class SweepSummary:
 
     @property
     def search(self) -> SearchConfig:
-        return search_of(self.config)
+        return require_search(self.config)
 
     @property
     def excluded(self) -> Mapping[int, str]:

@@ -1,4 +1,4 @@
-"""What a training runs on, in words and in milliseconds."""
+"""The hardware of a training, in words, and its latency in milliseconds."""
 
 import time
 from statistics import median

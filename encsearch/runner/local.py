@@ -1,4 +1,4 @@
-"""A training in this process: no Ray, one device. For notebooks, benchmarks and machines without Ray."""
+"""Train in this process on one device: for notebooks, benchmarks and machines without Ray."""
 
 import shutil
 import time

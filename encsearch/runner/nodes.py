@@ -1,4 +1,4 @@
-"""Whether the other nodes of a cluster see the files that a training needs."""
+"""Check that the other nodes of a cluster see the files that a training needs."""
 
 import secrets
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def check_nodes(store: Store, out: Path) -> None:
 
 
 def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
-    look = ray.remote(_look)
+    look = ray.remote(_check_this_node)
     answers = [
         look.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -41,7 +41,7 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
         for node in nodes
     ]
     for node, answer in zip(nodes, answers, strict=True):
-        # Of nodes on one host only the address tells them apart.
+        # Only the address distinguishes several nodes on one host.
         name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
         try:
             problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
@@ -54,8 +54,8 @@ def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
             raise PreflightError(f"node {name} {problem}; put it on storage that every node sees")
 
 
-def _look(store: str, fingerprint: str, probe: str) -> str | None:
-    """Runs on the node: what it does not see."""
+def _check_this_node(store: str, fingerprint: str, probe: str) -> str | None:
+    """Runs on the node; returns what it does not see, or None."""
     if not Path(probe).exists():
         return f"does not see the folder of runs {Path(probe).parent}"
     try:

@@ -29,25 +29,24 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A trial that cannot go on reports why instead of a metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Else Tune swallows Ctrl-C and returns as if the sweep had ended.
+    # Otherwise Tune swallows Ctrl-C and returns as if the sweep had ended.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Ray warns of a change of a future version at each import of ray otherwise.
+    # Otherwise Ray warns at each import about a change in a future version.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Ray starts Python with -c, which alone imports what lies in the working directory, as a random.py.
+# Ray starts Python with -c, which would import files from the working directory, such as a random.py.
 SAFE = {"PYTHONSAFEPATH": "1"}
-
 
 CONNECT_TIMEOUT_S = 5
 
 
 @contextmanager
 def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
-    """A connection to Ray for the duration of the block, on which one training of `needs` fits.
+    """Connect to Ray for the duration of the block; one training of `needs` fits there.
 
     RAY_ADDRESS names a running cluster; without it a local one is started, with a token of its own, and
-    stopped at the end. Already connected: reused. Raises PreflightError when the cluster cannot be reached,
-    or has too little for one training, which would wait for ever.
+    stopped at the end. An existing connection is reused. Raises PreflightError when the cluster cannot be
+    reached, or has too little for one training, which would wait for ever.
     """
     import ray
 
@@ -56,7 +55,7 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="encsearch-") as empty:
-        with _working_in(empty):
+        with _enter_folder(empty):
             _connect(needs)
         try:
             _check_fits(needs, ray.cluster_resources())
@@ -66,8 +65,8 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 
 @contextmanager
-def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
-    """What `ray_session` refuses is refused, but no local Ray is started."""
+def rehearse_session(*, needs: ScalingConfig) -> Iterator[None]:
+    """Refuse whatever `ray_session` refuses, but start no local Ray."""
     if "RAY_ADDRESS" in os.environ:
         with ray_session(needs=needs):
             yield
@@ -79,13 +78,13 @@ def rehearsed_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 
 def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
-    if lacking := lacks(needs, resources):
+    if lacking := describe_shortage(needs, resources):
         raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
 
 
-def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
-    """What the cluster has too little of for one training, in words with both numbers; None if it fits."""
-    for name, each in _each_worker(needs).items():
+def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
+    """What the cluster lacks for one training, with both numbers; None if the training fits."""
+    for name, each in _list_worker_needs(needs).items():
         needed, present = needs.num_workers * each, resources.get(name, 0)
         if needed > present:
             workers = f"{format_count(needs.num_workers, 'worker')} x {format_number(each)}"
@@ -94,23 +93,23 @@ def lacks(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
 
 
 def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> int:
-    """How many trainings fit the cluster whole, at least one (an autoscaler may bring what is missing)."""
+    """How many trainings fit on the cluster at once; at least one, since an autoscaler may add the rest."""
     fitting = [
         int(resources.get(name, 0) / (needs.num_workers * each) + 1e-6)
-        for name, each in _each_worker(needs).items()
+        for name, each in _list_worker_needs(needs).items()
     ]
     return max(1, min(fitting))
 
 
-def _each_worker(needs: ScalingConfig) -> dict[str, float]:
+def _list_worker_needs(needs: ScalingConfig) -> dict[str, float]:
     return {"CPU": needs.cpus_per_worker} | ({"GPU": needs.gpus_per_worker} if needs.gpus_per_worker else {})
 
 
 @contextmanager
-def _working_in(folder: str) -> Iterator[None]:
-    """Ray 2.60 asks for the working directory and puts it first on its workers' import path.
+def _enter_folder(folder: str) -> Iterator[None]:
+    """Work in `folder`, since Ray 2.60 puts the working directory first on its workers' import path.
 
-    It may be gone, or hold a random.py. So it is left meanwhile, and not asked for by name.
+    The current one may be gone, or hold a random.py. A descriptor leads back to it even without its name.
     """
     here = os.open(".", os.O_RDONLY)
     os.chdir(folder)
@@ -131,8 +130,8 @@ def _connect(needs: ScalingConfig) -> None:
     if address is not None:
         _check_listening(address)
     else:
-        # Ray 2.60 asks for a token on a local cluster and would write one of mode 0644 into the home
-        # folder; this one is of this session alone.
+        # Ray 2.60 needs a token on a local cluster and would write one with mode 0644 into the home
+        # folder; this one is only for this session.
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Trials need the dashboard's state service to free the resources of one that was stopped.
@@ -148,24 +147,24 @@ def _connect(needs: ScalingConfig) -> None:
     except Exception as error:  # Ray 2.60 raises nothing narrower when a node does not start in time
         what = f"Ray at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
         raise PreflightError(f"{what}: {first_line(error)}") from None
-    # Ray 2.60 installs a handler in C that prints a stack and aborts, so that nothing is closed.
+    # Restored, since Ray 2.60 installs a C handler that prints a stack and aborts without closing anything.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _local_cpus(needs: ScalingConfig) -> int:
-    """What a local Ray is told to have: one training always fits, as threads that take turns."""
+    """The CPUs that a local Ray announces: one training always fits, as threads that take turns."""
     return max(os.cpu_count() or 1, math.ceil(needs.num_workers * needs.cpus_per_worker))
 
 
 def _check_listening(address: str) -> None:
-    """Ray 2.60 tries for more than ten minutes, noisily, where nothing listens."""
+    """Fail fast if nothing listens: Ray 2.60 would try for more than ten minutes, noisily."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto", "local" and the like are for Ray to resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError, ValueError) as error:  # a host that is no name is a ValueError
+    except (OSError, OverflowError, ValueError) as error:  # an invalid host name is a ValueError
         raise PreflightError(
             f"Ray at RAY_ADDRESS={address} cannot be reached: {error}; start the cluster or unset RAY_ADDRESS"
         ) from None

@@ -1,8 +1,8 @@
-"""A training by Ray Train workers: DDP over any number of processes, and recovery of a lost one.
+"""Train with Ray Train workers: DDP over any number of processes, and recovery of lost ones.
 
-The workers know nothing of tracking. Their reports go through Ray Train's controller, which runs on the
-driver's node, into a spool file; the driver forwards the spool to the recorder. One record so outlives any
-number of worker restarts.
+The workers do not know about tracking. Their reports go through Ray Train's controller, which runs on the
+driver's node, into a spool file; the driver forwards the spool to the recorder. So one record
+outlives any number of worker restarts.
 """
 
 import logging
@@ -36,20 +36,20 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
     """Train with `config.scaling.num_workers` DDP workers; Ray is already connected.
 
     A lost worker restarts the group from the last checkpoint, at most `scaling.max_failures` times.
-    A second call with the same `run_dir` goes on from its last checkpoint.
+    A second call with the same `run_dir` resumes from its last checkpoint.
     Raises TrainingError when the training ends without a result. The caller closes the recorder.
     """
     started = time.monotonic()
     run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     spool = run_dir / REPORTS_FILE
-    # Ray prints every worker's stack; people get one line from the TrainingError.
+    # Silenced, since Ray prints every worker's stack; people get one line from the TrainingError.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"config": to_json(config)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=_scaling(config.scaling),
+        scaling_config=_to_ray_scaling(config.scaling),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(run_dir),
@@ -61,11 +61,11 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
             worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
         ),
     )
-    with forwarding(spool, recorder), _own_interrupt():
+    with forwarding(spool, recorder), _keep_interrupt():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise TrainingError(_reason(error)) from None
+            raise TrainingError(_describe_failure(error)) from None
     if result.return_value:
         raise TrainingError(result.return_value)
     reports = tuple(SpoolReader(spool).new_reports())
@@ -77,7 +77,7 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
 
 
 @contextmanager
-def _own_interrupt() -> Iterator[None]:
+def _keep_interrupt() -> Iterator[None]:
     """Make Ctrl-C a KeyboardInterrupt: Ray 2.60 installs a handler that ends the process with code 0 or 1."""
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -89,7 +89,7 @@ def _own_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
+def _to_ray_scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
@@ -101,7 +101,7 @@ def _scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
 
 
 class _SpoolReports(UserCallback):
-    """Runs in the controller: appends each epoch's report once, also when a restart repeats the epoch."""
+    """Runs in the controller: appends each epoch's report once, even if a restart repeats the epoch."""
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
@@ -119,7 +119,7 @@ class _SpoolReports(UserCallback):
 def _train_worker(arguments: dict[str, str]) -> str | None:
     """Train one rank; returns why the training cannot go on, or None at its end.
 
-    A non-finite gradient is the same on every rank and would come again: raised, Ray would retry it.
+    A non-finite gradient is returned, not raised: Ray would retry, and it would come again on every rank.
     """
     config = from_json(arguments["config"])
     context = ray.train.get_context()
@@ -131,7 +131,7 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             load_checkpoint(experiment.state, Path(folder))
-    # Shows in the record that, and where, a lost worker's training went on.
+    # The record shows where a training went on after a lost worker.
     resumed = {"resumed_from_step": float(experiment.state.step)}
     try:
         for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
@@ -142,7 +142,7 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
 
 
 def _publish(report: Report, state: TrainState, rank: int) -> None:
-    """Every rank reports; rank 0 hands in the checkpoint, with the metrics of the same step."""
+    """Every rank reports; rank 0 adds the checkpoint of the same step."""
     metrics = {**report.metrics, "report": report.to_dict()}
     if rank > 0:
         ray.train.report(metrics)
@@ -152,8 +152,8 @@ def _publish(report: Report, state: TrainState, rank: int) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _reason(error: TrainingFailedError) -> str:
-    """The first worker's own words, or Ray's."""
+def _describe_failure(error: TrainingFailedError) -> str:
+    """The message of the first failed worker, or of Ray."""
     failures = list(getattr(error, "worker_failures", {}).values())
     cause: Exception = failures[0] if failures else error
     return last_line(cause)

@@ -10,8 +10,8 @@ from typing import Any
 
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError, one_line
-from encsearch.inference.bundle import CARD_FILE, READ_FILES, existing_device, read_bundle, weights_digest
-from encsearch.runner.ray_session import lacks, ray_session
+from encsearch.inference.bundle import CARD_FILE, READ_FILES, find_device, read_bundle, weights_digest
+from encsearch.runner.ray_session import describe_shortage, ray_session
 from encsearch.serving.answers import ServedModel
 from encsearch.serving.requests import Limits
 from encsearch.tracking.registry.fetch import bundle_folder
@@ -43,7 +43,7 @@ def serve_model(source: str, how: Serving) -> Iterator[ServedModel]:
     """
     if "RAY_ADDRESS" not in os.environ:
         if how.device.startswith("cuda"):
-            existing_device(how.device)
+            find_device(how.device)
         _check_port(how.host, how.port)
     model, files = _read(source)
     with ray_session(needs=ScalingConfig()):
@@ -99,7 +99,7 @@ def _check_cluster(how: Serving) -> None:
         )
     gpus = 1 if how.device.startswith("cuda") else 0
     needs = ScalingConfig(num_workers=how.replicas, gpus_per_worker=gpus)
-    if lacking := lacks(needs, ray.cluster_resources()):
+    if lacking := describe_shortage(needs, ray.cluster_resources()):
         raise PreflightError(f"{how.replicas} replicas need {lacking}; lower --replicas or add nodes")
 
 

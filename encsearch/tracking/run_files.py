@@ -25,7 +25,7 @@ from PIL import Image
 from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.pictures import comparison
+from encsearch.data.pictures import draw_comparison
 from encsearch.files import write_csv
 from encsearch.reports import Report
 from encsearch.style import LIGHT, look
@@ -103,7 +103,7 @@ def write_predictions(
         return ()
     maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
     rows = [_thin_out(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
-    sheet = comparison(rows, info, {f"epoch {report.epoch}": maps})
+    sheet = draw_comparison(rows, info, {f"epoch {report.epoch}": maps})
     small = sheet.copy()
     small.thumbnail((SMALL_PX, SMALL_PX))
     target = folder / IMAGES

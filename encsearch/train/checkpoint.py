@@ -19,7 +19,7 @@ CHECKPOINT_PREFIX = "checkpoint-epoch"
 
 
 def save_checkpoint(state: TrainState, folder: Path) -> None:
-    """Write the state into an existing `folder`; the caller makes the folder visible at once."""
+    """Write the state into an existing `folder`; the caller makes the folder visible in one step."""
     tensors = {name: tensor.contiguous() for name, tensor in state.model.state_dict().items()}
     save_file(tensors, folder / MODEL_FILE)
     torch.save(
@@ -48,12 +48,12 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
 
 
 def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
-    """Keep a checkpoint's files as the newest of `folder`, whole or not at all, and drop the one before.
+    """Store a checkpoint's files as the newest in `folder`, whole or not at all, and drop older ones.
 
-    Every file and the folder are synced to disk before the old one goes.
+    Every file and the folder are synced to disk before the old one is deleted.
     """
     target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
-    # With the hidden ones, which a kill in here has left.
+    # Including hidden ones that a kill in this function has left.
     older = [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]
     with beside(target) as scratch:
         scratch.mkdir(parents=True)
@@ -67,21 +67,21 @@ def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def newest(folder: Path) -> Path | None:
+def find_newest(folder: Path) -> Path | None:
     """The checkpoint that `write_newest` kept last, or None."""
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
 
 
 def read_newest(folder: Path) -> dict[str, bytes]:
-    """Its files by name; none if there is none."""
-    found = newest(folder)
+    """The files of the newest checkpoint by name; empty if there is none."""
+    found = find_newest(folder)
     return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Of a training that has ended: hundreds would fill the disk.
+    """Delete the checkpoints of a training that has ended: hundreds would fill the disk.
 
-    A kill leaves each as it was or hidden from `newest`.
+    A kill leaves each as it was, or hidden from `find_newest`.
     """
     for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
         hidden = folder / f".{path.name}"

@@ -1,4 +1,4 @@
-"""The figures of single steps, kept on the device: a step adds to a sum, and an epoch is read back once."""
+"""Figures of single steps, kept on the device: steps add to sums, which are read back once per epoch."""
 
 import time
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from torch import Tensor
 from encsearch.reports import Point
 from encsearch.train.loss import Term, TermName, term_means
 
-MAX_POINTS = 25  # an epoch: enough to see a step, few enough for a tracking server
+MAX_POINTS = 25  # per epoch: enough detail to see a jump, few enough for a tracking server
 
 
 @dataclass(frozen=True)
 class EpochMeans:
-    """Means over an epoch's steps: `metrics` of all (`train/`), `points` of each part (`step/`)."""
+    """Means over an epoch's steps: `metrics` over all (`train/`), `points` over each part (`step/`)."""
 
     metrics: Mapping[str, float]
     points: tuple[Point, ...]
@@ -31,10 +31,10 @@ class EpochSums:
         self._names: tuple[TermName, ...] = ()
         self._part = -1
         self._sums: list[Tensor] = []  # (T, 2) float64 each: sums and divisors
-        self._ends: list[tuple[int, int, float]] = []  # of each part: step, milliseconds since 1970, lr
+        self._ends: list[tuple[int, int, float]] = []  # per part: step, milliseconds since 1970, lr
 
     def add(self, terms: Mapping[TermName, Term], norm: Tensor, *, step: int, lr: float) -> None:
-        """What a step counted on this rank, and the global gradient norm; nothing is read back.
+        """Add this rank's loss terms of a step, and the global gradient norm; nothing is read back.
 
         `step` is the number of optimizer steps after this one.
         """
@@ -52,7 +52,7 @@ class EpochSums:
         self._part = part
 
     def means(self, weights: Mapping[TermName, float], world_size: int) -> EpochMeans:
-        """Over the steps of all ranks, each term divided by its global count; waits for the device.
+        """Means over the steps of all ranks, each term divided by its global count; waits for the device.
 
         The points hold the weighted loss, its terms, the gradient norm and the rate.
         """
@@ -67,7 +67,7 @@ class EpochSums:
             Point(
                 step,
                 time_ms,
-                {**_prefixed("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
+                {**_add_prefix("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
             )
             for part, (step, time_ms, lr) in zip(parts, self._ends, strict=True)
         )
@@ -77,5 +77,5 @@ class EpochSums:
         return sum(weights[name] * means[name] for name in self._names)
 
 
-def _prefixed(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+def _add_prefix(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
     return {prefix + name: value for name, value in figures.items()}

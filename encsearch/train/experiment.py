@@ -1,4 +1,4 @@
-"""From a configuration to what the loop needs, and the checks that cost no training time."""
+"""Build what the training loop needs from a configuration, and check it before training begins."""
 
 import os
 import shutil
@@ -25,14 +25,14 @@ from encsearch.text import format_bytes
 from encsearch.train.loop import Loaders, Plan
 from encsearch.train.state import TrainState, new_optimizer
 
-# Weights, and as much again for the momentum; two checkpoints are kept while a third is written.
+# Weights and momentum, 4 bytes each; two checkpoints are kept while a third is written.
 BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
 SHOWN_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that `fit` takes, and what the data set says of itself."""
+    """Everything that `fit` takes, and the description of the data set."""
 
     state: TrainState
     loaders: Loaders
@@ -45,7 +45,7 @@ class Experiment:
 def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
     """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
 
-    Opens the store, once a training and process: the data may have been replaced since the job began.
+    Opens the store anew, once per training and process: the data may have been replaced meanwhile.
     Initial weights depend on `train.seed` alone, so they are the same on every rank.
     """
     assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
@@ -73,7 +73,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
             world_size=world_size,
             threads=config.data.threads,
         ),
-        # What is only told, rank 0 tells.
+        # Only rank 0 reports the shown predictions.
         shown=partial(_shown_batches, val) if rank == 0 else tuple,
     )
     class_weights = resolve_class_weights(config.loss, store, config.data.train_split)
@@ -97,17 +97,17 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
-    """The validation images whose predictions are shown as training goes on, each a batch of its own."""
+    """The validation images whose predictions are shown during training, one per batch."""
     for sample in evenly_spaced(dataset, SHOWN_IMAGES):
         image, label = eval_transform(sample)
         yield Batch(image[None], label[None], (sample.id,))
 
 
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:
-    """A fresh optimizer for the model, and DistributedDataParallel around it with several ranks.
+    """A new training state for the model, with DistributedDataParallel around it if there are several ranks.
 
-    Batch norm: SyncBatchNorm with several GPU ranks. On the CPU, which has none, and with `sync_bn: off`
-    each rank normalises by its own part of the batch, and the loop averages the running statistics.
+    Batch norm: SyncBatchNorm with several GPU ranks. On the CPU, which lacks it, and with `sync_bn: off` each
+    rank normalises its own part of the batch, and the loop averages the running statistics.
     """
     model = model.to(device)
     network: nn.Module = model
@@ -119,17 +119,17 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
             model,
             device_ids=[device] if on_gpu else None,
             broadcast_buffers=False,
-            # Some of timm's, as HRNet, have weights that only finer stages use, which a head may ignore.
+            # Some timm networks, such as HRNet, have weights used only by stages that a head may ignore.
             find_unused_parameters=isinstance(model.backbone, TimmBackbone),
         )
     return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
 
 
 def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> tuple[float, ...] | None:
-    """The weights of the cross-entropy in the order of the classes, or None where all are alike.
+    """The weights of the cross-entropy in the order of the classes, or None if all are equal.
 
     Raises UserError for names that are not exactly the classes of the store, and for a training split without
-    a labelled pixel to balance by.
+    a labelled pixel.
     """
     if loss.class_weights == "none":
         return None
@@ -152,7 +152,7 @@ def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> t
 
 
 def count_parameters(model: ModelConfig, num_classes: int) -> int:
-    """All parameters of the network, each of which is trained; it is built without storage."""
+    """The number of parameters of the network, all of them trained; it is built without storage."""
     with torch.device("meta"):
         network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -160,7 +160,7 @@ def count_parameters(model: ModelConfig, num_classes: int) -> int:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found before any training time is spent."""
+    """Facts about a training, found before it begins."""
 
     num_train: int
     num_val: int
@@ -181,8 +181,7 @@ def open_store(config: Config) -> Store:
 def preflight(config: Config, store: Store, out: Path) -> Preflight:
     """Check that the recipe can run here: splits, class weights, metric, model, free disk under `out`.
 
-    Raises PreflightError (exit code 3) with the first thing that is wrong, UserError for an `out` that cannot
-    be written.
+    Raises PreflightError (exit code 3) with the first problem, UserError for an `out` that cannot be written.
     """
     _check_writable(out)
     try:
@@ -207,11 +206,11 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
 def _check_metric(metric: str, info: DatasetInfo) -> None:
     known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
     if metric not in known:
-        raise PreflightError(f"metric={metric} is not measured on {info.name}; there are {', '.join(known)}")
+        raise PreflightError(f"metric={metric} is not measured on {info.name}; try one of {', '.join(known)}")
 
 
 def _check_sizes(config: Config, store: Store) -> None:
-    """Without a crop a batch needs images of one size."""
+    """Without a crop, all images of a batch must have the same size."""
     if config.augment.crop:
         return
     sizes = store.stats(config.data.train_split).sizes
@@ -231,9 +230,9 @@ def _check_sizes(config: Config, store: Store) -> None:
 
 
 def _check_models(config: Config, num_classes: int) -> int:
-    """Build every backbone that the recipe leads to and find its weights; the parameters of the first model.
+    """Build every model of the recipe and find its weights; returns the parameter count of the first one.
 
-    The weights are not read. Published ones are fetched here, once, and not by every worker.
+    The weights are not read. Published ones are fetched here, once, instead of by every worker.
     """
     searched = config.search.space if config.search else {}
     paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
@@ -248,7 +247,7 @@ def _check_models(config: Config, num_classes: int) -> int:
 
 
 def existing_folder(out: Path) -> Path:
-    """`out`, or where it will be made: the nearest folder above it that exists."""
+    """`out` itself, or the nearest parent folder that exists."""
     return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
 
 
@@ -256,7 +255,7 @@ def _check_writable(out: Path) -> None:
     existing = existing_folder(out)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"{out}: cannot make a run folder ({existing} is no folder, or read-only); choose another --out"
+            f"{out}: cannot make a run folder ({existing} is a file or read-only); choose another --out"
         )
 
 

@@ -1,4 +1,4 @@
-"""The training loop as a generator: one report an epoch, no callbacks.
+"""The training loop as a generator: one report per epoch, no callbacks.
 
     for report in fit(state, loaders, loss, plan):
         publish(report, state)
@@ -40,9 +40,15 @@ from encsearch.train.telemetry import (
     step_profiler,
 )
 
+# The finiteness of the gradients is read back only this often, so that a single step never waits.
+STEPS_PER_FINITE_CHECK = 20
+# Limits of the predictions that are shown during training.
+MAX_EPOCHS = 8
+MAX_SIDE_PX = 384
+
 
 def poly(progress: float, power: float) -> float:
-    """Factor on the base learning rate: (1 - progress) ** power (Zhang et al., CVPR 2018, section 4).
+    """Factor for the base learning rate: (1 - progress) ** power (Zhang et al., CVPR 2018, section 4).
 
     `progress` in [0, 1) is the share of all optimizer steps already taken.
     """
@@ -50,12 +56,8 @@ def poly(progress: float, power: float) -> float:
     return float((1 - progress) ** power)
 
 
-MAX_EPOCHS = 8
-MAX_SIDE_PX = 384
-
-
 def shown_epochs(epochs: int) -> frozenset[int]:
-    """The first, the last, and evenly between them, at most MAX_EPOCHS in all."""
+    """The first and the last epoch, and others evenly between them; at most MAX_EPOCHS in all."""
     return frozenset(int(epoch) for epoch in np.linspace(1, epochs, min(epochs, MAX_EPOCHS)).round())
 
 
@@ -64,7 +66,7 @@ def label_maps(
 ) -> dict[str, str]:
     """The predicted classes of each image by its id: a grey PNG in base64, its long side MAX_SIDE_PX at most.
 
-    A larger map is thinned out, so that every pixel of it stays a class. The model is left in eval mode.
+    A larger map is subsampled, so that every pixel stays a class. The model is left in eval mode.
     """
     maps = {}
     model.eval()
@@ -82,15 +84,11 @@ def label_maps(
     return maps
 
 
-# The finiteness of the gradients is read back this often, so that the step itself never waits.
-STEPS_PER_FINITE_CHECK = 20
-
-
 @dataclass(frozen=True)
 class Loaders:
     """The endless training stream, and functions that start one pass over validation images.
 
-    `validation` gives this rank's part, `shown` the few whose predictions are reported: none by default.
+    `validation` gives this rank's part, `shown` the few whose predictions are reported, none by default.
     """
 
     train: TrainStream
@@ -100,7 +98,7 @@ class Loaders:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop needs to know beside the state; of the first epoch `profile_steps` are profiled."""
+    """What the loop needs to know beside the state; `profile_steps` steps of the first epoch are profiled."""
 
     epochs: int
     steps_per_epoch: int
@@ -123,14 +121,14 @@ class Plan:
 
 
 def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> Iterator[Report]:
-    """Train from `state` to the end of the plan, yielding one report an epoch after its validation.
+    """Train from `state` to the end of the plan, yielding one report per epoch after its validation.
 
-    The metrics of a report follow from state and plan, but those of time, throughput and memory.
+    The metrics of a report, except time, throughput and memory, follow from the state and the plan.
     Raises TrainingError at a non-finite gradient, on every rank at the same step.
     """
     stream = loaders.train.batches(state.samples_seen)
     sampler = SystemSampler(plan.device)
-    # With the first report, and again with that of another process that goes on.
+    # Sent with the first report of each process, since a resumed training may be on another machine.
     epoch = state.step // plan.steps_per_epoch + 1
     machine = {f"lineage/machine_epoch_{epoch}.txt": describe_machine(plan.device)}
     try:
@@ -153,7 +151,7 @@ def evaluate(
 ) -> Tensor:
     """Confusion matrix (num_classes, num_classes) int64 over the samples of all ranks, on the CPU.
 
-    The counts are summed over ranks before any ratio is formed: a mean of per-rank mIoU is another number.
+    The counts are summed over ranks before any ratio is formed: a mean of per-rank mIoUs would differ.
     """
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     model.eval()
@@ -175,7 +173,7 @@ def _run_epoch(
     loss: LossConfig,
     plan: Plan,
 ) -> Report:
-    """Train, validate and tell. Times and memory are those of the rank with the most."""
+    """Train, validate and report. Times and memory are the largest over the ranks."""
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)
     started, first_step = time.monotonic(), state.step
@@ -226,7 +224,7 @@ def _run_epoch(
 
 
 def _memory(system: list[Point], device: torch.device) -> dict[str, float]:
-    """The most that this rank took in an epoch; 0 where nothing measures it."""
+    """The most memory that this rank took in an epoch; 0 where nothing measures it."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {
         "memory/process_megabytes": max(
@@ -239,7 +237,7 @@ def _memory(system: list[Point], device: torch.device) -> dict[str, float]:
 def _train_epoch(
     state: TrainState, batches: Iterator[Batch], loss: LossConfig, plan: Plan, profiler: profile | None
 ) -> tuple[dict[str, float], tuple[Point, ...]]:
-    """The epoch's means over all ranks, and those of its parts."""
+    """The means over all ranks for the epoch, and for its parts."""
     state.network.train()
     # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
     torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
@@ -267,7 +265,7 @@ def _train_epoch(
 
 
 def _set_rate(state: TrainState, plan: Plan) -> float:
-    """Give every group its rate of this step; returns the first group's, the backbone's."""
+    """Set every group's learning rate for this step; returns the first group's, the backbone's."""
     factor = poly(state.step / plan.total_steps, plan.poly_power)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -298,7 +296,7 @@ def train_step(
 def _average_batch_norm(model: nn.Module, world_size: int) -> None:
     """Give every rank the mean of all ranks' running statistics.
 
-    Without SyncBatchNorm (CPU, or off) each rank saw other samples; validation must not depend on which.
+    Without SyncBatchNorm (CPU, or off) each rank saw other samples; validation must not depend on the rank.
     """
     if world_size == 1:
         return

@@ -2,8 +2,8 @@
 
 The mean over a global batch is not the mean of the ranks' means, since each rank has its own number of
 labelled pixels. So a rank computes `loss_sums`, the loop adds up the divisors of all ranks, and
-`weighted_loss` divides by those. What an image adds to a term depends on that image alone, so the loss does
-not depend on how a batch is spread over ranks.
+`weighted_loss` divides by those. An image's contribution to a term depends on that image alone, so the loss
+does not depend on how a batch is spread over ranks.
 """
 
 import math
@@ -22,7 +22,7 @@ TermName = Literal["pixel_loss", "se_loss", "aux_loss", "aux_se_loss", "dice_los
 
 
 class Term(NamedTuple):
-    """Two 0-dim tensors: what a batch adds to the term, and to what the term is divided by."""
+    """Two 0-dim tensors: a batch's contributions to the term and to its divisor."""
 
     sum: Tensor
     divisor: Tensor
@@ -33,16 +33,16 @@ def loss_sums(
 ) -> dict[TermName, Term]:
     """Compare `output` with labels (B, H, W), classes or IGNORE, in float32 or better.
 
-    class_weights (num_classes,) weigh the cross-entropies. Only the terms that the model has outputs for are
-    there, and Dice only with a weight; a term is unweighted:
+    class_weights (num_classes,) weigh the cross-entropies. Returns only the terms that the model has outputs
+    for, and Dice only if it has a weight; the terms are unweighted:
 
     pixel_loss    cross-entropy of the hard pixels with OHEM, or of all, by the sum of their weights
-    aux_loss      the same of the auxiliary head, always of all pixels: the reference code gives both one
+    aux_loss      the same for the auxiliary head, always of all pixels: the reference code gives both one
                   criterion, and mmsegmentation's guide samples hard pixels for the main head alone
     se_loss       SE-loss of the Context Encoding Module, by classes and images; aux_se_loss of the second
     dice_loss     soft Dice, by images
 
-    An image that is wholly ignored does not tell what is present and counts in no term.
+    An image without labelled pixels counts in no term: which classes it shows is unknown.
     """
     labels = labels.long()
     logits = _at_least_float32(output.logits)
@@ -65,7 +65,7 @@ def loss_sums(
 def weighted_loss(terms: Mapping[TermName, Term], divisors: Tensor, loss: LossConfig) -> Tensor:
     """The scalar to minimise: the sum over the terms of weight * sum / divisor.
 
-    divisors (T,) are those of all ranks, in the order of the terms. The sum of this value over the ranks is
+    divisors (T,) are sums over all ranks, in the order of terms. The sum of this value over the ranks is
     the loss of the global batch, so under DDP, which averages gradients, it is multiplied by the number of
     ranks. A weight of 0 keeps its branch in the graph, as DDP expects.
     """
@@ -75,28 +75,28 @@ def weighted_loss(terms: Mapping[TermName, Term], divisors: Tensor, loss: LossCo
 
 
 def term_means(sums: Tensor, divisors: Tensor) -> Tensor:
-    """sums / divisors, and 0 where nothing was counted, with gradients of 0."""
+    """sums / divisors, and 0 with a gradient of 0 where nothing was counted."""
     return sums * divisors.reciprocal().masked_fill(divisors == 0, 0)
 
 
 def term_weights(loss: LossConfig) -> dict[TermName, float]:
-    """Weight of each term by its name, also of terms that the model has no output for."""
+    """Weight of each term by its name, even of terms that the model has no output for."""
     names: tuple[TermName, ...] = get_args(TermName)
     return {name: _weight(name, loss) for name in names}
 
 
 def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: float) -> Tensor:
-    """The labels without the easy pixels: online hard example mining (Shrivastava et al., CVPR 2016).
+    """Ignore the easy pixels: online hard example mining (Shrivastava et al., CVPR 2016).
 
     logits (B, C, H, W), labels (B, H, W) int64 -> (B, H, W), the easy pixels as IGNORE. A pixel is hard if
-    its class has a probability below `threshold`. Of each image at least `min_share` of the labelled pixels
-    stay: the hardest, with all that are as hard as the last of them. mmsegmentation's sampler takes this
+    its class has a probability below `threshold`. At least `min_share` of an image's labelled pixels
+    stay: the hardest ones, and all that are as hard as the last of them. mmsegmentation's sampler takes this
     minimum over one rank's batch, which would make the loss depend on the number of ranks.
     """
     losses = F.cross_entropy(logits.detach(), labels, ignore_index=IGNORE, reduction="none").flatten(1)
     num_labelled = (labels != IGNORE).flatten(1).sum(dim=1)
     num_kept = (num_labelled.double() * min_share).ceil().long().clamp(min=1)
-    # An ignored pixel has a loss of 0, so it is never before a labelled one.
+    # An ignored pixel has a loss of 0, so it never ranks before a labelled one.
     hardest = losses.topk(math.ceil(losses.shape[1] * min_share), dim=1).values
     least = hardest.gather(1, num_kept.unsqueeze(1) - 1)
     hard = (losses > -math.log(threshold)) | (losses >= least)
@@ -104,7 +104,7 @@ def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: flo
 
 
 def class_presence(labels: Tensor, num_classes: int) -> Tensor:
-    """Target of the SE-loss, labels (B, H, W) -> (B, num_classes): 1 where the image has the class, or 0."""
+    """Target of the SE-loss, labels (B, H, W) -> (B, num_classes): 1 if the image has the class."""
     ignored = num_classes  # a last column takes the ignored pixels and is cut off
     index = torch.where(labels == IGNORE, ignored, labels.long()).flatten(1)
     counted = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, index, 1.0)
@@ -155,12 +155,12 @@ def _se_loss(presence_logits: Tensor, labels: Tensor) -> Term:
 
 
 def _dice_loss(logits: Tensor, labels: Tensor) -> Term:
-    """Soft Dice loss (Milletari et al., V-Net, 3DV 2016), of each image over the classes that it has.
+    """Soft Dice loss (Milletari et al., V-Net, 3DV 2016) of each image, over the classes that it has.
 
         1 - mean_c 2 sum_i p_ic g_ic / (sum_i p_ic^2 + sum_i g_ic)
 
     p is the softmax, g is 1 where the label is c, and i runs over the labelled pixels. A class that an image
-    lacks has no part in its mean: its best value would be 0/0, and the other classes feel its pixels.
+    lacks is left out of its mean: its best value would be 0/0, and the other classes' terms see its pixels.
     """
     labelled = (labels != IGNORE).flatten(1)
     index = torch.where(labelled, labels.flatten(1), 0)
@@ -179,5 +179,5 @@ def _dice_loss(logits: Tensor, labels: Tensor) -> Term:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    """Under bfloat16 autocast a loss needs the digits that the logits do not."""
+    """A loss needs more digits than the bfloat16 logits of autocast have."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

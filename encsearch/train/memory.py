@@ -1,4 +1,4 @@
-"""What a training takes of a worker's memory, and a sweep of the disk: estimated before anything runs."""
+"""Estimates made before anything runs: a worker's memory in training, and the disk space of a sweep."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -26,20 +26,20 @@ ARTIFACTS_A_TRAINING = 2**20  # reports, tables, pictures
 
 
 def training_gib(config: Config, store: Store) -> float:
-    """The most that one worker's training step holds at once, GiB: weights, gradients, momentum, activations.
+    """Peak memory of one worker's training step, GiB: weights, gradients, momentum, activations.
 
-    Two steps (the momentum is there from the second on) run on tensors without storage, and what they would
-    allocate and free is added up, at the worker's part of the batch and the crop, or the largest image.
+    Two steps (momentum exists from the second on) run on tensors without storage, and the bytes they would
+    allocate and free are added up, for the worker's part of the batch and the crop, or the largest image.
 
     Within 0.1 % of the CPU allocator's peak (torch.profiler, torch 2.15) for `tiny` with K = 4 and 64 and for
     a ResNet-18 on crops of 240 px in fp32 and bf16, and 1.2 % below it for timm's ConvNeXt-T. It counts
-    tensors alone: in those cases the process grew by 1.7 to 3.6 times as much, by 56 MiB more at least, since
-    libraries, work space of the kernels and fragments come on top. On CUDA, where cuDNN's work space does, it
-    was not measured.
+    only tensors: in those cases the process grew by 1.7 to 3.6 times as much, by 56 MiB more at least, since
+    libraries, work space of the kernels and fragments come on top. It was not measured on CUDA, where cuDNN's
+    work space comes on top.
     """
     crop, num_classes = config.augment.crop, len(store.info.classes)
     size = (crop, crop) if crop else _largest_image(store, config.data.train_split)
-    # Networks of timm read numbers back while they are built, which fake tensors do not have.
+    # Built outside FakeTensorMode: timm networks read values back, which fake tensors do not have.
     with torch.device("meta"):
         model = EncNet.from_config(config.model.model_copy(update={"weights": None}), num_classes)
     allocations = _Allocations()
@@ -55,9 +55,9 @@ def training_gib(config: Config, store: Store) -> float:
 
 
 def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) -> int:
-    """What a sweep of networks of `num_parameters` needs on the disk of its folder, at most, in bytes.
+    """The most disk space that a sweep of networks of `num_parameters` needs in its folder, in bytes.
 
-    Checkpoints of the trials that run, artifacts of all, and of each finalist and baseline a bundle and the
+    Checkpoints of the running trials, artifacts of all, and for each finalist and baseline a bundle and the
     checkpoints that Ray Train keeps.
     """
     trainings = search.confirm.num_trainings
@@ -68,7 +68,7 @@ def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) 
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of every storage that is made under it, while it lives."""
+    """Counts the bytes of the storages that are created under it and still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        """Views and results in place share a storage that is known; later its key may be another's."""
+        """Views and in-place results share a known storage; once that is freed, its key may be reused."""
         key = storage._cdata
         if key in self._sizes:
             return

@@ -1,4 +1,4 @@
-"""What a training holds between two steps; a checkpoint stores exactly this."""
+"""The state of a training between two steps; a checkpoint stores exactly this."""
 
 from dataclasses import dataclass
 

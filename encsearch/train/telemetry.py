@@ -1,9 +1,9 @@
-"""What a training runs on, what it takes of that, and where its time goes.
+"""The machine of a training, how much of it the training uses, and where its time goes.
 
 System figures (processor, memory, disk, network, GPU) are sampled by a thread.
 
-Names are those of MLflow's "System metrics" tab; a megabyte is 10**6 bytes. psutil and pynvml are optional:
-what they would tell is absent without them.
+The names come from MLflow's "System metrics" tab; a megabyte is 10**6 bytes. psutil and pynvml are optional:
+their figures are absent without them.
 """
 
 import os
@@ -26,6 +26,8 @@ from encsearch.reports import Point
 
 INTERVAL_S = 10.0
 PROCESS_MEMORY = "system/process_memory_megabytes"
+WARM_UP_STEPS = 5  # the first steps choose algorithms and fill caches
+TOP_OPERATORS = 30
 
 Reader = Callable[[], dict[str, float]]
 
@@ -33,7 +35,7 @@ Reader = Callable[[], dict[str, float]]
 class SystemSampler:
     """Samples the machine and, if `device` is one, the GPU of this process.
 
-    The first rates count from when it was made.
+    The first rates are measured from its creation on.
     """
 
     def __init__(self, device: torch.device, interval_s: float = INTERVAL_S) -> None:
@@ -42,9 +44,9 @@ class SystemSampler:
 
     @contextmanager
     def running(self, step: Callable[[], int]) -> Iterator[list[Point]]:
-        """Sample every interval while the block runs, and once at its end, into the list that it is given.
+        """Sample every interval while the block runs, and once at its end, into the list that is yielded.
 
-        `step` tells the optimizer step of the moment, and is called from the thread.
+        `step` returns the current optimizer step; the thread calls it.
         """
         points: list[Point] = []
         stop = threading.Event()
@@ -69,7 +71,7 @@ class SystemSampler:
 
 
 class _Rates:
-    """Counters of bytes as megabytes a second since they were read last."""
+    """Byte counters as megabytes per second since the last reading."""
 
     def __init__(self, read: Callable[[], dict[str, int]]) -> None:
         self._read = read
@@ -85,9 +87,9 @@ class _Rates:
 
 
 class _Utilization:
-    """Percent of all CPUs' time that was worked since it was read last.
+    """Percentage of all CPUs' time that was busy since the last reading.
 
-    psutil.cpu_percent() remembers the last time of each thread apart, and every epoch samples in a new one.
+    psutil.cpu_percent() remembers the last reading per thread, and every epoch samples in a new thread.
     """
 
     def __init__(self, read: Callable[[], Any]) -> None:
@@ -104,7 +106,7 @@ class _Utilization:
         return self._percent
 
     def _seconds(self) -> tuple[float, float]:
-        """Without work, and all. Linux counts guests in the user's time too."""
+        """Idle time and total time. Linux counts guests in the user's time too, so they are subtracted."""
         times = self._read()
         guests: float = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
         return times.idle + getattr(times, "iowait", 0.0), sum(times) - guests
@@ -153,7 +155,7 @@ def _machine_readers() -> list[Reader]:
     for counters in (disk, network):
         with suppress(*hidden):
             readers.append(_Rates(counters))
-    return [_unless(hidden, read) for read in readers]
+    return [_guard(hidden, read) for read in readers]
 
 
 def _gpu_readers(device: torch.device) -> list[Reader]:
@@ -166,7 +168,7 @@ def _gpu_readers(device: torch.device) -> list[Reader]:
     index = torch.cuda.current_device() if device.index is None else device.index
     try:
         pynvml.nvmlInit()
-        # By UUID: NVML counts the machine's GPUs, and torch those that this process may see.
+        # By UUID: NVML numbers all GPUs of the machine, torch only the GPUs that this process may see.
         gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     except pynvml.NVMLError:
         return []
@@ -185,12 +187,12 @@ def _gpu_readers(device: torch.device) -> list[Reader]:
     def power() -> dict[str, float]:
         return {f"{prefix}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000}
 
-    # A part of a GPU (MIG) has memory alone, and a GPU may fall silent.
-    return [_unless((pynvml.NVMLError,), read) for read in (utilization, memory, power)]
+    # A part of a GPU (MIG) reports only memory, and a GPU may stop answering.
+    return [_guard((pynvml.NVMLError,), read) for read in (utilization, memory, power)]
 
 
-def _unless(errors: tuple[type[Exception], ...], read: Reader) -> Reader:
-    """`read`, or nothing whenever it raises one of `errors`."""
+def _guard(errors: tuple[type[Exception], ...], read: Reader) -> Reader:
+    """A reader that returns nothing when `read` raises one of `errors`."""
 
     def guarded() -> dict[str, float]:
         try:
@@ -207,7 +209,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_machine(device: torch.device) -> str:
-    """One fact a line: host, system, Python, CPU, and of a GPU its model and its libraries."""
+    """One fact per line: host, system, Python, CPU, and, for a GPU, its model and libraries."""
     facts = {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -226,7 +228,7 @@ def describe_machine(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    """Linux alone tells the model; elsewhere it is the architecture."""
+    """The CPU model on Linux; elsewhere the architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next(
@@ -236,7 +238,7 @@ def _cpu_name() -> str:
 
 
 class TimedBatches(Iterator[Batch]):
-    """Passes batches on and adds up in `waited_s` how long each was waited for."""
+    """Passes batches on and adds up in `waited_s` the time spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
@@ -252,7 +254,7 @@ class TimedBatches(Iterator[Batch]):
 def largest_over_ranks(
     figures: Mapping[str, float], device: torch.device, world_size: int
 ) -> dict[str, float]:
-    """Of each figure the largest of any rank, without those that are 0 on all.
+    """The largest value of each figure over the ranks, without figures that are 0 on all of them.
 
     A collective: every rank calls it with the same names.
     """
@@ -262,13 +264,9 @@ def largest_over_ranks(
     return {name: value for name, value in zip(figures, values.tolist(), strict=True) if value > 0}
 
 
-WARM_UP_STEPS = 5  # the first steps choose algorithms and fill caches
-TOP_OPERATORS = 30
-
-
 @dataclass(frozen=True)
 class Window:
-    """So many steps of an epoch are passed over, run with the profiler on but not kept, and kept."""
+    """Numbers of steps of an epoch that are skipped, profiled only to warm up, and kept."""
 
     skipped: int
     warm_up: int
@@ -283,7 +281,7 @@ def window(num_steps: int, num_kept: int) -> Window:
 
 
 def step_profiler(num_steps: int, num_kept: int, device: torch.device) -> profile:
-    """A context for an epoch of `num_steps`; its `step()` is called after each."""
+    """A profiler context for an epoch of `num_steps`; its `step()` is called after each step."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -293,7 +291,7 @@ def step_profiler(num_steps: int, num_kept: int, device: torch.device) -> profil
 
 
 def profile_table(profiler: profile, device: torch.device) -> str:
-    """The operators with the most time of their own on the CPU, and where there is one on the GPU."""
+    """The operators with the most time of their own on the CPU and, if there is one, on the GPU."""
     averages = profiler.key_averages()
     orders = {"CPU": "self_cpu_time_total"}
     if device.type == "cuda":

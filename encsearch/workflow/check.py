@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from encsearch.config import Config, LimitsConfig, SearchConfig, active, trial_config
+from encsearch.config import Config, LimitsConfig, SearchConfig, find_active, trial_config
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import trainings_at_once
@@ -182,7 +182,7 @@ def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[Check
         least[path], most[path] = sized[0].values[path], sized[-1].values[path]
         networks += sized
     for values in (least, most):
-        values = {path: values[path] for path in active(space, values) if path in values}
+        values = {path: values[path] for path in find_active(space, values) if path in values}
         if all(values != network.values for network in networks):
             networks.append(_network(config, search.limits, values, store))
     return tuple(networks)

@@ -17,7 +17,7 @@ from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
 from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
-from encsearch.inference.evaluation import count_images, median_latencies_ms, unchanged_store
+from encsearch.inference.evaluation import count_images, median_latencies_ms, open_same_store
 from encsearch.reports import read_summary
 from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, ui_base
@@ -87,7 +87,7 @@ def promote(
         settled = settle(registry, gate.alias)
         with settled.report_done():
             champion = _champion(registry, settled.state, Path(scratch) / "champion")
-            judged = _judge(model, champion, Store(store) if store else unchanged_store(bundle), gate, device)
+            judged = _judge(model, champion, Store(store) if store else open_same_store(bundle), gate, device)
             draft = _draft(judged, settled.state, registry, run_id)
             if not judged.decision.promote:
                 registry.append(draft)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, search_of, with_values
+from encsearch.config import Config, require_search, with_values
 from encsearch.files import read_lines
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
@@ -39,7 +39,7 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     """Killed before the second line: that training is ready, and so are its reports and its checkpoint."""
     search = {"space": {"optim.lr": {"uniform": [0.01, 0.03]}}, "confirm": {"seeds": [1, 2]}}
     config = with_values(toy_config, {"search": search})
-    plan = search_of(config).confirm
+    plan = require_search(config).confirm
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, search_of, with_values
+from encsearch.config import Config, require_search, with_values
 from encsearch.data.scenes import generate_scenes
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError
@@ -16,7 +16,7 @@ from encsearch.search.confirm.trainings import confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import Trial, TrialEvent
-from encsearch.train.checkpoint import newest
+from encsearch.train.checkpoint import find_newest
 
 pytestmark = pytest.mark.ray
 
@@ -35,7 +35,7 @@ class Observer:
         return self.recorders[number]
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
-        checkpoint = newest(folder)
+        checkpoint = find_newest(folder)
         if checkpoint:
             self.checkpoints[event.number] = sorted(path.name for path in checkpoint.iterdir())
 
@@ -65,7 +65,7 @@ def swept(config: Config, folder: Path, observer: Observer) -> tuple[Trial, ...]
 
 
 def study_of(config: Config, folder: Path) -> Study:
-    return Study(str(folder / "study.journal"), "toy", search_of(config), config.train.epochs)
+    return Study(str(folder / "study.journal"), "toy", require_search(config), config.train.epochs)
 
 
 # Two that learn, one that learns nothing and is stopped, one whose decay makes the weights explode.
@@ -132,7 +132,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     observer = FinalistObserver()
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):
-        confirm(config, search_of(config).confirm, [record], tmp_path, observer, num_classes=3)
+        confirm(config, require_search(config).confirm, [record], tmp_path, observer, num_classes=3)
 
     assert observer.recorder.status == "FAILED"
     assert "non-finite gradient by step" in observer.failed["trial0-seed1"]

@@ -20,7 +20,7 @@ from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
-from encsearch.inference.evaluation import score_bundle, unchanged_store
+from encsearch.inference.evaluation import open_same_store, score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.reports import RunSummary
 from encsearch.tracking.registry.fetch import load
@@ -185,8 +185,8 @@ def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> 
     assert "| car | - |" in card
     assert "On the val split (12 images)" in card
     assert "IoU below 50.00 %: road (25.00 %)." in card
-    assert "Nothing is known of car: not in the val split." in card
-    assert "The figures are of 12 images" in card
+    assert "Nothing is known about car: not in the val split." in card
+    assert "The figures come from 12 images" in card
     assert "data `abc`" in card
 
 
@@ -270,6 +270,6 @@ def test_a_store_that_was_changed_since_the_training_is_refused(
     model: EncNet, toy_config: Config, toy_store: Path
 ) -> None:
     same = Bundle(model, toy_config, INFO, read_manifest(toy_store).fingerprint, {})
-    assert unchanged_store(same).path == toy_store
+    assert open_same_store(same).path == toy_store
     with pytest.raises(UserError, match="but the model was trained on abc"):
-        unchanged_store(dataclasses.replace(same, fingerprint="abc"))
+        open_same_store(dataclasses.replace(same, fingerprint="abc"))

@@ -40,7 +40,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("model.head", "unet", "head unet"),
     ("model.head", "refinenet", "head refinenet"),
     ("model.context", "gate", "context module: average pooling"),
-    ("model.context", "none", "without context module"),
+    ("model.context", "none", "without a context module"),
     ("model.num_codewords", 17, "17 codewords"),
     ("model.codeword_init", "unit", "features and codewords scaled to length 1"),
     ("model.channels", 96, "head of 96 channels"),
@@ -73,7 +73,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.global_batch_size", 34, "34 images a step"),
     ("train.seed", 99, "seed 99"),
     ("train.precision", "bf16", "bf16"),
-    ("train.sync_bn", "off", "batch norm of each alone"),
+    ("train.sync_bn", "off", "batch norm in each alone"),
 ]
 UNNAMED = {
     "model.preset": "stands for values that are named one by one",
@@ -153,7 +153,7 @@ def test_an_fcn_is_described_truly_and_whole() -> None:
         "- SGD: learning rate `0.01 * (1 - progress) ** 0.9`, 10 times that for the heads, momentum 0.9, "
         "weight decay 0.0001",
         "- loss: pixel cross-entropy, plus 0.5 times the soft Dice loss",
-        "- hard pixels alone in the pixel cross-entropy (OHEM): those whose class has a probability below "
+        "- only hard pixels in the pixel cross-entropy (OHEM): those whose class has a probability below "
         "0.7, and at least the hardest 6.25 % of an image",
         "- classes weighted by median frequency in the cross-entropy",
         "- label smoothing 0.1 in the cross-entropy",
@@ -163,7 +163,7 @@ def test_an_fcn_is_described_truly_and_whole() -> None:
     ]
     assert "SE-loss" not in text
     assert "codewords" not in text
-    assert "which classes are somewhere" not in text
+    assert "which classes are anywhere" not in text
 
 
 def test_what_has_weight_zero_or_no_branch_is_not_named() -> None:
@@ -173,4 +173,4 @@ def test_what_has_weight_zero_or_no_branch_is_not_named() -> None:
 
     assert "- loss: pixel cross-entropy\n" in text
     assert "- augmentation: none\n" in text
-    assert "presence of classes means nothing" in text
+    assert "predictions of class presence mean nothing" in text

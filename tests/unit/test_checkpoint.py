@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.reports import Report, append, distinct_reports
-from encsearch.train.checkpoint import drop_checkpoints, newest, read_newest, write_newest
+from encsearch.train.checkpoint import drop_checkpoints, find_newest, read_newest, write_newest
 
 
 def test_the_newest_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.iterdir())) == 1
     drop_checkpoints(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert newest(tmp_path) is None
+    assert find_newest(tmp_path) is None
 
 
 def test_of_an_epoch_that_was_trained_again_the_first_report_stands(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_a_kill_while_dropping_leaves_no_part_of_a_checkpoint_to_be_read(
         with pytest.raises(KeyboardInterrupt):
             drop_checkpoints(tmp_path)
 
-    assert newest(tmp_path) is None
+    assert find_newest(tmp_path) is None
     drop_checkpoints(tmp_path)
     assert list(tmp_path.iterdir()) == []

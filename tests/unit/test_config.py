@@ -121,7 +121,7 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("search.confirm.seeds=[-1]", "greater than or equal to 0"),
         ("promote.alias=Latest", "alias=Latest is reserved by MLflow"),
         ("promote.alias=a b", "promote.alias='a b'"),
-        ("promote.alias=best-previous", "alias=best-previous is kept for the model before"),
+        ("promote.alias=best-previous", "alias=best-previous is kept for the previous model"),
         ("promote.model_name=a.decisions", "model_name=a.decisions is kept for the decisions on a; try a"),
         ("promote.class_floor={car: 2}", "2 for car is no IoU from 0 to 1"),
         ("promote.class_floor=high", "'high' for all is no IoU from 0 to 1"),

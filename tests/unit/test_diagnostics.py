@@ -16,7 +16,7 @@ from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
 from encsearch.data.transforms import eval_transform
 from encsearch.diagnostics.artifacts import write_diagnostics
-from encsearch.diagnostics.figures import CodewordFigures, findings, from_json, to_json
+from encsearch.diagnostics.figures import CodewordFigures, describe_findings, from_json, to_json
 from encsearch.diagnostics.measure import (
     assignment_map,
     codeword_figures,
@@ -213,7 +213,9 @@ def test_findings_name_negative_smoothing_factors(toy_config: Config) -> None:
         bundle.model.context.semantics.encoding.smoothing_factors[:2] = -1
     diagnostics = diagnose(bundle, validation(toy_config))
     assert diagnostics is not None
-    assert any("2 of 4 smoothing factors are negative" in sentence for sentence in findings(diagnostics))
+    assert any(
+        "2 of 4 smoothing factors are negative" in sentence for sentence in describe_findings(diagnostics)
+    )
 
 
 def test_text_that_is_no_record_is_a_value_error() -> None:

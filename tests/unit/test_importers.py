@@ -173,9 +173,9 @@ SPOILED = {
     ),
     "value out of range": (
         save("masks/3.png", labels(high=9)),
-        r"masks/3\.png: mask value \d is no class; the 3 classes are 0\.\.2, and 255 is ignored",
+        r"masks/3\.png: mask value \d is not a class; the 3 classes are 0\.\.2, and 255 is ignored",
     ),
-    "RGB mask": (save("masks/3.png", picture()), r"masks/3\.png: colours \(RGB\) are no class indices"),
+    "RGB mask": (save("masks/3.png", picture()), r"masks/3\.png: colours \(RGB\) are not class indices"),
     "RGBA mask": (save("masks/3.png", picture("RGBA")), r"masks/3\.png: colours \(RGBA\)"),
     "16-bit mask": (save("masks/3.png", deep_grey), r"masks/3\.png: a 16-bit grey mask; save the class"),
     "1-bit mask": (save("masks/3.png", labels(high=2).convert("1")), r"masks/3\.png: a 1-bit grey mask"),
@@ -271,7 +271,7 @@ class TestCamvid:
 
     def test_a_value_beyond_void_is_refused(self, camvid: Path, tmp_path: Path) -> None:
         Image.fromarray(np.full((6, 8), 12, np.uint8)).save(camvid / "valannot" / "0016E5_07959.png")
-        with pytest.raises(UserError, match="mask value 12 is no class"):
+        with pytest.raises(UserError, match="mask value 12 is not a class"):
             import_camvid(camvid, tmp_path / "store")
 
     def test_a_folder_that_is_something_else(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encsearch.data.pictures import GAP, MARGIN, PAPER, colorize, overlay, sheet
+from encsearch.data.pictures import GAP, MARGIN, PAPER, colorize, draw_sheet, overlay
 
 PALETTE = np.array([[10, 20, 30], [200, 100, 0]], np.uint8)
 MASK = np.array([[0, 1], [1, 255]], np.uint8)
@@ -36,7 +36,7 @@ def test_overlay_leaves_its_inputs_alone() -> None:
 def test_small_pictures_are_enlarged_without_smoothing() -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    canvas = np.asarray(sheet([[picture]], ["image"], min_cell_px=40))
+    canvas = np.asarray(draw_sheet([[picture]], ["image"], min_cell_px=40))
     factor = 5
     enlarged = np.repeat(np.repeat(picture, factor, 0), factor, 1)
     windows = np.lib.stride_tricks.sliding_window_view(canvas, enlarged.shape).squeeze(2)
@@ -45,15 +45,15 @@ def test_small_pictures_are_enlarged_without_smoothing() -> None:
 
 def test_large_pictures_keep_their_size() -> None:
     picture = np.zeros((300, 500, 3), np.uint8)
-    canvas = sheet([[picture, picture]], ["truth", "EncNet"])
+    canvas = draw_sheet([[picture, picture]], ["truth", "EncNet"])
     assert canvas.width == 2 * 500 + GAP + 2 * MARGIN
 
 
 def test_legend_and_titles_make_room() -> None:
     picture = np.zeros((60, 80, 3), np.uint8)
-    bare = sheet([[picture]], ["image"])
-    titled = sheet([[picture]], ["image"], row_titles=["0001TP_008550"])
-    keyed = sheet([[picture]], ["image"], classes=["Road", "Car"], palette=PALETTE)
+    bare = draw_sheet([[picture]], ["image"])
+    titled = draw_sheet([[picture]], ["image"], row_titles=["0001TP_008550"])
+    keyed = draw_sheet([[picture]], ["image"], classes=["Road", "Car"], palette=PALETTE)
     assert titled.width > bare.width
     assert keyed.height > bare.height
     assert (200, 100, 0) in {colour for _, colour in keyed.getcolors(1 << 20) or []}
@@ -62,8 +62,8 @@ def test_legend_and_titles_make_room() -> None:
 def test_long_legend_breaks_into_lines() -> None:
     picture = np.zeros((60, 80, 3), np.uint8)
     palette = np.tile(PALETTE, (20, 1))
-    one = sheet([[picture]], ["image"], classes=["Road"], palette=palette)
-    many = sheet([[picture]], ["image"], classes=[f"class {i}" for i in range(40)], palette=palette)
+    one = draw_sheet([[picture]], ["image"], classes=["Road"], palette=palette)
+    many = draw_sheet([[picture]], ["image"], classes=[f"class {i}" for i in range(40)], palette=palette)
     assert many.width == one.width
     assert many.height > one.height
     assert many.getpixel((many.width - 2, many.height - 2)) == PAPER

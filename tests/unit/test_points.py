@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from encsearch.config import Config, search_of, with_values
+from encsearch.config import Config, require_search, with_values
 from encsearch.search.study.study import known_points
 
 K, WEIGHT, RATE = "model.num_codewords", "loss.se_weight", "optim.lr"
@@ -13,7 +13,7 @@ K, WEIGHT, RATE = "model.num_codewords", "loss.se_weight", "optim.lr"
 def points(config: Config, space: dict[str, Any], enqueue: list[dict[str, Any]] | None = None) -> list[Any]:
     search = {"space": space, "enqueue": enqueue or []}
     recipe = with_values(config, {RATE: 0.02, "search": search})
-    return list(known_points(recipe, search_of(recipe)))
+    return list(known_points(recipe, require_search(recipe)))
 
 
 def test_the_papers_values_come_first_and_the_recipes_own_beside_them(toy_config: Config) -> None:

@@ -4,19 +4,19 @@ import pytest
 
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError
-from encsearch.runner.ray_session import lacks, rehearsed_session, trainings_at_once
+from encsearch.runner.ray_session import describe_shortage, rehearse_session, trainings_at_once
 
 NEEDS = ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5)
 
 
 def test_what_is_missing_is_named_with_both_numbers() -> None:
-    assert lacks(NEEDS, {"CPU": 6, "GPU": 2}) == "8 CPUs (4 workers x 2), but the cluster has 6"
-    assert lacks(NEEDS, {"CPU": 8}) == "2 GPUs (4 workers x 0.5), but the cluster has 0"
+    assert describe_shortage(NEEDS, {"CPU": 6, "GPU": 2}) == "8 CPUs (4 workers x 2), but the cluster has 6"
+    assert describe_shortage(NEEDS, {"CPU": 8}) == "2 GPUs (4 workers x 0.5), but the cluster has 0"
 
 
 def test_a_training_that_fits_lacks_nothing() -> None:
-    assert lacks(NEEDS, {"CPU": 8, "GPU": 2}) is None
-    assert lacks(ScalingConfig(), {"CPU": 1}) is None
+    assert describe_shortage(NEEDS, {"CPU": 8, "GPU": 2}) is None
+    assert describe_shortage(ScalingConfig(), {"CPU": 1}) is None
 
 
 def test_as_many_trainings_at_once_as_fit_whole() -> None:
@@ -31,7 +31,7 @@ def test_a_rehearsal_refuses_what_this_machine_lacks(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
-    with pytest.raises(PreflightError, match=r"needs 2 GPUs .* has 0"), rehearsed_session(needs=NEEDS):
+    with pytest.raises(PreflightError, match=r"needs 2 GPUs .* has 0"), rehearse_session(needs=NEEDS):
         pass
-    with rehearsed_session(needs=ScalingConfig(num_workers=64)):
+    with rehearse_session(needs=ScalingConfig(num_workers=64)):
         pass

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from encsearch.config import Config, active, to_yaml, with_overrides, with_values
+from encsearch.config import Config, find_active, to_yaml, with_overrides, with_values
 from encsearch.config.search import Dimension
 from encsearch.errors import UserError
 
@@ -35,7 +35,7 @@ def test_a_wall_budget_is_a_duration(toy_config: Config, text: Any, seconds: flo
         ({RATE: RANGE}, {"budget": {"gpu_hours": 2}}, "limits nothing: scaling.gpus_per_worker is 0"),
         ({RATE: RANGE}, {"sampler": "grid"}, "sampler=grid needs a choice, but optim.lr is a range"),
         ({RATE: RANGE, K: CHOICE}, {"sampler": "cmaes"}, "model.num_codewords is a choice; try tpe"),
-        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two ranges or more .* there is one range alone"),
+        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two ranges or more .* there is only one range"),
         ({RATE: RANGE}, {"minimize": "parameters"}, "early stopping .* set search.scheduler=none"),
         (
             {RATE: RANGE, WEIGHT: WEIGHTS},
@@ -55,7 +55,7 @@ def test_a_wall_budget_is_a_duration(toy_config: Config, text: Any, seconds: flo
         (
             {K: CHOICE, WEIGHT: {**WEIGHTS, "when": {K: [8]}}},
             {"sampler": "gp"},
-            "sampler=gp cannot search loss.se_weight, which has a when",
+            "sampler=gp cannot search loss.se_weight, which has `when`",
         ),
     ],
 )
@@ -78,9 +78,9 @@ def test_a_part_of_a_gpu_is_for_one_worker(toy_config: Config) -> None:
 def test_a_condition_is_met_by_the_other_paths_values() -> None:
     space = {K: Dimension(choice=(4, 8)), WEIGHT: Dimension(uniform=(0.0, 1.0), when={K: (8,)})}
 
-    assert active(space, {K: 8}) == [K, WEIGHT]
-    assert active(space, {K: 4}) == [K]
-    assert active(space, {}) == [K]
+    assert find_active(space, {K: 8}) == [K, WEIGHT]
+    assert find_active(space, {K: 4}) == [K]
+    assert find_active(space, {}) == [K]
 
 
 def test_a_value_that_is_invalid_only_where_it_is_not_searched_is_allowed(toy_config: Config) -> None:

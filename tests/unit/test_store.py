@@ -161,7 +161,7 @@ class TestRefused:
             ([replace(encoded(1), mask=encoded(1, height=5).mask)], "image is 8x6 but its mask 8x5"),
             (
                 [replace(encoded(1), mask=encode_png(np.full((6, 8), 3, np.uint8)))],
-                r"mask value 3 is no class; the 3 classes are 0\.\.2, and 255 is ignored",
+                r"mask value 3 is not a class; the 3 classes are 0\.\.2, and 255 is ignored",
             ),
         ],
     )
@@ -180,7 +180,7 @@ class TestRefused:
             ({"classes": ("a", "b", "a")}, "class 'a' is named twice"),
             ({"classes": ()}, "0 classes, but a mask holds 1 to 255"),
             ({"palette": ((0, 0, 0),)}, "1 colour for 3 classes"),
-            ({"groups": {"g": ("bus",)}}, "group g names 'bus', which is no class"),
+            ({"groups": {"g": ("bus",)}}, "group g names 'bus', which is not a class"),
         ],
     )
     def test_classes_that_do_not_fit(self, change: dict[str, tuple[str, ...]], message: str) -> None:
@@ -317,8 +317,8 @@ class TestCheck:
         assert check_store(store).problems == (
             "val/s020: its columns do not describe its image and mask",
             "val/s020: the id is in the split twice",
-            "val/s020: mask value 7 is no class; the 3 classes are 0..2, and 255 is ignored",
-            "val: the samples are not those that the manifest's fingerprint names",
+            "val/s020: mask value 7 is not a class; the 3 classes are 0..2, and 255 is ignored",
+            "val: the samples do not match the fingerprint in the manifest",
         )
 
 

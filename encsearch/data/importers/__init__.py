@@ -1,1 +1,1 @@
-"""From the files of a data set to a store."""
+"""Import the files of a data set into a store."""

@@ -5,7 +5,7 @@
       val/                       valannot/
       test/                      testannot/                      (optional)
 
-The frames of val are from one of the videos that train is from: scores on val are optimistic.
+The val frames come from a video that train also uses, so scores on val are optimistic.
 """
 
 from collections.abc import Iterator
@@ -53,15 +53,15 @@ def import_camvid(source: str | Path, store: str | Path) -> Manifest:
     """Write a store with the splits train, val and, where the folder has it, test.
 
     The group of a sample is its video, the part of the name before the first underscore. Raises UserError
-    that names the file for anything that is not as above.
+    that names the file for anything that does not fit the layout above.
     """
     root = Path(source)
     names = ["train", "val"] + (["test"] if (root / "test").exists() else [])
     pairs = {name: find_pairs(root / name, root / f"{name}annot") for name in names}
-    return write_store(store, CAMVID, {name: _samples(found) for name, found in pairs.items()})
+    return write_store(store, CAMVID, {name: _read_samples(found) for name, found in pairs.items()})
 
 
-def _samples(pairs: list[Pair]) -> Iterator[EncodedSample]:
+def _read_samples(pairs: list[Pair]) -> Iterator[EncodedSample]:
     for pair in pairs:
         image, mask = read_pair(pair, len(CAMVID.classes), void=VOID)
         yield EncodedSample(pair.id, image, encode_png(mask), group=pair.id.partition("_")[0])

@@ -32,14 +32,14 @@ def import_folder(
 ) -> Manifest:
     """Write a store of the pairs in a folder; `classes` None reads them from classes.txt.
 
-    Without split folders a sample's name decides whether it is in train or val, so that it stays there when
-    others are added. Raises UserError that names the file for anything that cannot be used.
+    Without split folders a sample's name decides whether it is in train or val, so it stays there when others
+    are added. Raises UserError that names the file for anything that cannot be used.
     """
     root = Path(source)
     names = tuple(classes) if classes is not None else _read_classes(root / "classes.txt")
     info = DatasetInfo(root.resolve().name, names, default_palette(len(names)))
     pairs = _find_splits(root, val_fraction)
-    return write_store(store, info, {name: _samples(found, len(names)) for name, found in pairs.items()})
+    return write_store(store, info, {name: _read_samples(found, len(names)) for name, found in pairs.items()})
 
 
 def _find_splits(root: Path, val_fraction: float) -> dict[str, list[Pair]]:
@@ -55,7 +55,7 @@ def _divide(pairs: list[Pair], val_fraction: float) -> dict[str, list[Pair]]:
         raise UserError(f"val_fraction={format_param(val_fraction)} must be between 0 and 1, as in 0.2")
     splits: dict[str, list[Pair]] = {"train": [], "val": []}
     for pair in pairs:
-        splits["val" if _position(pair.id) < val_fraction else "train"].append(pair)
+        splits["val" if _hash_to_position(pair.id) < val_fraction else "train"].append(pair)
     for name, found in splits.items():
         if not found:
             raise UserError(
@@ -65,8 +65,8 @@ def _divide(pairs: list[Pair], val_fraction: float) -> dict[str, list[Pair]]:
     return splits
 
 
-def _position(sample_id: str) -> float:
-    """A number in 0..1 that looks random and is always the same for the same name."""
+def _hash_to_position(sample_id: str) -> float:
+    """A pseudo-random number in 0..1, always the same for the same name."""
     return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big") / 2**64
 
 
@@ -82,7 +82,7 @@ def _read_classes(file: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _samples(pairs: list[Pair], num_classes: int) -> Iterator[EncodedSample]:
+def _read_samples(pairs: list[Pair], num_classes: int) -> Iterator[EncodedSample]:
     for pair in pairs:
         image, mask = read_pair(pair, num_classes)
         yield EncodedSample(pair.id, image, encode_png(mask), group="")

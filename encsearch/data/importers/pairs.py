@@ -1,4 +1,4 @@
-"""Images and masks that belong together by name, as every importer reads them."""
+"""Pair images and masks by name, for every importer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ def _files_by_id(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         if not file.name.isprintable():  # bytes that are not UTF-8 arrive as unprintable surrogates
             raise UserError(f"{folder}: the file name {file.name!r} is not printable UTF-8; rename it")
         if file.stem in files:
-            raise UserError(f"{file}: {files[file.stem].name} has the same name; a name is for one image")
+            raise UserError(f"{file}: {files[file.stem].name} has the same name; rename one of them")
         files[file.stem] = file
     return files
 

@@ -7,10 +7,10 @@ from torch import nn
 from encsearch.config import DEEP_STEM_BACKBONES, IMAGENET, TIMM_PREFIX, TORCHVISION_BACKBONES
 from encsearch.errors import PreflightError
 from encsearch.model.backbones.base import Backbone
-from encsearch.model.backbones.resnet import dilated, resnet
-from encsearch.model.backbones.timm import TimmBackbone, published_timm_file, timm_backbone
+from encsearch.model.backbones.resnet import dilate_resnet, resnet
+from encsearch.model.backbones.timm import TimmBackbone, find_published_timm_file, timm_backbone
 from encsearch.model.backbones.tiny import tiny
-from encsearch.model.backbones.weights import fitting, published_file, read_tensors
+from encsearch.model.backbones.weights import find_published_file, read_tensors, select_fitting
 
 __all__ = ["Backbone", "build_backbone", "find_weights", "sync_batch_norms"]
 
@@ -36,11 +36,11 @@ def build_backbone(name: str, output_stride: int = 8, weights: str | None = None
     net = resnet(name)
     if path:
         _load(net, path, owner=name if name in DEEP_STEM_BACKBONES else f"torchvision's {name}")
-    return dilated(net, name, output_stride)
+    return dilate_resnet(net, name, output_stride)
 
 
 def find_weights(name: str, weights: str | None) -> Path | None:
-    """The file that `model.weights` means for the backbone `name`; None for random weights.
+    """The file that `model.weights` names for the backbone `name`; None for random weights.
 
     `imagenet` is torchvision's IMAGENET1K_V1 in torch's cache, or timm's default weights in the hub's, and
     is downloaded if it is not there. Raises PreflightError, within seconds, if the file is out of reach.
@@ -52,15 +52,15 @@ def find_weights(name: str, weights: str | None) -> Path | None:
             raise PreflightError(f"model.weights={weights}: no such file")
         return Path(weights)
     if name.startswith(TIMM_PREFIX):
-        return published_timm_file(name.removeprefix(TIMM_PREFIX))
+        return find_published_timm_file(name.removeprefix(TIMM_PREFIX))
     assert name in TORCHVISION_BACKBONES, name
     from torchvision.models import get_model_weights
 
-    return published_file(get_model_weights(name).IMAGENET1K_V1.url)
+    return find_published_file(get_model_weights(name).IMAGENET1K_V1.url)
 
 
 def sync_batch_norms(model: nn.Module) -> None:
-    """Replace every batch norm below `model` by one whose statistics are those of all ranks.
+    """Replace every batch norm below `model` by one that uses the statistics of all ranks.
 
     PyTorch's own conversion drops the activation that timm's batch norms hold; timm's keeps it.
     """
@@ -73,5 +73,5 @@ def sync_batch_norms(model: nn.Module) -> None:
 
 
 def _load(net: nn.Module, path: Path, owner: str) -> None:
-    tensors = fitting(read_tensors(path), net.state_dict(), owner=owner, path=path, classifiers=["fc"])
+    tensors = select_fitting(read_tensors(path), net.state_dict(), owner=owner, path=path, classifiers=["fc"])
     net.load_state_dict(tensors, strict=False)  # without the classifier and, in old files, the BN counters

@@ -1,4 +1,4 @@
-"""What every backbone is."""
+"""The interface of every backbone."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
 
 class StagedBackbone(Backbone):
-    """A stem and four stages, each of which takes what the one before gives."""
+    """A stem and four stages, each of which takes the output of the one before."""
 
     def __init__(
         self, stem: nn.Module, stages: Sequence[nn.Module], channels: Sequence[int], stride: int

@@ -29,7 +29,7 @@ def resnet(name: str) -> "ResNet":
     return get_model(name, weights=None)
 
 
-def dilated(net: "ResNet", name: str, output_stride: int) -> StagedBackbone:
+def dilate_resnet(net: "ResNet", name: str, output_stride: int) -> StagedBackbone:
     """The four stages of `net`, whose convolutions are changed in place.
 
     At stride 8 stage 3 has dilation 1, then 2, and stage 4 has 2, then 4, without a multi-grid: the rule of

@@ -15,19 +15,19 @@ from encsearch.errors import PreflightError, UserError, first_line
 from encsearch.model.backbones.base import Backbone, check_stride
 from encsearch.model.backbones.weights import (
     check_reply,
-    fitting,
-    out_of_reach,
-    published_file,
+    find_published_file,
     read_tensors,
+    select_fitting,
+    unreachable_error,
 )
 
-# What timm's constructors and networks raise for an argument or an image size that they do not know.
+# Errors that timm's constructors and networks raise for an unknown argument or image size.
 _REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 # Not square and no network's own size; divisible by 32, which every network with stages may ask for.
 _PROBE_SIZE = (96, 160)
 
-# What may make a network fit: images of any size for transformers, dilation for convolutional networks.
+# Options that may make a network fit: any image size for transformers, dilation for convolutional networks.
 _ATTEMPTS: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
@@ -43,9 +43,9 @@ class TimmBackbone(Backbone):
 
     - Images are normalised anew where the network was trained with another mean and deviation than
       ImageNet's.
-    - Images are resized to multiples of the stride: what is left of them over whole patches, some networks
-      drop and others refuse. Sizes that are multiples stay as they are.
-    - Features that come as (B, H, W, C) are turned round.
+    - Images are resized to multiples of the stride, since some networks drop the pixels beyond whole patches
+      and others refuse them. Sizes that are multiples stay as they are.
+    - Features in the order (B, H, W, C) are permuted.
     """
 
     gain: Tensor
@@ -55,7 +55,7 @@ class TimmBackbone(Backbone):
         super().__init__(net.feature_info.channels(), stride)
         self.net = net
         self.channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-        gain, shift = _renormalisation(net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        gain, shift = _compute_renormalisation(net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
         self.register_buffer("gain", gain)
         self.register_buffer("shift", shift)
         # A bundle's model is built without storage and filled from its file, so all buffers must be there.
@@ -73,14 +73,14 @@ class TimmBackbone(Backbone):
 def timm_backbone(name: str, output_stride: int, weights: Path | None, *, published: bool) -> TimmBackbone:
     """timm's network `name`, which may end with the tag of its weights, as in resnet18.a1_in1k.
 
-    weights: a file as `published_timm_file` finds it, in whatever layout timm converts, or (not `published`)
+    weights: a file from `find_published_timm_file`, in whatever layout timm converts, or (not `published`)
     the state dict of the network.
 
     Raises UserError for an unknown name, a network that does not give four stages for images of any size, a
     stride that it does not have and an unfit file, and PreflightError without timm.
     """
     _check_name(name)
-    options = _options_by_stride(name)
+    options = _find_options_by_stride(name)
     check_stride(f"timm:{name}", output_stride, sorted(options))
     if weights is None:
         return TimmBackbone(_create(name, **options[output_stride]), output_stride)
@@ -92,22 +92,22 @@ def timm_backbone(name: str, output_stride: int, weights: Path | None, *, publis
     return TimmBackbone(net, output_stride)
 
 
-def published_timm_file(name: str) -> Path:
+def find_published_timm_file(name: str) -> Path:
     """The file of timm's weights for `name` in the cache of the hub or of torch, downloaded if needed.
 
     Raises UserError for an unknown name or one without weights, PreflightError if the file is out of reach.
     """
-    timm = _timm()
+    timm = _import_timm()
     _check_name(name)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"model.weights=imagenet: timm has no weights of {name}; give null or a file")
     if not config.hf_hub_id:
-        return published_file(config.url)
-    return _hub_file(config.hf_hub_id)
+        return find_published_file(config.url)
+    return _find_hub_file(config.hf_hub_id)
 
 
-def _timm() -> ModuleType:
+def _import_timm() -> ModuleType:
     try:
         import timm
     except ImportError:
@@ -119,7 +119,7 @@ def _timm() -> ModuleType:
 
 
 def _check_name(name: str) -> None:
-    known = _timm().list_models(include_tags="." in name)
+    known = _import_timm().list_models(include_tags="." in name)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them"
@@ -128,7 +128,7 @@ def _check_name(name: str) -> None:
 
 def _check_fit(name: str, tensors: Mapping[str, Tensor], path: Path) -> None:
     """timm itself loads what fits and leaves the rest random. Raises UserError if the file has other keys."""
-    timm = _timm()
+    timm = _import_timm()
     classifier = timm.get_pretrained_cfg(name).classifier or ()
     with torch.device("meta"):
         net = timm.create_model(name)
@@ -137,26 +137,26 @@ def _check_fit(name: str, tensors: Mapping[str, Tensor], path: Path) -> None:
     computed = {key for key, _ in net.named_buffers()} - wanted.keys()
     found = {key: value for key, value in tensors.items() if key not in computed}
     names = [classifier] if isinstance(classifier, str) else classifier
-    fitting(found, wanted, owner=f"timm's {name}", path=path, classifiers=names)
+    select_fitting(found, wanted, owner=f"timm's {name}", path=path, classifiers=names)
 
 
 def _create(name: str, **options: Any) -> Any:
     """The module that gives the last four feature levels; its `feature_info` describes them."""
-    return _timm().create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+    return _import_timm().create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **options)
 
 
 @cache
-def _options_by_stride(name: str) -> dict[int, dict[str, Any]]:
+def _find_options_by_stride(name: str) -> dict[int, dict[str, Any]]:
     """The output strides of a network, with the arguments of `create_model` that give them.
 
-    Only building it tells: of timm's constructors some do not have the arguments, some refuse their values,
-    and some describe other features than they give. On the meta device it takes up to a second.
+    Found by building it: some of timm's constructors lack the arguments, some refuse their values, and some
+    describe other features than they give. On the meta device it takes up to a second.
     """
     found: dict[int, dict[str, Any]] = {}
     refusals = []
     for options in _ATTEMPTS:
         try:
-            found.setdefault(_measured_stride(name, options), options)
+            found.setdefault(_measure_stride(name, options), options)
         except _REFUSALS as error:
             refusals.append(first_line(error))
     if not found:
@@ -168,7 +168,7 @@ def _options_by_stride(name: str) -> dict[int, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _measured_stride(name: str, options: dict[str, Any]) -> int:
+def _measure_stride(name: str, options: dict[str, Any]) -> int:
     """The stride of the last stage; raises one of _REFUSALS unless all stages are what timm says of them."""
     with torch.device("meta"):
         net = _create(name, **options).eval()
@@ -181,8 +181,8 @@ def _measured_stride(name: str, options: dict[str, Any]) -> int:
     return strides[-1]
 
 
-def _renormalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Gain and shift (3, 1, 1) that turn ImageNet's normalisation into that of `mean` and `std`."""
+def _compute_renormalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Gain and shift (3, 1, 1) that turn ImageNet's normalisation into one by `mean` and `std`."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     own_mean, own_std = torch.tensor(mean), torch.tensor(std)
@@ -191,7 +191,7 @@ def _renormalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[T
     return gain[:, None, None], shift[:, None, None]
 
 
-def _hub_file(repository: str) -> Path:
+def _find_hub_file(repository: str) -> Path:
     """From the hub's cache, or downloaded after one question: its client tries five times, for 24 s."""
     from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
@@ -204,4 +204,4 @@ def _hub_file(repository: str) -> Path:
     try:
         return Path(hf_hub_download(repository, _HUB_FILE))
     except OSError as error:
-        raise out_of_reach(label, folder, url, error) from None
+        raise unreachable_error(label, folder, url, error) from None

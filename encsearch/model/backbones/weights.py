@@ -15,10 +15,10 @@ from torch import Tensor
 
 from encsearch.errors import PreflightError, UserError, first_line
 
-# The downloads themselves have no limit on the time that a silent server may take; this question has.
+# The downloads have no time limit for a silent server, so one request with a limit comes first.
 REPLY_TIMEOUT_S = 10
 
-# What torch.load (2.15, weights_only) raises for junk, found by feeding it random and mutated files.
+# Errors that torch.load (2.15, weights_only) raises for junk, found with random and mutated files.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -32,11 +32,11 @@ _DAMAGE = (
 )
 
 
-def published_file(url: str) -> Path:
+def find_published_file(url: str) -> Path:
     """The file of that name in torch's cache, downloaded if it is not there, as torchvision does it.
 
     The name ends with the start of the content's SHA-256, which a download must have. Raises PreflightError
-    if the file is neither there nor to be had.
+    if the file is neither there nor available.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if path.is_file():
@@ -47,7 +47,7 @@ def published_file(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_start)
     except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-        raise out_of_reach(path.name, path.parent, url, error) from None
+        raise unreachable_error(path.name, path.parent, url, error) from None
     return path
 
 
@@ -58,11 +58,11 @@ def check_reply(url: str, name: str, folder: Path) -> None:
     except HTTPError:
         return
     except OSError as error:
-        raise out_of_reach(name, folder, url, error) from None
+        raise unreachable_error(name, folder, url, error) from None
 
 
-def out_of_reach(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
-    """The error for published weights that are neither in their cache nor to be had."""
+def unreachable_error(name: str, folder: Path, url: str, error: Exception) -> PreflightError:
+    """The error for published weights that are neither in their cache nor available."""
     cause = error.reason if isinstance(error, URLError) else error
     reason = first_line(cause)
     return PreflightError(
@@ -82,7 +82,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # Not PyTorch's own words, which advise to unpickle the file all the same.
+        # PyTorch's own message is hidden, since it advises to unpickle the file all the same.
         raise UserError(
             f"{path}: cannot be read as weights (damaged, or more than tensors); save a plain state dict"
         ) from None
@@ -111,7 +111,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not other
 
 
-def fitting(
+def select_fitting(
     found: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     *,

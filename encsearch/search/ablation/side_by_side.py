@@ -14,7 +14,7 @@ from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.trials import TrialEvent, TrialState
 from encsearch.search.tune.board import Assignment, Board, Entry
 from encsearch.search.tune.driver import run_board
-from encsearch.train.checkpoint import drop_checkpoints, newest
+from encsearch.train.checkpoint import drop_checkpoints, find_newest
 
 
 class SideBySideObserver(Protocol):
@@ -104,7 +104,7 @@ class _SideBySide(Board[_Entry]):
             self._observer.failed(entry.training, entry.failure)
             self._follow(entry, "FAIL", entry.failure)
             return
-        checkpoint = newest(entry.assignment.folder)
+        checkpoint = find_newest(entry.assignment.folder)
         assert entry.last is not None, entry.training.name
         assert checkpoint is not None, entry.training.name
         assert entry.recorder is not None, entry.training.name

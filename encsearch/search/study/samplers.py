@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-from encsearch.config import Dimension, SearchConfig, active
+from encsearch.config import Dimension, SearchConfig, find_active
 
 
 def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
@@ -37,7 +37,7 @@ def suggest(trial: Trial, space: Mapping[str, Dimension]) -> dict[str, Any]:
     for path in sorted(
         space, key=lambda path: bool(space[path].when)
     ):  # conditions come after what they name
-        if path in active(space, values):
+        if path in find_active(space, values):
             values[path] = _suggest(trial, path, space[path])
     return {path: values[path] for path in space if path in values}
 

@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from encsearch.config import Config, SearchConfig, active, flatten
+from encsearch.config import Config, SearchConfig, find_active, flatten
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 from encsearch.search.stopping import should_stop
@@ -199,8 +199,8 @@ class Study:
         return tuple(proposal.values for proposal in proposals if proposal)
 
     def _go_on(self, stored: FrozenTrial) -> Proposal:
-        if set(stored.params) == set(active(self.search.space, stored.params)):
-            # The sampler is not asked again: one that counts would count the trial twice.
+        if set(stored.params) == set(find_active(self.search.space, stored.params)):
+            # Asked again, a sampler that counts would count the trial twice.
             self._ids[stored.number] = stored._trial_id
             paths = [path for path in self.search.space if path in stored.params]
             return Proposal(stored.number, {path: stored.params[path] for path in paths})

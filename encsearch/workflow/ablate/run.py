@@ -23,7 +23,7 @@ from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
 from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
-from encsearch.runner.ray_session import ray_session, rehearsed_session
+from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
@@ -67,7 +67,7 @@ def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablatio
     MLflow is not contacted. Raises what `ablate` does.
     """
     ablation, _ = _planned(config, out, resume)
-    with rehearsed_session(needs=config.scaling):
+    with rehearse_session(needs=config.scaling):
         return ablation
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encsearch.config import CONFIG_FILE, Config, load_config, search_of, to_yaml
+from encsearch.config import CONFIG_FILE, Config, load_config, require_search, to_yaml
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
@@ -102,7 +102,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
         _check_journal(folder)
         repair_journal(folder / JOURNAL_FILE)
     journal = folder / JOURNAL_FILE
-    study = Study(database or str(journal), place.name, search_of(config), config.train.epochs)
+    study = Study(database or str(journal), place.name, require_search(config), config.train.epochs)
     if (folder / "trials").exists() and not study.trials():
         where = place.storage or journal
         raise PreflightError(

@@ -12,7 +12,7 @@ from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
-from encsearch.train.checkpoint import drop_checkpoints, newest
+from encsearch.train.checkpoint import drop_checkpoints, find_newest
 from encsearch.workflow.job import Progress
 from encsearch.workflow.recorder import (
     TrainingRecorder,
@@ -67,7 +67,7 @@ class SweepRecords:
             if state is None or trial.state == "RUNNING":
                 continue
             is_untrue = state.status != STATUS_OF[trial.state] or state.reaped
-            if is_untrue or newest(trial_folder(self._folder, trial.number)):
+            if is_untrue or find_newest(trial_folder(self._folder, trial.number)):
                 self._settle(trial)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
@@ -150,7 +150,7 @@ class SweepRecords:
         recorder.note("encsearch.state", state)
         if reason:
             recorder.note("encsearch.reason", reason)
-        checkpoint = newest(folder)
+        checkpoint = find_newest(folder)
         if checkpoint and state != "FAIL":
             bundle = checkpoint_model(config, self._store, checkpoint)
             write_panels(bundle, self._store, recorder.artifacts)

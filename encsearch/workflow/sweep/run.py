@@ -11,7 +11,7 @@ from encsearch.config import (
     Config,
     ConfirmConfig,
     ScalingConfig,
-    search_of,
+    require_search,
     to_yaml,
     with_overrides,
 )
@@ -21,7 +21,7 @@ from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import ray_session, rehearsed_session
+from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import spent_by
 from encsearch.search.confirm.trainings import Confirmation, confirm
@@ -81,7 +81,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | N
     The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
     `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
     """
-    search = search_of(config)
+    search = require_search(config)
     store = check(config, out, measure=False, trials_at_once=None).store
     if warm_start:
         previous_trials(warm_start, config, store.fingerprint)
@@ -101,12 +101,12 @@ def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Che
     With RAY_ADDRESS the cluster's nodes are checked too, and the forecast uses its size. MLflow and a study's
     database are not contacted. Raises what `sweep` does.
     """
-    search = search_of(config)
+    search = require_search(config)
     store = open_store(config)
     preflight(config, store, out)
     if warm_start:
         previous_trials(warm_start, config, store.fingerprint)
-    with rehearsed_session(needs=_largest(config.scaling, search.confirm)):
+    with rehearse_session(needs=_largest(config.scaling, search.confirm)):
         at_once = None
         if "RAY_ADDRESS" in os.environ:
             check_nodes(store, out)
@@ -130,9 +130,9 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             )
     config = with_overrides(config, overrides)
     if extend:
-        planned = search_of(config).budget.trials
+        planned = require_search(config).budget.trials
         config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
-    search = search_of(config)
+    search = require_search(config)
     store = open_store(config)
     preflight(config, store, folder)
     if store.fingerprint != place.fingerprint:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from encsearch.config import Config, active, flatten, search_of
+from encsearch.config import Config, find_active, flatten, require_search
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.search.study.study import Study, trials_at
@@ -31,7 +31,7 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
     Raises UserError when there are none, or when anything except the searched values differs.
     """
     before, place = reopen(source)
-    search_before, space = search_of(before), search_of(config).space
+    search_before, space = require_search(before), require_search(config).space
     if place.fingerprint != fingerprint:
         raise UserError(
             f"--warm-start-from {source}: its trials are not comparable, its data is different "
@@ -61,7 +61,7 @@ def previous_trials(source: Path, config: Config, fingerprint: str) -> tuple[Tri
         if trial.state in ("COMPLETE", "PRUNED")
         and not trial.refused
         and trial.curve
-        and trial.values.keys() == set(active(space, trial.values))
+        and trial.values.keys() == set(find_active(space, trial.values))
         and all(space[path].holds(value) for path, value in trial.values.items())
     ]
     if not fitting:
