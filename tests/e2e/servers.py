@@ -33,7 +33,7 @@ SERVER_FOLDERS = "/usr/lib/postgresql/*/bin"
 # As a password may be.
 PASSWORD = "p@ss/w:rd"
 LOG_FILE = "server.log"
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 10
 
 

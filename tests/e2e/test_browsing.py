@@ -24,6 +24,7 @@ from encsearch.workflow.job import write_summary
 from tests.e2e.shell import Shell, read_until
 from tests.views import unpacked
 
+ENDED_TIMEOUT_S = 120
 VALUES = {"trial0": (0.1 + 0.2, "0.05"), "trial1": (1 / 3, "0.001"), "trial2": (0.25, "0.01")}
 SPACE = '{"optim.lr": {"loguniform": [0.001, 0.1]}}'
 
@@ -118,7 +119,7 @@ def ui(store: Store) -> Iterator[Ui]:
     yield found
     process.kill()
     process.communicate()
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert psutil.wait_procs(family, timeout=ENDED_TIMEOUT_S)[1] == []
 
 
 def said_on_stdout(process: subprocess.Popen[str]) -> list[str]:
@@ -130,7 +131,9 @@ def said_on_stdout(process: subprocess.Popen[str]) -> list[str]:
 def status(url: str, host: str | None = None) -> int:
     headers = {"Host": host} if host else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=ENDED_TIMEOUT_S
+        ) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -161,15 +164,15 @@ def test_the_pages_answer_on_loopback_alone_and_end_with_the_command(store: Stor
 
     family = ui.family()
     ui.process.send_signal(signal.SIGTERM)
-    assert ui.process.wait(30) == 128 + signal.SIGTERM
-    assert psutil.wait_procs(family, timeout=1)[1] == []
+    assert ui.process.wait(ENDED_TIMEOUT_S) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(family, timeout=ENDED_TIMEOUT_S)[1] == []
 
 
 def test_a_killed_command_leaves_no_server(ui: Ui) -> None:
     family = ui.family()
     assert len(family) == 2  # MLflow's command and its worker
     ui.process.kill()
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert psutil.wait_procs(family, timeout=ENDED_TIMEOUT_S)[1] == []
 
 
 def test_runs_say_what_mlflow_says(store: Store) -> None:

@@ -94,7 +94,7 @@ def test_the_file_gives_another_program_the_label_map_that_predict_gives(tmp_pat
     assert json.loads(done.stdout)["files"] == ["model.json", "model.onnx"]
     shell.encsearch("predict", "bundle", "image.png", "--out", "predicted")
     program = [sys.executable, "-c", PROGRAM, "out/model.onnx", "image.png", "found.png"]
-    subprocess.run(program, cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(program, cwd=tmp_path, check=True, timeout=600)
     found = np.asarray(Image.open(tmp_path / "found.png"))
     predicted = np.asarray(Image.open(tmp_path / "predicted" / "image.png"))
     assert len(np.unique(predicted)) > 1

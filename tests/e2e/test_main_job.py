@@ -20,7 +20,7 @@ from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
 
 pytestmark = pytest.mark.ray
 
-ENDED_TIMEOUT_S = 30
+ENDED_TIMEOUT_S = 120
 TRIALS = ("trial0", "trial1", "trial2")
 EXPLAINED = {"config.yaml", "tables", "pictures"}
 

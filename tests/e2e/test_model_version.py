@@ -128,7 +128,7 @@ def scoring_server(registered: Registered, tmp_path_factory: pytest.TempPathFact
     finally:
         # Its group: `mlflow models serve` starts uvicorn by a shell.
         subprocess.run(["kill", "--", f"-{process.pid}"], check=False)
-        process.communicate(timeout=30)
+        process.communicate(timeout=READY_TIMEOUT_S)
 
 
 def _answers(url: str) -> bool:
@@ -141,7 +141,7 @@ def _answers(url: str) -> bool:
 def invoke(url: str, body: bytes, media: str = "application/json") -> tuple[int, Any]:
     request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": media})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        answer = urllib.request.urlopen(request, timeout=READY_TIMEOUT_S)
     except urllib.error.HTTPError as refused:
         return refused.code, refused.read().decode()
     return answer.status, json.loads(answer.read())["predictions"]

@@ -235,7 +235,7 @@ def test_of_processes_that_race_one_wins(jobs: Jobs, registry: MlflowRegistry) -
     ]
     for racer in racers:
         racer.start()
-    found = [outcomes.get(timeout=60) for _ in racers]
+    found = [outcomes.get(timeout=240) for _ in racers]
     for racer in racers:
         racer.join()
     (winner,) = [target for won, target in found if won]

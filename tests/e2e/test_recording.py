@@ -29,7 +29,7 @@ from tests.forward import send_all
 
 EXPERIMENT = "toys"
 KILLS = 20
-SETTLED_TIMEOUT_S = 60
+SETTLED_TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")

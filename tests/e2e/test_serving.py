@@ -23,7 +23,7 @@ from tests.e2e.tiny_model import noise, pixels_of, png, write_tiny_model
 pytestmark = pytest.mark.ray
 
 MAX_BATCH, MAX_BYTES, MAX_PIXELS = 4, 20_000, 40 * 40
-END_TIMEOUT_S = 60
+END_TIMEOUT_S = 180
 PNG = {"Content-Type": "image/png"}
 JSON = {"Content-Type": "application/json"}
 
@@ -43,7 +43,7 @@ class Answer:
 
 
 def ask(server: Server, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=END_TIMEOUT_S)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     named = {name.lower(): value for name, value in response.getheaders()}
@@ -149,7 +149,7 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(server:
     head = (
         "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 5000000000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=END_TIMEOUT_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
@@ -168,5 +168,5 @@ def test_sigterm_leaves_no_process(server: Server) -> None:
     out, err = server.process.communicate(timeout=END_TIMEOUT_S)
     assert server.process.returncode == 143
     assert (out, err.splitlines()[-1]) == ("", "terminated")
-    _, left = psutil.wait_procs(started, timeout=10)
+    _, left = psutil.wait_procs(started, timeout=END_TIMEOUT_S)
     assert not left
