@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from encsearch.config import paths
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/**/*.md")])
 PACKAGE = ROOT / "encsearch"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 SOURCES = r"(?:py|md|sh|toml|html)"  # other files may be what commands write
 # What commands write, and the file that the code must not have.
 FOREIGN = {"report.html", "ablation.md", "utils.py", "random.py"}
@@ -87,6 +89,21 @@ def test_make_targets_and_benchmarks_exist(doc: Path) -> None:
     modules = re.findall(r"python -m ((?:benchmarks|tests)(?:\.\w+)+)", text)
     wrong += [name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").exists()]
     assert not wrong
+
+
+def test_the_picture_of_the_layers_is_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    picture = ARCHITECTURE.read_text(encoding="utf-8").split("## The house")[1].split("##")[0]
+    layers = [
+        re.split(r"\s{2,}", line.strip())[0] for line in re.findall(r"^    (\S.*)$", picture, re.MULTILINE)
+    ]
+    assert layers == contracts["contracts"][0]["layers"]
+
+
+def test_the_glossary_names_classes_that_exist() -> None:
+    glossary = ARCHITECTURE.read_text(encoding="utf-8").split("## Glossary")[1]
+    defined = frozenset().union(*(_defined(path) for path in PACKAGE.rglob("*.py")))
+    assert not [name for name in _named(glossary, r"[A-Z][a-z]+[A-Za-z]*") if name not in defined]
 
 
 def _named(text: str, pattern: str) -> list[str]:
