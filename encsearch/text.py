@@ -3,6 +3,7 @@
 Programs get raw numbers: JSON, CSV, MLflow's metrics and params. NOTHING stands for a missing value.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,15 +17,17 @@ _BUDGET = " epochs"
 
 def format_number(value: float) -> str:
     """As in 0.01235, 12.34, 1,234,567: four significant digits, or a whole number from 1,000 on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    # Four digits would round 999.95 up to 1000 without its comma.
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
 
 
 def format_count(number: float | None, noun: str = "") -> str:
     """As in 1 trial, 2 trials, 3 classes, 1,234."""
     if number is None:
         return NOTHING
-    plural = "" if number == 1 or not noun else "es" if noun.endswith("s") else "s"
-    return f"{format_number(number)} {noun}{plural}".rstrip()
+    shown = format_number(number)
+    plural = "" if shown == "1" or not noun else "es" if noun.endswith("s") else "s"
+    return f"{shown} {noun}{plural}".rstrip()
 
 
 def format_param(value: Any) -> str:
@@ -33,7 +36,7 @@ def format_param(value: Any) -> str:
 
 
 def format_params(values: Mapping[str, Any]) -> str:
-    """As in model.num_codewords=8, optim.lr=0.05: in the form that the command line takes."""
+    """As in model.num_codewords=8, optim.lr=0.05: rounded, to be read."""
     return ", ".join(f"{path}={format_param(value)}" for path, value in values.items())
 
 
@@ -56,7 +59,7 @@ def format_score(share: float | None) -> str:
 
 def format_percent(share: float | None, *, signed: bool = False) -> str:
     """As in 81.42 or, signed, +0.52: under a heading that says %."""
-    return NOTHING if share is None else f"{100 * share:{'+' if signed else ''}.2f}"
+    return NOTHING if share is None else f"{100 * share:{'+' if signed else ''}z.2f}"
 
 
 def format_points(difference: float, *, signed: bool = False) -> str:
@@ -83,7 +86,9 @@ def format_share(share: float, *, signed: bool = False) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """As in 0.31 s, 45 s, 12 min, 1 h 32 min, 2 d 3 h."""
+    """As in 0.31 s, 45 s, 12 min, 1 h 32 min, 2 d 3 h; NOTHING for an endless one."""
+    if not math.isfinite(seconds):
+        return NOTHING
     if seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 100:
@@ -109,7 +114,11 @@ def format_time(seconds: float | None) -> str:
 def format_cost(seconds: float, unit: str) -> str:
     """As in 1.25 GPU-hours, 90 GPU-seconds: the sum over all devices."""
     hours = seconds / 3600
-    return format_count(hours, f"{unit}-hour") if hours >= 0.1 else f"{seconds:.0f} {unit}-seconds"
+    return (
+        format_count(hours, f"{unit}-hour")
+        if hours >= 0.1
+        else format_count(round(seconds), f"{unit}-second")
+    )
 
 
 def format_bytes(size: float) -> str:

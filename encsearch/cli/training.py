@@ -27,7 +27,6 @@ out_option = click.option(
 
 def show(config: "Config", checked: "Checked", as_json: bool) -> None:
     """Print the result of a check; see `workflow.check`."""
-
     from encsearch.workflow.check import describe_check
 
     search = asdict(checked.search) if checked.search else None

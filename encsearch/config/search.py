@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from encsearch.config.sections import Head, Positive, Section, Seed, as_number
-from encsearch.text import format_param
 
 # Values of an integer range that are checked when a recipe is loaded.
 MAX_EXAMPLES = 16
@@ -53,10 +52,10 @@ class Dimension(Section):
         if self.kind != "choice":
             low, high = self.values
             if not low < high:
-                ends = f"(low={format_param(low)}, high={format_param(high)})"
+                ends = f"(low={low}, high={high})"
                 raise ValueError(f"`low < high` must hold, but got {ends}")
             if self.kind.startswith("log") and low <= 0:
-                raise ValueError(f"{self.kind} needs low > 0, but got {format_param(low)}")
+                raise ValueError(f"{self.kind} needs low > 0, but got {low}")
         return self
 
     @property

@@ -16,7 +16,7 @@ from encsearch.diagnostics.figures import (
     describe_findings,
     from_json,
 )
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.report.charts.chart import Chart, Omitted, png
 from encsearch.report.charts.finalists import finalist_chart
 from encsearch.report.charts.importance import importance_chart
@@ -126,8 +126,9 @@ def _context_section(folder: Path) -> ContextSection:
     try:
         diagnostics = from_json((folder / JSON_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({reason})") from None
+        raise UserError(
+            f"{folder / JSON_FILE}: the winner's diagnostics cannot be read ({one_line(error)})"
+        ) from None
     return ContextSection(
         diagnostics.num_images,
         describe_findings(diagnostics),

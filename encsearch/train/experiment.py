@@ -183,7 +183,6 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
 
     Raises PreflightError (exit code 3) with the first problem, UserError for an `out` that cannot be written.
     """
-    _check_writable(out)
     try:
         num_train, num_val = (len(store.split(s)) for s in (config.data.train_split, config.data.val_split))
         resolve_class_weights(config.loss, store, config.data.train_split)
@@ -192,6 +191,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     _check_metric(config.metric, store.info)
     _check_sizes(config, store)
     num_parameters = _check_models(config, len(store.info.classes))
+    _check_writable(out)
     _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
     return Preflight(
         num_train=num_train,

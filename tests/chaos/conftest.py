@@ -10,7 +10,8 @@ from tests.chaos.sweeps import RECIPE, User, new_user, sweep_folder
 from tests.e2e.head import Head
 from tests.e2e.shell import Shell
 
-# Two trials by TPE, and a rung to be stopped at, in the least time.
+# Two trials by TPE, and a rung to be stopped at, in the least time; `python -m benchmarks.kills` kills more
+# often, longer sweeps, and trials on a local Ray too.
 BRIEF = {
     **RECIPE,
     "train": {**RECIPE["train"], "epochs": 4},
