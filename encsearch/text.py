@@ -35,6 +35,11 @@ def format_param(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def format_given(value: float) -> str:
+    """As in 2 or 0.123456789: a number that is refused, with the digits that it was given with."""
+    return f"{value:.12g}"
+
+
 def format_params(values: Mapping[str, Any]) -> str:
     """As in model.num_codewords=8, optim.lr=0.05: rounded, to be read."""
     return ", ".join(f"{path}={format_param(value)}" for path, value in values.items())
@@ -113,12 +118,9 @@ def format_time(seconds: float | None) -> str:
 
 def format_cost(seconds: float, unit: str) -> str:
     """As in 1.25 GPU-hours, 90 GPU-seconds: the sum over all devices."""
-    hours = seconds / 3600
-    return (
-        format_count(hours, f"{unit}-hour")
-        if hours >= 0.1
-        else format_count(round(seconds), f"{unit}-second")
-    )
+    if seconds < 360:
+        return format_count(round(seconds), f"{unit}-second")
+    return format_count(seconds / 3600, f"{unit}-hour")
 
 
 def format_bytes(size: float) -> str:

@@ -8,6 +8,7 @@ import click
 
 from encsearch.cli.console import say
 from encsearch.errors import UserError
+from encsearch.text import format_given
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -23,7 +24,7 @@ def num_bytes(context: click.Context, parameter: click.Parameter, value: str) ->
 def num_pixels(context: click.Context, parameter: click.Parameter, value: float) -> int:
     """A click callback: parse a whole number, such as 40e6."""
     if not 1 <= value < float("inf"):
-        raise click.BadParameter(f"{value} is no number of pixels; write it as 40e6")
+        raise click.BadParameter(f"{format_given(value)} is no number of pixels; write it as 40e6")
     return int(value)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from encsearch.config.sections import Head, Positive, Section, Seed, as_number
+from encsearch.text import format_given
 
 # Values of an integer range that are checked when a recipe is loaded.
 MAX_EXAMPLES = 16
@@ -52,10 +53,10 @@ class Dimension(Section):
         if self.kind != "choice":
             low, high = self.values
             if not low < high:
-                ends = f"(low={low}, high={high})"
+                ends = f"(low={format_given(low)}, high={format_given(high)})"
                 raise ValueError(f"`low < high` must hold, but got {ends}")
             if self.kind.startswith("log") and low <= 0:
-                raise ValueError(f"{self.kind} needs low > 0, but got {low}")
+                raise ValueError(f"{self.kind} needs low > 0, but got {format_given(low)}")
         return self
 
     @property

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from encsearch.text import format_given
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -65,7 +67,9 @@ class AugmentConfig(Section):
     def _scale_is_a_range(self) -> "AugmentConfig":
         low, high = self.scale
         if not 0 < low <= high:
-            raise ValueError(f"scale needs 0 < low <= high, but got (low={low}, high={high})")
+            raise ValueError(
+                f"scale needs 0 < low <= high, but got (low={format_given(low)}, high={format_given(high)})"
+            )
         return self
 
 
@@ -232,7 +236,10 @@ class EvalConfig(Section):
     def _sizes_ascend(self) -> "EvalConfig":
         medium, large = self.object_sizes
         if not 0 < medium < large < 1:
-            raise ValueError(f"0 < medium < large < 1 must hold, but got (medium={medium}, large={large})")
+            raise ValueError(
+                "0 < medium < large < 1 must hold, but got "
+                f"(medium={format_given(medium)}, large={format_given(large)})"
+            )
         return self
 
 

@@ -30,7 +30,7 @@ from encsearch.config.sections import (
     as_number,
 )
 from encsearch.errors import UserError, one_line
-from encsearch.text import format_list
+from encsearch.text import format_given, format_list
 
 # The recipe with every default written out, in the folder of a job and of a model.
 CONFIG_FILE = "config.yaml"
@@ -118,7 +118,7 @@ class Config(Section):
         budget = self.search.budget if self.search else None
         if budget and budget.gpu_hours and not self.scaling.gpus_per_worker:
             raise ValueError(
-                f"search.budget.gpu_hours={budget.gpu_hours} limits nothing: "
+                f"search.budget.gpu_hours={format_given(budget.gpu_hours)} limits nothing: "
                 "scaling.gpus_per_worker is 0; give search.budget.wall"
             )
         return self
@@ -128,7 +128,7 @@ class Config(Section):
         each, workers = self.scaling.gpus_per_worker, max(_worker_counts(self))
         if each % 1 and (each > 1 or workers > 1):
             raise ValueError(
-                f"gpus_per_worker={each} with num_workers={workers}: a part of a GPU is for "
+                f"gpus_per_worker={format_given(each)} with num_workers={workers}: a part of a GPU is for "
                 "trainings of one worker, since NCCL takes each GPU once; try whole GPUs"
             )
         return self
