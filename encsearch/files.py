@@ -1,4 +1,4 @@
-"""Files that survive a kill, a power cut or a full disk: text, folders, lines of JSON; and locks."""
+"""Files that survive a kill, a power cut or a full disk: text, folders, JSON lines. Also locks and hashes."""
 
 import csv
 import fcntl

@@ -2,6 +2,8 @@
 
 The process near the training appends to the lines (the spool); the driver tails the file and forwards it to a
 `Recorder`, so that a training never waits for a tracking server.
+
+At the end: what a training leaves (`TrainingResult`), and what a finished job says of itself (`RunSummary`).
 """
 
 import json

@@ -16,7 +16,7 @@ from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
 from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flag_trials
-from encsearch.search.tune.board import Assignment, Board, Entry
+from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 
 # A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
@@ -93,7 +93,7 @@ class Limiter(Protocol):
 
 
 @dataclass(kw_only=True)
-class _Entry(Entry):
+class _Entry(BoardEntry):
     values: Mapping[str, Any]
     hardware: tuple[str, ...] = ()
     excess: Excess | None = None
@@ -259,7 +259,7 @@ class Ledger(Board[_Entry]):
 
     def _end(self, entry: _Entry) -> None:
         """Give the trial its terminal state, by the epochs that it reached."""
-        if entry.excess:
+        if entry.excess and not entry.failure:
             self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
             self._close(entry, "PRUNED", entry.excess.reason)
         elif entry.failure or entry.last is None:

@@ -115,7 +115,10 @@ def write_predictions(
 
 
 def _name_sheet(report: Report) -> str:
-    """Return the file name that MLflow reads; its time is the time of the report's last step."""
+    """Return the file name that MLflow reads; its time is the time of the report's last step.
+
+    It is a function of the report, so that a report that is stored twice is one file.
+    """
     time_ms = max((point.time_ms for point in report.points if point.step == report.step), default=0)
     number = uuid.uuid5(uuid.NAMESPACE_OID, f"{KEY} {report.step} {time_ms}")
     return f"{KEY}+step+{report.step}+timestamp+{time_ms}+{number}"

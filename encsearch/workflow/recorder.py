@@ -25,8 +25,8 @@ from encsearch.train.checkpoint import load_weights
 from encsearch.train.experiment import SHOWN_IMAGES
 
 CONTEXT_FOLDER = "context"
-# Numbers of validation images for the diagnostics of the context module; large images allow fewer, 4 Mpx in
-# all but never under the minimum, which takes a second or two with a small network.
+# Validation images for the diagnostics of the context module, fewer if they are large: 4 Mpx in all, which
+# take a second or two with a small network, but never under the minimum.
 MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
 
 # Not for trials and the trainings of an ablation, which are too many.

@@ -73,7 +73,11 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
     [
         ([], {}, "not the folder of an ablation \\(config.yaml is missing"),
         (["config.yaml"], {}, "not the folder of an ablation \\(trainings.jsonl is missing"),
-        (["config.yaml", "trainings.jsonl"], {"optim.lr": 0.5}, "begun with optim.lr=0.02, but .* has 0.5"),
+        (
+            ["config.yaml", "trainings.jsonl"],
+            {"optim.lr": 0.5},
+            "was started with optim.lr=0.02, but .* has 0.5",
+        ),
     ],
 )
 def test_only_an_ablation_of_the_same_recipe_is_resumed(

@@ -213,7 +213,7 @@ def stop_at(shell: Shell, line: str, signum: signal.Signals, *arguments: str) ->
 
 def runs_named(client: MlflowClient, err: str) -> list[Run]:
     """The runs that have the name of the folder which a command said it writes to."""
-    (name,) = re.findall(r"files in runs/(\S+)", err)
+    (name,) = re.findall(r"files in \S*/runs/(\S+)", err)
     return find(client, f"attributes.run_name = '{name}'")
 
 

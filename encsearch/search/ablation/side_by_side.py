@@ -12,7 +12,7 @@ from encsearch.reports import Recorder, Report
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.trials import TrialEvent, TrialState
-from encsearch.search.tune.board import Assignment, Board, Entry
+from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.search.tune.driver import run_board
 from encsearch.train.checkpoint import drop_checkpoints, find_newest
 
@@ -59,7 +59,7 @@ def run_side_by_side(
 
 
 @dataclass(kw_only=True)
-class _Entry(Entry):
+class _Entry(BoardEntry):
     training: PlannedTraining
 
 

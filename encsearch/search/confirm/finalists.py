@@ -55,7 +55,8 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Select the trials that ran to the end and that no other trial dominates in both objectives.
+    """Select the trials that ran to the end and that no other trial matches in both
+    objectives and beats in one.
 
     The order is kept; empty with one objective.
     """

@@ -70,7 +70,7 @@ class Ranking:
 
     @property
     def optimism(self) -> float | None:
-        """Largest average error of the winner's mean, reached if all finalists are equally good.
+        """By how much the winner's mean is too high on average, at most: if all finalists are equally good.
 
         The winner's mean is then the largest of their means.
         """

@@ -31,8 +31,8 @@ class Assignment:
 
 
 @dataclass
-class Entry:
-    """A job on the board, over all its attempts; `last` is its newest report, `seconds` sums all reports."""
+class BoardEntry:
+    """A training over all its attempts; `last` is its newest report, `seconds` sums those of all reports."""
 
     number: int
     assignment: Assignment
@@ -43,14 +43,14 @@ class Entry:
     restarts: int = 0
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=BoardEntry)
 
 
 class Board(ABC, Generic[E]):
-    """Waiting jobs and running jobs, at most `room` of the latter at once.
+    """Waiting trainings and running trainings, at most `room` of the latter at once.
 
-    Called in the driver, one event after the other; `key` is Tune's name of one attempt at a job. An attempt
-    that continues from a checkpoint repeats the earlier reports; every epoch is taken once.
+    Called in the driver, one event after the other; `key` is Tune's name of one attempt at a training. An
+    attempt that continues from a checkpoint repeats the earlier reports; every epoch is taken once.
     """
 
     def __init__(self, room: int) -> None:
@@ -59,7 +59,7 @@ class Board(ABC, Generic[E]):
         self._out: dict[str, E] = {}
 
     def next_assignment(self, key: str) -> Assignment | None:
-        """The job to start now; None if there is none at the moment."""
+        """The training to start now; None if there is none at the moment."""
         if not self._waiting or len(self._out) >= self._room:
             return None
         entry = self._out[key] = self._waiting.popleft()
@@ -70,7 +70,7 @@ class Board(ABC, Generic[E]):
         return not self._out and not self._waiting
 
     def is_over(self) -> bool:
-        """Whether to end all running jobs now; asked several times a second."""
+        """Whether to end all running trainings now; asked several times a second."""
         return False
 
     def started(self, key: str) -> None:
@@ -84,11 +84,11 @@ class Board(ABC, Generic[E]):
         return False
 
     def ended(self, key: str) -> None:
-        """The job ended: by its last epoch, a `failure` that it reported, or a stop."""
+        """The training ended: by its last epoch, a `failure` that it reported, or a stop."""
         self._end(self._out.pop(key))
 
     def lost(self, key: str, reason: str) -> bool:
-        """The job's process is gone; return whether the job starts again."""
+        """The training's process is gone; return whether the training starts again."""
         entry = self._out.pop(key)
         starts_again = entry.restarts < RESTARTS
         if starts_again:
@@ -113,7 +113,7 @@ class Board(ABC, Generic[E]):
 
     @abstractmethod
     def _begin(self, entry: E) -> None:
-        """Open the job's recorder; the job starts for the first time in this process."""
+        """Open the training's recorder; the training starts for the first time in this process."""
 
     @abstractmethod
     def _take(self, entry: E, report: Report) -> None:
@@ -121,10 +121,10 @@ class Board(ABC, Generic[E]):
 
     @abstractmethod
     def _end(self, entry: E) -> None:
-        """End the job once, by its `failure` or by the epochs that it reached; close the recorder."""
+        """End the training once, by its `failure` or by the epochs that it reached; close the recorder."""
 
     def _still_open(self) -> list[E]:
-        """Take all jobs off the board and return them; the caller ends them."""
+        """Take all trainings off the board and return them; the caller ends them."""
         entries = [*self._out.values(), *self._waiting]
         self._out.clear()
         self._waiting.clear()

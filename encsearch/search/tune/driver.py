@@ -1,7 +1,7 @@
-"""The driver's side of Ray Tune running the jobs of a board; `trial` is the worker's side.
+"""The driver's side of Ray Tune running the trainings of a board; `trial` is the worker's side.
 
-Tune's own checkpoints, retries and experiment state are not used. A job's folder holds all that it needs to
-continue, so a lost process, a lost node and a killed driver are one case: the job is assigned again.
+Tune's own checkpoints, retries and experiment state are not used. A training's folder holds all that it needs
+to continue, so a lost process, a lost node and a killed driver are one case: the training is assigned again.
 """
 
 import logging
@@ -23,7 +23,7 @@ MAX_REASON = 200  # characters
 
 
 def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
-    """Run the board's jobs on the connected Ray until it is done or over, each with `scaling`'s workers.
+    """Run the board's trainings on the connected Ray until it is done or over, each with `scaling`'s workers.
 
     `folder` is Tune's scratch folder, deleted at the end.
     """
@@ -55,7 +55,7 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
 
 
 class _HoldsBoard:
-    """Leaves the board out of Tune's pickles: Tune's own restore is not needed, see the jobs' folders."""
+    """Leaves the board out of Tune's pickles: Tune's own restore is not needed, see the folders."""
 
     def __init__(self, board: Board[Any]) -> None:
         self._board = board
@@ -75,13 +75,13 @@ class _AskBoard(_HoldsBoard, Searcher):
         _HoldsBoard.__init__(self, board)
 
     def suggest(self, trial_id: str) -> Any:
-        job = self._board.next_assignment(trial_id)
-        if job:
+        assignment = self._board.next_assignment(trial_id)
+        if assignment:
             return {
-                "config": to_json(job.config),
-                "folder": str(job.folder.absolute()),
-                "fingerprint": job.fingerprint,
-                "measures_latency": job.measures_latency,
+                "config": to_json(assignment.config),
+                "folder": str(assignment.folder.absolute()),
+                "fingerprint": assignment.fingerprint,
+                "measures_latency": assignment.measures_latency,
             }
         return Searcher.FINISHED if self._board.is_done() else None
 
@@ -123,7 +123,7 @@ class _TellBoard(_HoldsBoard, tune.Callback):
 
 
 def _last_line(error_file: Path) -> str:
-    """Last line of the error file that Tune wrote here; `TrialTrainable.get_error` reads a later copy.
+    """Last line of the error file that Tune wrote here; `TuneTrial.get_error` reads a later copy.
 
     Shortened, because Ray 2.60 adds a paragraph on possible causes when a process is lost.
     """

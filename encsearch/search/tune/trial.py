@@ -108,7 +108,7 @@ class TrialTrainable(tune.Trainable):
         self._ready = deque(report for report in reports if report.epoch <= reached)
 
     def _train(self) -> str | None:
-        """Train one epoch and store it: first the report, then the checkpoint, so that no report is lost."""
+        """Train one epoch and store it: first the report, so that no checkpoint is without its report."""
         results = _call(self._workers, "step")
         failure = next((result for result in results if isinstance(result, str)), None)
         if failure:

@@ -52,7 +52,8 @@ OWNER_WAIT_S = 5
 def own_record(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
     """Create or continue the record in a job's folder; this process alone writes it.
 
-    `root` is the folder whose code the job runs: an absolute path, since that folder may be deleted.
+    `root` is the folder whose code the job runs, the working directory unless it is given: an absolute path,
+    since that folder may be deleted.
 
     Runs that are open when the block ends are closed as KILLED. Raises UserError when another process writes.
     """

@@ -102,7 +102,7 @@ def decide(
     checks = [_check_image_count(labelled.size, gate.min_images)]
     if champion and gain:
         checks += _check_confidence(labelled.size, gate.confidence)
-        checks += [_check_is_another(candidate, champion), _check_gain(value, gain, champion, gate)]
+        checks += [_check_is_another(candidate, champion), _check_gain(value, gain, gate)]
         checks += _check_drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
         checks.append(
@@ -205,7 +205,7 @@ def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
     return GateCheck(True, f"compared with the {_name_champion(champion)}")
 
 
-def _check_gain(value: float, gain: Gain, champion: Candidate, gate: PromoteConfig) -> GateCheck:
+def _check_gain(value: float, gain: Gain, gate: PromoteConfig) -> GateCheck:
     """The bound must be above 0 in any case: an equal model is refused, and so is an unsure gain."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
