@@ -55,8 +55,7 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Select the trials that ran to the end and that no other trial matches in both
-    objectives and beats in one.
+    """Select the trials that ran to the end and that no other matches in both objectives and beats in one.
 
     The order is kept; empty with one objective.
     """
