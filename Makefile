@@ -41,19 +41,21 @@ unit: $(STAMP) ## unit tests: no ray, no mlflow, seconds
 
 check: lint types contracts unit ## lint, types, import contracts, unit tests
 
-# Two processes side by side: all that needs Ray, which mostly waits, and the rest; two Rays are too much for
-# two cores. The second one's output comes when both have ended.
+# One pytest for each argument, side by side: tests with Ray mostly wait. The first one is watched; what the others
+# print comes when all have ended.
+RUN := $(BIN)/pytest -q --durations=15 -m
 define run_tests
-	@log=$$(mktemp); $(BIN)/pytest -q --durations=15 -m "not ray$(1)" > $$log 2>&1 & rest=$$!; \
-	$(BIN)/pytest -q --durations=15 -m "ray$(1)"; ray=$$?; \
-	wait $$rest; rest=$$?; cat $$log; rm $$log; [ $$ray = 0 ] && [ $$rest = 0 ]
+	@logs=$$(mktemp -d); pids=; for tests in $(2); do \
+		$(RUN) "$$tests" > "$$logs/$$tests" 2>&1 & pids="$$pids $$!"; done; \
+	$(RUN) "$(1)"; failed=$$?; for pid in $$pids; do wait $$pid || failed=1; done; \
+	cat $$logs/*; rm -r $$logs; exit $$failed
 endef
 
 test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
-	$(call run_tests)
+	$(call run_tests,ray,cluster "not ray and not cluster")
 
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
-	$(call run_tests, and fast)
+	$(call run_tests,ray and fast,"not ray and fast")
 
 format: $(STAMP) ## let ruff rewrite the formatting
 	$(BIN)/ruff check --fix .

@@ -27,15 +27,15 @@ def user(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> User
 
 
 @pytest.fixture(scope="session")
-def undisturbed(user: User, ray_here: None) -> Evidence:
-    out = user.shell.folder / "runs" / "undisturbed"
-    user.shell.encsearch("sweep", "toy.yaml", "--out", str(out))
-    folder = sweep_folder(out)
-    assert folder
-    return read_evidence(folder, user.tracking_uri)
-
-
-@pytest.fixture(scope="session")
 def user_of_a_cluster(user: User, cluster: Head) -> User:
     """The same, but the driver alone is a process of theirs."""
     return User(Shell(user.shell.folder, cluster.variables), cluster.pid)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(user_of_a_cluster: User) -> Evidence:
+    out = user_of_a_cluster.shell.folder / "runs" / "undisturbed"
+    user_of_a_cluster.shell.run("sweep", "toy.yaml", "--out", str(out))
+    folder = sweep_folder(out)
+    assert folder
+    return read_evidence(folder, user_of_a_cluster.tracking_uri)

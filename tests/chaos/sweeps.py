@@ -134,10 +134,13 @@ def new_user(
     return User(shell, head)
 
 
-def bring_to_end(user: User, name: str, strikes: Sequence[Strike]) -> tuple[list[Attempt], Path]:
+def bring_to_end(
+    user: User, name: str, strikes: Sequence[Strike], later: User | None = None
+) -> tuple[list[Attempt], Path]:
     """Sweep below `runs/NAME`, resume after every strike that killed the driver; returns the sweep's folder.
 
-    A sweep that was killed before it could be resumed is started anew.
+    A sweep that was killed before it could be resumed is started anew. `later` is who resumes, on another
+    Ray, if it is not the user.
     """
     attempts: list[Attempt] = []
     out = user.shell.folder / "runs" / name
@@ -146,7 +149,8 @@ def bring_to_end(user: User, name: str, strikes: Sequence[Strike]) -> tuple[list
     for strike in (*strikes, _leave_alone):
         folder = sweep_folder(out)
         command = ("resume", str(folder)) if folder else ("sweep", "toy.yaml", "--out", str(out))
-        running = user.start(out / f"attempt{len(attempts)}.log", *command)
+        who = (later or user) if attempts else user
+        running = who.start(out / f"attempt{len(attempts)}.log", *command)
         owned = strike(running)
         code = running.process.wait(ATTEMPT_TIMEOUT_S)
         seconds = running.seconds
@@ -234,6 +238,15 @@ def kill_trial_when(is_time: Callable[[Running], bool]) -> Strike:
         for process in trial_processes(running):
             process.kill()
         return running.owned()
+
+    return strike
+
+
+def in_turn(*strikes: Strike) -> Strike:
+    """All of them on one process."""
+
+    def strike(running: Running) -> list[psutil.Process]:
+        return [process for one in strikes for process in one(running)]
 
     return strike
 

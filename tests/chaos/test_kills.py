@@ -15,16 +15,16 @@ from tests.chaos.evidence import Evidence, faults, read_evidence
 from tests.chaos.sweeps import (
     POLL_S,
     Running,
-    Strike,
     User,
     bring_to_end,
+    in_turn,
     kill_driver_when,
     kill_trial_when,
     sweep_folder,
 )
 from tests.e2e.shell import clean_environment
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
 
 def _has_said(text: str) -> Callable[[Running], bool]:
@@ -41,28 +41,24 @@ def _is_past_its_first_checkpoint(number: int) -> Callable[[Running], bool]:
     return is_past
 
 
-def test_a_sweep_whose_driver_is_killed_ends_as_without_the_kill(user: User, undisturbed: Evidence) -> None:
-    """In a trial, then in a finalist; Ray goes with it each time."""
+def test_a_sweep_whose_driver_and_trial_are_killed_ends_as_without_the_kills(
+    user: User, user_of_a_cluster: User, undisturbed: Evidence
+) -> None:
+    """The driver in a trial, with it its own Ray; on a cluster then a trial, and the driver in a finalist."""
     strikes = [
         kill_driver_when(_is_past_its_first_checkpoint(1)),
-        kill_driver_when(_has_said("trial0-seed1 epoch 2")),
+        in_turn(
+            kill_trial_when(_is_past_its_first_checkpoint(3)),
+            kill_driver_when(_has_said("trial0-seed1 epoch 2")),
+        ),
     ]
-    _check_ends_as(undisturbed, user, "driver", strikes, kills=2)
 
+    attempts, folder = bring_to_end(user, "killed", strikes, later=user_of_a_cluster)
 
-def test_a_sweep_whose_trial_is_killed_ends_as_without_the_kill(
-    user_of_a_cluster: User, undisturbed: Evidence
-) -> None:
-    strikes = [kill_trial_when(_is_past_its_first_checkpoint(1))]
-    _check_ends_as(undisturbed, user_of_a_cluster, "trial", strikes, kills=0)
-
-
-def _check_ends_as(expected: Evidence, user: User, name: str, strikes: list[Strike], kills: int) -> None:
-    attempts, folder = bring_to_end(user, name, strikes)
-
-    assert [attempt.code for attempt in attempts] == [-9] * kills + [0]
+    assert [attempt.code for attempt in attempts] == [-9, -9, 0]
     assert None not in [attempt.freed_s for attempt in attempts], "a process outlived its driver"
-    assert faults(read_evidence(folder, user.tracking_uri), expected) == []
+    assert "lost its process and starts again" in (folder.parent / "attempt1.log").read_text()
+    assert faults(read_evidence(folder, user.tracking_uri), undisturbed) == []
 
 
 def test_a_tracking_database_whose_set_up_was_killed_is_made_anew(tmp_path: Path) -> None:

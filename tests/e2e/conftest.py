@@ -1,5 +1,6 @@
 """The folder of a user with a small data set and a recipe that searches on it, and servers for all tests."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,17 @@ def shell(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> She
     sizes = ("--train", str(NUM_TRAIN), "--val", str(NUM_VAL), "--test", "4", "--size", str(SIDE_PX))
     shell.encsearch("data", "scenes", "scenes", *sizes)
     return shell
+
+
+@pytest.fixture(scope="session")
+def swept(shell: Shell) -> dict[str, Any]:
+    """What `encsearch sweep --json` says; standard output holds nothing else."""
+    done = shell.run("sweep", "toy.yaml", "--json")
+    assert "Traceback" not in done.stderr
+    for event in ("trial 0 COMPLETE", "trial 1 PRUNED", f"next: encsearch promote {shell.folder}/runs/toy-"):
+        assert event in done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 @pytest.fixture(scope="session")

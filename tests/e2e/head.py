@@ -1,5 +1,6 @@
 """A cluster's head node for one test module, beside whatever else runs on this machine."""
 
+import random
 import secrets
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 from tests.e2e.shell import Shell, read_until
 
 STOP_TIMEOUT_S = 3
+PORTS = (20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,17 @@ def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
 
 
 def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    return [free_range(1) for _ in range(count)]
 
 
 def free_range(count: int) -> int:
-    """The first of so many free ports in a row."""
+    """The first of so many free ports in a row, which neither Ray's workers nor outgoing connections take."""
     while True:
-        (first,) = free_ports(1)
+        first = random.SystemRandom().randrange(*PORTS)
         try:
-            for port in range(first + 1, first + count):
+            for port in range(first, first + count):
                 socket.create_server(("127.0.0.1", port)).close()
-        except (OSError, OverflowError):
+        except OSError:
             continue
         return first
 

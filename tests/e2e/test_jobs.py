@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from tests.e2e.head import Head
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = "jobs"
@@ -59,25 +59,6 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
     (copy,) = cluster.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (copy / "jobs" / "recipes").is_dir()
     assert {".git", ".venv", "data", "runs", "mlflow.db"}.isdisjoint(path.name for path in copy.iterdir())
-
-
-def test_a_sweep_by_rays_own_command_runs_on_the_cluster(submitter: Shell, recipe: list[str]) -> None:
-    small = ["train.epochs=1", "search.budget.trials=1"]
-    confirm = ["search.confirm.baselines=[]", "search.confirm.num_workers=1"]
-    job = ["python", "jobs/sweep.py", *recipe, *small, *confirm]
-    # Ray's command forwards no variables.
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
-    runtime_env = json.dumps({"env_vars": {name: submitter.variables[name] for name in names}})
-    process = submitter.start(
-        "ray", "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime_env, "--", *job
-    )
-    out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
-
-    assert process.returncode == 0, out + err
-    (parent,) = _runs(submitter, "sweep")
-    assert parent.info.status == "FINISHED"
-    assert [run.info.status for run in _runs(submitter, "finalist")] == ["FINISHED"]
-    assert [run.info.status for run in _runs(submitter, "trial")] == ["FINISHED"]
 
 
 def test_a_failing_job_exits_as_its_command_does(submitter: Shell) -> None:

@@ -26,17 +26,6 @@ EXPLAINED = {"config.yaml", "tables", "pictures"}
 
 
 @pytest.fixture(scope="module")
-def swept(shell: Shell) -> dict[str, Any]:
-    """What `encsearch sweep --json` says; standard output holds nothing else."""
-    done = shell.run("sweep", "toy.yaml", "--json")
-    assert "Traceback" not in done.stderr
-    for event in ("trial 0 COMPLETE", "trial 1 PRUNED", f"next: encsearch promote {shell.folder}/runs/toy-"):
-        assert event in done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-@pytest.fixture(scope="module")
 def promoted(shell: Shell, swept: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(shell.encsearch("promote", swept["folder"], "--json").stdout)
     return result

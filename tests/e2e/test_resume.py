@@ -18,36 +18,29 @@ from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.ray
 
-# One trial of one epoch, one finalist of one worker, no baseline.
-BRIEF = (
-    "train.epochs=1",
-    "train.steps_per_epoch=5",
-    "search.budget.trials=1",
-    "search.confirm.num_workers=1",
-    "search.confirm.baselines=[]",
-)
+# One trial, one finalist of one worker, no baseline.
+BRIEF = ("search.budget.trials=1", "search.confirm.num_workers=1", "search.confirm.baselines=[]")
 
 
-def test_a_finished_sweep_is_extended_and_another_learns_from_it(shell: Shell, ray_here: None) -> None:
-    def swept(*arguments: str) -> dict[str, Any]:
+def test_a_sweep_learns_from_another_and_is_extended_when_it_is_finished(
+    shell: Shell, swept: dict[str, Any], ray_here: None
+) -> None:
+    def run(*arguments: str) -> dict[str, Any]:
         done: dict[str, Any] = json.loads(shell.encsearch(*arguments, "--json").stdout)
         return done
 
-    first = swept("sweep", "toy.yaml", *BRIEF)
-    lines = (shell.folder / first["folder"] / "finalists" / "finalists.jsonl").read_text()
+    learnt = run("sweep", "toy.yaml", *BRIEF, "--warm-start-from", swept["folder"])
+    assert [t["number"] for t in learnt["trials"]] == [3], "those that it learnt from come before"
+    assert f"the trials of {Path(swept['folder']).name}" in (shell.folder / learnt["report"]).read_text()
+    lines = (shell.folder / learnt["folder"] / "finalists" / "finalists.jsonl").read_text()
 
-    longer = swept("resume", first["folder"], "--extend", "1")
-    assert [t["number"] for t in longer["trials"]] == [0, 1]
-    assert longer["trials"][0] == first["trials"][0]
-    assert longer["parent_run_id"] == first["parent_run_id"]
-    if longer["finalists"][0]["trial"] == 0:
-        assert longer["finalists"] == first["finalists"], "what was confirmed is not trained again"
-    assert (shell.folder / first["folder"] / "finalists" / "finalists.jsonl").read_text().startswith(lines)
-
-    learnt = swept("sweep", "toy.yaml", *BRIEF, "--warm-start-from", first["folder"])
-    assert len(learnt["trials"]) == 1
-    assert learnt["trials"][0]["number"] == 2, "the two that it learnt from come before it in the study"
-    assert f"the trials of {Path(first['folder']).name}" in (shell.folder / learnt["report"]).read_text()
+    longer = run("resume", learnt["folder"], "--extend", "1")
+    assert [t["number"] for t in longer["trials"]] == [3, 4]
+    assert longer["trials"][0] == learnt["trials"][0]
+    assert longer["parent_run_id"] == learnt["parent_run_id"]
+    if longer["finalists"][0]["trial"] == 3:
+        assert longer["finalists"] == learnt["finalists"], "what was confirmed is not trained again"
+    assert (shell.folder / learnt["folder"] / "finalists" / "finalists.jsonl").read_text().startswith(lines)
 
 
 @pytest.fixture

@@ -8,17 +8,19 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
+from encsearch.report.summary import from_json
 from tests.e2e.head import Head
 from tests.e2e.servers import PASSWORD, Postgresql
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).parents[2]
 # Every trial and every finalist needs two of the cluster's three CPUs, so one CPU is always left over.
 BRIEF = ("train.steps_per_epoch=5", "search.max_concurrent=null", "search.confirm.baselines=[]")
 PAIRS = (*BRIEF, "scaling.num_workers=2")
-SINGLES = (*BRIEF, "search.budget.trials=2")
 ONE_WORKER = "search.confirm.num_workers=1"
+SINGLES = (*BRIEF, "search.budget.trials=2", ONE_WORKER)
 # PostgreSQL's password as it stands in a URL.
 QUOTED, WRONG = "p%40ss%2Fw%3Ard", "mistaken"
 
@@ -26,41 +28,60 @@ QUOTED, WRONG = "p%40ss%2Fw%3Ard", "mistaken"
 def test_two_sweeps_at_once_share_a_cluster_and_a_database_and_nothing_else(
     shell: Shell, cluster: Head
 ) -> None:
-    """Together they ask for more CPUs than there are, so each has to wait for the other."""
-    shared = {"ENCSEARCH_STORAGE": "sqlite:///shared.db", "MLFLOW_EXPERIMENT_NAME": "shared"}
-    both = Shell(shell.folder, {**cluster.variables, **shared})
-    processes = [both.start("encsearch", "sweep", "toy.yaml", *o, "--json") for o in (PAIRS, SINGLES)]
+    """One attaches to the cluster, one is a job by Ray's own command, from a checkout.
+
+    Together they ask for more CPUs than there are, so each has to wait for the other.
+    """
+    uri = f"sqlite:///{shell.folder / 'mlflow.db'}"
+    shared = {
+        "ENCSEARCH_STORAGE": f"sqlite:///{shell.folder / 'shared.db'}",
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_EXPERIMENT_NAME": "shared",
+    }
+    recipe = [str(shell.folder / "toy.yaml"), f"data.store={shell.folder / 'scenes'}"]
+    attached = Shell(shell.folder, {**cluster.variables, **shared})
+    submitter = Shell(ROOT, {**cluster.variables, "RAY_ADDRESS": cluster.dashboard})
+    # Ray's command forwards no variables.
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env-json"]
+    submit += [json.dumps({"env_vars": shared}), "--", "python", "jobs/sweep.py"]
+    outs = [shell.folder / "attached", shell.folder / "submitted"]
+    processes = [
+        attached.start("encsearch", "sweep", *recipe, *PAIRS, "--out", str(outs[0])),
+        submitter.start(*submit, *recipe, *SINGLES, "--out", str(outs[1])),
+    ]
     try:
-        outputs = [process.communicate(timeout=COMMAND_TIMEOUT_S) for process in processes]
+        said = ["".join(process.communicate(timeout=COMMAND_TIMEOUT_S)) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, (_, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, err
-    sweeps = [json.loads(out) for out, _ in outputs]
 
-    studies = optuna.get_all_study_summaries(f"sqlite:///{shell.folder / 'shared.db'}")
-    assert {study.study_name: study.n_trials for study in studies} == {
-        Path(sweep["folder"]).name: count for sweep, count in zip(sweeps, (3, 2), strict=True)
-    }
-    for sweep, count in zip(sweeps, (3, 2), strict=True):
-        assert [trial["number"] for trial in sweep["trials"]] == list(range(count))
-        (finalist,) = sweep["finalists"]
-        names = {f"trial{number}" for number in range(count)} | {finalist["name"]}
-        assert _children(shell, sweep) == dict.fromkeys(names, "FINISHED") | {
-            f"trial{t['number']}": "KILLED" for t in sweep["trials"] if t["state"] == "PRUNED"
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    folders = [folder for out in outs for folder in out.iterdir()]
+    studies = optuna.get_all_study_summaries(shared["ENCSEARCH_STORAGE"])
+    counts = {folder.name: count for folder, count in zip(folders, (3, 2), strict=True)}
+    assert {study.study_name: study.n_trials for study in studies} == counts
+    for folder in folders:
+        sweep = from_json((folder / "sweep.json").read_text())
+        assert [trial.number for trial in sweep.trials] == list(range(counts[folder.name]))
+        (finalist,) = sweep.finalists
+        assert finalist.trial is not None
+        summary = json.loads((folder / "run.json").read_text())
+        assert summary["run"] == f"trial{finalist.trial}-seed1"
+        client = MlflowClient(tracking_uri=uri)
+        assert client.get_run(summary["parent_run_id"]).info.status == "FINISHED"
+        assert client.get_run(summary["run_id"]).info.run_name == summary["run"]
+        names = {f"trial{trial.number}" for trial in sweep.trials} | {summary["run"]}
+        assert _children(shell, summary) == dict.fromkeys(names, "FINISHED") | {
+            f"trial{trial.number}": "KILLED" for trial in sweep.trials if trial.state == "PRUNED"
         }
-        told = json.loads((shell.folder / sweep["folder"] / "run.json").read_text())
-        assert (told["parent_run_id"], told["run_id"]) == (sweep["parent_run_id"], sweep["run_id"])
 
 
 def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(
-    shell: Shell, cluster: Head, postgresql: Postgresql, ray_here: None
+    shell: Shell, cluster: Head, postgresql: Postgresql
 ) -> None:
-    """It goes on here and not on the cluster, on two CPUs, for trials that take both."""
-    kept = Shell(shell.folder, {"ENCSEARCH_STORAGE": postgresql.url, "MLFLOW_EXPERIMENT_NAME": "kept"})
-    there = Shell(shell.folder, {**kept.variables, **cluster.variables})
-    process = there.start("encsearch", "sweep", "toy.yaml", *PAIRS, ONE_WORKER, "--out", "kept")
+    where = {"ENCSEARCH_STORAGE": postgresql.url, "MLFLOW_EXPERIMENT_NAME": "kept"}
+    kept = Shell(shell.folder, {**cluster.variables, **where})
+    process = kept.start("encsearch", "sweep", "toy.yaml", *PAIRS, ONE_WORKER, "--out", "kept")
     told = read_until(process, "stderr", lambda line: "trial 1 starts" in line)
     process.kill()
     process.wait()
@@ -68,7 +89,7 @@ def test_a_killed_sweep_goes_on_in_postgresql_and_its_password_is_never_shown(
     wrong = Shell(shell.folder, {"ENCSEARCH_STORAGE": postgresql.url.replace(QUOTED, WRONG)})
     refused = wrong.refusal("resume", str(folder), code=3)
 
-    done = kept.encsearch("resume", str(folder), "--json")
+    done = kept.run("resume", str(folder), "--json")
 
     (study,) = optuna.get_all_study_summaries(postgresql.url)
     swept = json.loads(done.stdout)

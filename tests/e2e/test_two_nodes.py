@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.head import free_ports, free_range
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "local" / "two_nodes.sh"
@@ -44,11 +44,14 @@ def submitter(shell: Shell, nodes: Path) -> Iterator[Shell]:
 
 
 def test_two_jobs_at_once_keep_their_working_directories(shell: Shell, submitter: Shell, nodes: Path) -> None:
-    """A job's command runs on the head, its training on the other node: each has a copy of the directory."""
+    """A job's command runs on the head, its training on the other node: each has a copy of the directory.
+
+    The other job's training stays with its command.
+    """
     recipe = [str(shell.folder / "toy.yaml"), f"data.store={shell.folder / 'scenes'}"]
     recipe += ["train.epochs=1", "--out", str(shell.folder / "runs")]
 
-    jobs = [submitter.start("encsearch", "submit", "train", *recipe) for _ in range(2)]
+    jobs = [submitter.start("encsearch", "submit", "train", *recipe, *o) for o in ((), ("--in-process",))]
     said = ["".join(job.communicate(timeout=COMMAND_TIMEOUT_S)) for job in jobs]
 
     assert [job.returncode for job in jobs] == [0, 0], "\n".join(said)

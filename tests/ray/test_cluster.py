@@ -29,7 +29,7 @@ from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.trial import SUPERVISOR, trial_resources
 from tests.ray.test_sweep import Observer, swept
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.cluster
 
 EPOCHS, LOST_AFTER = 4, 2
 HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
@@ -171,10 +171,20 @@ def _answer(store: str, out: Path) -> str:
     return ""
 
 
+@pytest.fixture(autouse=True)
+def _connected() -> None:
+    """Not to the Ray of the session: the process with the cluster connects."""
+
+
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Executor]:
-    """A process with the cluster: this one is connected to the Ray that the other tests share."""
+    """A process with the cluster, since this one may be connected to another Ray."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_head) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            # Ray reads them when it is imported.
+            patch.setenv("RAY_AUTH_MODE", "token")
+            patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            pool.submit(os.getpid).result()
         yield pool
         pool.submit(_stop_cluster).result()
 
@@ -188,7 +198,6 @@ def _start_head() -> None:
     global _cluster
     # Not pytest's folder: Ray puts Unix sockets below it, whose paths may have 107 bytes.
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     _cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH_CHECKS},
