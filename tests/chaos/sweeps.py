@@ -315,6 +315,7 @@ def _freed_s(owned: Sequence[psutil.Process]) -> float | None:
         if not any(_is_alive(process) for process in owned):
             return time.monotonic() - started
         time.sleep(POLL_S)
+    print("not freed:", [title(process) for process in owned if _is_alive(process)])
     return None
 
 

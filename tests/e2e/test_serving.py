@@ -20,8 +20,6 @@ from tests.e2e.head import free_ports
 from tests.e2e.shell import Shell, read_until
 from tests.e2e.tiny_model import noise, pixels_of, png, write_tiny_model
 
-pytestmark = pytest.mark.cluster
-
 MAX_BATCH, MAX_BYTES, MAX_PIXELS = 4, 20_000, 40 * 40
 END_TIMEOUT_S = 180
 PNG = {"Content-Type": "image/png"}

@@ -29,8 +29,6 @@ from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.trial import SUPERVISOR, trial_resources
 from tests.ray.test_sweep import Observer, swept
 
-pytestmark = pytest.mark.cluster
-
 EPOCHS, LOST_AFTER = 4, 2
 HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 
