@@ -1,25 +1,32 @@
-"""How many epochs does a search need? encsearch against random, grid and Ray's stock search on one surface.
+"""How many epochs does a search need? encsearch against random and Ray's stock search on real surfaces.
 
-    python -m benchmarks.search                      # from the repository's root
+    python -m benchmarks.search                      # from the repository's root, 100 seeds, all surfaces
 
-The surface is real: a training of every point of a grid over K x SE weight x learning rate, made by
-benchmarks/search_surface.py. A search is told the curve of the cell that is nearest to what it proposes, four
-trials at once, and an epoch of any trial costs 1. Counted are the epochs of all trials until one reports 99 %
-of the best mIoU of the whole surface. Every method has the same space, concurrency and curves. Prints a
-Markdown table and what it rests on, writes JSON, and draws the share of the seeds that have arrived.
+A surface is a training of every point of a grid over K x SE weight x learning rate, made by
+benchmarks/search_surface.py. A search is told the curve of the cell that is nearest to what it proposes, and
+an epoch of any trial costs 1. Two questions are answered:
+
+- epochs of all trials until one reaches 96 to 99 % of the surface's best, and the turns that this took: in a
+  turn each worker trains an epoch, or waits;
+- the mean over fresh seeds of what a search ends with, for a number of epochs in all, finalists included.
+
+Every method has the same space, workers and curves. Writes JSON, prints Markdown tables, and draws the share
+of the seeds that have arrived.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -31,109 +38,188 @@ from benchmarks.search_simulation import (
     SE_WEIGHT,
     InOrder,
     Method,
+    Metric,
     Surface,
     Values,
-    epochs_to,
+    find_hits,
+    floor,
     load_surface,
-    reports,
+    simulate,
 )
+from benchmarks.search_surface import FOLDER, PLANS
 from encsearch.config import Dimension, SearchConfig, load_config
-from encsearch.config.search import AshaConfig
+from encsearch.search.study.proposals import Prior
 from encsearch.search.study.storage import MEMORY
-from encsearch.search.study.study import Study, known_points
+from encsearch.search.study.study import Study
 
-RECIPE = "jobs/recipes/demo.yaml"
-SHARE_OF_BEST = 0.99
-OURS, STOCK, RANDOM, GRID = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random", "grid, random order"
-EARLY_RUNGS = "encsearch, rungs at 1, 3, 9 epochs"
-OURS_WITHOUT, STOCK_WITH = f"{OURS}, no first point", f"{STOCK}, encsearch's first point"
+SHARES = (0.99, 0.98, 0.97, 0.96)
+WORKERS = (4, 1)
+BUDGETS, FINALISTS = (135, 270, 540), 2
+OURS, STOCK, RANDOM = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random, full trainings"
+WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
+# What the slices of K and the other metric are compared by.
+MAIN = (OURS, WRONG, VERY_WRONG, STOCK, RANDOM)
+
+Make = Callable[[int], Method]
 
 
 def main() -> None:
     arguments = parse()
-    surface = load_surface(arguments.surface)
-    measure = partial(measured, surface=surface, workers=arguments.workers, limit=surface.miou.size)
-    spent = {
-        name: [measure(make(seed)) for seed in range(arguments.seeds)]
-        for name, make in methods(surface).items()
-    }
-    facts = {
-        **facts_of(surface),
-        "workers": arguments.workers,
-        "limit": surface.miou.size,
-        "grid_in_fixed_order": measure(InOrder(surface.cells(), surface.epochs)),
-        "against_stock": compared(spent[OURS], spent[STOCK]),
-        "against_stock_both_without_first_point": compared(spent[OURS_WITHOUT], spent[STOCK]),
-        "against_stock_both_with_first_point": compared(spent[OURS], spent[STOCK_WITH]),
-    }
-    print(table(spent))
-    print(json.dumps(facts, indent=1))
+    results: dict[str, Any] = {}
+    for name in arguments.surfaces:
+        results[name] = measure_surface(name, arguments.seeds)
+        print(describe(name, results[name]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({**facts, "table": table(spent).splitlines(), "epochs": spent}) + "\n"
-    )
-    draw(spent, arguments.picture)
+    arguments.out.write_text(json.dumps(results) + "\n")
+    draw(results, arguments.picture)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=4, help="trials at once")
-    parser.add_argument("--surface", type=Path, default=Path("benchmarks/surface/scenes.parquet"))
+    parser.add_argument("--surfaces", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/search_benchmark.png"))
     return parser.parse_args()
 
 
-def methods(surface: Surface) -> dict[str, Callable[[int], Method]]:
-    """By name: what makes the method for a seed. The first point is what encsearch tries first by default."""
-    space, epochs = search_space(surface), surface.epochs
-    first = first_points(space)
+def measure_surface(name: str, seeds: int) -> dict[str, Any]:
+    """All settings of a surface: by setting the floors, and by method the hits of each seed."""
+    recipe, path = PLANS[name].recipe, FOLDER / f"{name}.parquet"
+    whole = load_surface(path)
+    settings: dict[str, Any] = {}
+    for workers in WORKERS:
+        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds)
+    for k in whole.num_codewords.tolist():
+        settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, MAIN)
+    if has_metric(path, "miou_ambiguous"):
+        other = load_surface(path, "miou_ambiguous")
+        settings["ambiguous mIoU"] = measure(other, recipe, WORKERS[0], seeds, MAIN)
     return {
-        OURS: partial(Encsearch, space, epochs, first),
-        OURS_WITHOUT: partial(Encsearch, space, epochs, ()),
-        f"{OURS_WITHOUT}, no stopping": partial(Encsearch, space, epochs, (), scheduler="none"),
-        f"{OURS_WITHOUT}, random sampler": partial(Encsearch, space, epochs, (), sampler="random"),
-        EARLY_RUNGS: partial(
-            Encsearch, space, epochs, first, asha={"grace_epochs": 1, "reduction_factor": 3}
-        ),
-        STOCK: partial(Stock, space, epochs, ()),
-        STOCK_WITH: partial(Stock, space, epochs, first),
-        f"{STOCK}, encsearch's rungs": partial(
-            Stock, space, epochs, (), grace_period=AshaConfig().first_rung(epochs)
-        ),
-        f"{RANDOM}, encsearch's first point": lambda seed: InOrder(
-            chain(first, random_points(space, seed)), epochs
-        ),
+        "cells": whole.miou[..., 0].size,
+        "epochs_a_cell": whole.epochs,
+        "best_miou": whole.best,
+        "settings": settings,
+        "gets": {budget: measure_outcome(whole, recipe, budget, seeds) for budget in BUDGETS if whole.truth},
+    }
+
+
+def measure(
+    surface: Surface, recipe: str, workers: int, seeds: int, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    targets = [share * surface.best for share in SHARES]
+    limit = surface.miou.size
+    made = {name: make for name, make in methods(surface, recipe).items() if only is None or name in only}
+
+    def run(make: Make, seed: int) -> list[dict[str, int] | None]:
+        hits = find_hits(simulate(make(seed), surface, workers), targets, limit)
+        return [asdict(hit) if hit else None for hit in hits]
+
+    return {
+        "floors": [floor(surface, target, workers) for target in targets],
+        "cells_that_reach": [int((surface.miou.max(axis=-1) >= target).sum()) for target in targets],
+        "hits": {name: [run(make, seed) for seed in range(seeds)] for name, make in made.items()},
+    }
+
+
+def measure_outcome(surface: Surface, recipe: str, budget: int, seeds: int) -> dict[str, Any]:
+    """By method, for each seed the mean of the winner's fresh seeds after `budget` epochs in all.
+
+    The search leaves what FINALISTS trainings take; the one with the best first fresh seed wins. A cell
+    without fresh seeds counts with its own figure, which is too high; their number is given.
+    """
+    found: dict[str, Any] = {"best_known": max(np.mean(values).item() for values in surface.truth.values())}
+    for name, make in methods(surface, recipe).items():
+        if name not in MAIN:
+            continue
+        won = [find_winner(make(seed), surface, budget - FINALISTS * surface.epochs) for seed in range(seeds)]
+        means = [float(np.mean(surface.truth.get(cell, [surface.miou[cell].max()]))) for cell in won]
+        found[name] = {"means": means, "without_fresh_seeds": sum(cell not in surface.truth for cell in won)}
+    return found
+
+
+def find_winner(method: Method, surface: Surface, limit: int) -> tuple[int, int, int]:
+    """The cell that wins among the finalists: those with the most epochs, then the best value."""
+    standing: dict[tuple[int, int, int], tuple[int, float]] = {}
+    for event in islice(simulate(method, surface, WORKERS[0]), limit):
+        cell = surface.cell(event.values)
+        before = standing.get(cell, (0, -math.inf))
+        standing[cell] = max(before[0], event.epoch), max(before[1], event.value)
+    finalists = sorted(standing, key=lambda cell: standing[cell], reverse=True)[:FINALISTS]
+    return max(finalists, key=lambda cell: surface.truth.get(cell, [surface.miou[cell].max()])[0])
+
+
+def methods(surface: Surface, recipe: str) -> dict[str, Make]:
+    """By name: what makes the method for a seed."""
+    space, epochs = search_space(surface), surface.epochs
+    prior = recipe_center(recipe, space)
+    cells = sorted(surface.cells(), key=lambda cell: surface.curve(cell).max())
+    wrong, very_wrong = cells[len(cells) // 4], cells[0]
+    ours = partial(Encsearch, space, epochs)
+    return {
+        OURS: partial(ours, prior),
+        "encsearch, prior off": partial(ours, None),
+        "encsearch, choices as words": partial(ours, prior, words=True),
+        "encsearch, stopped for good": partial(ours, prior, scheduler="asha_stop"),
+        "encsearch, random sampler": partial(ours, prior, sampler="random"),
+        "TPE alone": partial(ours, None, scheduler="none"),
+        WRONG: partial(ours, wrong),
+        VERY_WRONG: partial(ours, very_wrong),
+        STOCK: partial(Stock, space, epochs),
         RANDOM: lambda seed: InOrder(random_points(space, seed), epochs),
-        GRID: lambda seed: InOrder(shuffled(surface.cells(), seed), epochs),
     }
 
 
 class Encsearch:
-    """encsearch's own study and stopping rule, with every default but what `changes` says."""
+    """encsearch's own study and scheduler, with every default but what `changes` says."""
 
     def __init__(
-        self, space: Mapping[str, Dimension], epochs: int, first: Sequence[Values], seed: int, **changes: Any
+        self,
+        space: Mapping[str, Dimension],
+        epochs: int,
+        prior: Values | None,
+        seed: int,
+        *,
+        words: bool = False,
+        **changes: Any,
     ) -> None:
+        """With `words` the sampler does not know that a choice's values are numbers."""
+        self._read = {}
+        if words:
+            named = {f"k{value}": value for value in space[NUM_CODEWORDS].values}
+            space = {**space, NUM_CODEWORDS: Dimension(choice=tuple(named))}
+            prior = {**prior, NUM_CODEWORDS: f"k{prior[NUM_CODEWORDS]}"} if prior else None
+            self._read = named
         search = SearchConfig(space=dict(space), seed=seed, **changes)
         self._study, self._epochs = Study(MEMORY, "simulation", search, epochs), epochs
-        self._study.queue(first)
+        self._values: dict[int, Values] = {}
+        if prior:
+            self._study.believe(Prior((prior,)))
 
     def propose(self) -> tuple[int, Values] | None:
-        proposal = self._study.ask()
-        assert proposal
-        return proposal.number, proposal.values
+        number = self._study.promote(keep_one=False)
+        if number is None:
+            proposal = self._study.ask()
+            if proposal is None:
+                return None
+            number = proposal.number
+            k = proposal.values[NUM_CODEWORDS]
+            self._values[number] = {**proposal.values, NUM_CODEWORDS: self._read.get(k, k)}
+        return number, self._values[number]
 
     def ends(self, number: int, epoch: int, value: float) -> bool:
         self._study.report(number, epoch, value)
         if epoch == self._epochs:
             self._study.complete(number)
             return True
-        stops = self._study.should_stop(number)
-        if stops:
-            self._study.prune(number)
-        return stops
+        match self._study.judge(number):
+            case "continue":
+                return False
+            case "pause":
+                self._study.pause(number)
+            case "stop":
+                self._study.prune(number)
+        return True
 
 
 class Stock:
@@ -147,13 +233,12 @@ class Stock:
         self,
         space: Mapping[str, Dimension],
         epochs: int,
-        first: Sequence[Values],
         seed: int,
         *,
         grace_period: int = 1,
         reduction_factor: int = 4,
     ) -> None:
-        self._searcher = OptunaSearch(seed=seed, points_to_evaluate=[dict(point) for point in first])
+        self._searcher = OptunaSearch(seed=seed)
         domains = {path: tune_domain(dimension) for path, dimension in space.items()}
         self._searcher.set_search_properties("mIoU", "max", domains)
         self._scheduler = ASHAScheduler(
@@ -182,6 +267,14 @@ class Stock:
         return False
 
 
+def recipe_center(recipe: str, space: Mapping[str, Dimension]) -> Values:
+    """The recipe's own values; K is the nearest of the space's."""
+    config = load_config(recipe)
+    choices = np.array(space[NUM_CODEWORDS].values)
+    k = int(choices[np.abs(np.log(choices) - math.log(config.model.num_codewords)).argmin()])
+    return {NUM_CODEWORDS: k, SE_WEIGHT: config.loss.se_weight, LR: config.optim.lr}
+
+
 def search_space(surface: Surface) -> dict[str, Dimension]:
     """The extent of the surface, K as a choice as in the recipe."""
     return {
@@ -191,21 +284,11 @@ def search_space(surface: Surface) -> dict[str, Dimension]:
     }
 
 
-def first_points(space: Mapping[str, Dimension]) -> tuple[Values, ...]:
-    """What encsearch tries first: the paper's K and SE weight, and the recipe's learning rate."""
-    recipe = load_config(RECIPE)
-    return known_points(recipe, SearchConfig(space=dict(space)))
-
-
 def random_points(space: Mapping[str, Dimension], seed: int) -> Iterator[Values]:
     """Uniform over choices and ranges, over the logarithm where a range is logarithmic."""
     rng = np.random.default_rng(seed)
     while True:
         yield {path: _draw(rng, dimension) for path, dimension in space.items()}
-
-
-def shuffled(cells: Sequence[Values], seed: int) -> list[Values]:
-    return [cells[place] for place in np.random.default_rng(seed).permutation(len(cells))]
 
 
 def tune_domain(dimension: Dimension) -> tune.search.sample.Domain:
@@ -224,71 +307,84 @@ def _draw(rng: np.random.Generator, dimension: Dimension) -> Any:
     return rng.uniform(low, high)
 
 
-def measured(method: Method, surface: Surface, workers: int, limit: int) -> int | None:
-    """Epochs until the target is reached, of all trials together."""
-    return epochs_to(SHARE_OF_BEST * surface.best, reports(method, surface, workers), limit)
+def has_metric(path: Path, metric: Metric) -> bool:
+    return bool(pq.read_table(path, columns=[metric])[metric].null_count == 0)
 
 
-def quartiles(spent: Sequence[int | None]) -> tuple[float, float, float]:
+def count_workers(count: int) -> str:
+    return f"{count} worker" + "s" * (count > 1)
+
+
+def quartiles(hits: Sequence[Mapping[str, int] | None], what: str = "epochs") -> tuple[float, float, float]:
     """Lower, median, upper: order statistics, since a search that never arrived took infinitely long."""
-    values = [math.inf if epochs is None else epochs for epochs in spent]
+    values = [hit[what] if hit else math.inf for hit in hits]
     lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75), method="inverted_cdf").tolist()
     return lower, median, upper
 
 
-def table(spent: Mapping[str, Sequence[int | None]]) -> str:
-    """A row a method; the ratio is that of the medians, random search over the method."""
-    lines = ["| method | median epochs | quartiles | reached | random / method |", "|---|---|---|---|---|"]
-    of_random = quartiles(spent[RANDOM])[1]
-    for name, epochs in spent.items():
-        lower, median, upper = quartiles(epochs)
-        reached = len(epochs) - list(epochs).count(None)
-        lines.append(
-            f"| {name} | {median:.0f} | {lower:.0f} - {upper:.0f} | {reached}/{len(epochs)} "
-            f"| {of_random / median:.2f} |"
-        )
+def describe(name: str, found: Mapping[str, Any]) -> str:
+    """A table a setting and target; the ratios are those of the medians, random search over the method."""
+    lines = [f"## {name}: {found['cells']} cells, best mIoU {found['best_miou']:.4f}"]
+    for setting, measured in found["settings"].items():
+        for place, share in enumerate(SHARES):
+            by_method = {
+                method: [hits[place] for hits in seeds] for method, seeds in measured["hits"].items()
+            }
+            head = f"{setting}, {share:.0%} of the best ({measured['cells_that_reach'][place]} cells)"
+            lines += ["", f"### {head}; floor {measured['floors'][place]}", "", *table(by_method)]
+    lines += ["", "### Mean over fresh seeds of what a search ends with", "", *outcome_table(found["gets"])]
     return "\n".join(lines)
 
 
-def facts_of(surface: Surface) -> dict[str, Any]:
-    """What there is to find, and how easy the first point makes it."""
-    reaches = surface.miou.max(axis=-1) >= SHARE_OF_BEST * surface.best
-    (first,) = first_points(search_space(surface))
-    return {
-        "cells": reaches.size,
-        "epochs_a_cell": surface.epochs,
-        "best_miou": surface.best,
-        "target_miou": SHARE_OF_BEST * surface.best,
-        "cells_that_reach_it": int(reaches.sum()),
-        "first_point": dict(first),
-        "first_point_miou": float(surface.curve(first).max()),
-    }
+def table(by_method: Mapping[str, Sequence[Mapping[str, int] | None]]) -> list[str]:
+    lines = [
+        "| method | median epochs | quartiles | reached | random / method | turns, random / method |",
+        "|---|---|---|---|---|---|",
+    ]
+    epochs_of_random, turns_of_random = (quartiles(by_method[RANDOM], w)[1] for w in ("epochs", "turns"))
+    for name, hits in by_method.items():
+        lower, median, upper = quartiles(hits)
+        turns = quartiles(hits, "turns")[1]
+        reached = sum(hit is not None for hit in hits)
+        lines.append(
+            f"| {name} | {median:.0f} | {lower:.0f} - {upper:.0f} | {reached}/{len(hits)} "
+            f"| {epochs_of_random / median:.2f} | {turns_of_random / turns:.2f} |"
+        )
+    return lines
 
 
-def compared(ours: Sequence[int | None], other: Sequence[int | None]) -> dict[str, int]:
-    """In how many seeds `ours` took fewer, as many and more epochs; never arriving is more than any."""
-    pairs = [(a or math.inf, b or math.inf) for a, b in zip(ours, other, strict=True)]
-    return {
-        "fewer": sum(a < b for a, b in pairs),
-        "equal": sum(a == b for a, b in pairs),
-        "more": sum(a > b for a, b in pairs),
-    }
+def outcome_table(gets: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| epochs in all | method | mean | regret | seeds without fresh trainings |",
+        "|---|---|---|---|---|",
+    ]
+    for budget, by_method in gets.items():
+        for name, outcome in by_method.items():
+            if name == "best_known":
+                continue
+            mean = float(np.mean(outcome["means"]))
+            regret = by_method["best_known"] - mean
+            missing = outcome["without_fresh_seeds"]
+            lines.append(f"| {budget} | {name} | {mean:.4f} | {regret:.4f} | {missing} |")
+    return lines
 
 
-def draw(spent: Mapping[str, Sequence[int | None]], path: Path) -> None:
-    """The share of the seeds that have arrived, by epochs spent on a logarithmic axis."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    shown = {OURS: "C0", OURS_WITHOUT: "C0", STOCK: "C1", STOCK_WITH: "C1", RANDOM: "C2", GRID: "C3"}
-    for name, colour in shown.items():
-        arrived = sorted(epochs for epochs in spent[name] if epochs is not None)
-        share = np.arange(1, len(arrived) + 1) / len(spent[name])
-        style = "--" if name in (OURS_WITHOUT, STOCK_WITH) else "-"
-        axes.step(arrived, share, where="post", color=colour, linestyle=style, label=name)
-    axes.set(xscale="log", xlabel="epochs of all trials", ylabel="share of the seeds", ylim=(0, 1))
-    axes.set_title(f"Epochs until a trial reaches {SHARE_OF_BEST:.0%} of the best mIoU")
-    axes.grid(alpha=0.3)
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """The share of the seeds that have arrived at 99 %, by epochs spent on a logarithmic axis."""
+    figure = Figure(figsize=(4.2 * len(results), 3.8), layout="constrained")
+    shown = {OURS: "C0", STOCK: "C1", RANDOM: "C2"}
+    for axes, (name, found) in zip(
+        figure.subplots(1, len(results), sharey=True, squeeze=False)[0], results.items(), strict=True
+    ):
+        hits = found["settings"][f"mIoU, {count_workers(WORKERS[0])}"]["hits"]
+        for method, colour in shown.items():
+            arrived = sorted(seed[0]["epochs"] for seed in hits[method] if seed[0])
+            share = np.arange(1, len(arrived) + 1) / len(hits[method])
+            axes.step(arrived, share, where="post", color=colour, label=method)
+        axes.set(xscale="log", xlabel="epochs of all trials", ylim=(0, 1), title=name)
+        axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    figure.axes[0].set_ylabel(f"seeds at {SHARES[0]:.0%} of the best mIoU")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

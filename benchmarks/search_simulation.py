@@ -1,14 +1,15 @@
 """A search that is told the curves of a tabulated surface instead of training; benchmarks/search.py counts.
 
 surface = load_surface(path)
-for value in reports(method, surface, workers=4): ...
+for event in simulate(method, surface, workers=4): ...
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,15 +20,21 @@ NUM_CODEWORDS, SE_WEIGHT, LR = "model.num_codewords", "loss.se_weight", "optim.l
 Values = Mapping[str, Any]
 """A point by config path."""
 
+Metric = Literal["miou", "miou_ambiguous"]
+
 
 @dataclass(frozen=True)
 class Surface:
-    """mIoU of every epoch on a grid: `miou` is (K, weights, learning rates, epochs), the axes ascend."""
+    """The metric of every epoch on a grid: `miou` is (K, weights, learning rates, epochs), the axes ascend.
+
+    `truth` has the best figures of further seeds by the cell's index, for the best cells.
+    """
 
     num_codewords: NDArray[np.int64]
     se_weights: NDArray[np.float64]
     lrs: NDArray[np.float64]
     miou: NDArray[np.float64]
+    truth: Mapping[tuple[int, int, int], Sequence[float]] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -38,12 +45,17 @@ class Surface:
         """Of all cells and epochs."""
         return float(self.miou.max())
 
+    def cell(self, values: Values) -> tuple[int, int, int]:
+        """The index of the nearest cell: K and lr by ratio, the weight by difference."""
+        return (
+            _nearest(np.log(self.num_codewords), np.log(values[NUM_CODEWORDS])),
+            _nearest(self.se_weights, values[SE_WEIGHT]),
+            _nearest(np.log(self.lrs), np.log(values[LR])),
+        )
+
     def curve(self, values: Values) -> NDArray[np.float64]:
-        """mIoU by epoch (epochs,) of the nearest cell: K and lr by ratio, the weight by difference."""
-        k = _nearest(np.log(self.num_codewords), np.log(values[NUM_CODEWORDS]))
-        weight = _nearest(self.se_weights, values[SE_WEIGHT])
-        lr = _nearest(np.log(self.lrs), np.log(values[LR]))
-        curve: NDArray[np.float64] = self.miou[k, weight, lr]
+        """The metric by epoch (epochs,) of the nearest cell."""
+        curve: NDArray[np.float64] = self.miou[self.cell(values)]
         return curve
 
     def cells(self) -> list[Values]:
@@ -55,16 +67,21 @@ class Surface:
             for lr in self.lrs
         ]
 
+    def slice(self, k: int) -> "Surface":
+        """The part with one K."""
+        place = int(np.flatnonzero(self.num_codewords == k)[0])
+        return replace(self, num_codewords=np.array([k]), miou=self.miou[place : place + 1], truth={})
+
 
 class Method(Protocol):
-    """A search: what it tries, and when it gives up on it."""
+    """A search: what it tries, and when it turns away from it."""
 
     def propose(self) -> tuple[int, Values] | None:
-        """The number and the values of a new trial; None when nothing is left to try."""
+        """The number and values of a new trial, or of a paused one that goes on; None if there is none."""
         ...
 
     def ends(self, number: int, epoch: int, value: float) -> bool:
-        """Take the trial's report; whether the trial ends with it, at its last epoch at the latest."""
+        """Take the trial's report; whether it leaves its worker, at its last epoch at the latest."""
         ...
 
 
@@ -81,52 +98,88 @@ class InOrder:
         return epoch == self._epochs
 
 
-def load_surface(path: Path) -> Surface:
-    """Read the file of benchmarks/search_surface.py, every cell of which ran to its last epoch."""
-    table = pq.read_table(path)
-    columns = [table[name].to_numpy() for name in ("num_codewords", "se_weight", "lr", "epoch")]
-    axes, places = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
-    num_codewords, se_weights, lrs, _ = axes
-    miou = np.full([len(axis) for axis in axes], np.nan)
-    miou[places] = table["miou"].to_numpy()
-    assert np.isfinite(miou).all(), f"{path}: {np.isnan(miou).sum()} epochs of the grid have no score"
-    return Surface(num_codewords, se_weights, lrs, miou)
+@dataclass(frozen=True)
+class Event:
+    """One epoch of one trial. All workers train an epoch in a `turn`; one without a trial waits."""
 
-
-def reports(method: Method, surface: Surface, workers: int) -> Iterator[float]:
-    """The mIoU of one epoch after another, as `workers` trials at once report them in turn.
-
-    Every epoch takes equally long. The worker of a trial that has ended takes up the next one at once, which
-    is proposed knowing all reports before it.
-    """
-    places = [_start(method, surface) for _ in range(workers)]
-    while any(places):
-        for place, trial in enumerate(places):
-            if not trial:
-                continue
-            epoch, value = next(trial.rest)
-            yield value
-            if method.ends(trial.number, epoch, value):
-                places[place] = _start(method, surface)
-
-
-def epochs_to(target: float, values: Iterable[float], limit: int) -> int | None:
-    """How many values it takes until one is `target` or over; None if the first `limit` are below."""
-    return next((spent for spent, value in enumerate(islice(values, limit), 1) if value >= target), None)
+    turn: int
+    number: int
+    values: Values
+    epoch: int
+    value: float
 
 
 @dataclass(frozen=True)
-class _Trial:
-    number: int
-    rest: Iterator[tuple[int, float]]
+class Hit:
+    """When a target was reached: epochs of all trials together, and turns, which are the wall time."""
+
+    epochs: int
+    turns: int
 
 
-def _start(method: Method, surface: Surface) -> _Trial | None:
-    proposal = method.propose()
-    if proposal is None:
-        return None
-    number, values = proposal
-    return _Trial(number, iter(enumerate(surface.curve(values).tolist(), 1)))
+def load_surface(path: Path, metric: Metric = "miou") -> Surface:
+    """Read a file of benchmarks/search_surface.py, every cell of which ran to its last epoch with seed 0."""
+    table = pq.read_table(path)
+    seeds = table["seed"].to_numpy() if "seed" in table.column_names else np.zeros(len(table), np.int64)
+    grid = table.filter(seeds == 0)
+    columns = [grid[name].to_numpy() for name in ("num_codewords", "se_weight", "lr", "epoch")]
+    axes, places = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
+    num_codewords, se_weights, lrs, _ = axes
+    values = np.full([len(axis) for axis in axes], np.nan)
+    values[places] = grid[metric].to_numpy()
+    assert np.isfinite(values).all(), f"{path}: {np.isnan(values).sum()} epochs of the grid have no score"
+    best: dict[tuple[tuple[int, int, int], int], float] = {}
+    found = Surface(num_codewords, se_weights, lrs, values)
+    for row in table.filter(seeds > 0).to_pylist():
+        point = {NUM_CODEWORDS: row["num_codewords"], SE_WEIGHT: row["se_weight"], LR: row["lr"]}
+        key = found.cell(point), row["seed"]
+        best[key] = max(best.get(key, -math.inf), row[metric])
+    truth: dict[tuple[int, int, int], list[float]] = {}
+    for (cell, _), value in sorted(best.items()):
+        truth.setdefault(cell, []).append(value)
+    return replace(found, truth=truth)
+
+
+def simulate(method: Method, surface: Surface, workers: int) -> Iterator[Event]:
+    """One epoch after another, as `workers` trials at once report them, while there is anything to do.
+
+    Every epoch takes equally long. The worker of a trial that has ended takes up the next one at once, which
+    is proposed knowing all reports before it; a paused trial goes on where it was.
+    """
+    reached: dict[int, int] = {}
+    places = [method.propose() for _ in range(workers)]
+    turn = 0
+    while any(places):
+        turn += 1
+        for place, trial in enumerate(places):
+            if trial is None:
+                continue
+            number, values = trial
+            epoch = reached[number] = reached.get(number, 0) + 1
+            value = float(surface.curve(values)[epoch - 1])
+            yield Event(turn, number, values, epoch, value)
+            if method.ends(number, epoch, value):
+                places[place] = method.propose()
+        places = [place or method.propose() for place in places]
+
+
+def find_hits(events: Iterable[Event], targets: Sequence[float], limit: int) -> list[Hit | None]:
+    """When each target was reached; None if none of the first `limit` epochs did."""
+    hits: list[Hit | None] = [None] * len(targets)
+    for spent, event in enumerate(islice(events, limit), 1):
+        for place, target in enumerate(targets):
+            if hits[place] is None and event.value >= target:
+                hits[place] = Hit(spent, event.turn)
+        if all(hits):
+            break
+    return hits
+
+
+def floor(surface: Surface, target: float, workers: int) -> int:
+    """Epochs that an oracle needs which trains the cells that reach the target first, one on each worker."""
+    reaches = surface.miou >= target
+    first = 1 + reaches.argmax(axis=-1)[reaches.any(axis=-1)].min()
+    return int((first - 1) * workers + 1)
 
 
 def _nearest(axis: NDArray[Any], value: float) -> int:
