@@ -80,6 +80,17 @@ class Dimension(Section):
         count = min(high - low, MAX_EXAMPLES - 1)
         return tuple(low + (high - low) * step // count for step in range(count + 1))
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether values lie on a line: a range, or a choice of numbers."""
+        return self.kind != "choice" or all(_is_number(value) for value in self.values)
+
+    def spans(self, value: Any) -> bool:
+        """Whether `value` may be the centre of a belief about an ordered path, or is one of a choice."""
+        if not self.is_ordered:
+            return value in self.values
+        return _is_number(value) and min(self.values) <= value <= max(self.values)
+
     def holds(self, value: Any) -> bool:
         """Whether the sampler could draw `value`."""
         if self.kind == "choice":
@@ -87,6 +98,10 @@ class Dimension(Section):
         low, high = self.values
         whole = self.kind in ("uniform", "loguniform") or isinstance(value, int)
         return isinstance(value, int | float) and whole and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
@@ -99,18 +114,51 @@ def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> li
 
 
 class AshaConfig(Section):
-    """The rungs of `asha` and `hyperband`, at grace_epochs * reduction_factor ** n epochs.
+    """The rungs of `asha`, `asha_stop` and `hyperband`, at grace_epochs * reduction_factor ** n epochs.
 
     Earlier rungs save more but predict less: on `scenes` the ranking of trials after 1, 3, 6 and 9 of 27
     epochs has a rank correlation of 0.49, 0.67, 0.84 and 0.91 with the ranking by their best figures.
     """
 
-    grace_epochs: Positive | None = Field(None, description="the first rung; null: a quarter of train.epochs")
-    reduction_factor: int = Field(4, ge=2)
+    grace_epochs: Positive | None = Field(None, description="the first rung; null: a ninth of train.epochs")
+    reduction_factor: int = Field(4, ge=2, description="one in so many goes on at a rung")
 
     def first_rung(self, epochs: int) -> int:
         """The first rung, in epochs, for trials of `epochs`."""
-        return self.grace_epochs or max(1, epochs // 4)
+        return self.grace_epochs or max(1, epochs // 9)
+
+
+class Belief(Section):
+    """Where good values of a searched path lie: a Gaussian on the path's own scale.
+
+    For a choice of words, half of the weight is on `at`; width does not matter.
+    """
+
+    at: bool | int | float | str
+    width: float = Field(0.25, gt=0, description="standard deviation, as a share of the path's range")
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _number_is_a_number(cls, value: Any) -> Any:
+        return as_number(value)
+
+
+class PriorConfig(Section):
+    """Proposals around the recipe's own values, or around `paths`, beside those of the sampler."""
+
+    share: float = Field(0.5, ge=0, lt=1, description="of the proposals; falls while they do worse")
+    paths: dict[str, Belief] = Field({}, description="path: {at, width}; may stand beside share")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_beside_share(cls, given: Any) -> Any:
+        if given is False or given == "off":
+            return {"share": 0}
+        if not isinstance(given, dict):
+            return given
+        paths = {path: belief for path, belief in given.items() if path not in ("share", "paths")}
+        kept = {name: value for name, value in given.items() if name not in paths}
+        return {**kept, "paths": {**kept.get("paths", {}), **paths}} if paths else kept
 
 
 class MedianConfig(Section):
@@ -126,6 +174,7 @@ class BudgetConfig(Section):
     trials: Positive = 20
     gpu_hours: float | None = Field(None, gt=0, description="of all workers together; null: no limit")
     wall: float | None = Field(None, gt=0, description="seconds, or text like 2h30m; null: no limit")
+    max_failed: Positive = Field(3, description="so many failures in a row with one reason end the sweep")
 
     @field_validator("wall", mode="before")
     @classmethod
@@ -174,7 +223,7 @@ class ConfirmConfig(Section):
 
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"]
-Scheduler = Literal["asha", "hyperband", "median", "none"]
+Scheduler = Literal["asha", "asha_stop", "hyperband", "median", "none"]
 Minimized = Literal["parameters", "latency_ms"]
 
 
@@ -186,9 +235,14 @@ class SearchConfig(Section):
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
     sampler: Sampler = "tpe"
     startup_trials: Positive = Field(10, description="random trials before TPE, GP and CMA-ES begin to model")
+    prior: PriorConfig = PriorConfig()
+    repeats: Literal["none", "seeds"] = Field(
+        "none", description="a configuration that has run: not again, or with the next seed"
+    )
     seed: Seed = 0
     scheduler: Scheduler = "asha"
     asha: AshaConfig = AshaConfig()
+    disk_gib: float = Field(20.0, ge=0, description="of paused trials' checkpoints; the worst go first")
     median: MedianConfig = MedianConfig()
     minimize: Minimized | None = Field(None, description="a second objective beside the metric")
     limits: LimitsConfig = LimitsConfig()
@@ -209,7 +263,7 @@ class SearchConfig(Section):
                 f"sampler={self.sampler} cannot search {conditional[0]}, which has `when`; try tpe or random"
             )
         ranges = [path for path, kind in kinds.items() if kind != "choice"]
-        choices = [path for path, kind in kinds.items() if kind == "choice"]
+        choices = [path for path, dimension in self.space.items() if not dimension.is_ordered]
         match self.sampler:
             case "grid":
                 if ranges:
@@ -218,9 +272,9 @@ class SearchConfig(Section):
                     )
             case "cmaes":
                 if choices or len(kinds) < 2:
-                    problem = f"{choices[0]} is a choice" if choices else "there is only one range"
+                    problem = f"{choices[0]} is one" if choices else "there is only one path"
                     raise ValueError(
-                        f"sampler=cmaes needs two ranges or more and no choice, but {problem}; try tpe"
+                        f"sampler=cmaes needs two paths or more, no choice of words, but {problem}; try tpe"
                     )
             case "tpe" | "gp" | "random" | "qmc":
                 pass

@@ -35,7 +35,7 @@ from encsearch.text import format_given, format_list
 # The recipe with every default written out, in the folder of a job and of a model.
 CONFIG_FILE = "config.yaml"
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
-AS_TEXT = ("search.space", "loss.class_weights", "ablate.rows", "promote.class_floor")
+AS_TEXT = ("search.space", "search.prior.paths", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
 
 class Config(Section):
@@ -111,6 +111,11 @@ class Config(Section):
                     raise ValueError(f"search.enqueue[{number}]: {path}={value!r} is outside search.space")
             whole = {**first, **point}
             _check_point(self, {path: whole[path] for path in find_active(space, whole)})
+        for path, belief in self.search.prior.paths.items():
+            if path not in space:
+                raise ValueError(f"search.prior names {path}, which is not in search.space")
+            if not space[path].spans(belief.at):
+                raise ValueError(f"search.prior: {path} at {belief.at!r} is outside search.space")
         return self
 
     @model_validator(mode="after")

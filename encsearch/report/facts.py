@@ -75,7 +75,7 @@ def classify_trial(trial: Trial, summary: SweepSummary) -> Kind:
             return "pruned"
         case "FAIL":
             return "fail"
-        case "RUNNING":
+        case "RUNNING" | "PAUSED":
             return "running"
 
 

@@ -38,7 +38,7 @@ def describe_search(summary: SweepSummary) -> tuple[str, ...]:
     sentences = [
         f"{format_count(len(summary.trials), 'trial')} searched {format_list(space)} for "
         f"{format_list(goals)}.",
-        f"The values came from {_method(search.sampler)}; {_stopping(search.scheduler)}.",
+        f"The values came from {_method(search.sampler)}{_around(summary)}; {_stopping(search.scheduler)}.",
     ]
     if search.minimize:
         sentences.append("Early stopping compares one figure and does not apply to two objectives.")
@@ -73,9 +73,16 @@ def _method(sampler: Sampler) -> str:
             return "a quasi-random sequence"
 
 
+def _around(summary: SweepSummary) -> str:
+    count = sum(trial.origin == "prior" for trial in summary.trials)
+    return f", those of {format_count(count, 'trial')} from around the recipe's own" if count else ""
+
+
 def _stopping(scheduler: Scheduler) -> str:
     match scheduler:
         case "asha":
+            return "ASHA paused every trial at a rung, and the best went on"
+        case "asha_stop":
             return "ASHA stopped the weaker trials early"
         case "hyperband":
             return "Hyperband stopped the weaker trials of each bracket early"

@@ -18,6 +18,7 @@ from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Stud
 from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flag_trials
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
+from encsearch.train.checkpoint import checkpoint_bytes, drop_checkpoints
 
 # A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
 # STRAGGLER_MIN_S seconds.
@@ -94,7 +95,11 @@ class Limiter(Protocol):
 
 @dataclass(kw_only=True)
 class _Entry(BoardEntry):
+    """`cleared` is the newest epoch at which the scheduler let the trial go on; `pauses` if it did not."""
+
     values: Mapping[str, Any]
+    cleared: int = 0
+    pauses: bool = False
     hardware: tuple[str, ...] = ()
     excess: Excess | None = None
     heard_s: float = 0.0
@@ -119,6 +124,8 @@ class Ledger(Board[_Entry]):
         super().__init__(room)
         self._config, self._study, self._observer, self._limiter = config, study, observer, limiter
         self._folder, self._fingerprint, self._network = folder, fingerprint, network
+        self._paused = {proposal.number: self._entry(proposal) for proposal in study.paused()}
+        self._failures: list[str] = []
         for proposal in study.running():
             self._take_up(proposal)
 
@@ -132,14 +139,22 @@ class Ledger(Board[_Entry]):
             return False
         if self._study.search.flagged == "rerun":
             self._repeat_flagged()
-        return not self._may_ask()
+        return not self._may_ask() and not self._may_promote()
 
     def is_over(self) -> bool:
         self._report_stragglers()
-        return self._limiter.must_end()
+        return self._limiter.must_end() or self.gives_up_on is not None
+
+    @property
+    def gives_up_on(self) -> str | None:
+        """The reason with which the last trials failed, `search.budget.max_failed` in a row; else None."""
+        newest = self._failures[-self._study.search.budget.max_failed :]
+        is_same = len(newest) == self._study.search.budget.max_failed and len(set(newest)) == 1
+        return newest[0] if is_same else None
 
     def started(self, key: str) -> None:
-        self._out[key].heard_s = time.monotonic()
+        entry = self._out[key]
+        entry.heard_s, entry.pauses = time.monotonic(), False
         super().started(key)
 
     def reported(self, key: str, result: Mapping[str, Any]) -> bool:
@@ -149,8 +164,18 @@ class Ledger(Board[_Entry]):
         if LATENCY in result:
             return self._is_slow(entry, result[LATENCY])
         report = self._hear(entry, result)
-        is_newest = report is not None and report.epoch == max(self._study.curve(entry.number))
-        return is_newest and self._study.should_stop(entry.number)
+        # An attempt that continues repeats reports that were judged before.
+        if report is None or not entry.cleared < report.epoch == max(self._study.curve(entry.number)):
+            return False
+        match self._study.judge(entry.number):
+            case "continue":
+                entry.cleared = report.epoch
+                return False
+            case "pause":
+                entry.pauses = True
+                return True
+            case "stop":
+                return True
 
     def lost(self, key: str, reason: str) -> bool:
         entry = self._out[key]
@@ -160,23 +185,46 @@ class Ledger(Board[_Entry]):
         return starts_again
 
     def end_all(self, reason: str) -> None:
-        """End the open trials as stopped early, with their curves, because the budget is spent."""
+        """End the open trials with their curves: paused ones as stopped early, running ones for `reason`."""
+        for entry in self._paused.values():
+            self._study.prune(entry.number)
+            self._close(entry, "PRUNED")
+        self._paused.clear()
         for entry in self._still_open():
             self._study.prune(entry.number, reason)
             self._close(entry, "PRUNED", reason)
 
     def leave_all(self) -> None:
         """Leave the trials open in the study when the sweep is interrupted; a resume continues them."""
-        for entry in self._still_open():
+        for entry in (*self._still_open(), *self._paused.values()):
             if entry.recorder:
                 entry.recorder.close("KILLED")
 
     def _ask(self) -> None:
-        """Queue one proposal that is within the limits."""
+        """Queue a paused trial that is promoted, or else one proposal that is within the limits."""
+        if self._may_promote():
+            number = self._study.promote(keep_one=self._is_ending())
+            assert number is not None
+            self._go_on(self._paused.pop(number))
+            return
         while self._may_ask():
             proposal = self._study.ask()
             if proposal is None or self._take_up(proposal):
                 return
+
+    def _may_promote(self) -> bool:
+        """A promoted trial was counted when it started, but it must report in time."""
+        return self._study.can_promote(keep_one=self._is_ending()) and self._limiter.may_repeat()
+
+    def _is_ending(self) -> bool:
+        """Whether the last trials of the search have come to their rungs."""
+        return not self._out and not self._waiting and not self._may_ask()
+
+    def _go_on(self, entry: _Entry) -> None:
+        entry.cleared = max(self._study.curve(entry.number))
+        self._waiting.append(entry)
+        self._observer.follow(self._event(entry, self._study.curve(entry.number)[entry.cleared]))
+        self._observer.say(f"trial {entry.number} goes on after epoch {entry.cleared}")
 
     def _may_ask(self) -> bool:
         """Repeats of flagged trials are not counted, and refused proposals are counted separately."""
@@ -190,20 +238,23 @@ class Ledger(Board[_Entry]):
 
     def _take_up(self, proposal: Proposal) -> bool:
         """Queue a proposal, unless a limit refuses it."""
-        config = trial_config(self._config, proposal.values)
-        network = self._network(config)
+        entry = self._entry(proposal)
+        network = self._network(entry.assignment.config)
         self._study.note(proposal.number, **{PARAMETERS: network.parameters})
         beyond = find_excess(self._study.search.limits, network)
         if beyond:
             self._study.refuse(proposal.number, beyond.reason, beyond.share)
             return False
+        self._waiting.append(entry)
+        return True
+
+    def _entry(self, proposal: Proposal) -> _Entry:
         search = self._study.search
         measures = bool(search.limits.latency_ms) or _is_latency(search.minimize)
-        assignment = Assignment(
-            config, trial_folder(self._folder, proposal.number), self._fingerprint, measures
-        )
-        self._waiting.append(_Entry(proposal.number, assignment, values=proposal.values))
-        return True
+        config = trial_config(self._config, proposal.values)
+        folder = trial_folder(self._folder, proposal.number)
+        assignment = Assignment(config, folder, self._fingerprint, measures)
+        return _Entry(proposal.number, assignment, values=proposal.values)
 
     def _begin(self, entry: _Entry) -> None:
         entry.recorder = self._observer.open_recorder(entry.number, entry.assignment.config)
@@ -258,8 +309,10 @@ class Ledger(Board[_Entry]):
                 )
 
     def _end(self, entry: _Entry) -> None:
-        """Give the trial its terminal state, by the epochs that it reached."""
-        if entry.excess and not entry.failure:
+        """Pause the trial, or give it its terminal state, by the epochs that it reached."""
+        if entry.pauses and not entry.failure:
+            self._pause(entry)
+        elif entry.excess and not entry.failure:
             self._study.refuse(entry.number, entry.excess.reason, entry.excess.share)
             self._close(entry, "PRUNED", entry.excess.reason)
         elif entry.failure or entry.last is None:
@@ -273,7 +326,27 @@ class Ledger(Board[_Entry]):
             self._study.complete(entry.number)
             self._close(entry, "COMPLETE")
 
+    def _pause(self, entry: _Entry) -> None:
+        """Set the trial aside; the worst paused ones lose their checkpoints beyond `search.disk_gib`."""
+        self._study.pause(entry.number)
+        self._paused[entry.number] = entry
+        self._observer.follow(self._event(entry, max(self._study.curve(entry.number).values()), "PAUSED"))
+        sizes = {n: checkpoint_bytes(paused.assignment.folder) for n, paused in self._paused.items()}
+        for number in sorted(sizes, key=self._standing):
+            if sum(sizes.values()) <= self._study.search.disk_gib * 2**30:
+                return
+            sizes[number] = 0
+            drop_checkpoints(self._paused[number].assignment.folder)
+            # If it is promoted it trains from its first epoch again, and costs that once more.
+            self._paused[number].last = None
+
+    def _standing(self, number: int) -> tuple[int, float]:
+        """How far the trial has come, then how good it is."""
+        epoch = max(self._study.curve(number))
+        return epoch, self._study.curve(number)[epoch]
+
     def _close(self, entry: _Entry, state: TrialState, reason: str | None = None) -> None:
+        self._failures = [*self._failures, str(reason)] if state == "FAIL" else []
         best = max(self._study.curve(entry.number).values(), default=None)
         event = self._event(entry, best, state, reason)
         if entry.recorder:

@@ -1,4 +1,4 @@
-"""The decision which trials are stopped early: pure functions of the curves in the study.
+"""The decision which trials go on, pause or stop: pure functions of the curves in the study.
 
 Because a decision depends on the curves alone, a killed sweep makes it again after its resume, and the
 simulations of `forecast` and of the benchmarks make the same one. Optuna's own pruners store a decision in
@@ -6,38 +6,72 @@ the study before they return it; a kill in between would lose the decision.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 from encsearch.config import SearchConfig
 
 Curve = Mapping[int, float]
 """Metric by epoch."""
 
+Verdict = Literal["continue", "pause", "stop"]
 
-def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve]) -> bool:
-    """Whether to stop the trial `number`, which has just reported.
 
-    `curves` holds every trial's curve so far, by number; `epochs` is a full trial's length, where none is
-    stopped.
+def judge(
+    search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve], paused: Collection[int] = ()
+) -> Verdict:
+    """What becomes of the trial `number`, which has just reported.
+
+    `curves` holds every trial's curve so far, by number; `epochs` is a full trial's length; `paused` are the
+    trials that `find_promotable` may choose from. A paused trial would go on at once if it is the one chosen.
     """
     epoch = max(curves[number])
     if epoch not in checked_epochs(search, epochs, number):
-        return False
+        return "continue"
     match search.scheduler:
-        case "asha" | "hyperband":
+        case "asha":
+            chosen = find_promotable(search, epochs, curves, {*paused, number})
+            return "continue" if chosen == number else "pause"
+        case "asha_stop" | "hyperband":
             bracket = bracket_of(search, epochs, number)
             rivals = {n: c for n, c in curves.items() if bracket_of(search, epochs, n) == bracket}
-            return _below_rung(search.asha.reduction_factor, epoch, number, rivals)
+            is_over = _below_rung(search.asha.reduction_factor, epoch, number, rivals)
         case "median":
-            return _below_median(search, epoch, number, curves)
+            is_over = _below_median(search, epoch, number, curves)
         case "none":
-            return False
+            is_over = False
+    return "stop" if is_over else "continue"
+
+
+def find_promotable(
+    search: SearchConfig,
+    epochs: int,
+    curves: Mapping[int, Curve],
+    paused: Collection[int],
+    *,
+    keep_one: bool = False,
+) -> int | None:
+    """The paused trial to go on with, which is in the best 1/reduction_factor of all that reached its rung.
+
+    The highest rung comes first, then the best value (Li et al., MLSys 2020, algorithm 2); None if there is
+    none. With `keep_one`, at the end of a search, the best trial of a rung goes on however few came there.
+    """
+    for rung in reversed(all_rungs(search, epochs)):
+        waiting = {number for number in paused if max(curves[number]) == rung}
+        if not waiting:
+            continue
+        reached = [(-curve[rung], number) for number, curve in curves.items() if rung in curve]
+        kept = max(int(keep_one), len(reached) // search.asha.reduction_factor)
+        for _, number in sorted(reached)[:kept]:
+            if number in waiting:
+                return number
+    return None
 
 
 def checked_epochs(search: SearchConfig, epochs: int, number: int) -> Sequence[int]:
-    """Epochs before the last after which the trial may be stopped: its rungs, if the scheduler has any."""
+    """Epochs before the last after which the trial may end or pause: its rungs, if the scheduler has any."""
     match search.scheduler:
-        case "asha" | "hyperband":
+        case "asha" | "asha_stop" | "hyperband":
             return all_rungs(search, epochs)[bracket_of(search, epochs, number) :]
         case "median":
             return range(search.median.grace_epochs, epochs)
@@ -46,12 +80,19 @@ def checked_epochs(search: SearchConfig, epochs: int, number: int) -> Sequence[i
 
 
 def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
-    """first_rung * reduction_factor ** n below the full length (Li et al., MLSys 2020, algorithm 2)."""
-    rungs, rung = [], search.asha.first_rung(epochs)
-    while rung < epochs:
-        rungs.append(rung)
-        rung *= search.asha.reduction_factor
-    return tuple(rungs)
+    """first_rung * reduction_factor ** n below the full length (Li et al., MLSys 2020, algorithm 2).
+
+    After the first one a rung is left out if less than a whole factor lies between it and the full length:
+    it would save little, and pause trials late that have come far.
+    """
+    return tuple(_list_rungs(search.asha.first_rung(epochs), search.asha.reduction_factor, epochs))
+
+
+def _list_rungs(first: int, factor: int, epochs: int) -> Iterator[int]:
+    rung = first
+    while rung < epochs and (rung == first or rung * factor <= epochs):
+        yield rung
+        rung *= factor
 
 
 def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:

@@ -14,6 +14,7 @@ from encsearch.search.ledger import Ledger, Limiter, Network, SweepObserver
 from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import Trial
 from encsearch.search.tune.driver import run_board
+from encsearch.text import format_count
 from encsearch.train.experiment import count_parameters
 from encsearch.train.memory import training_gib
 
@@ -30,7 +31,7 @@ def run_sweep(
 
     `folder` gets `trials/` with the reports of each. Trials that an earlier process left open continue. If
     this process is interrupted, its trials stay open for the next one. Raises TrainingError when every trial
-    failed.
+    failed, or `search.budget.max_failed` in a row with one reason.
     """
     search = study.search
     # No more points than the budget has trials: a point left waiting would run before a repeated trial.
@@ -50,6 +51,10 @@ def run_sweep(
     except BaseException:
         ledger.leave_all()
         raise
+    if ledger.gives_up_on:
+        ledger.leave_all()
+        failed = format_count(search.budget.max_failed, "trial")
+        raise TrainingError(f"{failed} in a row failed and the sweep stopped: {ledger.gives_up_on}")
     ledger.end_all("the budget was spent")
     trials = study.trials()
     _check_any_left(trials, limiter)
@@ -58,8 +63,13 @@ def run_sweep(
 
 def trials_at_once(search: SearchConfig, scaling: ScalingConfig) -> int:
     """Number of trials that fit on the connected cluster, at most `search.max_concurrent`."""
-    room = trainings_at_once(scaling, ray.cluster_resources())
+    room = count_places(scaling)
     return min(room, search.max_concurrent or room)
+
+
+def count_places(scaling: ScalingConfig) -> int:
+    """Number of trainings of `scaling` that fit on the connected cluster."""
+    return trainings_at_once(scaling, ray.cluster_resources())
 
 
 def _check_any_left(trials: Sequence[Trial], limiter: Limiter) -> None:

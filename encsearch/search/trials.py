@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from encsearch.reports import Status
 
-TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "PAUSED"]
 
 # Names of a model's size and latency, in a trial's results and in its study.
 PARAMETERS, LATENCY = "parameters", "latency_ms"
@@ -25,6 +25,7 @@ class Trial:
     resume; `cost_seconds` adds up all its devices: GPUs, or CPUs where no GPU was booked. `hardware` lists
     what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
     `refused` trials exceeded a limit and never trained; `rerun_of` is the flagged trial that this repeats.
+    `origin` says who proposed the values, see `proposals.Origin`; None for queued points.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Trial:
     minimized: float | None = None
     refused: bool = False
     rerun_of: int | None = None
+    origin: str | None = None
 
     @property
     def epochs(self) -> int:

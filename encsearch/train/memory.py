@@ -1,5 +1,6 @@
 """Estimates made before anything runs: a worker's memory in training, and the disk space of a sweep."""
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,14 +58,18 @@ def training_gib(config: Config, store: Store) -> float:
 def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) -> int:
     """The most disk space that a sweep of networks of `num_parameters` needs in its folder, in bytes.
 
-    Checkpoints of the running trials, artifacts of all, and for each finalist and baseline a bundle and the
-    checkpoints that Ray Train keeps.
+    Checkpoints of the running and the paused trials, artifacts of all, and for each finalist and baseline a
+    bundle, the best checkpoint and the newest.
     """
     trainings = search.confirm.num_trainings
     trial = CHECKPOINTS_A_TRIAL * CHECKPOINT * num_parameters
     finalist = (BYTES_PER_PARAMETER + CHECKPOINTS_A_FINALIST * CHECKPOINT) * num_parameters
     artifacts = ARTIFACTS_A_TRAINING * (search.budget.trials + trainings)
-    return min(trials_at_once, search.budget.trials) * trial + trainings * finalist + artifacts
+    paused = 0.0
+    if search.scheduler == "asha":
+        paused = min(search.budget.trials * CHECKPOINT * num_parameters, search.disk_gib * 2**30)
+    running = min(trials_at_once, search.budget.trials) * trial
+    return running + math.ceil(paused) + trainings * finalist + artifacts
 
 
 class _Allocations(TorchDispatchMode):

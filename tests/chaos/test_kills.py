@@ -49,7 +49,7 @@ def test_a_sweep_whose_driver_and_trial_are_killed_ends_as_without_the_kills(
         kill_driver_when(_is_past_its_first_checkpoint(1)),
         in_turn(
             kill_trial_when(_is_past_its_first_checkpoint(3)),
-            kill_driver_when(_has_said("trial0-seed1 epoch 2")),
+            kill_driver_when(_has_said("-seed1 epoch 2")),
         ),
     ]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.config import Config, require_search, with_values
+from encsearch.data.store import Store
 from encsearch.files import read_lines
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
@@ -43,11 +44,13 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):
-        confirm(config, plan, TRIALS, tmp_path, killed, num_classes=3)
+        confirm(config, plan, TRIALS, tmp_path, killed, store=Store(config.data.store), room=1)
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []
-    found = confirm(config, plan, TRIALS, tmp_path, resumed, num_classes=3, progress=over.append)
+    found = confirm(
+        config, plan, TRIALS, tmp_path, resumed, store=Store(config.data.store), room=1, progress=over.append
+    )
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]
     assert list(resumed.recorders) == ["trial0-seed2"]

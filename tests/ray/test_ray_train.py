@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from encsearch.config import Config, with_values
+from encsearch.errors import TrainingError
 from encsearch.reports import MemoryRecorder, Report
 from encsearch.runner.ray_train import run_ray_train
 from encsearch.train.checkpoint import load_checkpoint
@@ -51,6 +52,14 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_figure(toy_config: Config
     state = build(config).state
     load_checkpoint(state, result.best_checkpoint)
     assert state.step == result.best.step, "weights and metric must be of the same step"
+
+
+def test_a_diverging_training_fails_once_with_its_reason(toy_config: Config, tmp_path: Path) -> None:
+    config = with_values(toy_config, {"optim.lr": 10, "optim.head_lr_factor": 1000, "train.epochs": 40})
+    recorder = MemoryRecorder()
+
+    with pytest.raises(TrainingError, match="non-finite gradient by step"):
+        run_ray_train(config, tmp_path, recorder)
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -6,11 +6,12 @@ import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.data.store import Store
-from encsearch.reports import MemoryRecorder, Recorder, Report
+from encsearch.reports import MemoryRecorder, Recorder, Report, best_report
 from encsearch.search.ablation.plan import PlannedTraining
-from encsearch.search.ablation.side_by_side import run_side_by_side
+from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
-from encsearch.train.checkpoint import load_checkpoint
+from encsearch.search.tune.side_by_side import run_side_by_side
+from encsearch.train.checkpoint import find_best, find_newest, load_checkpoint
 from encsearch.train.experiment import build
 
 pytestmark = pytest.mark.ray
@@ -29,17 +30,26 @@ class Observer:
         self.recorders[training.name] = MemoryRecorder()
         return self.recorders[training.name]
 
-    def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
-        state = build(training.config).state
-        load_checkpoint(state, checkpoint)
-        self.checkpoint_steps[training.name] = state.step
+    def trained(self, training: PlannedTraining, last: Report, seconds: float, folder: Path) -> None:
+        newest = find_newest(folder)
+        assert newest
+        self.checkpoint_steps[training.name] = step_of(newest, training.config)
         self.last[training.name] = last
+
+    def recorded(self, training: PlannedTraining) -> None:
+        assert self.recorders[training.name].status == "FINISHED"
 
     def failed(self, training: PlannedTraining, reason: str) -> None:
         self.reasons[training.name] = reason
 
     def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
         pass
+
+
+def step_of(checkpoint: Path, config: Config) -> int:
+    state = build(config).state
+    load_checkpoint(state, checkpoint)
+    return state.step
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -56,7 +66,15 @@ def test_one_training_fails_and_the_others_go_on(
     observer = Observer()
 
     fingerprint = Store(base.data.store).fingerprint
-    run_side_by_side(trainings, base.scaling, tmp_path / "trials", observer, fingerprint=fingerprint)
+    run_side_by_side(
+        trainings,
+        base.scaling,
+        tmp_path / "trials",
+        observer,
+        fingerprint=fingerprint,
+        room=count_places(base.scaling),
+        keeps_best=True,
+    )
 
     assert {name: recorder.status for name, recorder in observer.recorders.items()} == {
         "FCN": "FINISHED",
@@ -67,4 +85,8 @@ def test_one_training_fails_and_the_others_go_on(
     assert {name: report.epoch for name, report in observer.last.items()} == {"FCN": 2, "longer": 3}
     assert [r.epoch for r in observer.recorders["longer"].reports] == [1, 2, 3]
     assert observer.checkpoint_steps == {"FCN": 6, "longer": 9}, "weights and figures are of the last step"
-    assert not list((tmp_path / "trials").rglob("*.safetensors")), "nothing fills the disk"
+    for name in ("FCN", "longer"):
+        folder, reports = tmp_path / "trials" / name, tuple(observer.recorders[name].reports)
+        assert find_newest(folder) is None, "nothing fills the disk"
+        best = best_report(reports, base.metric)
+        assert step_of(find_best(folder), with_values(base, rows[name])) == best.step

@@ -130,9 +130,10 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     config = _diverging_sweep(toy_config)
     record = Trial(0, POINTS[-1], "COMPLETE", 0.5, ((8, 0.5),), 1.0)
     observer = FinalistObserver()
+    plan, store = require_search(config).confirm, Store(config.data.store)
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):
-        confirm(config, require_search(config).confirm, [record], tmp_path, observer, num_classes=3)
+        confirm(config, plan, [record], tmp_path, observer, store=store, room=1)
 
     assert observer.recorder.status == "FAILED"
     assert "non-finite gradient by step" in observer.failed["trial0-seed1"]

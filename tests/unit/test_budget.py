@@ -4,7 +4,7 @@ import pytest
 
 from encsearch.config import BudgetConfig, ConfirmConfig, ScalingConfig, SearchConfig
 from encsearch.search.budget.rules import (
-    RAY_TRAIN_STARTUP_S,
+    CONFIRM_STARTUP_S,
     BudgetDecision,
     Cost,
     Needs,
@@ -134,12 +134,24 @@ def test_the_reserve_is_finalists_and_baselines_one_after_the_other() -> None:
     search = sweep_of(BudgetConfig(wall=10 * HOUR), ConfirmConfig(finalists=2, seeds=(1, 2), epochs=10))
     pace = Pace((20.0,), startup_s=5.0, doubt=0.1, confirm_doubt=0.0)
 
-    needs = compute_needs(search, ScalingConfig(num_workers=2, gpus_per_worker=1), 30, pace)
+    needs = compute_needs(search, ScalingConfig(num_workers=2, gpus_per_worker=1), 30, pace, at_once=1)
 
-    each_s = RAY_TRAIN_STARTUP_S + 10 * 20.0
+    each_s = CONFIRM_STARTUP_S + 10 * 20.0
     assert needs.confirm == Cost(4 * each_s, 2 * 4 * each_s)
     assert needs.first_report == Cost(25, 50)
     assert needs.reduced is None
+
+
+def test_finalists_run_side_by_side_where_there_is_room() -> None:
+    search = sweep_of(
+        BudgetConfig(wall=10 * HOUR), ConfirmConfig(finalists=2, seeds=(1, 2, 3), epochs=10, num_workers=2)
+    )
+    pace = Pace((20.0,), startup_s=5.0, doubt=0.1, confirm_doubt=0.0)
+
+    alone, beside = (compute_needs(search, ScalingConfig(), 30, pace, at_once=n).confirm for n in (2, 8))
+
+    assert beside.wall_s == pytest.approx(alone.wall_s / 3), "two turns of four instead of six"
+    assert beside.device_s == alone.device_s
 
 
 def test_the_reserve_has_a_margin_of_one_standard_deviation() -> None:
@@ -147,7 +159,7 @@ def test_the_reserve_has_a_margin_of_one_standard_deviation() -> None:
     search = sweep_of(BudgetConfig(wall=10 * HOUR), ConfirmConfig(seeds=(1, 2), epochs=10))
     sure, unsure = (Pace((20.0,), startup_s=5.0, doubt=0.1, confirm_doubt=doubt) for doubt in (0.0, 0.35))
 
-    kept = [compute_needs(search, ScalingConfig(), 30, pace).confirm.wall_s for pace in (sure, unsure)]
+    kept = [compute_needs(search, ScalingConfig(), 30, pace, 1).confirm.wall_s for pace in (sure, unsure)]
 
     assert kept[1] / kept[0] == pytest.approx(1.42, abs=0.01)
 
@@ -156,7 +168,7 @@ def test_it_claims_half_of_the_budget_at_most() -> None:
     search = sweep_of(BudgetConfig(wall=1000), ConfirmConfig(finalists=3, seeds=(1, 2), epochs=10))
 
     needs = compute_needs(
-        search, ScalingConfig(), 30, Pace((8.0,), startup_s=0, doubt=0.1, confirm_doubt=0.0)
+        search, ScalingConfig(), 30, Pace((8.0,), startup_s=0, doubt=0.1, confirm_doubt=0.0), at_once=1
     )
 
     assert needs.plan.num_trainings == 4
@@ -169,7 +181,7 @@ def test_more_workers_are_not_trusted_to_be_as_many_times_as_fast() -> None:
     confirm = ConfirmConfig(num_workers=4, epochs=1)
 
     wall = {
-        n: confirm_cost(confirm, ScalingConfig(num_workers=n), 1, 80.0).wall_s - RAY_TRAIN_STARTUP_S
+        n: confirm_cost(confirm, ScalingConfig(num_workers=n), 1, 80.0).wall_s - CONFIRM_STARTUP_S
         for n in (1, 4, 8)
     }
 

@@ -72,7 +72,7 @@ def test_mypy_leads_to_every_place_that_a_new_member_concerns(complaints: list[s
     [
         *((table, Kind) for table in (KIND_LABELS, MARKS)),
         (PRESETS, ModelConfig.model_fields["preset"].annotation),
-        ({**STATUS_OF, "RUNNING": None}, TrialState),
+        ({**STATUS_OF, "RUNNING": None, "PAUSED": None}, TrialState),
     ],
 )
 def test_a_table_has_a_line_for_every_member(table: Mapping[str, Any], members: Any) -> None:

@@ -9,13 +9,13 @@ import pytest
 from encsearch.config import ScalingConfig, Scheduler, SearchConfig
 from encsearch.search.budget.forecast import Forecast, ForecastPoint, backtest, forecast
 from encsearch.search.budget.rehearsal import rehearse
-from encsearch.search.budget.rules import RAY_TRAIN_STARTUP_S, Pace
+from encsearch.search.budget.rules import CONFIRM_STARTUP_S, Pace
 from encsearch.search.trials import Trial
 
 SURE = Pace((10.0,), startup_s=5.0, doubt=0.0, confirm_doubt=0.0)
 ONE = ScalingConfig()
 # Of one training after the search, at that pace and four epochs.
-CONFIRM_S = RAY_TRAIN_STARTUP_S + 4 * 10
+CONFIRM_S = CONFIRM_STARTUP_S + 4 * 10
 
 
 def search_of(**fields: Any) -> SearchConfig:
@@ -92,9 +92,7 @@ def test_after_the_search_only_the_confirmation_is_left() -> None:
         for n in range(4)
     ]
 
-    assert [interval.median for interval in left] == pytest.approx(
-        [3 * CONFIRM_S, 2 * CONFIRM_S, CONFIRM_S, 0]
-    )
+    assert [interval.median for interval in left] == pytest.approx([2 * CONFIRM_S, CONFIRM_S, CONFIRM_S, 0])
 
 
 def test_what_a_confirmation_takes_is_doubted_beside() -> None:
@@ -195,6 +193,6 @@ def test_a_forecast_of_a_simulated_sweep_holds_its_end() -> None:
     for _ in range(200):
         common = math.exp(rng.gauss(0, 0.1))
         epochs_s = [4 * rng.uniform(8, 12) for _ in range(21)]  # the last one confirms
-        ends.append(RAY_TRAIN_STARTUP_S + common * (20 * 2 + sum(epochs_s)))
+        ends.append(CONFIRM_STARTUP_S + common * (20 * 2 + sum(epochs_s)))
 
     assert 0.7 < sum(told.low <= end <= told.high for end in ends) / 200 < 0.9

@@ -101,7 +101,7 @@ def test_trials_that_a_limit_left_out_are_a_search_that_it_ended(tmp_path: Path)
     sweep.run()
     keeper = sweep.keeper()
 
-    sweep.clock.now_s = 60.0
+    sweep.clock.now_s = 75.0
 
     assert not keeper.may_start()
     assert keeper.ended_by
@@ -113,7 +113,7 @@ def test_a_flagged_trial_can_be_repeated_after_the_last_one_while_there_is_time(
     keeper = sweep.keeper()
     assert (keeper.may_start(), keeper.may_repeat()) == (False, True)
 
-    sweep.clock.now_s = 70.0
+    sweep.clock.now_s = 85.0
     assert not keeper.may_repeat()
 
 
@@ -127,4 +127,4 @@ def test_finalists_that_are_over_are_no_longer_foreseen(tmp_path: Path) -> None:
         keeper.write_progress(num_confirmed)
 
     (point,) = keeper.points()
-    assert point.median_s > 20
+    assert point.median_s > 10

@@ -6,10 +6,11 @@ import pytest
 
 from encsearch.config import SearchConfig
 from encsearch.errors import PreflightError
+from encsearch.search.study.proposals import Prior
 from encsearch.search.study.storage import repair_journal
 from encsearch.search.study.study import Proposal, Study
 
-EPOCHS = 2
+EPOCHS = 4
 RANGES = {"loss.se_weight": {"uniform": [0.0, 1.0]}, "optim.lr": {"loguniform": [1e-4, 1e-1]}}
 CHOICE = {"model.num_codewords": {"choice": [4, 8, 16]}}
 CONDITIONAL = {"optim.momentum": {"uniform": [0.5, 0.9], "when": {"model.num_codewords": [4, 16]}}}
@@ -20,35 +21,51 @@ SPACES = {
     "cmaes": RANGES,
     "qmc": RANGES | CHOICE,
 }
-TRIALS = 4
+TRIALS = 5
 
 
 def searched(sampler: str) -> SearchConfig:
-    return SearchConfig.model_validate({"space": SPACES[sampler], "sampler": sampler, "startup_trials": 2})
+    rungs = {"grace_epochs": 1, "reduction_factor": 2}
+    return SearchConfig.model_validate(
+        {"space": SPACES[sampler], "sampler": sampler, "startup_trials": 2, "asha": rungs}
+    )
 
 
 def run_to_end(journal: Path, search: SearchConfig) -> list[tuple[Proposal, str]]:
-    """As a driver does: go on with what is open, then ask; all trials and their states."""
+    """As a driver does: go on with what is open, then promote or ask; all trials and their states."""
     repair_journal(journal)
     study = Study(str(journal), "toy", search, EPOCHS)
+    study.believe(Prior(({"loss.se_weight": 0.2},)))
     study.queue([{"loss.se_weight": 0.2, "optim.lr": 0.01}])
+    open_trials = {proposal.number: proposal for proposal in (*study.running(), *study.paused())}
     for proposal in study.running():
         train(study, proposal)
-    while len(study.trials()) < TRIALS:
-        proposal = study.ask()
-        assert proposal
-        train(study, proposal)
+    while True:
+        is_ending = len(study.trials()) == TRIALS
+        number = study.promote(keep_one=is_ending)
+        if number is not None:
+            train(study, open_trials[number])
+        elif is_ending:
+            break
+        else:
+            asked = study.ask()
+            assert asked
+            open_trials[asked.number] = asked
+            train(study, asked)
+    for number in open_trials:
+        study.prune(number)
     return [(Proposal(record.number, record.values), record.state) for record in study.trials()]
 
 
 def train(study: Study, proposal: Proposal) -> None:
-    """The trial's curve depends on its values alone."""
-    for epoch in range(1, EPOCHS + 1):
-        study.report(proposal.number, epoch, epoch * (1 - abs(proposal.values["loss.se_weight"] - 0.3)))
-        if study.should_stop(proposal.number):
-            study.prune(proposal.number)
+    """From where it stands to where it pauses; the trial's curve depends on its values alone."""
+    number = proposal.number
+    for epoch in range(max(study.curve(number), default=0) + 1, EPOCHS + 1):
+        study.report(number, epoch, epoch * (1 - abs(proposal.values["loss.se_weight"] - 0.3)))
+        if study.judge(number) == "pause":
+            study.pause(number)
             return
-    study.complete(proposal.number)
+    study.complete(number)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes"])
@@ -58,6 +75,7 @@ def test_a_study_that_was_cut_off_after_any_line_goes_on_as_it_would_have(
     search = searched(sampler)
     whole = tmp_path / "whole.journal"
     expected = run_to_end(whole, search)
+    assert {state for _, state in expected} == {"COMPLETE", "PRUNED"}
     lines = whole.read_bytes().splitlines(keepends=True)
 
     for count in range(len(lines)):

@@ -13,6 +13,7 @@ from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.board import RESTARTS, Assignment
+from encsearch.train.checkpoint import find_newest, write_newest
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"
@@ -64,7 +65,7 @@ class Sweep:
 
     def __init__(self, config: Config, folder: Path, network: Callable[[Config], Network], room: int) -> None:
         assert config.search
-        self.observer, self.budget = Observer(), Budget()
+        self.observer, self.budget, self.folder = Observer(), Budget(), folder
         place = str(folder / "study.journal")
         self.study = Study(place, "toy", config.search, config.train.epochs)
         self.ledger = Ledger(
@@ -99,7 +100,13 @@ Open = Callable[..., Sweep]
 
 @pytest.fixture
 def config(toy_config: Config) -> Config:
-    search = {"space": SPACE, "budget": {"trials": 3}, "startup_trials": 2, "asha": {"grace_epochs": 1}}
+    search = {
+        "space": SPACE,
+        "budget": {"trials": 3},
+        "startup_trials": 2,
+        "scheduler": "asha_stop",
+        "asha": {"grace_epochs": 1},
+    }
     return with_values(toy_config, {"train.epochs": 3, "search": search})
 
 
@@ -288,8 +295,8 @@ def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> 
     def network(config: Config) -> Network:
         return Network(800 // config.model.num_codewords)
 
-    # The first proposal is the recipe's own, with 4 codewords.
-    one = sweep({"search.limits.parameters": 150, "search.budget.trials": 12}, network)
+    # The first proposal of this seed has 4 codewords.
+    one = sweep({"search.limits.parameters": 150, "search.budget.trials": 12, "search.seed": 2}, network)
     job = one.start("a")
 
     *refused, taken = one.trials
@@ -403,3 +410,114 @@ def test_what_a_trial_has_cost_stands_while_it_tells_its_epochs_again(sweep: Ope
     assert (one.trials[0].seconds, one.trials[0].cost_seconds) == (4.0, 4.0)
     one.train("b", 0.1, 0.2, 0.3)
     assert one.trials[0].seconds == 6.0
+
+
+@pytest.fixture
+def pausing(sweep: Open) -> Open:
+    """One trial at a time; the best half goes on from epoch 1 of 3."""
+    rungs = {"search.scheduler": "asha", "search.asha.reduction_factor": 2, "search.budget.trials": 4}
+
+    def opened(values: dict[str, Any] | None = None) -> Sweep:
+        return sweep({**rungs, **(values or {})}, room=1)
+
+    return opened
+
+
+def pause(one: Sweep, key: str, value: float, folder_bytes: int = 0) -> None:
+    job = one.start(key)
+    if folder_bytes:
+        write_newest(job.folder, 1, {"model.safetensors": bytes(folder_bytes)})
+    assert one.train(key, value)
+    one.ledger.ended(key)
+
+
+def test_a_trial_pauses_at_its_rung_and_goes_on_where_it_was_when_it_is_in_the_best_half(
+    pausing: Open,
+) -> None:
+    one = pausing()
+    pause(one, "a", 0.5)
+    assert (one.trials[0].state, one.observer.recorders[0].status) == ("PAUSED", None)
+    pause(one, "b", 0.1)
+
+    job = one.start("c")
+    assert job.folder.name == "0000"
+    assert one.train("c", 0.5, 0.6, 0.7) is False, "its first epoch is repeated and not judged again"
+    one.ledger.ended("c")
+
+    assert (one.trials[0].state, one.trials[0].curve) == ("COMPLETE", ((1, 0.5), (2, 0.6), (3, 0.7)))
+    assert [r.epoch for r in one.observer.recorders[0].reports] == [1, 2, 3]
+    assert one.trials[0].seconds == 6.0
+    assert [event.state for event in one.observer.events if event.number == 0] == [
+        *("RUNNING", "RUNNING", "PAUSED", "RUNNING", "RUNNING", "RUNNING", "COMPLETE")
+    ]
+    assert "trial 0 goes on after epoch 1" in one.observer.lines
+
+
+def test_the_best_at_its_rung_goes_on_without_a_pause(pausing: Open) -> None:
+    one = pausing()
+    pause(one, "a", 0.5)
+    one.start("b")
+    assert one.train("b", 0.9, 0.9, 0.9) is False
+
+
+def test_paused_trials_are_pruned_at_the_end_and_the_last_best_one_goes_on(pausing: Open) -> None:
+    one = pausing({"search.budget.trials": 1})
+    pause(one, "a", 0.5)
+    assert not one.ledger.is_done(), "one trial is no half, but the best of all"
+    one.start("b")
+    one.train("b", 0.5, 0.6, 0.7)
+    one.ledger.ended("b")
+    assert one.ledger.is_done()
+
+
+def test_what_is_paused_at_the_end_is_pruned_with_its_curve_and_no_reason(pausing: Open) -> None:
+    one = pausing()
+    pause(one, "a", 0.1)
+    one.start("b")
+    one.train("b", 0.2, 0.3, 0.3)
+    one.ledger.ended("b")
+    one.budget.is_spent = True
+    assert one.ledger.is_over()
+    one.ledger.end_all("the budget was spent")
+
+    trial = one.trials[0]
+    assert (trial.state, trial.reason, trial.curve) == ("PRUNED", None, ((1, 0.1),))
+    assert one.observer.recorders[0].status == "KILLED"
+
+
+def test_after_a_kill_a_paused_trial_is_promoted_as_it_would_have_been(pausing: Open) -> None:
+    killed = pausing()
+    pause(killed, "a", 0.5)
+    killed.start("b")
+    assert killed.train("b", 0.1)
+    # Killed before Tune ended "b".
+
+    resumed = pausing()
+    job = resumed.start("c")
+    assert job.folder.name == "0000"
+    resumed.train("c", 0.5, 0.6, 0.7)
+    resumed.ledger.ended("c")
+    assert resumed.trials[0].state == "COMPLETE"
+    assert resumed.ledger.is_done() is False
+    assert resumed.start("d").folder.name == "0002", "trial 1 is still paused"
+
+
+def test_the_worst_paused_trials_lose_their_checkpoints_beyond_the_disk_s_share(pausing: Open) -> None:
+    one = pausing({"search.disk_gib": 150 / 2**30, "search.asha.reduction_factor": 4})
+    for key, value in (("a", 0.5), ("b", 0.1), ("c", 0.4)):
+        pause(one, key, value, folder_bytes=70)
+
+    folders = sorted((one.folder / "trials").iterdir())
+    assert [bool(find_newest(folder)) for folder in folders] == [True, False, True]
+
+
+def test_failures_in_a_row_with_one_reason_end_the_search(pausing: Open) -> None:
+    one = pausing({"search.budget.max_failed": 2, "search.budget.trials": 6})
+    for key, reason in (("a", "no such file"), ("b", "disk full"), ("c", "disk full")):
+        assert one.ledger.gives_up_on is None
+        one.start(key)
+        one.ledger.reported(key, {"failure": reason, "hardware": CPU, "done": True})
+        one.ledger.ended(key)
+
+    assert one.ledger.gives_up_on == "disk full"
+    assert one.ledger.is_over()

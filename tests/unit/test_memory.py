@@ -72,8 +72,13 @@ def test_a_sweep_needs_disk_for_running_trials_finalists_and_artifacts() -> None
     needed = sweep_bytes(search, num_parameters=1000, trials_at_once=4)
 
     checkpoints, bundle = 8 * 1000, 4 * 1000
-    assert needed == 4 * 3 * checkpoints + 9 * (bundle + 2 * checkpoints) + 19 * MIB
+    paused = 10 * checkpoints
+    assert needed == 4 * 3 * checkpoints + paused + 9 * (bundle + 2 * checkpoints) + 19 * MIB
     assert sweep_bytes(search, 1000, trials_at_once=50) == needed + 6 * 3 * checkpoints
+    little = search.model_copy(update={"disk_gib": 1000 / 2**30})
+    assert sweep_bytes(little, 1000, trials_at_once=4) == needed - paused + 1000
+    stopping = search.model_copy(update={"scheduler": "asha_stop"})
+    assert sweep_bytes(stopping, 1000, trials_at_once=4) == needed - paused
 
 
 def _measured_peak(config: Config, trace: Path) -> int:

@@ -51,7 +51,7 @@ def test_what_was_searched_names_ranges_goals_and_fates() -> None:
         "4 trials searched model.num_codewords (8, 16, 32 or 64), loss.se_weight (0 to 1) and optim.lr "
         "(0.001 to 0.1, on a log scale) for the highest mIoU."
     )
-    assert method == "The values came from TPE; ASHA stopped the weaker trials early."
+    assert method == "The values came from TPE; ASHA paused every trial at a rung, and the best went on."
     assert last == "Outcomes: 2 ran to the end, 1 stopped early and 1 failed."
 
 

@@ -10,6 +10,7 @@ from encsearch.errors import UserError
 
 K, WEIGHT, RATE = "model.num_codewords", "loss.se_weight", "optim.lr"
 CHOICE, RANGE = {"choice": [4, 8]}, {"loguniform": [1e-3, 1e-1]}
+WORDS = {"choice": ["encoding", "none"]}
 WEIGHTS = {"uniform": [0.0, 1.0]}
 
 
@@ -34,8 +35,8 @@ def test_a_wall_budget_is_a_duration(toy_config: Config, text: Any, seconds: flo
         ({RATE: RANGE}, {"budget": {"wall": "soon"}}, "'soon' is not a duration; try 90m, 2h30m"),
         ({RATE: RANGE}, {"budget": {"gpu_hours": 2}}, "limits nothing: scaling.gpus_per_worker is 0"),
         ({RATE: RANGE}, {"sampler": "grid"}, "sampler=grid needs a choice, but optim.lr is a range"),
-        ({RATE: RANGE, K: CHOICE}, {"sampler": "cmaes"}, "model.num_codewords is a choice; try tpe"),
-        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two ranges or more .* there is only one range"),
+        ({RATE: RANGE, "model.context": WORDS}, {"sampler": "cmaes"}, "model.context is one; try tpe"),
+        ({RATE: RANGE}, {"sampler": "cmaes"}, "needs two paths or more, .* there is only one path"),
         ({RATE: RANGE}, {"minimize": "parameters"}, "early stopping .* set search.scheduler=none"),
         (
             {RATE: RANGE, WEIGHT: WEIGHTS},

@@ -1,23 +1,30 @@
 """Which trials are stopped: decisions on curves alone."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import all_rungs, bracket_of, checked_epochs, should_stop
+from encsearch.search.stopping import Curve, all_rungs, bracket_of, checked_epochs, find_promotable, judge
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}}
 
 
 def search(**values: object) -> SearchConfig:
     rungs = {"grace_epochs": 1, "reduction_factor": 3}
-    return SearchConfig.model_validate({"space": SPACE, "asha": rungs, **values})
+    return SearchConfig.model_validate({"space": SPACE, "scheduler": "asha_stop", "asha": rungs, **values})
 
 
-def test_rungs_are_powers_below_the_full_length() -> None:
+def should_stop(search: SearchConfig, epochs: int, number: int, curves: Mapping[int, Curve]) -> bool:
+    return judge(search, epochs, number, curves) == "stop"
+
+
+def test_rungs_are_powers_that_leave_a_factor_to_the_full_length() -> None:
     assert all_rungs(search(), 27) == (1, 3, 9)
-    assert all_rungs(search(asha={"grace_epochs": 2, "reduction_factor": 2}), 10) == (2, 4, 8)
+    assert all_rungs(search(asha={"grace_epochs": 2, "reduction_factor": 2}), 10) == (2, 4)
     assert all_rungs(search(asha={"grace_epochs": 5}), 3) == ()
-    assert [all_rungs(search(asha={}), epochs) for epochs in (27, 8, 3)] == [(6, 24), (2,), (1,)]
+    assert all_rungs(search(asha={"grace_epochs": 2}), 5) == (2,), "the first is always there"
+    assert [all_rungs(search(asha={}), epochs) for epochs in (27, 8, 3)] == [(3,), (1,), (1,)]
 
 
 def test_asha_keeps_the_best_third_of_those_at_a_rung() -> None:
@@ -73,3 +80,33 @@ def test_the_median_rule_compares_the_best_so_far_with_the_others_means(value: f
     assert should_stop(median, 27, 0, {**others, 0: {1: value, 2: 0.0}}) is stops
     assert not should_stop(median, 27, 0, {**others, 0: {1: value}}), "the grace epochs"
     assert not should_stop(median, 27, 0, {0: {1: value, 2: 0.0}, 1: others[1], 2: others[2]}), "too few"
+
+
+def at_rung(*values: float) -> dict[int, Curve]:
+    return {number: {1: value} for number, value in enumerate(values)}
+
+
+def test_a_trial_pauses_at_its_rung_until_it_is_in_the_best_third_there() -> None:
+    pausing = search(scheduler="asha")
+    assert judge(pausing, 27, 1, at_rung(0.5, 0.9), paused={0}) == "pause", "one of two is no third"
+    assert judge(pausing, 27, 2, at_rung(0.5, 0.9, 0.1), paused={0, 1}) == "pause", "another goes on"
+    assert judge(pausing, 27, 2, at_rung(0.5, 0.6, 0.9), paused={0, 1}) == "continue"
+    assert find_promotable(pausing, 27, at_rung(0.5, 0.9, 0.1), {0, 1, 2}) == 1
+    assert find_promotable(pausing, 27, {**at_rung(0.5, 0.9, 0.1), 1: {1: 0.9, 2: 0.9}}, {0, 2}) is None, (
+        "who went on still has the place"
+    )
+
+
+def test_the_highest_rung_comes_first_then_the_best_and_of_equals_the_earlier() -> None:
+    pausing = search(scheduler="asha")
+    far = {number: {1: 0.9, 3: 0.2 + number / 10} for number in (10, 11, 12)}
+    assert find_promotable(pausing, 27, {**at_rung(0.95, 0.1), **far}, {0, 1, 10, 11, 12}) == 12
+    assert find_promotable(pausing, 27, at_rung(*[0.5] * 6), set(range(6))) == 0
+
+
+def test_at_the_end_of_a_search_the_best_goes_on_however_few_there_are() -> None:
+    pausing = search(scheduler="asha")
+    assert find_promotable(pausing, 27, at_rung(0.5, 0.9), {0, 1}) is None
+    assert find_promotable(pausing, 27, at_rung(0.5, 0.9), {0, 1}, keep_one=True) == 1
+    ended = {**at_rung(0.5), 1: {1: 0.9, 3: 0.9, 9: 0.9, 27: 0.9}}
+    assert find_promotable(pausing, 27, ended, {0}, keep_one=True) is None, "the best has gone on before"

@@ -53,16 +53,22 @@ def rung_chart(summary: SweepSummary) -> Chart | Omitted:
             return Omitted(
                 title, "the median rule has no rungs; the learning curves show which trials were stopped"
             )
-        case "asha" | "hyperband":
-            pass
+        case "asha":
+            kept = search.asha.reduction_factor
+            caption = (
+                f"A trial pauses at a rung, and goes on when it is among the best 1/{kept} of all that have "
+                "reached it; a paused trial that was never promoted counts as stopped there."
+            )
+        case "asha_stop" | "hyperband":
+            kept = search.asha.reduction_factor
+            caption = (
+                f"At a rung a trial goes on if it is among the best 1/{kept} of its bracket's trials that "
+                "had reached it by then, so an early trial may go on with a value at which a later one is "
+                "stopped."
+            )
     found = brackets(summary)
     if not found:
         return Omitted(title, "no trial reached a rung")
-    kept = search.asha.reduction_factor
-    caption = (
-        f"At a rung a trial goes on if it is among the best 1/{kept} of its bracket's trials that had "
-        "reached it by then, so an early trial may go on with a value at which a later one is stopped."
-    )
     return Chart("rungs.png", title, caption, 4.4, partial(_draw_rungs, found, summary.metric))
 
 

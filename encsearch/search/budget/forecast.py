@@ -16,10 +16,12 @@ from encsearch.config import ScalingConfig, SearchConfig
 from encsearch.search.budget.rehearsal import Rehearsal, rehearse
 from encsearch.search.budget.rules import (
     Cost,
+    Needs,
     Pace,
     Spent,
     compute_needs,
     confirm_cost,
+    confirm_places,
     devices_of,
     left_of,
     spent_by,
@@ -101,7 +103,8 @@ def forecast(
     """
     rng = np.random.default_rng((seed, len(trials)))
     spent = spent_by(trials, elapsed_s)
-    limit = _search_limit(search, scaling, epochs, pace, spent)
+    needs = compute_needs(search, scaling, epochs, pace, at_once)
+    limit = _search_limit(search, needs, spent)
     devices = devices_of(scaling)
     to_start = min(num_to_start(search, spent), _startable(limit, devices, pace, at_once))
     num_new = int(min(to_start, MAX_PLAYED))
@@ -113,11 +116,14 @@ def forecast(
     ends = _end_of_search(played, limit, devices)
     each = confirm_cost(search.confirm, scaling, epochs, 1)
     fixed = confirm_cost(search.confirm, scaling, epochs, 0)
-    count = max(0, compute_needs(search, scaling, epochs, pace).plan.num_trainings - num_confirmed)
+    count = max(0, needs.plan.num_trainings - num_confirmed)
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
-    confirm_s = count * fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn.sum(axis=1)
-    confirm_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))
-    device_s = played.busy(ends) * devices + confirm_s * each.device_s / each.wall_s
+    each_s = fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn
+    each_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))[:, None]
+    places = confirm_places(search.confirm, scaling, at_once)
+    # Each place takes its share of the trainings, one after the other.
+    confirm_s = sum(each_s[:, turn : turn + places].max(axis=1) for turn in range(0, count, places))
+    device_s = played.busy(ends) * devices + each_s.sum(axis=1) * each.device_s / each.wall_s
     return Forecast(
         wall_s=_interval(ends + confirm_s),
         device_s=_interval(device_s),
@@ -146,12 +152,9 @@ def backtest(points: Sequence[ForecastPoint], ended_s: float) -> Backtest | None
     return Backtest(tuple(errors), held)
 
 
-def _search_limit(
-    search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace, spent: Spent
-) -> Cost:
+def _search_limit(search: SearchConfig, needs: Needs, spent: Spent) -> Cost:
     """The cost that the search may still add before the rest is needed for its finalists."""
-    kept = compute_needs(search, scaling, epochs, pace).confirm
-    left = left_of(search.budget, spent.cost + kept)
+    left = left_of(search.budget, spent.cost + needs.confirm)
     return Cost(max(0.0, left.wall_s), max(0.0, left.device_s))
 
 

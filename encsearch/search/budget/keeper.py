@@ -83,7 +83,7 @@ class Keeper:
         pace = pace_of(trials, STARTUP_S)
         if pace:
             self._needs = compute_needs(
-                self._study.search, self._config.scaling, self._config.train.epochs, pace
+                self._study.search, self._config.scaling, self._config.train.epochs, pace, self._at_once
             )
         self._decision = decide(self._study.search.budget, spent_by(trials, self.elapsed_s), self._needs)
         if self._takes_trials_away(trials):

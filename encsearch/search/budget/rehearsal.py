@@ -8,11 +8,11 @@ trial's rank persists except for the noise. No trial fails, and no limit refuses
 import heapq
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import checked_epochs, should_stop
+from encsearch.search.stopping import Verdict, checked_epochs, find_promotable, judge
 from encsearch.search.trials import Trial
 
 # MAX_RIVALS rivals, drawn at random, represent a larger number of them. If a trial may be stopped after twice
@@ -26,7 +26,10 @@ NOISE = 0.3
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One random sweep: remaining epochs of each running trial, and epochs of each one that starts later."""
+    """One random sweep: remaining epochs of each open trial, and epochs of each one that starts later.
+
+    A paused trial that is not promoted has none left.
+    """
 
     running: tuple[int, ...]
     started: tuple[int, ...]
@@ -55,8 +58,9 @@ class _Sweep:
         self, search: SearchConfig, epochs: int, trials: Sequence[Trial], rng: random.Random
     ) -> None:
         self._search, self._epochs, self._rng = search, epochs, rng
-        self._running = {r.number: r.epochs for r in trials if r.state == "RUNNING"}
-        self._standing = {r.number: r.curve[-1][1] for r in trials if r.state == "RUNNING" and r.curve}
+        self._open = {r.number: r.epochs for r in trials if r.state in ("RUNNING", "PAUSED")}
+        self._paused = {r.number for r in trials if r.state == "PAUSED"}
+        self._standing = {r.number: r.curve[-1][1] for r in trials if r.number in self._open and r.curve}
         self._next = max((r.number for r in trials), default=-1) + 1
         self._donors = _donors(trials, epochs, rng)
         self._noise = NOISE * statistics.pstdev(donor[0] for donor in self._donors)
@@ -69,38 +73,65 @@ class _Sweep:
                     self._report(trial.number, epoch, value)
 
     def play(self, num_new: int, at_once: int) -> Rehearsal:
-        numbers = list(self._running) + [self._next + place for place in range(num_new)]
-        places = max(at_once, len(self._running))
-        lengths: dict[int, int] = {}
-        waiting = iter(numbers[places:])
-        # (time, trial, epochs so far) of the next events, in order of time.
-        events = [(0, number, self._running.get(number, 0)) for number in numbers[:places]]
-        heapq.heapify(events)
-        futures = {number: self._future(number) for number in numbers}
-        while events:
-            now, number, done = heapq.heappop(events)
-            epoch = next((e for e in self._checks(number) if e > done), self._epochs)
-            if epoch < self._epochs:
-                self._report(number, epoch, futures[number][epoch - 1] + self._rng.gauss(0, self._noise))
-                if not self._stops(number, epoch):
-                    heapq.heappush(events, (now + epoch - done, number, epoch))
-                    continue
-            lengths[number] = epoch
-            if (started := next(waiting, None)) is not None:
-                heapq.heappush(events, (now + epoch - done, started, 0))
-        running = tuple(lengths[number] - done for number, done in self._running.items())
-        return Rehearsal(running, tuple(lengths[number] for number in numbers[len(running) :]))
+        new = [self._next + place for place in range(num_new)]
+        done = dict.fromkeys(new, 0) | self._open
+        futures = {number: self._future(number) for number in done}
+        running = [number for number in self._open if number not in self._paused]
+        waiting = iter([*running, *new])
+        # (time, trial) of the next check of each trial that runs, in order of time.
+        events: list[tuple[int, int]] = []
+        now = 0
+        places = max(at_once, len(running))
+        while True:
+            while len(events) < places and (number := self._take(waiting, is_idle=not events)) is not None:
+                heapq.heappush(events, (now + self._next_check(number, done[number]) - done[number], number))
+            if not events:
+                break
+            now, number = heapq.heappop(events)
+            epoch = done[number] = self._next_check(number, done[number])
+            if epoch == self._epochs:
+                continue
+            self._report(number, epoch, futures[number][epoch - 1] + self._rng.gauss(0, self._noise))
+            match self._judge(number, epoch):
+                case "continue":
+                    heapq.heappush(events, (now + self._next_check(number, epoch) - epoch, number))
+                case "pause":
+                    self._paused.add(number)
+                case "stop":
+                    pass
+        remaining = tuple(done[number] - before for number, before in self._open.items())
+        return Rehearsal(remaining, tuple(done[number] for number in new))
+
+    def _take(self, waiting: Iterator[int], is_idle: bool) -> int | None:
+        """The next trial for a free place: a promoted one, or a new one; when none is left, the best."""
+        for keep_one in (False, True):
+            number = find_promotable(
+                self._search, self._epochs, self._curves, self._paused, keep_one=keep_one
+            )
+            if number is not None:
+                self._paused.remove(number)
+                return number
+            if not keep_one and (number := next(waiting, None)) is not None:
+                return number
+            if not is_idle:
+                return None
+        return None
+
+    def _next_check(self, number: int, epoch: int) -> int:
+        return next((e for e in self._checks(number) if e > epoch), self._epochs)
 
     def _report(self, number: int, epoch: int, value: float) -> None:
         self._curves.setdefault(number, {})[epoch] = value
         self._reached.setdefault(epoch, []).append(number)
 
-    def _stops(self, number: int, epoch: int) -> bool:
+    def _judge(self, number: int, epoch: int) -> Verdict:
+        if self._search.scheduler == "asha":
+            return judge(self._search, self._epochs, number, self._curves, self._paused)
         rivals = self._reached[epoch]
         if len(rivals) > MAX_RIVALS:
             rivals = self._rng.sample(rivals, MAX_RIVALS)
         curves = {n: self._curves[n] for n in [number, *rivals]}
-        return should_stop(self._search, self._epochs, number, curves)
+        return judge(self._search, self._epochs, number, curves)
 
     def _checks(self, number: int) -> Sequence[int]:
         """The `checked_epochs`, or some of them if there are many."""

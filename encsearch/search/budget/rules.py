@@ -14,8 +14,8 @@ DRIFT = 0.05
 # Eight confirmations of four sweeps took 0.75 to 2.2 times as long as their trials suggested: with other
 # numbers of workers, alone instead of side by side, and one on a machine that was busy otherwise.
 CONFIRM_DOUBT = 0.35
-# Startup of one training by Ray Train: 21 to 23 CPU seconds with two workers (Ray 2.60, two cores).
-RAY_TRAIN_STARTUP_S = 15
+# Startup of the finalists' processes (Ray 2.60, two cores); only the first one of each place waits for it.
+CONFIRM_STARTUP_S = 5
 # Expected share of several workers' added speed; the speed of two depends on network and machine.
 PARALLEL_EFFICIENCY = 0.8
 # Before the search has begun to learn, the confirmation may not claim more than this share of the budget.
@@ -143,37 +143,46 @@ def spent_by(trials: Sequence[Trial], wall_s: float) -> Spent:
     )
 
 
-def compute_needs(search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace) -> Needs:
+def compute_needs(
+    search: SearchConfig, scaling: ScalingConfig, epochs: int, pace: Pace, at_once: int
+) -> Needs:
     """Compute what the search must leave for the confirmation, by the speed measured so far.
 
-    Finalists that have begun are not cut, so one standard deviation is reserved beside their expected time. A
-    confirmation that would take more than MAX_CONFIRM_SHARE of the budget is reduced, see `reduce_plan`.
+    `at_once` trials fit at a time. Finalists that have begun are not cut, so one standard deviation is
+    reserved beside their expected time. A confirmation that would take more than MAX_CONFIRM_SHARE of the
+    budget is reduced, see `reduce_plan`.
     """
     expected = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
     each = expected.times(math.exp(pace.confirm_doubt))
     left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
-    plan, reduced = reduce_plan(search.confirm, each, left)
+    places = confirm_places(search.confirm, scaling, at_once)
+    plan, reduced = reduce_plan(search.confirm, each, left, places)
     report_s = pace.startup_s + pace.quantile(0.5)
     return Needs(
         plan=plan,
-        confirm=each.times(plan.num_trainings),
+        confirm=add_up(each, plan.num_trainings, places),
         first_report=Cost(report_s, report_s * devices_of(scaling)),
         reduced=reduced,
     )
 
 
-def reduce_plan(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[ConfirmConfig, str | None]:
+def reduce_plan(
+    confirm: ConfirmConfig, each: Cost, left: Cost, places: int = 1
+) -> tuple[ConfirmConfig, str | None]:
     """Reduce the confirmation to what `left` allows; also return what was cut, as one line.
+
+    `places` trainings run at once.
 
     Finalists are cut first, then baselines, then seeds: without several seeds no winner is sure. One training
     is always kept, since a sweep without any has no result.
     """
-    room = min(left.wall_s / each.wall_s, left.device_s / each.device_s if each.device_s else math.inf)
+    by_wall = places * (left.wall_s / each.wall_s if places == 1 else left.wall_s // each.wall_s)
+    room = min(by_wall, left.device_s / each.device_s if each.device_s else math.inf)
     plans = list(_list_smaller(confirm))
     plan = next((p for p in plans if p.num_trainings <= room), plans[-1])
     if plan == confirm or not math.isfinite(room):
         return confirm, None
-    if left.wall_s / each.wall_s == room:
+    if by_wall == room:
         available, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
     else:
         available, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
@@ -182,12 +191,22 @@ def reduce_plan(confirm: ConfirmConfig, each: Cost, left: Cost) -> tuple[Confirm
 
 
 def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, epoch_s: float) -> Cost:
-    """Cost of one confirmation training if a trial takes `epoch_s` an epoch; they run one after the other."""
+    """Cost of one confirmation training if a trial takes `epoch_s` an epoch."""
     workers = confirm.num_workers or scaling.num_workers
     ratio = scaling.num_workers / workers
     slower = ratio if ratio >= 1 else ratio / PARALLEL_EFFICIENCY
-    wall_s = RAY_TRAIN_STARTUP_S + (confirm.epochs or epochs) * epoch_s * slower
+    wall_s = CONFIRM_STARTUP_S + (confirm.epochs or epochs) * epoch_s * slower
     return Cost(wall_s, wall_s * devices_of(scaling.model_copy(update={"num_workers": workers})))
+
+
+def confirm_places(confirm: ConfirmConfig, scaling: ScalingConfig, at_once: int) -> int:
+    """Number of confirmation trainings that fit where `at_once` trials fit."""
+    return max(1, at_once * scaling.num_workers // (confirm.num_workers or scaling.num_workers))
+
+
+def add_up(each: Cost, count: int, places: int) -> Cost:
+    """Cost of `count` equal trainings, `places` at once."""
+    return Cost(math.ceil(count / places) * each.wall_s, count * each.device_s)
 
 
 def left_of(budget: BudgetConfig, used: Cost) -> Cost:

@@ -5,15 +5,22 @@ before it is trained; the winner's value is selected among few (`Ranking.optimis
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config, ConfirmConfig, with_values
+from encsearch.data.store import Store
 from encsearch.errors import TrainingError
 from encsearch.files import append_line, read_lines
-from encsearch.reports import Recorder, TrainingResult, recording
-from encsearch.runner.ray_train import run_ray_train
+from encsearch.reports import (
+    REPORTS_FILE,
+    Recorder,
+    Report,
+    TrainingResult,
+    best_report,
+    distinct_reports,
+)
 from encsearch.search.confirm.finalists import (
     Finalist,
     finalist_config,
@@ -25,7 +32,9 @@ from encsearch.search.confirm.finalists import (
     to_line,
 )
 from encsearch.search.confirm.ranking import Ranking, rank
-from encsearch.search.trials import Trial
+from encsearch.search.trials import Trial, TrialEvent
+from encsearch.search.tune.side_by_side import run_side_by_side
+from encsearch.train.checkpoint import find_best
 from encsearch.train.experiment import count_parameters
 
 # One line for each finished training, which is not trained again.
@@ -65,15 +74,16 @@ def confirm(
     folder: Path,
     observer: ConfirmObserver,
     *,
-    num_classes: int,
+    store: Store,
+    room: int,
     minimize: str | None = None,
     excluded: Collection[int] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    `minimize` is the search's second objective; trials in `excluded` are not picked. Ray Train runs one
-    training after the other, each in its own folder below `folder`. A second call with the same folder trains
+    `minimize` is the search's second objective; trials in `excluded` are not picked. `room` trainings run at
+    once, each in its own folder below `folder`. A second call with the same folder trains
     only what has no line there, failed trainings included; a killed training continues from its last
     checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
     reported and left out. Raises TrainingError when no trial can be picked or no finalist is left.
@@ -91,13 +101,13 @@ def confirm(
         for r in picked
         for seed in plan.seeds
     ]
-    trained = _train_missing(wanted, num_classes, folder, observer, progress)
+    trained = _train_missing(wanted, store, room, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
     won = rank(group_trainings(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
     baselines = _train_missing(
-        _baselines(winner, plan), num_classes, folder, observer, lambda count: progress(len(wanted) + count)
+        _baselines(winner, plan), store, room, folder, observer, lambda count: progress(len(wanted) + count)
     )
     ranking = rank(group_trainings(trained), group_trainings(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
@@ -110,6 +120,10 @@ class PlannedFinalist:
     name: str
     trial: int | None
     config: Config
+
+    @property
+    def row(self) -> str:
+        return self.name
 
 
 def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
@@ -127,41 +141,65 @@ def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
 
 def _train_missing(
     wanted: Sequence[PlannedFinalist],
-    num_classes: int,
+    store: Store,
+    room: int,
     folder: Path,
     observer: ConfirmObserver,
     progress: Callable[[int], None],
 ) -> tuple[Finalist, ...]:
+    """Train what has no line, and return all that did not fail, in the order of `wanted`."""
     lines = {line["name"]: line for line in read_lines(folder / FINALISTS_FILE)}
-    found: list[Finalist | None] = []
-    for count, one in enumerate(wanted, start=1):
-        if one.name in lines:
-            found.append(from_line(lines[one.name], one.config, folder))
-            continue
-        found.append(_train(one, num_classes, folder, observer))
-        progress(count)
-    return tuple(finalist for finalist in found if finalist)
+    done = [one for one in wanted if one.name in lines]
+    known = {one.name: from_line(lines[one.name], one.config, folder) for one in done}
+    missing = [one for one in wanted if one.name not in known]
+    if missing:
+        trainings = _Trainings(known, store, folder, observer, progress)
+        run_side_by_side(
+            missing,
+            missing[0].config.scaling,
+            folder,
+            trainings,
+            fingerprint=store.fingerprint,
+            room=room,
+            keeps_best=True,
+        )
+    return tuple(known[one.name] for one in wanted if one.name in known)
 
 
-def _train(
-    wanted: PlannedFinalist, num_classes: int, folder: Path, observer: ConfirmObserver
-) -> Finalist | None:
-    recorder = observer.open_finalist(wanted.name, wanted.trial, wanted.config)
-    try:
-        with recording(recorder):
-            result = run_ray_train(wanted.config, folder / wanted.name, recorder)
-            parameters = count_parameters(wanted.config.model, num_classes)
-            finalist = Finalist(wanted.name, wanted.trial, wanted.config, _whole(result), parameters)
-            observer.finalist_trained(finalist)
-    except TrainingError as error:
-        observer.finalist_failed(wanted.name, str(error))
-        return None
-    # The line comes last: after a kill before it, nothing is trained again, but the observer is called again.
-    append_line(folder / FINALISTS_FILE, to_line(finalist, folder))
-    return finalist
+class _Trainings:
+    """Adds each training that ends to `known`, with a line in the folder."""
 
+    def __init__(
+        self,
+        known: dict[str, Finalist],
+        store: Store,
+        folder: Path,
+        observer: ConfirmObserver,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._known, self._store, self._folder = known, store, folder
+        self._observer, self._progress = observer, progress
 
-def _whole(result: TrainingResult) -> TrainingResult:
-    """Add the epochs before a kill: a training that continued after one was timed only from there."""
-    epochs_s = sum(report.seconds for report in result.reports)
-    return replace(result, seconds=max(result.seconds, epochs_s))
+    def open_recorder(self, training: PlannedFinalist) -> Recorder:
+        return self._observer.open_finalist(training.name, training.trial, training.config)
+
+    def trained(self, training: PlannedFinalist, last: Report, seconds: float, folder: Path) -> None:
+        config = training.config
+        reports = tuple(distinct_reports(folder / REPORTS_FILE))
+        best = best_report(reports, config.metric)
+        result = TrainingResult(reports, best, find_best(folder), seconds)
+        parameters = count_parameters(config.model, len(self._store.info.classes))
+        finalist = Finalist(training.name, training.trial, config, result, parameters)
+        self._observer.finalist_trained(finalist)
+        self._known[training.name] = finalist
+
+    def recorded(self, training: PlannedFinalist) -> None:
+        """The line comes last: after a kill before it the observer is called again, but nothing trains."""
+        append_line(self._folder / FINALISTS_FILE, to_line(self._known[training.name], self._folder))
+        self._progress(len(self._known))
+
+    def failed(self, training: PlannedFinalist, reason: str) -> None:
+        self._observer.finalist_failed(training.name, reason)
+
+    def follow(self, training: PlannedFinalist, event: TrialEvent) -> None:
+        """Nothing: its recorder shows the progress of a finalist."""

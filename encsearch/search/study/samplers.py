@@ -4,8 +4,9 @@ Because every trial gets a new sampler, it proposes the same values after a kill
 as long as the study holds the same trials.
 """
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -18,28 +19,59 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from encsearch.config import Dimension, SearchConfig, find_active
 
 
-def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
-    """The sampler that proposes the trial `number`."""
+def sampler_for(search: SearchConfig, number: int, attempt: int = 0) -> BaseSampler:
+    """The sampler that proposes the trial `number`, or does so again at a further attempt."""
     with warnings.catch_warnings():
         # Groups of TPE and the quasi-random sampler are experimental in Optuna 5.0.
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return _sampler(search, number)
+        return _sampler(search, number, attempt)
 
 
 def suggest(trial: Trial, space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Draw the trial's values, or read the existing ones; paths whose condition fails are left out."""
+    """Read the trial's fixed values into the study; paths whose condition fails are left out."""
+    return for_each(space, lambda path: _suggest(trial, path, distribution(space[path])))
+
+
+def draw(trial: Trial, space: Mapping[str, Dimension]) -> dict[str, Any]:
+    """Draw a trial's values in a study of `as_seen` trials."""
+
+    def one(path: str) -> Any:
+        drawn = _suggest(trial, path, _seen_distribution(space[path]))
+        return ordered_values(space[path])[drawn] if _is_ranked(space[path]) else drawn
+
+    return for_each(space, one)
+
+
+def for_each(space: Mapping[str, Dimension], one: Callable[[str], Any]) -> dict[str, Any]:
+    """The value of each active path; conditions come after what they name."""
     values: dict[str, Any] = {}
-    for path in sorted(
-        space, key=lambda path: bool(space[path].when)
-    ):  # conditions come after what they name
+    for path in sorted(space, key=lambda path: bool(space[path].when)):
         if path in find_active(space, values):
-            values[path] = _suggest(trial, path, space[path])
+            values[path] = one(path)
     return {path: values[path] for path in space if path in values}
+
+
+def as_seen(trial: FrozenTrial, space: Mapping[str, Dimension]) -> FrozenTrial:
+    """The trial as a sampler learns from it: numbers of a choice are replaced by their ranks.
+
+    So what a sampler learns of one number says something of its neighbours, which it cannot of a category.
+    """
+    seen = copy.copy(trial)
+    ranked = [path for path in trial.params if _is_ranked(space[path])]
+    ranks = {path: ordered_values(space[path]).index(trial.params[path]) for path in ranked}
+    seen.params = {**trial.params, **ranks}
+    seen.distributions = {path: _seen_distribution(space[path]) for path in trial.params}
+    return seen
+
+
+def ordered_values(dimension: Dimension) -> list[Any]:
+    """The numbers of a choice, ascending."""
+    return sorted(set(dimension.values))
 
 
 def grid_points(search: SearchConfig) -> Iterator[dict[str, Any]]:
@@ -61,20 +93,27 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def _sampler(search: SearchConfig, number: int) -> BaseSampler:
-    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+def _sampler(search: SearchConfig, number: int, attempt: int) -> BaseSampler:
+    entropy = [search.seed, number, attempt] if attempt else [search.seed, number]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     startup = search.startup_trials
     match search.sampler:
         case "tpe":
             # Groups: paths with a condition are modelled together with the paths that they occur with.
             conditional = any(dimension.when for dimension in search.space.values())
-            return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=conditional)
+            return TPESampler(
+                n_startup_trials=startup,
+                seed=seed,
+                multivariate=True,
+                group=conditional,
+                constant_liar=True,  # keeps away from trials that run
+            )
         case "gp":
             return GPSampler(n_startup_trials=startup, seed=seed)
         case "cmaes":
             return CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
         case "qmc":
-            # All trials share one sequence; the study counts its points. Choices are drawn at random.
+            # All trials share one sequence; the study counts its points. Words are drawn at random.
             return QMCSampler(
                 seed=search.seed,
                 scramble=True,
@@ -87,8 +126,17 @@ def _sampler(search: SearchConfig, number: int) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
-def _suggest(trial: Trial, path: str, dimension: Dimension) -> Any:
-    drawn = distribution(dimension)
+def _is_ranked(dimension: Dimension) -> bool:
+    return dimension.kind == "choice" and dimension.is_ordered
+
+
+def _seen_distribution(dimension: Dimension) -> BaseDistribution:
+    if _is_ranked(dimension):
+        return IntDistribution(0, len(ordered_values(dimension)) - 1)
+    return distribution(dimension)
+
+
+def _suggest(trial: Trial, path: str, drawn: BaseDistribution) -> Any:
     if isinstance(drawn, CategoricalDistribution):
         return trial.suggest_categorical(path, drawn.choices)
     if isinstance(drawn, IntDistribution):

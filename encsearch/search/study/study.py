@@ -2,19 +2,23 @@
 
 proposal = study.ask()                           # None when there is nothing left to try
 study.report(number, epoch, value)               # once an epoch
-study.should_stop(number)
+study.judge(number)                              # continue, pause or stop
+study.pause(number); study.promote()             # a paused trial that goes on, or None
 study.complete(number) | study.prune(number) | study.fail(number, reason)
 
 One process owns a study, any process may read it. After a kill another one opens it and continues the trials
-of `running()`.
+of `running()`; those of `paused()` wait to be promoted. Optuna has no such state: in its storage they run.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import numpy as np
 import optuna
+from optuna.samplers import RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
@@ -22,15 +26,18 @@ from optuna.trial import TrialState as OptunaState
 from encsearch.config import Config, SearchConfig, find_active, flatten
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
-from encsearch.search.stopping import should_stop
-from encsearch.search.study.samplers import distribution, grid_points, sampler_for, suggest
+from encsearch.search.stopping import Verdict, checked_epochs, find_promotable, judge
+from encsearch.search.study.proposals import Prior, is_exhausted, propose, share_of_prior
+from encsearch.search.study.samplers import distribution, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
 from encsearch.search.trials import PARAMETERS, Trial, TrialState
 
 # User attributes of a trial, as people see them in optuna-dashboard.
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
-STOPPED = "stopped"
+STOPPED, PAUSED, ORIGIN = "stopped", "paused", "origin"
+# Of the study.
+PRIOR = "prior"
 
 # Zhang et al., CVPR 2018, section 4.1 and table 1.
 PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
@@ -59,9 +66,19 @@ class Study:
         self._study = optuna.create_study(
             storage=self._storage, study_name=name, directions=directions, load_if_exists=True
         )
+        self._read()
+
+    def _read(self) -> None:
         trials = self._study.get_trials(deepcopy=False)
         self._ids = {trial.number: trial._trial_id for trial in trials}
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
+        is_open = OptunaState.RUNNING
+        self._paused = {t.number for t in trials if t.state == is_open and self._is_at_rung(t.number)}
+
+    def believe(self, prior: Prior) -> None:
+        """Draw a share of the proposals from `prior`; a study has one for all its life."""
+        if PRIOR not in self._study.user_attrs:
+            self._study.set_user_attr(PRIOR, asdict(prior))
 
     def queue(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Try these points first; a point that was queued before, by its place in the list, is skipped."""
@@ -89,8 +106,8 @@ class Study:
             name = f"{source} trial {trial.number}"
             if name not in known and trial.state in states:
                 self._study.add_trial(_foreign(trial, name, self.search))
+        self._read()
         frozen = self._study.get_trials(deepcopy=False)
-        self._curves = {t.number: dict(t.intermediate_values) for t in frozen if t.intermediate_values}
         self._study.set_user_attr(WARM_START, sum(WARM_START in t.user_attrs for t in frozen))
 
     @property
@@ -100,24 +117,24 @@ class Study:
         return number
 
     def ask(self) -> Proposal | None:
-        """Propose a new trial; None when a grid is exhausted."""
-        if self.search.sampler == "grid" and not self._waiting():
-            point = self._next_of_grid()
-            if point is None:
-                return None
-            self._study.enqueue_trial(point)
-        waiting = self._waiting()
-        number = waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = sampler_for(self.search, number)
+        """Propose a new trial; None when the space is exhausted."""
+        if not self._waiting() and not self._queue_proposal():
+            return None
+        self._study.sampler = self._fill_in(self._waiting()[0].number)
         return self._open(self._study.ask())
 
     def running(self) -> tuple[Proposal, ...]:
-        """The trials that an earlier process left open, with their values.
+        """The trials that an earlier process left open, with their values; not the paused ones.
 
         If a kill came before a trial had all its values, it gets the values that it would have got.
         """
         left = self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
-        return tuple(self._go_on(trial) for trial in left)
+        return tuple(self._go_on(trial) for trial in left if trial.number not in self._paused)
+
+    def paused(self) -> tuple[Proposal, ...]:
+        """The trials that wait at a rung, also if a kill came between their report and `pause`."""
+        trials = self._study.get_trials(deepcopy=False)
+        return tuple(self._go_on(trials[number]) for number in sorted(self._paused))
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store the metric of one epoch; an epoch that is stored already does not change."""
@@ -130,9 +147,25 @@ class Study:
         """The reported metrics so far, by epoch."""
         return self._curves.get(number, {})
 
-    def should_stop(self, number: int) -> bool:
-        """Whether the scheduler ends the trial after its last report."""
-        return should_stop(self.search, self._epochs, number, self._curves)
+    def judge(self, number: int) -> Verdict:
+        """What the scheduler makes of the trial after its last report."""
+        return judge(self.search, self._epochs, number, self._curves, self._paused)
+
+    def pause(self, number: int) -> None:
+        self.note(number, **{PAUSED: True})
+        self._paused.add(number)
+
+    def can_promote(self, *, keep_one: bool) -> bool:
+        """Whether `promote` would return a trial."""
+        return self._promotable(keep_one) is not None
+
+    def promote(self, *, keep_one: bool) -> int | None:
+        """Choose the paused trial that goes on; None if there is none, see `find_promotable`."""
+        number = self._promotable(keep_one)
+        if number is not None:
+            self.note(number, **{PAUSED: False})
+            self._paused.remove(number)
+        return number
 
     def note(self, number: int, **attributes: Any) -> None:
         """Set user attributes of the trial."""
@@ -177,8 +210,8 @@ class Study:
         return sum(RERUN_OF in trial.user_attrs for trial in self._waiting())
 
     def is_exhausted(self) -> bool:
-        """Whether every point of a grid has been proposed."""
-        return self.search.sampler == "grid" and not self._waiting() and self._next_of_grid() is None
+        """Whether every configuration of the space has been proposed."""
+        return not self._waiting() and is_exhausted(self.search.space, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
@@ -189,24 +222,85 @@ class Study:
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values that the next `count` trials would get now; nothing is stored."""
-        copy = Study(MEMORY, "copy", self.search, self._epochs)
-        copy._study.add_trials(self._study.get_trials())
-        # Some samplers keep their counters there.
-        for name, value in self._storage.get_study_system_attrs(self._study._study_id).items():
-            copy._storage.set_study_system_attr(copy._study._study_id, name, value)
-        copy._ids = {trial.number: trial._trial_id for trial in copy._study.get_trials(deepcopy=False)}
-        proposals = [copy.ask() for _ in range(count)]
+        ahead = Study(MEMORY, "copy", self.search, self._epochs)
+        ahead._study.add_trials(self._study.get_trials())
+        for name, value in self._study.user_attrs.items():
+            ahead._study.set_user_attr(name, value)
+        for name, value in self._system_attributes().items():
+            ahead._storage.set_study_system_attr(ahead._study._study_id, name, value)
+        ahead._read()
+        proposals = [ahead.ask() for _ in range(count)]
         return tuple(proposal.values for proposal in proposals if proposal)
+
+    def _queue_proposal(self) -> bool:
+        """Queue what the search tries next; False if the space is exhausted."""
+        trials = self._study.get_trials(deepcopy=False)
+        stored = self._study.user_attrs.get(PRIOR, {"centers": ()})
+        prior = Prior(**stored)
+        draft = propose(
+            self.search,
+            len(trials),
+            [self._as_ended(trial) for trial in trials],
+            self._system_attributes(),
+            prior,
+            self._share_of_prior(trials),
+            self._taken(),
+        )
+        if draft is None:
+            return False
+        # In one step: a kill leaves a whole proposal or none.
+        self._study.add_trial(
+            create_trial(
+                state=OptunaState.WAITING,
+                system_attrs={**draft.trial_attributes, "fixed_params": dict(draft.values)},
+                user_attrs={ORIGIN: draft.origin},
+            )
+        )
+        # After a kill here the sampler gives the same point once more, which is taken by then.
+        for name, value in draft.study_attributes.items():
+            self._storage.set_study_system_attr(self._study._study_id, name, value)
+        return True
+
+    def _share_of_prior(self, trials: Sequence[FrozenTrial]) -> float:
+        """By the values at the first epoch at which trials are compared."""
+        epoch = next(iter(checked_epochs(self.search, self._epochs, 0)), self._epochs)
+        scores: dict[str, list[float]] = {"prior": [], "sampler": []}
+        for trial in trials:
+            if trial.user_attrs.get(ORIGIN) in scores and epoch in trial.intermediate_values:
+                scores[trial.user_attrs[ORIGIN]].append(trial.intermediate_values[epoch])
+        return share_of_prior(self.search.prior.share, scores["prior"], scores["sampler"])
+
+    def _as_ended(self, trial: FrozenTrial) -> FrozenTrial:
+        """A paused trial as samplers learn from it: by the curve that it has."""
+        if trial.number not in self._paused:
+            return trial
+        ended = copy.copy(trial)
+        ended.state, ended.datetime_complete = OptunaState.PRUNED, trial.datetime_start
+        return ended
+
+    def _promotable(self, keep_one: bool) -> int | None:
+        return find_promotable(self.search, self._epochs, self._curves, self._paused, keep_one=keep_one)
+
+    def _is_at_rung(self, number: int) -> bool:
+        epoch = max(self.curve(number), default=0)
+        return self.search.scheduler == "asha" and epoch in checked_epochs(self.search, self._epochs, number)
+
+    def _taken(self) -> list[Mapping[str, Any]]:
+        """The values of all started or queued trials of this sweep."""
+        trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
+        return [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in trials]
+
+    def _system_attributes(self) -> dict[str, Any]:
+        return self._storage.get_study_system_attrs(self._study._study_id)
 
     def _go_on(self, stored: FrozenTrial) -> Proposal:
         if set(stored.params) == set(find_active(self.search.space, stored.params)):
-            # Asked again, a sampler that counts would count the trial twice.
             self._ids[stored.number] = stored._trial_id
             paths = [path for path in self.search.space if path in stored.params]
             return Proposal(stored.number, {path: stored.params[path] for path in paths})
-        self._study.sampler = sampler_for(self.search, stored.number)
+        self._study.sampler = self._fill_in(stored.number)
         trial = optuna.Trial(self._study, stored._trial_id)
-        given = {**trial.relative_params, **stored.system_attrs.get("fixed_params", {})}
+        given = stored.system_attrs.get("fixed_params", {})
         for path in (path for path in stored.params if path not in given):
             # Repeats the draws from before the kill, so that the random numbers after them are the same.
             self._study.sampler.sample_independent(self._study, stored, path, stored.distributions[path])
@@ -216,14 +310,13 @@ class Study:
         self._ids[trial.number] = trial._trial_id
         return Proposal(trial.number, suggest(trial, self.search.space))
 
+    def _fill_in(self, number: int) -> RandomSampler:
+        """Draws what a queued point leaves open."""
+        entropy = np.random.SeedSequence([self.search.seed, number])
+        return RandomSampler(seed=int(entropy.generate_state(1)[0]))
+
     def _waiting(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-
-    def _next_of_grid(self) -> dict[str, Any] | None:
-        """The first point that no started or queued trial of this sweep has."""
-        trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
-        taken = [trial.params or trial.system_attrs.get("fixed_params") for trial in trials]
-        return next((point for point in grid_points(self.search) if point not in taken), None)
 
     def _attributes(self, number: int) -> dict[str, Any]:
         attributes: dict[str, Any] = self._storage.get_trial(self._ids[number]).user_attrs
@@ -259,10 +352,11 @@ def _make_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
     curve = tuple(sorted((e, v) for e, v in trial.intermediate_values.items() if math.isfinite(v)))
     attributes = trial.user_attrs
     is_stopped = trial.state == OptunaState.FAIL and STOPPED in attributes
+    is_paused = trial.state == OptunaState.RUNNING and attributes.get(PAUSED, False)
     return Trial(
         number=trial.number,
         values=dict(trial.params),
-        state=cast(TrialState, "PRUNED" if is_stopped else trial.state.name),
+        state=cast(TrialState, "PRUNED" if is_stopped else "PAUSED" if is_paused else trial.state.name),
         value=max((v for _, v in curve), default=None),
         curve=curve,
         seconds=attributes.get(SECONDS, 0.0),
@@ -273,6 +367,7 @@ def _make_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
         minimized=attributes.get(search.minimize) if search.minimize else None,
         refused=attributes.get(REFUSED, False),
         rerun_of=attributes.get(RERUN_OF),
+        origin=attributes.get(ORIGIN),
     )
 
 

@@ -21,13 +21,15 @@ RESTARTS = 2
 class Assignment:
     """One training; `folder` keeps its reports and its newest checkpoint, so that it can continue.
 
-    The process that reads a store with another fingerprint than `fingerprint` refuses it.
+    With `keeps_best` the best epoch's checkpoint stays there, too. The process that reads a store with
+    another fingerprint than `fingerprint` refuses it.
     """
 
     config: Config
     folder: Path
     fingerprint: str
     measures_latency: bool = False
+    keeps_best: bool = False
 
 
 @dataclass

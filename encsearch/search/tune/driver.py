@@ -82,6 +82,7 @@ class _AskBoard(_HoldsBoard, Searcher):
                 "folder": str(assignment.folder.absolute()),
                 "fingerprint": assignment.fingerprint,
                 "measures_latency": assignment.measures_latency,
+                "keeps_best": assignment.keeps_best,
             }
         return Searcher.FINISHED if self._board.is_done() else None
 

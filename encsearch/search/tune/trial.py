@@ -20,10 +20,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import REPORTS_FILE, Report, append, distinct_reports
+from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
 from encsearch.runner.hardware import describe_hardware, latency_ms
 from encsearch.search.trials import LATENCY
-from encsearch.train.checkpoint import load_checkpoint, read_newest, save_checkpoint, write_newest
+from encsearch.train.checkpoint import (
+    load_checkpoint,
+    read_newest,
+    save_checkpoint,
+    write_best,
+    write_newest,
+)
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
@@ -56,6 +62,8 @@ class TrialTrainable(tune.Trainable):
     _ready: deque[Report]
     _failure: str | None
     _measures_latency: bool
+    _keeps_best: bool
+    _metric: str
 
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
@@ -95,8 +103,9 @@ class TrialTrainable(tune.Trainable):
     def _build(self, config: dict[str, Any]) -> None:
         self._folder = Path(config["folder"])
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._measures_latency = config["measures_latency"]
-        self._epochs = from_json(config["config"]).train.epochs
+        self._measures_latency, self._keeps_best = config["measures_latency"], config["keeps_best"]
+        training = from_json(config["config"])
+        self._epochs, self._metric = training.train.epochs, training.metric
         built = _call(self._workers, "build", config["config"], config["fingerprint"])
         self._failure = next(filter(None, (b.failure for b in built)), None)
         kinds = sorted({worker.hardware for worker in built})
@@ -115,9 +124,18 @@ class TrialTrainable(tune.Trainable):
             return failure
         report: Report = results[0]
         append(self._folder / REPORTS_FILE, report)
-        write_newest(self._folder, report.epoch, _call(self._workers[:1], "save")[0])
+        files = _call(self._workers[:1], "save")[0]
+        if self._keeps_best and self._is_best(report):
+            write_best(self._folder, files)
+        write_newest(self._folder, report.epoch, files)
         self._ready.append(report)
         return None
+
+    def _is_best(self, report: Report) -> bool:
+        """Whether it is the best so far; one that a kill made the training repeat is, if it was before."""
+        reports = distinct_reports(self._folder / REPORTS_FILE)
+        so_far = tuple(other for other in reports if other.epoch <= report.epoch)
+        return best_report(so_far, self._metric).epoch == report.epoch
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,14 @@ from encsearch.search.ablation.plan import (
     plan_ablation,
 )
 from encsearch.search.ablation.rescore import rescore
-from encsearch.search.ablation.side_by_side import run_side_by_side
+from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
+from encsearch.search.tune.side_by_side import run_side_by_side
 from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import TrackingStore, run_sender
 from encsearch.tracking.uris import resolve_uri
-from encsearch.train.checkpoint import drop_checkpoints
+from encsearch.train.checkpoint import drop_checkpoints, find_newest
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import Progress, new_folder, write_summary
@@ -131,7 +132,10 @@ def _train_and_compare(
         observer.settle(ablation)
         if missing:
             trials = folder / "trials"
-            run_side_by_side(missing, config.scaling, trials, observer, fingerprint=store.fingerprint)
+            room = count_places(config.scaling)
+            run_side_by_side(
+                missing, config.scaling, trials, observer, fingerprint=store.fingerprint, room=room
+            )
         _add_multi_scale(config, store, ablation, folder, observer)
         story = AblationStory(
             name=config.name,
@@ -202,9 +206,11 @@ class _Observer:
                 recorder.close("FINISHED")
                 drop_checkpoints(place)
 
-    def trained(self, training: PlannedTraining, last: Report, seconds: float, checkpoint: Path) -> None:
+    def trained(self, training: PlannedTraining, last: Report, seconds: float, folder: Path) -> None:
         config = training.config
         if training.name in self._kept:
+            checkpoint = find_newest(folder)
+            assert checkpoint is not None, training.name
             bundle = checkpoint_model(config, self._store, checkpoint, last)
             write_bundle(bundle, _model_folder(self._folder, training.name))
         # The line comes last, since a training with a line is not trained again.
@@ -222,6 +228,9 @@ class _Observer:
     def add(self, result: AblationResult) -> None:
         append_line(self._folder / RESULTS_FILE, asdict(result))
         self.results.append(result)
+
+    def recorded(self, training: PlannedTraining) -> None:
+        """Nothing is left to do, see `settle`."""
 
     def failed(self, training: PlannedTraining, reason: str) -> None:
         self.failures[training.name] = reason

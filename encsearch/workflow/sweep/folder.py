@@ -21,6 +21,7 @@ from encsearch.config import CONFIG_FILE, Config, load_config, require_search, t
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
+from encsearch.search.study.proposals import recipe_prior
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
 from encsearch.workflow.job import new_folder
@@ -103,6 +104,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
         repair_journal(folder / JOURNAL_FILE)
     journal = folder / JOURNAL_FILE
     study = Study(database or str(journal), place.name, require_search(config), config.train.epochs)
+    study.believe(recipe_prior(config, study.search))
     if (folder / "trials").exists() and not study.trials():
         where = place.storage or journal
         raise PreflightError(

@@ -55,6 +55,7 @@ class SweepRecords:
         self._config, self._store, self._record, self._parent = config, store, record, parent
         self._folder, self._progress = folder, progress
         self._trials: dict[int, TrainingRecorder] = {}
+        self._states: dict[int, TrialState] = {}
 
     def settle(self, trials: Sequence[Trial]) -> None:
         """Close the records of ended trials with their true status, if a kill prevented that.
@@ -64,7 +65,7 @@ class SweepRecords:
         """
         for trial in trials:
             state = self._record.find(f"trial{trial.number}")
-            if state is None or trial.state == "RUNNING":
+            if state is None or trial.state in ("RUNNING", "PAUSED"):
                 continue
             is_untrue = state.status != STATUS_OF[trial.state] or state.reaped
             if is_untrue or find_newest(trial_folder(self._folder, trial.number)):
@@ -78,6 +79,10 @@ class SweepRecords:
         self._conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
 
     def follow(self, event: TrialEvent) -> None:
+        recorder, before = self._trials.get(event.number), self._states.get(event.number)
+        if recorder and event.state in ("RUNNING", "PAUSED") and event.state != before:
+            self._states[event.number] = event.state
+            recorder.note("encsearch.state", event.state)
         self._progress.trial(event, self._config)
 
     def say(self, line: str) -> None:
@@ -88,7 +93,7 @@ class SweepRecords:
         tags = {"encsearch.trial": str(trial)} if trial is not None else {}
         workers, epochs = config.scaling.num_workers, config.train.epochs
         self._progress.say(
-            f"{kind} {name}: {format_count(workers, 'Ray Train worker')}, {format_count(epochs, 'epoch')}"
+            f"{kind} {name}: {format_count(workers, 'worker')}, {format_count(epochs, 'epoch')}"
         )
         return self._open(name, kind, config, self._artifacts(name), tags)
 

@@ -211,13 +211,15 @@ def _confirm(
     keeper.write_progress()
     for number, reason in excluded.items():
         progress.say(f"trial {number} is left out: {reason}")
+    scaling = _scale_finalists(config.scaling, plan)
     return confirm(
         config,
         plan,
         study.trials(),
         folder / "finalists",
         observer,
-        num_classes=len(store.info.classes),
+        store=store,
+        room=trials_at_once(study.search, scaling),
         minimize=study.search.minimize,
         excluded=excluded,
         progress=keeper.write_progress,
@@ -238,12 +240,17 @@ def _describe_start(config: Config, study: Study, folder: Path) -> str:
     if not trials:
         return f"sweep {config.name}: {format_count(planned, 'trial')}; files in {folder}"
     running = sum(trial.state == "RUNNING" for trial in trials)
-    ended = spent_by([trial for trial in trials if trial.state != "RUNNING"], 0).trials
+    paused = sum(trial.state == "PAUSED" for trial in trials)
+    ended = spent_by([t for t in trials if t.state not in ("RUNNING", "PAUSED")], 0).trials
     progress = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} continue"
+    progress += f", {paused} are paused" if paused else ""
     return f"sweep {config.name} continues: {progress}; files in {folder}"
+
+
+def _scale_finalists(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
+    return scaling.model_copy(update={"num_workers": plan.num_workers or scaling.num_workers})
 
 
 def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
     """The larger of the scalings of a trial and of a finalist."""
-    workers = max(scaling.num_workers, plan.num_workers or 1)
-    return scaling.model_copy(update={"num_workers": workers})
+    return max(scaling, _scale_finalists(scaling, plan), key=lambda one: one.num_workers)
