@@ -52,7 +52,7 @@ define run_tests
 endef
 
 test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
-	$(call run_tests,ray,cluster "not ray and not cluster")
+	$(call run_tests,ray and not own_ray,own_ray "not ray and not own_ray")
 
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
 	$(call run_tests,ray and fast,"not ray and fast")

@@ -1,5 +1,6 @@
 """Progress for people: a live table on a terminal, plain lines anywhere else. Both go to stderr."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from contextlib import contextmanager
 from encsearch.cli.console import say
 from encsearch.config import Config
 from encsearch.reports import Report
+from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 from encsearch.text import (
     format_clock,
+    format_cost,
     format_count,
     format_duration,
     format_number,
@@ -35,10 +38,16 @@ def progress() -> Iterator[Progress]:
 
 
 class LineProgress:
-    """One line for each event; a trial has one for its start and one for its end."""
+    """One line for each event; a trial has one for its start and one for its end.
+
+    How far a sweep is follows the end or the pause of a trial, once in SWEEP_S seconds at most.
+    """
+
+    SWEEP_S = 60
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._done, self._next_sweep_s = 0, 0.0
 
     def say(self, line: str) -> None:
         say(f"[{format_clock(time.monotonic() - self._started)}] {line}")
@@ -56,6 +65,13 @@ class LineProgress:
             epochs = f"{event.epoch}/{format_count(config.train.epochs, 'epoch')}"
             self.say(f"trial {event.number} {event.state}: {score}, {epochs}{reason}")
 
+    def sweep(self, now: SweepProgress, config: Config) -> None:
+        now_s = time.monotonic()
+        done = now.ended + now.paused
+        if done > self._done and now_s >= self._next_sweep_s:
+            self._done, self._next_sweep_s = done, now_s + self.SWEEP_S
+            self.say(sweep_line(now, config))
+
 
 class LiveProgress:
     """A table of the running and the last finished trials under the lines, redrawn at every event."""
@@ -65,7 +81,7 @@ class LiveProgress:
     def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
         self._live = live
         self._events: dict[int, tuple[TrialEvent, int]] = {}  # with the epochs of the whole trial
-        self._status = ""
+        self._status = self._sweep = ""
 
     def say(self, line: str) -> None:
         self._live.console.print(line, highlight=False, markup=False)
@@ -76,6 +92,10 @@ class LiveProgress:
 
     def trial(self, event: TrialEvent, config: Config) -> None:
         self._events[event.number] = event, config.train.epochs
+        self._draw(config)
+
+    def sweep(self, now: SweepProgress, config: Config) -> None:
+        self._sweep = sweep_line(now, config)
         self._draw(config)
 
     def _draw(self, config: Config) -> None:
@@ -92,8 +112,26 @@ class LiveProgress:
             value = "" if event.value is None else format_percent(event.value)
             epoch = f"{event.epoch}/{epochs}"
             table.add_row(str(event.number), format_params(event.values), epoch, value, event.state)
-        parts = ([table] if self._events else []) + ([Text(self._status)] if self._status else [])
-        self._live.update(Group(*parts), refresh=True)
+        lines = [Text(line) for line in (self._sweep, self._status) if line]
+        self._live.update(Group(*([table] if self._events else []), *lines), refresh=True)
+
+
+def sweep_line(now: SweepProgress, config: Config) -> str:
+    """How far a sweep is: its trials, the best one, what is spent of each budget, and the time to go."""
+    trials = f"{now.ended} of {format_count(now.planned, 'trial')} ended"
+    parts = [trials + (f", {now.paused} paused" if now.paused else "")]
+    if now.best:
+        parts.append(f"best {config.metric} {format_score(now.best.value)} (trial {now.best.number})")
+    spent, left = now.spent, now.left
+    of_wall = f" of {format_duration(spent.wall_s + left.wall_s)}" if math.isfinite(left.wall_s) else ""
+    parts.append(f"{format_duration(spent.wall_s)}{of_wall} spent")
+    if math.isfinite(left.device_s):
+        whole = format_cost(spent.device_s + left.device_s, "GPU")
+        parts.append(f"{format_cost(spent.device_s, 'GPU')} of {whole}")
+    if now.to_go_s:
+        low, high = map(format_duration, now.to_go_s)
+        parts.append(f"{low} to {high} to go")
+    return "; ".join(parts)
 
 
 def epoch_line(name: str, report: Report, config: Config) -> str:

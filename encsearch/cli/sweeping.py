@@ -28,6 +28,12 @@ BUDGET_SPENT = 5
     callback=absolute,
     help="Folder of a sweep whose trials the sampler learns from.",
 )
+@click.option(
+    "--prior-from",
+    type=click.Path(path_type=Path),
+    callback=absolute,
+    help="Folder of a sweep, also of other data, whose best trials are the prior.",
+)
 @json_option
 def sweep(
     recipe: str,
@@ -35,6 +41,7 @@ def sweep(
     out: Path,
     dry_run: bool,
     warm_start_from: Path | None,
+    prior_from: Path | None,
     as_json: bool,
 ) -> None:
     """Run RECIPE's search block, train the finalists again from scratch, and write the report.
@@ -45,16 +52,19 @@ def sweep(
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
+    from encsearch.workflow.sweep.folder import Earlier
+
+    earlier = Earlier(warm_start_from, prior_from)
     if dry_run:
         from encsearch.cli.training import show
         from encsearch.workflow.sweep.run import dry_run as rehearse
 
-        show(config, rehearse(config, out, warm_start=warm_start_from), as_json)
+        show(config, rehearse(config, out, earlier=earlier), as_json)
         return
     from encsearch.workflow.sweep.run import sweep as run
 
     with progress() as shown:
-        done = run(config, out, shown, warm_start=warm_start_from)
+        done = run(config, out, shown, earlier=earlier)
     _report_result(done, as_json)
 
 

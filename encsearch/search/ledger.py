@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from encsearch.config import Config, LimitsConfig, Minimized, trial_config
+from encsearch.config import Config, LimitsConfig, Minimized
 from encsearch.reports import Recorder, Report
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.study.study import COST, HARDWARE, SECONDS, Proposal, Study
-from encsearch.search.trials import LATENCY, PARAMETERS, STATUS_OF, TrialEvent, TrialState, flag_trials
+from encsearch.search.trials import (
+    LATENCY,
+    PARAMETERS,
+    STATUS_OF,
+    TrialEvent,
+    TrialState,
+    flag_trials,
+    seeded_config,
+)
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
 from encsearch.train.checkpoint import checkpoint_bytes, drop_checkpoints
@@ -251,7 +259,7 @@ class Ledger(Board[_Entry]):
     def _entry(self, proposal: Proposal) -> _Entry:
         search = self._study.search
         measures = bool(search.limits.latency_ms) or _is_latency(search.minimize)
-        config = trial_config(self._config, proposal.values)
+        config = seeded_config(self._config, proposal.values, proposal.repeat)
         folder = trial_folder(self._folder, proposal.number)
         assignment = Assignment(config, folder, self._fingerprint, measures)
         return _Entry(proposal.number, assignment, values=proposal.values)

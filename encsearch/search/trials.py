@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from encsearch.config import Config, trial_config
 from encsearch.reports import Status
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "PAUSED"]
@@ -25,7 +26,8 @@ class Trial:
     resume; `cost_seconds` adds up all its devices: GPUs, or CPUs where no GPU was booked. `hardware` lists
     what it ran on, in order: more than one entry if that changed. `minimized` is the second objective.
     `refused` trials exceeded a limit and never trained; `rerun_of` is the flagged trial that this repeats.
-    `origin` says who proposed the values, see `proposals.Origin`; None for queued points.
+    `origin` says who proposed the values, see `proposals.Origin`; None for queued points. `repeat` counts the
+    earlier trials with the same values, see `seeded_config`.
     """
 
     number: int
@@ -42,10 +44,17 @@ class Trial:
     refused: bool = False
     rerun_of: int | None = None
     origin: str | None = None
+    repeat: int = 0
 
     @property
     def epochs(self) -> int:
         return self.curve[-1][0] if self.curve else 0
+
+
+def seeded_config(config: Config, values: Mapping[str, Any], repeat: int) -> Config:
+    """The configuration of a trial; one that repeats earlier ones has the next seed."""
+    seed = {"train.seed": config.train.seed + repeat} if repeat else {}
+    return trial_config(config, {**values, **seed})
 
 
 @dataclass(frozen=True)

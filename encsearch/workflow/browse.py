@@ -135,16 +135,23 @@ def find_pages(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
 
 
 def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
-    """Group a job's runs into tables without empty ones: a sweep has its trials and its finalists."""
+    """Group a job's runs into tables without empty ones.
+
+    A sweep has its trials, its finalists by seed, and if they have several the configurations' means.
+    """
     own = children_of(run.run_id)
     if run.kind != "sweep":
         found = [Group("trainings", own, (KIND_TAG,), tuple(children))]
     else:
         trials = tuple(child for child in children if child.kind == "trial")
-        others = tuple(child for child in children if child.kind != "trial")
+        means = tuple(child for child in children if child.kind == "configuration")
+        others = tuple(child for child in children if child.kind not in ("trial", "configuration"))
+        is_seed = f"tags.`{KIND_TAG}` != 'trial' AND tags.`{KIND_TAG}` != 'configuration'"
+        is_mean = f"tags.`{KIND_TAG}` = 'configuration'"
         found = [
             Group("trials", f"{own} AND tags.`{KIND_TAG}` = 'trial'", ("encsearch.state",), trials),
-            Group("finalists", f"{own} AND tags.`{KIND_TAG}` != 'trial'", (KIND_TAG,), others),
+            Group("finalists", f"{own} AND {is_seed}", (KIND_TAG,), others),
+            Group("configurations", f"{own} AND {is_mean}", ("encsearch.seeds",), means),
         ]
     return [group for group in found if group.rows]
 

@@ -11,6 +11,7 @@ from encsearch.config import Config
 from encsearch.errors import UserError
 from encsearch.files import write_whole
 from encsearch.reports import SUMMARY_FILE, Report, RunSummary
+from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 
 BUNDLE = Path("artifacts") / "bundle"
@@ -40,3 +41,5 @@ class Progress(Protocol):
     def epoch(self, name: str, report: Report, config: Config) -> None: ...
 
     def trial(self, event: TrialEvent, config: Config) -> None: ...
+
+    def sweep(self, now: SweepProgress, config: Config) -> None: ...

@@ -24,7 +24,7 @@ from tests.chaos.sweeps import (
 )
 from tests.e2e.shell import clean_environment
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.own_ray
 
 
 def _has_said(text: str) -> Callable[[Running], bool]:

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from tests.e2e.head import Head
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.own_ray
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = "jobs"

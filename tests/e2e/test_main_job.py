@@ -146,6 +146,7 @@ def test_a_training_by_one_worker_is_recorded(shell: Shell, client: MlflowClient
     assert json.loads((shell.folder / done["folder"] / "run.json").read_text())["run_id"] == done["run_id"]
 
 
+@pytest.mark.own_ray
 def test_ctrl_c_ends_a_training_its_record_and_its_processes(shell: Shell, client: MlflowClient) -> None:
     err = stop_at(shell, "toy epoch 1/", signal.SIGINT, "train", "toy.yaml", "train.epochs=1000")
     (run,) = runs_named(client, err)
@@ -153,6 +154,7 @@ def test_ctrl_c_ends_a_training_its_record_and_its_processes(shell: Shell, clien
     assert run.data.metrics["epoch"] >= 1
 
 
+@pytest.mark.own_ray
 def test_sigterm_ends_a_sweep_its_records_and_its_processes(shell: Shell, client: MlflowClient) -> None:
     err = stop_at(shell, "trial 0 starts", signal.SIGTERM, "sweep", "toy.yaml", "train.epochs=1000")
     (parent,) = runs_named(client, err)

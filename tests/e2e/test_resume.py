@@ -11,9 +11,9 @@ from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, load_config, to_yaml, with_values
 from encsearch.errors import PreflightError, UserError
 from encsearch.search.study.study import Study
+from encsearch.workflow.sweep.earlier import previous_trials
 from encsearch.workflow.sweep.folder import StudyPlace, check_database, locked, open_study, reopen
 from encsearch.workflow.sweep.run import resume
-from encsearch.workflow.sweep.warm_start import previous_trials
 from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 BRIEF = ("search.budget.trials=1", "search.confirm.num_workers=1", "search.confirm.baselines=[]")
 
 
-def test_a_sweep_learns_from_another_and_is_extended_when_it_is_finished(
+def test_a_sweep_learns_from_another_is_extended_and_confirmed_longer(
     shell: Shell, swept: dict[str, Any], ray_here: None
 ) -> None:
     def run(*arguments: str) -> dict[str, Any]:
@@ -40,7 +40,13 @@ def test_a_sweep_learns_from_another_and_is_extended_when_it_is_finished(
     assert longer["parent_run_id"] == learnt["parent_run_id"]
     if longer["finalists"][0]["trial"] == 3:
         assert longer["finalists"] == learnt["finalists"], "what was confirmed is not trained again"
-    assert (shell.folder / learnt["folder"] / "finalists" / "finalists.jsonl").read_text().startswith(lines)
+    lengthened = run("resume", learnt["folder"], "search.confirm.epochs=3")
+    (finalist,) = lengthened["finalists"]
+    assert finalist["name"].endswith("-seed1-3epochs")
+    assert finalist["best"]["epoch"] <= 3
+    assert lengthened["trials"] == longer["trials"]
+    kept = (shell.folder / learnt["folder"] / "finalists" / "finalists.jsonl").read_text()
+    assert kept.startswith(lines), "the shorter trainings stay"
 
 
 @pytest.fixture

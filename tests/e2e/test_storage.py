@@ -13,7 +13,7 @@ from tests.e2e.head import Head
 from tests.e2e.servers import PASSWORD, Postgresql
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.own_ray
 
 ROOT = Path(__file__).parents[2]
 # Every trial and every finalist needs two of the cluster's three CPUs, so one CPU is always left over.

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.head import free_ports, free_range
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.own_ray
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "local" / "two_nodes.sh"

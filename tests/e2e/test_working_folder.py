@@ -48,6 +48,7 @@ def test_files_named_like_modules_are_not_run(visitor: Shell, training: list[str
     assert not ran.exists(), ran.read_text()
 
 
+@pytest.mark.own_ray
 def test_a_training_whose_folder_is_deleted_is_recorded_to_its_end(
     visitor: Shell, training: list[str]
 ) -> None:

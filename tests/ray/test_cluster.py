@@ -37,15 +37,15 @@ HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1
 def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
     driver: Executor, toy_config: Config, tmp_path: Path, num_workers: int
 ) -> None:
-    """A second trial of the same values, which loses nothing, has the same curve to the last digit."""
-    same_twice = {"space": {"optim.lr": {"choice": [0.02]}}, "scheduler": "none", "budget": {"trials": 2}}
+    """A sweep of the same values, which loses nothing, has the same curve to the last digit."""
+    search = {"space": {"optim.lr": {"choice": [0.02]}}, "scheduler": "none", "budget": {"trials": 1}}
     config = with_values(
-        toy_config, {"train.epochs": EPOCHS, "scaling.num_workers": num_workers, "search": same_twice}
+        toy_config, {"train.epochs": EPOCHS, "scaling.num_workers": num_workers, "search": search}
     )
 
     found = driver.submit(_lose_a_node, config, tmp_path).result()
 
-    hit, spared = found.records
+    hit, spared = found.hit, found.spared
     assert (hit.state, spared.state) == ("COMPLETE", "COMPLETE")
     assert hit.curve == spared.curve
     assert [epoch for epoch, _ in hit.curve] == found.recorded == list(range(1, EPOCHS + 1))
@@ -55,7 +55,8 @@ def test_a_trial_whose_node_is_lost_goes_on_where_it_was_on_another(
     (line,) = [line for line in found.lines if "straggler" not in line]
     assert line.startswith("trial 0 lost its process and starts again")
     # It went on from its checkpoint: of what was trained at most the epoch of the loss is trained again.
-    trained = [report["epoch"] for report in read_lines(tmp_path / "trials" / "0000" / "reports.jsonl")]
+    reports = read_lines(tmp_path / "hit" / "trials" / "0000" / "reports.jsonl")
+    trained = [report["epoch"] for report in reports]
     assert trained[:LOST_AFTER] == [1, 2]
     assert len(trained) <= EPOCHS + 1
 
@@ -94,7 +95,8 @@ def test_trials_of_half_a_gpu_are_packed_and_a_group_books_its_workers_alone() -
 
 @dataclass(frozen=True)
 class _Found:
-    records: tuple[Trial, ...]
+    hit: Trial
+    spared: Trial
     recorded: list[int]
     lines: list[str]
 
@@ -124,11 +126,12 @@ def _lose_a_node(config: Config, folder: Path) -> _Found:
     observer = _LosesANode(lose)
     try:
         with ray_session(needs=config.scaling):
-            records = swept(config, folder, observer)
+            (hit,) = swept(config, folder / "hit", observer)
+            (spared,) = swept(config, folder / "spared", Observer())
     finally:
         for node in nodes:
             _cluster.remove_node(node)
-    return _Found(records, [report.epoch for report in observer.recorders[0].reports], observer.lines)
+    return _Found(hit, spared, [report.epoch for report in observer.recorders[0].reports], observer.lines)
 
 
 def _ask_node(here: Path, there: Path) -> list[str]:

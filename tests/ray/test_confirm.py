@@ -1,5 +1,6 @@
 """Confirmations on real Ray Train that are killed and called again."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         confirm(config, plan, TRIALS, tmp_path, killed, store=Store(config.data.store), room=1)
+    gc.collect()  # a killed process would take its actors with it
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []

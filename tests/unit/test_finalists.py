@@ -50,6 +50,17 @@ def test_a_full_trial_is_preferred_to_a_pruned_one_that_looked_better() -> None:
     assert [r.number for r in pick_finalists(trials, 9)] == [2, 1, 0]
 
 
+def test_trials_with_the_same_values_count_with_their_mean() -> None:
+    lucky, other = {"optim.lr": 0.1}, {"optim.lr": 0.2}
+    trials = [
+        trial(0, "COMPLETE", [0.9], lucky),
+        trial(1, "COMPLETE", [0.5], lucky, repeat=1),
+        trial(2, "COMPLETE", [0.8], other),
+    ]
+
+    assert [r.number for r in pick_finalists(trials, 2)] == [2, 0]
+
+
 def test_a_full_trial_whose_last_figures_were_not_finite_is_still_a_full_one() -> None:
     trials = [trial(0, "PRUNED", [0.5, 0.5, 0.5]), trial(1, "COMPLETE", [0.5, 0.6])]
 

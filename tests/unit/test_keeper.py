@@ -1,11 +1,13 @@
 """A running sweep's clock: what ended it, and what a process before this one has used."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from encsearch.cli.progress import sweep_line
 from encsearch.config import Config
-from encsearch.search.budget.keeper import Keeper
+from encsearch.search.budget.keeper import Keeper, SweepProgress
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import COST, SECONDS, Study
 
@@ -36,8 +38,8 @@ class Sweep:
         self.study = Study(MEMORY, "test", self.config.search, EPOCHS)
         self.clock, self.folder = Clock(), folder
 
-    def keeper(self) -> Keeper:
-        return Keeper(self.config, self.study, self.folder, at_once=1, clock=self.clock)
+    def keeper(self, follow: Callable[[SweepProgress], None] = lambda _: None) -> Keeper:
+        return Keeper(self.config, self.study, self.folder, at_once=1, clock=self.clock, follow=follow)
 
     def start(self) -> int:
         """A trial that has reported its first epoch."""
@@ -128,3 +130,24 @@ def test_finalists_that_are_over_are_no_longer_foreseen(tmp_path: Path) -> None:
 
     (point,) = keeper.points()
     assert point.median_s > 10
+
+
+def test_how_far_the_sweep_is_is_said_with_what_is_left_of_its_budget(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.run()
+    sweep.start()
+    said: list[SweepProgress] = []
+    keeper = sweep.keeper(said.append)
+
+    sweep.clock.now_s = 40.0
+    assert not keeper.must_end()
+
+    (now,) = said
+    assert (now.ended, now.planned, now.best and now.best.number) == (1, 2, 0)
+    assert (now.spent.wall_s, now.left.wall_s) == (40.0, 60.0)
+    assert now.to_go_s
+    low, high = now.to_go_s
+    assert 0 < low <= high < 60
+    line = sweep_line(now, sweep.config)
+    assert line.startswith("1 of 2 trials ended; best mIoU 20.00 % (trial 0); 40 s of 2 min spent; ")
+    assert line.endswith(" to go")

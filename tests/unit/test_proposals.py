@@ -19,6 +19,7 @@ from encsearch.search.study.proposals import (
 )
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study
+from encsearch.search.trials import seeded_config
 
 LR, K, CONTEXT = "optim.lr", "model.num_codewords", "model.context"
 SPACE = {
@@ -157,3 +158,25 @@ def test_numbers_of_a_choice_are_ordered_for_the_sampler() -> None:
 
     assert sum(k in (8, 16, 32, 64, 128) for k in proposals) >= 26, "half of the numbers"
     assert 32 in proposals, "which it has never seen"
+
+
+def test_a_space_that_is_exhausted_can_be_repeated_with_further_seeds() -> None:
+    space = {K: {"choice": [4, 8]}}
+    study = Study(MEMORY, "seeds", search(space, repeats="seeds", prior="off", startup_trials=2), epochs=1)
+    for number in range(6):
+        assert not study.is_exhausted()
+        proposal = study.ask()
+        assert proposal
+        study.report(number, 1, proposal.values[K] / 10 + proposal.repeat / 100)
+        study.complete(number)
+
+    repeats: dict[int, list[int]] = {}
+    for trial in study.trials():
+        repeats.setdefault(trial.values[K], []).append(trial.repeat)
+    assert all(counts == list(range(len(counts))) for counts in repeats.values())
+    assert sum(map(len, repeats.values())) == 6
+
+
+def test_a_repeat_has_the_next_seed(toy_config: Config) -> None:
+    assert seeded_config(toy_config, {K: 8}, 0).train.seed == toy_config.train.seed
+    assert seeded_config(toy_config, {K: 8}, 2).train.seed == toy_config.train.seed + 2

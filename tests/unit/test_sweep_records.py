@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from encsearch.cli.progress import LineProgress
-from encsearch.config import Config
+from encsearch.config import Config, with_values
 from encsearch.data.store import Store
-from encsearch.reports import Status
+from encsearch.reports import Report, Status, TrainingResult
+from encsearch.search.confirm.finalists import Finalist, group_trainings
+from encsearch.search.confirm.ranking import rank
+from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.trials import Trial, TrialState
 from encsearch.tracking.outbox.record import own_record
 from encsearch.workflow.sweep.records import SweepRecords
@@ -30,3 +33,36 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
         closed = record.find("trial0")
     assert closed
     assert closed.status == status
+
+
+def finalist(config: Config, trial: int | None, seed: int, value: float) -> Finalist:
+    metrics = {"mIoU": value, "pixAcc": value / 2}
+    report = Report(epoch=seed, step=seed, seconds=1.0, metrics=metrics, class_iou={"red": value})
+    result = TrainingResult((report,), report, Path("best"), 2.0)
+    name = f"trial3-{'FCN-' if trial is None else ''}seed{seed}"
+    return Finalist(name, trial, with_values(config, {"train.seed": seed}), result, 100)
+
+
+def test_each_configuration_of_several_seeds_has_a_run_of_its_means(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    trainings = tuple(finalist(toy_config, 3, seed, value) for seed, value in ((1, 0.5), (2, 0.7), (3, 0.6)))
+    baseline = (finalist(toy_config, None, 1, 0.4),)
+    ranking = rank(group_trainings(trainings), group_trainings(baseline))
+    with own_record(tmp_path) as record:
+        record.start("sweep", params={}, tags={})
+        records = SweepRecords(
+            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+        )
+        records.record_configurations(Confirmation(trainings, baseline, trainings[2], ranking))
+        means = record.find("trial3-mean")
+        assert record.find("trial3-FCN-mean") is None, "one seed's run says all"
+
+    assert means
+    assert means.status == "FINISHED"
+    assert means.newest["mIoU"] == means.newest["best/mIoU"] == pytest.approx(0.6)
+    assert means.newest["IoU/red"] == pytest.approx(0.6)
+    assert means.newest["over_seeds/sd"] == pytest.approx(0.1)
+    assert means.newest["over_seeds/count"] == 3
+    assert means.newest["over_seeds/lower_bound"] < 0.6
+    assert means.newest["seconds"] == 6.0

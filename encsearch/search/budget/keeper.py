@@ -6,14 +6,23 @@ loses at most PROGRESS_S of the search, or one training of the confirmation.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines
 from encsearch.search.budget.forecast import ForecastPoint, forecast
-from encsearch.search.budget.rules import BudgetDecision, Needs, compute_needs, decide, pace_of, spent_by
+from encsearch.search.budget.rules import (
+    BudgetDecision,
+    Cost,
+    Needs,
+    compute_needs,
+    decide,
+    left_of,
+    pace_of,
+    spent_by,
+)
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial
 
@@ -23,8 +32,26 @@ DECISION_S, PROGRESS_S = 1, 15
 STARTUP_S = 1.0
 
 
+@dataclass(frozen=True)
+class SweepProgress:
+    """How far a sweep is.
+
+    `ended` of `planned` trials have ended, `paused` wait, `best` is the best so far. `spent` and `left` are
+    of the whole budget, `left` infinite where there is no limit; `to_go_s` is the forecast of the seconds to
+    its end, None before the first report.
+    """
+
+    ended: int
+    paused: int
+    planned: int
+    best: Trial | None
+    spent: Cost
+    left: Cost
+    to_go_s: tuple[float, float] | None
+
+
 class Keeper:
-    """The `Limiter` of a ledger; `at_once` trials run at a time."""
+    """The `Limiter` of a ledger; `at_once` trials run at a time, `follow` hears how far the sweep is."""
 
     def __init__(
         self,
@@ -34,8 +61,9 @@ class Keeper:
         at_once: int,
         *,
         clock: Callable[[], float] = time.monotonic,
+        follow: Callable[[SweepProgress], None] = lambda _: None,
     ) -> None:
-        self._config, self._study = config, study
+        self._config, self._study, self._follow = config, study, follow
         self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
         lines = read_lines(self._path)
         self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
@@ -68,7 +96,9 @@ class Keeper:
 
     def write_progress(self, num_confirmed: int = 0) -> None:
         """Record how long the sweep has run, and when it is expected to end if that can be estimated."""
-        append_line(self._path, {"elapsed_s": self.elapsed_s, **self._expected_end(num_confirmed)})
+        expected = self._expected_end(num_confirmed)
+        append_line(self._path, {"elapsed_s": self.elapsed_s, **expected})
+        self._follow(self._summarize(expected))
 
     def points(self) -> tuple[ForecastPoint, ...]:
         """All forecasts so far, including those of earlier processes."""
@@ -91,6 +121,21 @@ class Keeper:
         if self.elapsed_s >= self._next_progress_s:
             self._next_progress_s = self.elapsed_s + PROGRESS_S
             self.write_progress()
+
+    def _summarize(self, expected: Mapping[str, Any]) -> SweepProgress:
+        trials = self._study.trials()
+        spent = spent_by(trials, self.elapsed_s).cost
+        valued = [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
+        to_go = [max(0.0, expected[name] - expected["elapsed_s"]) for name in ("low_s", "high_s") if expected]
+        return SweepProgress(
+            ended=spent_by([t for t in trials if t.state not in ("RUNNING", "PAUSED")], 0).trials,
+            paused=sum(trial.state == "PAUSED" for trial in trials),
+            planned=self._study.search.budget.trials,
+            best=max(valued, key=lambda trial: trial.value or 0.0, default=None),
+            spent=spent,
+            left=left_of(self._study.search.budget, spent),
+            to_go_s=(to_go[0], to_go[1]) if to_go else None,
+        )
 
     def _takes_trials_away(self, trials: Sequence[Trial]) -> bool:
         """Whether a limit cuts off a trial, has cut one off, or prevents one from starting.

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig, Context, trial_config
@@ -35,8 +36,8 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
     """Pick the `count` best trials, without the `excluded` numbers.
 
     Trials that ran to the end come first, then those with the most epochs, so that fidelities are not mixed.
-    Among trials with the same values, the first one in this order is taken. With two objectives the finalists
-    are the Pareto front of the trials that ran to the end, the best metric first.
+    Trials with the same values that came as far count with their mean; the best one is taken. With two
+    objectives the finalists are the Pareto front of the trials that ran to the end, the best metric first.
     """
     scored = [
         trial
@@ -46,12 +47,22 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
         and not trial.refused
         and trial.number not in excluded
     ]
-    scored.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
+    ranked = sorted(scored, key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
+    ranked.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -_mean_value(r, scored)))
     distinct: list[Trial] = []
-    for trial in pareto_front(scored) or scored:
+    for trial in pareto_front(ranked) or ranked:
         if all(trial.values != other.values for other in distinct):
             distinct.append(trial)
     return distinct[:count]
+
+
+def _mean_value(trial: Trial, trials: Sequence[Trial]) -> float:
+    """Of the trials with the same values and as many epochs."""
+    return fmean(
+        other.value or 0.0
+        for other in trials
+        if other.values == trial.values and other.epochs == trial.epochs
+    )
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
@@ -86,7 +97,7 @@ def group_trainings(trainings: Iterable[Finalist]) -> tuple[Configuration, ...]:
     """Group the trainings of each trial and of each baseline."""
     groups: dict[str, list[Finalist]] = {}
     for training in trainings:
-        groups.setdefault(_label(training), []).append(training)
+        groups.setdefault(name_configuration(training), []).append(training)
     return tuple(
         Configuration(label, group[0].trial, {t.seed: t.value for t in group}, group[0].parameters)
         for label, group in groups.items()
@@ -100,6 +111,23 @@ def representative(trainings: Sequence[Finalist]) -> Finalist:
     and its value would be too high.
     """
     return sorted(trainings, key=lambda training: training.value)[(len(trainings) - 1) // 2]
+
+
+def mean_report(trainings: Sequence[Finalist]) -> Report:
+    """The means over the seeds of one configuration, each training by its best epoch; the seconds add up."""
+    reports = [training.result.best for training in trainings]
+    middle = representative(trainings).result.best
+
+    def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: fmean(v[name] for v in values) for name in values[0] if all(name in v for v in values)}
+
+    return Report(
+        epoch=middle.epoch,
+        step=middle.step,
+        seconds=sum(training.result.seconds for training in trainings),
+        metrics=means([report.metrics for report in reports]),
+        class_iou=means([report.class_iou for report in reports]),
+    )
 
 
 def name_context(context: Context) -> str:
@@ -139,7 +167,8 @@ def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist
     return Finalist(line["name"], line["trial"], config, result, line["parameters"])
 
 
-def _label(training: Finalist) -> str:
+def name_configuration(training: Finalist) -> str:
+    """Name what its seeds have in common: the trial, or the baseline's network."""
     if training.trial is not None:
         return f"trial {training.trial}"
     return name_context(training.config.model.context)

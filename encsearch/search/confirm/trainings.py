@@ -26,12 +26,13 @@ from encsearch.search.confirm.finalists import (
     finalist_config,
     from_line,
     group_trainings,
+    name_configuration,
     name_context,
     pick_finalists,
     representative,
     to_line,
 )
-from encsearch.search.confirm.ranking import Ranking, rank
+from encsearch.search.confirm.ranking import Ranking, Standing, rank
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
 from encsearch.train.checkpoint import find_best
@@ -66,6 +67,11 @@ class Confirmation:
     winner: Finalist
     ranking: Ranking
 
+    def trainings_of(self, standing: Standing) -> tuple[Finalist, ...]:
+        """All seeds of a configuration."""
+        everyone = (*self.finalists, *self.baselines)
+        return tuple(one for one in everyone if name_configuration(one) == standing.name)
+
 
 def confirm(
     config: Config,
@@ -96,7 +102,9 @@ def confirm(
         )
     wanted = [
         PlannedFinalist(
-            f"trial{r.number}-seed{seed}", r.number, finalist_config(config, r.values, seed, plan)
+            f"trial{r.number}-seed{seed}{_length(config, plan)}",
+            r.number,
+            finalist_config(config, r.values, seed, plan),
         )
         for r in picked
         for seed in plan.seeds
@@ -106,8 +114,12 @@ def confirm(
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
     won = rank(group_trainings(trained), minimize=minimize).winner.configuration.trial
     winner = representative([finalist for finalist in trained if finalist.trial == won])
+
+    def progress_after(count: int) -> None:
+        progress(len(wanted) + count)
+
     baselines = _train_missing(
-        _baselines(winner, plan), store, room, folder, observer, lambda count: progress(len(wanted) + count)
+        _baselines(config, winner, plan), store, room, folder, observer, progress_after
     )
     ranking = rank(group_trainings(trained), group_trainings(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
@@ -126,11 +138,17 @@ class PlannedFinalist:
         return self.name
 
 
-def _baselines(winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
+def _length(config: Config, plan: ConfirmConfig) -> str:
+    """The part of a name that keeps trainings of another length than the trials' apart."""
+    return f"-{plan.epochs}epochs" if plan.epochs not in (None, config.train.epochs) else ""
+
+
+def _baselines(config: Config, winner: Finalist, plan: ConfirmConfig) -> list[PlannedFinalist]:
     """List the baselines, named after the winner whose values they use: extending a sweep may change it."""
+    length = _length(config, plan)
     return [
         PlannedFinalist(
-            f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}",
+            f"trial{winner.trial}-{name_context(context).replace(' ', '-')}-seed{seed}{length}",
             None,
             with_values(winner.config, {"model.context": context, "train.seed": seed}),
         )

@@ -35,7 +35,7 @@ from encsearch.search.trials import PARAMETERS, Trial, TrialState
 # User attributes of a trial, as people see them in optuna-dashboard.
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
-STOPPED, PAUSED, ORIGIN = "stopped", "paused", "origin"
+STOPPED, PAUSED, ORIGIN, REPEAT = "stopped", "paused", "origin", "repeat"
 # Of the study.
 PRIOR = "prior"
 
@@ -45,10 +45,11 @@ PAPER = {"model.num_codewords": 32, "loss.se_weight": 0.2}
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial's number and its values by config path."""
+    """A trial's number and its values by config path; `repeat` counts the earlier trials with them."""
 
     number: int
     values: Mapping[str, Any]
+    repeat: int = 0
 
 
 class Study:
@@ -75,9 +76,15 @@ class Study:
         is_open = OptunaState.RUNNING
         self._paused = {t.number for t in trials if t.state == is_open and self._is_at_rung(t.number)}
 
+    @property
+    def prior(self) -> Prior | None:
+        """Where a share of the proposals is drawn from; None before `believe`."""
+        stored = self._study.user_attrs.get(PRIOR)
+        return Prior(**stored) if stored else None
+
     def believe(self, prior: Prior) -> None:
-        """Draw a share of the proposals from `prior`; a study has one for all its life."""
-        if PRIOR not in self._study.user_attrs:
+        """Set the prior, which a study has for all its life."""
+        if self.prior is None:
             self._study.set_user_attr(PRIOR, asdict(prior))
 
     def queue(self, points: Sequence[Mapping[str, Any]]) -> None:
@@ -211,7 +218,8 @@ class Study:
 
     def is_exhausted(self) -> bool:
         """Whether every configuration of the space has been proposed."""
-        return not self._waiting() and is_exhausted(self.search.space, self._taken())
+        may_repeat = self.search.repeats == "seeds"
+        return not may_repeat and not self._waiting() and is_exhausted(self.search.space, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
@@ -235,25 +243,24 @@ class Study:
     def _queue_proposal(self) -> bool:
         """Queue what the search tries next; False if the space is exhausted."""
         trials = self._study.get_trials(deepcopy=False)
-        stored = self._study.user_attrs.get(PRIOR, {"centers": ()})
-        prior = Prior(**stored)
         draft = propose(
             self.search,
             len(trials),
             [self._as_ended(trial) for trial in trials],
             self._system_attributes(),
-            prior,
+            self.prior or Prior(()),
             self._share_of_prior(trials),
-            self._taken(),
+            () if self.search.repeats == "seeds" else self._taken(),
         )
         if draft is None:
             return False
+        repeat = self._taken().count(draft.values) if self.search.repeats == "seeds" else 0
         # In one step: a kill leaves a whole proposal or none.
         self._study.add_trial(
             create_trial(
                 state=OptunaState.WAITING,
                 system_attrs={**draft.trial_attributes, "fixed_params": dict(draft.values)},
-                user_attrs={ORIGIN: draft.origin},
+                user_attrs={ORIGIN: draft.origin, REPEAT: repeat},
             )
         )
         # After a kill here the sampler gives the same point once more, which is taken by then.
@@ -297,7 +304,8 @@ class Study:
         if set(stored.params) == set(find_active(self.search.space, stored.params)):
             self._ids[stored.number] = stored._trial_id
             paths = [path for path in self.search.space if path in stored.params]
-            return Proposal(stored.number, {path: stored.params[path] for path in paths})
+            values = {path: stored.params[path] for path in paths}
+            return Proposal(stored.number, values, stored.user_attrs.get(REPEAT, 0))
         self._study.sampler = self._fill_in(stored.number)
         trial = optuna.Trial(self._study, stored._trial_id)
         given = stored.system_attrs.get("fixed_params", {})
@@ -308,7 +316,7 @@ class Study:
 
     def _open(self, trial: optuna.Trial) -> Proposal:
         self._ids[trial.number] = trial._trial_id
-        return Proposal(trial.number, suggest(trial, self.search.space))
+        return Proposal(trial.number, suggest(trial, self.search.space), trial.user_attrs.get(REPEAT, 0))
 
     def _fill_in(self, number: int) -> RandomSampler:
         """Draws what a queued point leaves open."""
@@ -368,6 +376,7 @@ def _make_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
         refused=attributes.get(REFUSED, False),
         rerun_of=attributes.get(RERUN_OF),
         origin=attributes.get(ORIGIN),
+        repeat=attributes.get(REPEAT, 0),
     )
 
 

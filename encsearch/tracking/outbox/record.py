@@ -189,7 +189,9 @@ class RunRecord:
         """
         newest = self._state.newest
         if any(newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
-            self._append(replace(report, step=self._state.num_reports, points=()))
+            # The best is what is summarized: a mean over seeds may fall when a sweep is extended.
+            best = {f"best/{name}": value for name, value in report.metrics.items() if _is_scored(name)}
+            self._append(replace(report, step=self._state.num_reports, points=()), best)
 
     def note(self, tags: Mapping[str, str]) -> None:
         """Add tags to the run."""
@@ -208,10 +210,11 @@ class RunRecord:
             self.file(self._artifacts)
         self._record.append(Ended(self.run, now_ms(), status))
 
-    def _append(self, report: Report) -> None:
+    def _append(self, report: Report, best: Mapping[str, float] | None = None) -> None:
         values = dict(report.metrics) | {f"IoU/{name}": iou for name, iou in report.class_iou.items()}
         # Logged every time, since the UI ranks by a metric's last value.
-        values |= self._best(report.metrics) | {"seconds": report.seconds, "epoch": report.epoch}
+        best = self._best(report.metrics) if best is None else best
+        values |= {**best, "seconds": report.seconds, "epoch": report.epoch}
         # They come first in the event: MLflow's comparison opens with the metric that a run has had longest.
         points = (Point(report.step, now_ms(), values), *report.points)
         self._record.append(Logged(self.run, tuple(_clean_names(point) for point in points)))
@@ -220,11 +223,15 @@ class RunRecord:
         """Return the highest value so far of each score; none while all are NaN, as after diverging."""
         best: dict[str, float] = {}
         for name in metrics:
-            if name.startswith(("mIoU", "pixAcc")):
+            if _is_scored(name):
                 known = self._state.newest.get(metric_name(f"best/{name}"), math.nan)
                 seen = [value for value in (known, metrics[name]) if not math.isnan(value)]
                 best |= {f"best/{name}": max(seen)} if seen else {}
         return best
+
+
+def _is_scored(metric: str) -> bool:
+    return metric.startswith(("mIoU", "pixAcc"))
 
 
 def now_ms() -> int:

@@ -21,7 +21,6 @@ from encsearch.config import CONFIG_FILE, Config, load_config, require_search, t
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
-from encsearch.search.study.proposals import recipe_prior
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
 from encsearch.workflow.job import new_folder
@@ -34,16 +33,29 @@ STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "study.json", "lock", "study.journal"
 class StudyPlace:
     """`storage` is shown without secrets, None for the journal file in the folder.
 
-    `warm_start` is the folder of the sweep whose trials this one learns from.
+    `warm_start` is the folder of the sweep whose trials this one learns from, `prior_from` of the one whose
+    best are its prior.
     """
 
     name: str
     fingerprint: str
     storage: str | None
     warm_start: str | None = None
+    prior_from: str | None = None
 
 
-def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) -> Path:
+@dataclass(frozen=True)
+class Earlier:
+    """Folders of the sweeps that a new one learns from, and takes its prior from."""
+
+    warm_start: Path | None = None
+    prior_from: Path | None = None
+
+
+NOTHING_EARLIER = Earlier()
+
+
+def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier) -> Path:
     """Make a new folder below `out`; `study.json` comes last, and without it nothing can be resumed."""
     folder = new_folder(out, config.name)
     write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -52,7 +64,8 @@ def begin(config: Config, out: Path, fingerprint: str, warm_start: Path | None) 
         name=folder.name,
         fingerprint=fingerprint,
         storage=without_secrets(database) if database else None,
-        warm_start=str(warm_start.absolute()) if warm_start else None,
+        warm_start=str(earlier.warm_start.absolute()) if earlier.warm_start else None,
+        prior_from=str(earlier.prior_from.absolute()) if earlier.prior_from else None,
     )
     write_whole(folder / STUDY_FILE, json.dumps(asdict(place), indent=2) + "\n")
     return folder
@@ -104,7 +117,6 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
         repair_journal(folder / JOURNAL_FILE)
     journal = folder / JOURNAL_FILE
     study = Study(database or str(journal), place.name, require_search(config), config.train.epochs)
-    study.believe(recipe_prior(config, study.search))
     if (folder / "trials").exists() and not study.trials():
         where = place.storage or journal
         raise PreflightError(

@@ -1,15 +1,19 @@
 """A sweep's records in MLflow: one parent run, and one child for each trial and finalist, despite kills."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
-from encsearch.config import Config, trial_config
+from encsearch.config import Config
 from encsearch.data.store import Store
 from encsearch.inference.bundle import write_bundle
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
-from encsearch.search.confirm.finalists import Finalist
+from encsearch.search.confirm.finalists import Finalist, mean_report, representative
+from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.ledger import trial_folder
-from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState
+from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState, seeded_config
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, find_newest
@@ -109,9 +113,43 @@ class SweepRecords:
     def finalist_failed(self, name: str, reason: str) -> None:
         self._progress.say(f"{name} failed: {reason}")
 
+    def record_configurations(self, confirmation: Confirmation) -> None:
+        """Record what several seeds say of each configuration, in one run beside those of its seeds.
+
+        With one seed there is nothing to add to its run.
+        """
+        ranking = confirmation.ranking
+        for standing in (*ranking.standings, *ranking.baselines):
+            trainings = confirmation.trainings_of(standing)
+            if len(trainings) < 2:
+                continue
+            middle = representative(trainings)
+            values = list(standing.configuration.values.values())
+            over_seeds = {"mean": fmean(values), "sd": stdev(values), "count": len(values)}
+            if standing.lower_bound is not None:
+                over_seeds["lower_bound"] = standing.lower_bound
+            report = mean_report(trainings)
+            metrics = {**report.metrics, **{f"over_seeds/{name}": v for name, v in over_seeds.items()}}
+            run = start_run(
+                middle.config,
+                self._store,
+                self._record,
+                run=re.sub(r"-seed\d+", "-mean", middle.name),
+                kind="configuration",
+                artifacts=self._folder / "finalists" / "configurations" / middle.name,
+                parent=self._parent,
+                tags={
+                    SWEEP_TAG: self._parent,
+                    "encsearch.seeds": ", ".join(str(training.seed) for training in trainings),
+                    **({"encsearch.trial": str(middle.trial)} if middle.trial is not None else {}),
+                },
+            )
+            run.summarize(replace(report, metrics=metrics))
+            run.close("FINISHED")
+
     def _settle(self, trial: Trial) -> None:
         folder = trial_folder(self._folder, trial.number)
-        config = trial_config(self._config, trial.values)
+        config = seeded_config(self._config, trial.values, trial.repeat)
         recorder = self._open_trial(trial.number, config)
         for report in distinct_reports(folder / REPORTS_FILE):
             # The trial may have written an epoch that the sweep had not taken before the end.

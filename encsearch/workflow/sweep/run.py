@@ -24,6 +24,7 @@ from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import spent_by
+from encsearch.search.confirm.finalists import mean_report
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
@@ -34,7 +35,10 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.job import Progress, write_summary
+from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
+    NOTHING_EARLIER,
+    Earlier,
     StudyPlace,
     begin,
     check_database,
@@ -44,7 +48,6 @@ from encsearch.workflow.sweep.folder import (
 )
 from encsearch.workflow.sweep.records import SweepRecords, parent_run
 from encsearch.workflow.sweep.story import NEXT_TRIALS, Pages, write_story
-from encsearch.workflow.sweep.warm_start import learn_from, previous_trials
 
 # Paths that a resume may change: they affect where the sweep runs and its cost, not its comparison.
 CHANGEABLE = (
@@ -55,6 +58,7 @@ CHANGEABLE = (
     "search.confirm.finalists",
     "search.confirm.seeds",
     "search.confirm.baselines",
+    "search.confirm.epochs",
 )
 
 
@@ -75,27 +79,34 @@ class Swept:
     excluded: Mapping[int, str]
 
 
-def sweep(config: Config, out: Path, progress: Progress, *, warm_start: Path | None = None) -> Swept:
+def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = NOTHING_EARLIER) -> Swept:
     """Run the recipe's search in a new folder below `out`, confirm the finalists, write the report.
 
-    The sampler learns first from the trials of the sweep in `warm_start`. Raises UserError without a
-    `search:` block, PreflightError before anything is started, TrainingError when nothing could be trained.
+    Raises UserError without a `search:` block, PreflightError before anything is started, TrainingError when
+    nothing could be trained.
     """
     search = require_search(config)
     store = check(config, out, measure=False, trials_at_once=None).store
-    if warm_start:
-        previous_trials(warm_start, config, store.fingerprint)
+    _check_earlier(earlier, config, store)
     check_database()
     with run_sender() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
         check_nodes(store, out)
         sender.store()
-        folder = begin(config, out, store.fingerprint, warm_start)
+        folder = begin(config, out, store.fingerprint, earlier)
         with locked(folder):
             _, place = reopen(folder)
             return _run(config, store, place, folder, sender, progress)
 
 
-def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Checked:
+def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
+    """Raise UserError for an earlier sweep that says nothing about this one."""
+    if earlier.warm_start:
+        previous_trials(earlier.warm_start, config, store.fingerprint)
+    if earlier.prior_from:
+        earlier_prior(earlier.prior_from, require_search(config))
+
+
+def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) -> Checked:
     """Check all that `sweep` checks, and forecast by steps timed here; nothing is started or written.
 
     With RAY_ADDRESS the cluster's nodes are checked too, and the forecast uses its size. MLflow and a study's
@@ -104,8 +115,7 @@ def dry_run(config: Config, out: Path, *, warm_start: Path | None = None) -> Che
     search = require_search(config)
     store = open_store(config)
     preflight(config, store, out)
-    if warm_start:
-        previous_trials(warm_start, config, store.fingerprint)
+    _check_earlier(earlier, config, store)
     with rehearse_session(needs=_largest(config.scaling, search.confirm)):
         at_once = None
         if "RAY_ADDRESS" in os.environ:
@@ -154,6 +164,8 @@ def _run(
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
+    if about_prior := set_prior(study, config, Path(place.prior_from) if place.prior_from else None):
+        progress.say(about_prior)
     with own_record(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
@@ -161,16 +173,26 @@ def _run(
             observer = SweepRecords(config, store, record, parent.run, folder, progress)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
-            keeper = Keeper(config, study, folder, trials_at_once(study.search, config.scaling))
+            keeper = Keeper(
+                config,
+                study,
+                folder,
+                trials_at_once(study.search, config.scaling),
+                follow=lambda now: progress.sweep(now, config),
+            )
             trials = run_sweep(config, store, study, folder, observer, keeper)
             observer.settle(trials)
+            if study.is_exhausted() and len(trials) < study.search.budget.trials:
+                tried = format_count(len(trials), "configuration")
+                progress.say(f"the search ends: the space has no more than the {tried} that have run")
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
-            parent.summarize(confirmation.winner.result.best)
+            observer.record_configurations(confirmation)
+            parent.summarize(mean_report(confirmation.trainings_of(confirmation.ranking.winner)))
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
             report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner

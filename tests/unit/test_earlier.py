@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, require_search, with_values
 from encsearch.errors import PreflightError, UserError
-from encsearch.workflow.sweep.folder import STORAGE_VARIABLE, begin, open_study, reopen
-from encsearch.workflow.sweep.warm_start import learn_from, previous_trials
+from encsearch.search.study.proposals import Prior
+from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
+from encsearch.workflow.sweep.folder import STORAGE_VARIABLE, Earlier, begin, open_study, reopen
 
 SPACE = {
     "model.context": {"choice": ["none", "encoding"]},
@@ -23,7 +24,7 @@ def config(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def searched(config: Config, out: Path, trials: int) -> Path:
     """The folder of a sweep that has trained so many trials."""
-    folder = begin(config, out, "f", None)
+    folder = begin(config, out, "f", Earlier())
     study = open_study(config, folder, reopen(folder)[1])
     for number in range(trials):
         study.ask()
@@ -43,7 +44,7 @@ def test_a_sweep_that_is_resumed_needs_the_one_that_it_learnt_from_no_more(
     config: Config, tmp_path: Path
 ) -> None:
     source = searched(config, tmp_path, 3)
-    folder = begin(config, tmp_path, "f", source)
+    folder = begin(config, tmp_path, "f", Earlier(warm_start=source))
     place = reopen(folder)[1]
     learn_from(source, open_study(config, folder, place), config, "f")
 
@@ -74,7 +75,46 @@ def test_a_study_that_is_gone_from_its_database_is_not_begun_again(
 
 
 def test_a_folder_whose_recipe_lost_its_search_is_refused(config: Config, tmp_path: Path) -> None:
-    folder = begin(config.model_copy(update={"search": None}), tmp_path, "f", None)
+    folder = begin(config.model_copy(update={"search": None}), tmp_path, "f", Earlier())
 
     with pytest.raises(UserError, match="its search: block is missing"):
         reopen(folder)
+
+
+def test_the_best_quarter_of_a_sweep_of_other_data_is_a_prior(config: Config, tmp_path: Path) -> None:
+    folder = begin(config, tmp_path, "other data", Earlier())
+    study = open_study(config, folder, reopen(folder)[1])
+    for number in range(8):
+        proposal = study.ask()
+        assert proposal
+        study.report(number, 1, {2: 0.9, 5: 0.8}.get(number, 0.1))
+        study.complete(number)
+    best = tuple(dict(study.trials()[number].values) for number in (2, 5))
+
+    assert earlier_prior(folder, require_search(config)) == Prior(best)
+    fewer = with_values(config, {"search.space": {"loss.se_weight": {"uniform": [0.0, 1.0]}}})
+    centers = earlier_prior(folder, require_search(fewer)).centers
+    assert centers == tuple({"loss.se_weight": c["loss.se_weight"]} for c in best if "loss.se_weight" in c)
+    none = with_values(config, {"search.space": {"optim.lr": {"uniform": [0.1, 0.2]}}})
+    with pytest.raises(UserError, match="none of its 8 trials says where to search here"):
+        earlier_prior(folder, require_search(none))
+
+
+def test_where_the_prior_lies_is_said_and_a_resume_keeps_it(config: Config, tmp_path: Path) -> None:
+    space = {**SPACE, "model.num_codewords": {"choice": [8, 16]}}  # the recipe's 4 is not spanned
+    config = with_values(config, {"search.space": space})
+    folder = begin(config, tmp_path, "f", Earlier())
+    study = open_study(config, folder, reopen(folder)[1])
+
+    told = set_prior(study, config, None)
+
+    assert told == (
+        "prior: up to 50 % of the proposals lie around the recipe's values; not for model.num_codewords, "
+        "whose value the space does not span"
+    )
+    changed = with_values(config, {"loss.se_weight": 0.9})
+    again = open_study(config, folder, reopen(folder)[1])
+    set_prior(again, changed, None)
+    assert again.prior == study.prior
+    off = with_values(config, {"search.prior": {"share": 0}})
+    assert set_prior(open_study(off, folder, reopen(folder)[1]), off, None) is None
