@@ -123,6 +123,16 @@ def format_cost(seconds: float, unit: str) -> str:
     return format_count(seconds / 3600, f"{unit}-hour")
 
 
+def format_price(amount: float | None, unit: str = "") -> str:
+    """As in ", 1,204.50 in money" or ", 0.12 in money a point"; nothing without a price."""
+    return "" if amount is None else f", {format_money(amount)} in money{unit}"
+
+
+def format_money(amount: float) -> str:
+    """As in 1,204.50: in the currency of the price that was given."""
+    return f"{amount:,.2f}"
+
+
 def format_bytes(size: float) -> str:
     """As in 512 bytes, 24.3 MiB, 1.25 GiB."""
     if size < 1000:

@@ -29,15 +29,6 @@ def emit(result: Any, as_json: bool, text: str) -> None:
     print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text, flush=True)
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by null, since JSON has neither; a training that diverged has them."""
-    if isinstance(value, Mapping):
-        return {name: _finite(child) for name, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Format a plain text table; numbers are aligned right."""
     cells = [[_cell(value) for value in row] for row in rows]
@@ -52,6 +43,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         lines.append("  ".join(parts).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity by null, since JSON has neither; a training that diverged has them."""
+    if isinstance(value, Mapping):
+        return {name: _finite(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

@@ -52,14 +52,6 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
     emit({"out": str(out), **asdict(done)}, as_json, f"{compared}{out}: {', '.join(done.files)}")
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not found:
-        raise UserError(f"size={text} is not of the form HEIGHTxWIDTH in px, as in 480x640")
-    height, width = map(int, found.groups())
-    return height, width
-
-
 @click.command("import-weights")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -103,6 +95,14 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
         f"auxiliary {model.auxiliary}"
     )
     emit(result, as_json, text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found:
+        raise UserError(f"size={text} is not of the form HEIGHTxWIDTH in px, as in 480x640")
+    height, width = map(int, found.groups())
+    return height, width
 
 
 def _dataset_info(file: Path, num_classes: int, store: Path | None, classes: Path | None) -> "DatasetInfo":

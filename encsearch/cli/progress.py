@@ -19,6 +19,7 @@ from encsearch.text import (
     format_number,
     format_params,
     format_percent,
+    format_price,
     format_score,
 )
 from encsearch.workflow.job import Progress
@@ -128,6 +129,8 @@ def sweep_line(now: SweepProgress, config: Config) -> str:
     if math.isfinite(left.device_s):
         whole = format_cost(spent.device_s + left.device_s, "GPU")
         parts.append(f"{format_cost(spent.device_s, 'GPU')} of {whole}")
+    if (price := config.scaling.price(spent.device_s)) is not None:
+        parts[-1] += format_price(price)
     if now.to_go_s:
         low, high = map(format_duration, now.to_go_s)
         parts.append(f"{low} to {high} to go")

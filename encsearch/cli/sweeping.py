@@ -96,13 +96,6 @@ def report(folder: Path) -> None:
     print(rewrite_report(folder))
 
 
-def _report_result(done: "Swept", as_json: bool) -> None:
-    emit(swept_json(done), as_json, swept_text(done))
-    say(f"next: encsearch promote {done.folder}")
-    if done.ended_by:
-        sys.exit(BUDGET_SPENT)
-
-
 def swept_text(done: "Swept") -> str:
     """Format the tables of trials and finalists, how sure the winner is, and where the report is."""
     from encsearch.report.facts import comparable
@@ -148,3 +141,10 @@ def swept_json(done: "Swept") -> dict[str, object]:
             for f in (*done.confirmation.finalists, *done.confirmation.baselines)
         ],
     }
+
+
+def _report_result(done: "Swept", as_json: bool) -> None:
+    emit(swept_json(done), as_json, swept_text(done))
+    say(f"next: encsearch promote {done.folder}")
+    if done.ended_by:
+        sys.exit(BUDGET_SPENT)

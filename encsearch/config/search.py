@@ -100,10 +100,6 @@ class Dimension(Section):
         return isinstance(value, int | float) and whole and low <= value <= high
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> list[str]:
     """The paths of `space` that are searched when the other paths have `values`."""
     return [
@@ -111,6 +107,10 @@ def find_active(space: Mapping[str, Dimension], values: Mapping[str, Any]) -> li
         for path, dimension in space.items()
         if all(values.get(other) in allowed for other, allowed in dimension.when.items())
     ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class AshaConfig(Section):

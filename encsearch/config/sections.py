@@ -287,6 +287,16 @@ class ScalingConfig(Section):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
+    price_per_hour: float | None = Field(
+        None, gt=0, description="of one worker, in your currency; null: no cost in money is shown"
+    )
+
+    def price(self, device_s: float) -> float | None:
+        """What booked seconds of GPUs cost, or of CPUs where no GPU is booked; None without a price."""
+        if self.price_per_hour is None:
+            return None
+        worker_s = device_s / (self.gpus_per_worker or self.cpus_per_worker)
+        return worker_s / 3600 * self.price_per_hour
 
 
 class PromoteConfig(Section):

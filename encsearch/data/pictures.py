@@ -107,6 +107,26 @@ class _Grid:
         return self.corner(self.shape[0], 0)[1] - GAP
 
 
+def draw_comparison(
+    samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
+) -> Image.Image:
+    """One row per sample: the image, the truth, and each title's label map, (H, W) uint8."""
+    palette = np.array(info.palette, dtype=np.uint8)
+    small = max(samples[0].image.shape[:2]) <= SMALL_PX
+    rows = [
+        [
+            sample.image,
+            *(
+                colorize(mask, palette) if small else overlay(sample.image, mask, palette)
+                for mask in (sample.mask, *(label_maps[title][row] for title in label_maps))
+            ),
+        ]
+        for row, sample in enumerate(samples)
+    ]
+    titles = ["image", "truth", *label_maps]
+    return draw_sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)
+
+
 def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:
     """(line, x) of each legend entry, wrapped into lines of `width` px."""
     placed = []
@@ -126,23 +146,3 @@ def _measure_width(font: Font, text: str) -> int:
 
 def _enlarge(picture: Array, factor: int) -> Image.Image:
     return Image.fromarray(np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
-
-
-def draw_comparison(
-    samples: Sequence[Sample], info: DatasetInfo, label_maps: Mapping[str, Sequence[NDArray[np.uint8]]]
-) -> Image.Image:
-    """One row per sample: the image, the truth, and each title's label map, (H, W) uint8."""
-    palette = np.array(info.palette, dtype=np.uint8)
-    small = max(samples[0].image.shape[:2]) <= SMALL_PX
-    rows = [
-        [
-            sample.image,
-            *(
-                colorize(mask, palette) if small else overlay(sample.image, mask, palette)
-                for mask in (sample.mask, *(label_maps[title][row] for title in label_maps))
-            ),
-        ]
-        for row, sample in enumerate(samples)
-    ]
-    titles = ["image", "truth", *label_maps]
-    return draw_sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)

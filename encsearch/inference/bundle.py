@@ -112,19 +112,6 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
 
 
-def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
-    return ModelFacts(
-        bundle.config,
-        bundle.info,
-        bundle.fingerprint,
-        weights_sha256,
-        num_parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
-        metrics=bundle.metrics,
-        class_iou=bundle.class_iou,
-        num_images=bundle.num_images,
-    )
-
-
 def weights_digest(folder: Path) -> str:
     """The SHA-256 of a bundle's weights, as stored with them."""
     return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
@@ -147,6 +134,19 @@ def find_device(name: str) -> torch.device:
             f"device={name}, but PyTorch {torch.__version__} finds {num_gpus} GPUs here; try cpu"
         )
     return device
+
+
+def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
+    return ModelFacts(
+        bundle.config,
+        bundle.info,
+        bundle.fingerprint,
+        weights_sha256,
+        num_parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        metrics=bundle.metrics,
+        class_iou=bundle.class_iou,
+        num_images=bundle.num_images,
+    )
 
 
 def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:

@@ -103,28 +103,6 @@ def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: 
     return [median(found) for found in times_ms]
 
 
-def _check_classes(bundle: Bundle, store: Store) -> None:
-    classes = store.info.classes
-    if classes != bundle.info.classes:
-        raise UserError(
-            f"{store.path}: its {len(classes)} classes are not the model's "
-            f"{len(bundle.info.classes)} ({bundle.info.name}); the scores would mean nothing"
-        )
-
-
-def _segment_batches(
-    bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
-) -> Iterator[tuple[Batch, Segmentation]]:
-    """Every batch of the set, on the CPU, and its segmentation, on `place`."""
-    config = bundle.config
-    model = bundle.model.to(place)
-    batches = validation_batches(
-        dataset, batch_size=batch_size or config.train.val_batch_size, threads=config.data.threads
-    )
-    for batch in batches:
-        yield batch, segment(model, batch.images.to(place), config.eval)
-
-
 def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
     """A batch's contribution to the scores: labels (B, H, W), classes or IGNORE, against the segmentation.
 
@@ -156,3 +134,25 @@ def open_same_store(bundle: Bundle) -> Store:
             f"{bundle.fingerprint[:12]}; train it again, or name the store to score on with --store"
         )
     return store
+
+
+def _check_classes(bundle: Bundle, store: Store) -> None:
+    classes = store.info.classes
+    if classes != bundle.info.classes:
+        raise UserError(
+            f"{store.path}: its {len(classes)} classes are not the model's "
+            f"{len(bundle.info.classes)} ({bundle.info.name}); the scores would mean nothing"
+        )
+
+
+def _segment_batches(
+    bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
+) -> Iterator[tuple[Batch, Segmentation]]:
+    """Every batch of the set, on the CPU, and its segmentation, on `place`."""
+    config = bundle.config
+    model = bundle.model.to(place)
+    batches = validation_batches(
+        dataset, batch_size=batch_size or config.train.val_batch_size, threads=config.data.threads
+    )
+    for batch in batches:
+        yield batch, segment(model, batch.images.to(place), config.eval)

@@ -90,6 +90,14 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return decode_image(data, str(path))
 
 
+def comparison_sheet(
+    samples: Sequence[Sample], info: DatasetInfo, models: Mapping[str, Predictor]
+) -> Image.Image:
+    """One row per sample: the image, the truth, and each model's label map under its title."""
+    images = [sample.image for sample in samples]
+    return draw_comparison(samples, info, {title: model.predict(images) for title, model in models.items()})
+
+
 def _as_list(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     """Make a list of a single picture; a stack (B, H, W, 3) is already several."""
     if isinstance(images, str | Path):
@@ -111,11 +119,3 @@ def _batches(pictures: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[
     for _, same_sized in groupby(pictures, key=lambda pixels: pixels.shape):
         while batch := list(islice(same_sized, size)):
             yield batch
-
-
-def comparison_sheet(
-    samples: Sequence[Sample], info: DatasetInfo, models: Mapping[str, Predictor]
-) -> Image.Image:
-    """One row per sample: the image, the truth, and each model's label map under its title."""
-    images = [sample.image for sample in samples]
-    return draw_comparison(samples, info, {title: model.predict(images) for title, model in models.items()})

@@ -65,6 +65,58 @@ class _Pass(NamedTuple):
     presence: Tensor
 
 
+class Labelled(NamedTuple):
+    """labels (B, H, W) uint8 and presence (B, num_classes), the probability of each class; both on the CPU.
+
+    `presence` is None for a model without a context module.
+    """
+
+    labels: Tensor
+    presence: Tensor | None
+
+
+def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
+    """The number of pixels that go through the network in one pass, over all images of a batch.
+
+    An image zoomed to 1.75 gives the network three times as many.
+    """
+    zoom = max(1.0, *settings.scales)
+    return int(PASS_BYTES / (FEATURE_BYTES + CLASS_BYTES * num_classes) / zoom**2)
+
+
+def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
+    """Label normalised images (B, 3, H, W) on the model's device, in passes of at most `max_pixels` each.
+
+    Images that fit one pass are segmented whole. A larger one is cut into tiles, and each is segmented as
+    an image of its own, so the context is the tile's; an image has a class if one of its tiles has it.
+    """
+    height, width = images.shape[-2:]
+    if height * width <= max_pixels:
+        parts = [_label(model, batch, settings) for batch in images.split(max_pixels // (height * width))]
+    else:
+        parts = [_label_tiled(model, image[None], settings, max_pixels) for image in images]
+    presence = [part.presence for part in parts if part.presence is not None]
+    return Labelled(torch.cat([part.labels for part in parts]), torch.cat(presence) if presence else None)
+
+
+class Tile(NamedTuple):
+    """Along one side, pixels start to stop are segmented, and pixels keep_start to keep_stop are kept."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+
+def tiles(length: int, side: int, seam: int) -> Iterator[Tile]:
+    """Tiles of at most `side` pixels whose kept parts lie end to end over `length`, about equally long."""
+    assert side > 2 * seam, (side, seam)
+    count = 1 if length <= side else math.ceil(length / (side - 2 * seam))
+    ends = [round(number * length / count) for number in range(count + 1)]
+    for keep_start, keep_stop in pairwise(ends):
+        yield Tile(max(0, keep_start - seam), min(length, keep_stop + seam), keep_start, keep_stop)
+
+
 def _segmentation(labels: Tensor, mean: _Pass) -> Segmentation:
     return Segmentation(labels, mean.pixels, mean.presence if mean.presence.shape[1] else None)
 
@@ -123,58 +175,6 @@ def _resize(values: Tensor, height: int, width: int) -> Tensor:
     if values.shape[-2:] == (height, width):
         return values
     return F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
-
-
-class Labelled(NamedTuple):
-    """labels (B, H, W) uint8 and presence (B, num_classes), the probability of each class; both on the CPU.
-
-    `presence` is None for a model without a context module.
-    """
-
-    labels: Tensor
-    presence: Tensor | None
-
-
-def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
-    """The number of pixels that go through the network in one pass, over all images of a batch.
-
-    An image zoomed to 1.75 gives the network three times as many.
-    """
-    zoom = max(1.0, *settings.scales)
-    return int(PASS_BYTES / (FEATURE_BYTES + CLASS_BYTES * num_classes) / zoom**2)
-
-
-def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
-    """Label normalised images (B, 3, H, W) on the model's device, in passes of at most `max_pixels` each.
-
-    Images that fit one pass are segmented whole. A larger one is cut into tiles, and each is segmented as
-    an image of its own, so the context is the tile's; an image has a class if one of its tiles has it.
-    """
-    height, width = images.shape[-2:]
-    if height * width <= max_pixels:
-        parts = [_label(model, batch, settings) for batch in images.split(max_pixels // (height * width))]
-    else:
-        parts = [_label_tiled(model, image[None], settings, max_pixels) for image in images]
-    presence = [part.presence for part in parts if part.presence is not None]
-    return Labelled(torch.cat([part.labels for part in parts]), torch.cat(presence) if presence else None)
-
-
-class Tile(NamedTuple):
-    """Along one side, pixels start to stop are segmented, and pixels keep_start to keep_stop are kept."""
-
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
-
-
-def tiles(length: int, side: int, seam: int) -> Iterator[Tile]:
-    """Tiles of at most `side` pixels whose kept parts lie end to end over `length`, about equally long."""
-    assert side > 2 * seam, (side, seam)
-    count = 1 if length <= side else math.ceil(length / (side - 2 * seam))
-    ends = [round(number * length / count) for number in range(count + 1)]
-    for keep_start, keep_stop in pairwise(ends):
-        yield Tile(max(0, keep_start - seam), min(length, keep_stop + seam), keep_start, keep_stop)
 
 
 def _label(model: EncNet, images: Tensor, settings: EvalConfig) -> Labelled:

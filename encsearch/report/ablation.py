@@ -61,10 +61,6 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     return report
 
 
-def _select_series(story: AblationStory, series: str) -> list[PointFigures]:
-    return [figures for figures in story.figures if figures.point.series == series]
-
-
 def verdicts(story: AblationStory) -> list[str]:
     """Compare EncNet with FCN and with the pooled gate, in one sentence for each pair and budget."""
     sentences = []
@@ -90,6 +86,10 @@ def figure_cells(figures: PointFigures, metric: str) -> list[str]:
         star = " *" if difference.tells_apart else ""
         cells.append(format_estimate(difference.mean, difference.interval, signed=True) + star)
     return cells
+
+
+def _select_series(story: AblationStory, series: str) -> list[PointFigures]:
+    return [figures for figures in story.figures if figures.point.series == series]
 
 
 def _format_verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:

@@ -77,11 +77,6 @@ def rehearse_session(*, needs: ScalingConfig) -> Iterator[None]:
     yield
 
 
-def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
-    if lacking := describe_shortage(needs, resources):
-        raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
-
-
 def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     """What the cluster lacks for one training, with both numbers; None if the training fits."""
     for name, each in _list_worker_needs(needs).items():
@@ -99,6 +94,11 @@ def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> i
         for name, each in _list_worker_needs(needs).items()
     ]
     return max(1, min(fitting))
+
+
+def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
+    if lacking := describe_shortage(needs, resources):
+        raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
 
 
 def _list_worker_needs(needs: ScalingConfig) -> dict[str, float]:

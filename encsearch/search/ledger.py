@@ -368,7 +368,8 @@ class Ledger(Board[_Entry]):
         self, entry: _Entry, value: float | None, state: TrialState = "RUNNING", reason: str | None = None
     ) -> TrialEvent:
         epoch = max(self._study.curve(entry.number), default=0)
-        return TrialEvent(entry.number, entry.values, state, epoch, value, reason)
+        cost = entry.seconds * devices_of(self._config.scaling)
+        return TrialEvent(entry.number, entry.values, state, epoch, value, reason, cost)
 
 
 def trial_folder(folder: Path, number: int) -> Path:

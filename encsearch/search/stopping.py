@@ -88,13 +88,6 @@ def all_rungs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
     return tuple(_list_rungs(search.asha.first_rung(epochs), search.asha.reduction_factor, epochs))
 
 
-def _list_rungs(first: int, factor: int, epochs: int) -> Iterator[int]:
-    rung = first
-    while rung < epochs and (rung == first or rung * factor <= epochs):
-        yield rung
-        rung *= factor
-
-
 def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
     """Number of first rungs that the trial skips: 0 in ASHA, where all trials share one bracket.
 
@@ -113,6 +106,13 @@ def bracket_of(search: SearchConfig, epochs: int, number: int) -> int:
             return bracket
         place -= share
     raise AssertionError(number)
+
+
+def _list_rungs(first: int, factor: int, epochs: int) -> Iterator[int]:
+    rung = first
+    while rung < epochs and (rung == first or rung * factor <= epochs):
+        yield rung
+        rung *= factor
 
 
 def _below_rung(factor: int, epoch: int, number: int, curves: Mapping[int, Curve]) -> bool:

@@ -70,6 +70,7 @@ class TrialEvent:
     epoch: int
     value: float | None
     reason: str | None = None
+    cost_seconds: float = 0.0
 
 
 def flag_trials(trials: Sequence[Trial]) -> Mapping[int, str]:

@@ -214,6 +214,17 @@ def check_token(environ: Mapping[str, str], home: Path) -> None:
         )
 
 
+def job_error(message: str, job_id: str | None) -> Exception:
+    """Explain a refusal of the job server: an unknown id, a taken id, or the server's own words."""
+    if "status code 404" in message:
+        return UserError(f"no job {job_id} on this cluster; `encsearch jobs list` names them")
+    if "already exists" in message:
+        return UserError(f"job id {job_id} is taken on this cluster; give another one, or none")
+    if "WebSocket" in message:
+        return _lost()
+    return TrainingError(f"the job server refused: {one_line(message)}")
+
+
 def _connect(address: str | None) -> "JobSubmissionClient":
     """Return a client of the job server; fails within seconds, where Ray's own waits for 40 or for ever."""
     check_token(os.environ, Path.home())
@@ -343,17 +354,6 @@ def _one_line_errors(job_id: str | None = None) -> Iterator[None]:
         raise _lost() from None
     except RuntimeError as error:
         raise job_error(str(error), job_id) from None
-
-
-def job_error(message: str, job_id: str | None) -> Exception:
-    """Explain a refusal of the job server: an unknown id, a taken id, or the server's own words."""
-    if "status code 404" in message:
-        return UserError(f"no job {job_id} on this cluster; `encsearch jobs list` names them")
-    if "already exists" in message:
-        return UserError(f"job id {job_id} is taken on this cluster; give another one, or none")
-    if "WebSocket" in message:
-        return _lost()
-    return TrainingError(f"the job server refused: {one_line(message)}")
 
 
 def _lost() -> ConnectionLostError:

@@ -105,6 +105,13 @@ def call_with_retries(uri: str, call: Callable[[], T]) -> T:
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
+def innermost(error: Exception) -> str:
+    """Return the error's innermost message, which gives the cause, short and without secrets."""
+    text = one_line(error, None)
+    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
+    return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
+
+
 def _is_temporary(error: Exception) -> bool:
     """Whether a repeated call may succeed.
 
@@ -113,13 +120,6 @@ def _is_temporary(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code in TEMPORARY or "IntegrityError" in str(error)
     return True
-
-
-def innermost(error: Exception) -> str:
-    """Return the error's innermost message, which gives the cause, short and without secrets."""
-    text = one_line(error, None)
-    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
-    return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
 
 
 def _set_up(uri: str) -> None:

@@ -69,27 +69,6 @@ def write_texts(folder: Path, report: Report) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a data frame as JSON, split into columns and rows, as MLflow's `log_table` does (3.17)."""
-    path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
-
-
-@look(LIGHT)
-def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side_inch = 3 + 0.25 * len(classes)
-    figure = Figure(figsize=(side_inch, side_inch))  # needs no display, unlike pyplot
-    axes = figure.add_subplot()
-    axes.grid(False)
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(classes)), classes, fontsize=7)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
-    figure.savefig(path)
-
-
 def write_predictions(
     folder: Path, report: Report, samples: Sequence[Sample], info: DatasetInfo
 ) -> tuple[Path, ...]:
@@ -112,6 +91,27 @@ def write_predictions(
     sheet.save(files[0])
     small.save(files[1])
     return files
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a data frame as JSON, split into columns and rows, as MLflow's `log_table` does (3.17)."""
+    path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
+
+
+@look(LIGHT)
+def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side_inch = 3 + 0.25 * len(classes)
+    figure = Figure(figsize=(side_inch, side_inch))  # needs no display, unlike pyplot
+    axes = figure.add_subplot()
+    axes.grid(False)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
+    figure.savefig(path)
 
 
 def _name_sheet(report: Report) -> str:

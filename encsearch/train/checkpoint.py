@@ -102,6 +102,14 @@ def drop_checkpoints(folder: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Load only the model's weights from a checkpoint folder."""
+    try:
+        model.load_state_dict(load_file(folder / MODEL_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder}: the model weights cannot be read ({one_line(error)})") from None
+
+
 def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
     with beside(target) as scratch:
         scratch.mkdir(parents=True)
@@ -110,11 +118,3 @@ def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
         sync(*scratch.iterdir(), scratch)
         shutil.rmtree(target, ignore_errors=True)
     sync(target.parent)
-
-
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Load only the model's weights from a checkpoint folder."""
-    try:
-        model.load_state_dict(load_file(folder / MODEL_FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: the model weights cannot be read ({one_line(error)})") from None

@@ -96,13 +96,6 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint)
 
 
-def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
-    """The validation images whose predictions are shown during training, one per batch."""
-    for sample in evenly_spaced(dataset, SHOWN_IMAGES):
-        image, label = eval_transform(sample)
-        yield Batch(image[None], label[None], (sample.id,))
-
-
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:
     """A new training state for the model, with DistributedDataParallel around it if there are several ranks.
 
@@ -203,6 +196,18 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     )
 
 
+def existing_folder(out: Path) -> Path:
+    """`out` itself, or the nearest parent folder that exists."""
+    return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
+def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
+    """The validation images whose predictions are shown during training, one per batch."""
+    for sample in evenly_spaced(dataset, SHOWN_IMAGES):
+        image, label = eval_transform(sample)
+        yield Batch(image[None], label[None], (sample.id,))
+
+
 def _check_metric(metric: str, info: DatasetInfo) -> None:
     known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
     if metric not in known:
@@ -244,11 +249,6 @@ def _check_models(config: Config, num_classes: int) -> int:
         counts.append(count_parameters(model, num_classes))
         find_weights(model.backbone, model.weights)
     return counts[0]
-
-
-def existing_folder(out: Path) -> Path:
-    """`out` itself, or the nearest parent folder that exists."""
-    return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
 
 
 def _check_writable(out: Path) -> None:

@@ -165,6 +165,26 @@ def evaluate(
     return total.cpu()
 
 
+def train_step(
+    state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
+) -> tuple[dict[TermName, Term], Tensor]:
+    """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""
+    images = batch.images.to(plan.device, non_blocking=True)
+    labels = batch.labels.to(plan.device, non_blocking=True)
+    with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
+        output = state.network(images)
+    terms = loss_sums(output, labels, loss=loss, class_weights=plan.class_weights)
+    divisors = torch.stack([term.divisor for term in terms.values()]).to(torch.float64)
+    _sum_over_ranks(divisors, plan.world_size)
+    # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
+    value = weighted_loss(terms, divisors, loss) * plan.world_size
+    state.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
+    state.optimizer.step()
+    return terms, norm
+
+
 def _run_epoch(
     state: TrainState,
     stream: Iterator[Batch],
@@ -271,26 +291,6 @@ def _set_rate(state: TrainState, plan: Plan) -> float:
         group["lr"] = group["base_lr"] * factor
     rate: float = state.optimizer.param_groups[0]["lr"]
     return rate
-
-
-def train_step(
-    state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
-) -> tuple[dict[TermName, Term], Tensor]:
-    """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""
-    images = batch.images.to(plan.device, non_blocking=True)
-    labels = batch.labels.to(plan.device, non_blocking=True)
-    with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
-        output = state.network(images)
-    terms = loss_sums(output, labels, loss=loss, class_weights=plan.class_weights)
-    divisors = torch.stack([term.divisor for term in terms.values()]).to(torch.float64)
-    _sum_over_ranks(divisors, plan.world_size)
-    # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
-    value = weighted_loss(terms, divisors, loss) * plan.world_size
-    state.optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
-    state.optimizer.step()
-    return terms, norm
 
 
 def _average_batch_norm(model: nn.Module, world_size: int) -> None:

@@ -112,6 +112,97 @@ class _Utilization:
         return times.idle + getattr(times, "iowait", 0.0), sum(times) - guests
 
 
+def device_name(device: torch.device) -> str:
+    """The model of the GPU or CPU, as in "NVIDIA H200"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def describe_machine(device: torch.device) -> str:
+    """One fact per line: host, system, Python, CPU, and, for a GPU, its model and libraries."""
+    facts = {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": f"{os.cpu_count()} x {_cpu_name()}",
+    }
+    if device.type == "cuda":
+        facts |= {
+            "gpu": device_name(device),
+            "cuda": torch.version.cuda or "none",
+            "cudnn": str(torch.backends.cudnn.version()),
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        }
+    return "".join(f"{name}: {fact}\n" for name, fact in facts.items())
+
+
+class TimedBatches(Iterator[Batch]):
+    """Passes batches on and adds up in `waited_s` the time spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.waited_s = 0.0
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self._batches)
+        self.waited_s += time.perf_counter() - started
+        return batch
+
+
+def largest_over_ranks(
+    figures: Mapping[str, float], device: torch.device, world_size: int
+) -> dict[str, float]:
+    """The largest value of each figure over the ranks, without figures that are 0 on all of them.
+
+    A collective: every rank calls it with the same names.
+    """
+    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+    if world_size > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return {name: value for name, value in zip(figures, values.tolist(), strict=True) if value > 0}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Numbers of steps of an epoch that are skipped, profiled only to warm up, and kept."""
+
+    skipped: int
+    warm_up: int
+    kept: int
+
+
+def window(num_steps: int, num_kept: int) -> Window:
+    """`num_kept` steps after the warm-up; in a short epoch the warm-up is cut first."""
+    kept = max(1, min(num_kept, num_steps - 1))
+    skipped = max(0, min(WARM_UP_STEPS, num_steps - kept - 1))
+    return Window(skipped, min(1, num_steps - kept), kept)
+
+
+def step_profiler(num_steps: int, num_kept: int, device: torch.device) -> profile:
+    """A profiler context for an epoch of `num_steps`; its `step()` is called after each step."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    watched = window(num_steps, num_kept)
+    steps = schedule(wait=watched.skipped, warmup=watched.warm_up, active=watched.kept, repeat=1)
+    return profile(activities=activities, schedule=steps, acc_events=True)
+
+
+def profile_table(profiler: profile, device: torch.device) -> str:
+    """The operators with the most time of their own on the CPU and, if there is one, on the GPU."""
+    averages = profiler.key_averages()
+    orders = {"CPU": "self_cpu_time_total"}
+    if device.type == "cuda":
+        orders["CUDA"] = "self_cuda_time_total"
+    tables = [
+        f"Top {TOP_OPERATORS} operators by their own {name} time\n"
+        + averages.table(sort_by=order, row_limit=TOP_OPERATORS)
+        for name, order in orders.items()
+    ]
+    return "\n".join(tables)
+
+
 def _machine_readers() -> list[Reader]:
     try:
         import psutil
@@ -203,30 +294,6 @@ def _guard(errors: tuple[type[Exception], ...], read: Reader) -> Reader:
     return guarded
 
 
-def device_name(device: torch.device) -> str:
-    """The model of the GPU or CPU, as in "NVIDIA H200"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-
-
-def describe_machine(device: torch.device) -> str:
-    """One fact per line: host, system, Python, CPU, and, for a GPU, its model and libraries."""
-    facts = {
-        "host": socket.gethostname(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": f"{os.cpu_count()} x {_cpu_name()}",
-    }
-    if device.type == "cuda":
-        facts |= {
-            "gpu": device_name(device),
-            "cuda": torch.version.cuda or "none",
-            "cudnn": str(torch.backends.cudnn.version()),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        }
-    return "".join(f"{name}: {fact}\n" for name, fact in facts.items())
-
-
 def _cpu_name() -> str:
     """The CPU model on Linux; elsewhere the architecture."""
     info = Path("/proc/cpuinfo")
@@ -235,70 +302,3 @@ def _cpu_name() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
     )
-
-
-class TimedBatches(Iterator[Batch]):
-    """Passes batches on and adds up in `waited_s` the time spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self.waited_s = 0.0
-
-    def __next__(self) -> Batch:
-        started = time.perf_counter()
-        batch = next(self._batches)
-        self.waited_s += time.perf_counter() - started
-        return batch
-
-
-def largest_over_ranks(
-    figures: Mapping[str, float], device: torch.device, world_size: int
-) -> dict[str, float]:
-    """The largest value of each figure over the ranks, without figures that are 0 on all of them.
-
-    A collective: every rank calls it with the same names.
-    """
-    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
-    if world_size > 1:
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return {name: value for name, value in zip(figures, values.tolist(), strict=True) if value > 0}
-
-
-@dataclass(frozen=True)
-class Window:
-    """Numbers of steps of an epoch that are skipped, profiled only to warm up, and kept."""
-
-    skipped: int
-    warm_up: int
-    kept: int
-
-
-def window(num_steps: int, num_kept: int) -> Window:
-    """`num_kept` steps after the warm-up; in a short epoch the warm-up is cut first."""
-    kept = max(1, min(num_kept, num_steps - 1))
-    skipped = max(0, min(WARM_UP_STEPS, num_steps - kept - 1))
-    return Window(skipped, min(1, num_steps - kept), kept)
-
-
-def step_profiler(num_steps: int, num_kept: int, device: torch.device) -> profile:
-    """A profiler context for an epoch of `num_steps`; its `step()` is called after each step."""
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    watched = window(num_steps, num_kept)
-    steps = schedule(wait=watched.skipped, warmup=watched.warm_up, active=watched.kept, repeat=1)
-    return profile(activities=activities, schedule=steps, acc_events=True)
-
-
-def profile_table(profiler: profile, device: torch.device) -> str:
-    """The operators with the most time of their own on the CPU and, if there is one, on the GPU."""
-    averages = profiler.key_averages()
-    orders = {"CPU": "self_cpu_time_total"}
-    if device.type == "cuda":
-        orders["CUDA"] = "self_cuda_time_total"
-    tables = [
-        f"Top {TOP_OPERATORS} operators by their own {name} time\n"
-        + averages.table(sort_by=order, row_limit=TOP_OPERATORS)
-        for name, order in orders.items()
-    ]
-    return "\n".join(tables)

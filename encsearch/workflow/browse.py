@@ -156,6 +156,33 @@ def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
     return [group for group in found if group.rows]
 
 
+def show(
+    folder: Path | None, host: str, port: int, say: Callable[[str], None], show_pages: Callable[[Pages], None]
+) -> None:
+    """Serve a local store until a signal, and show the pages once it answers; with a server, only show them.
+
+    Raises UserError for a folder without a job, PreflightError for a store or a port that cannot be used.
+    """
+    job = find_job(folder) if folder else None
+    uri, experiment = existing_store(find_store(job)), job.experiment_id if job else None
+    if is_server(uri):
+        show_pages(find_pages(open_experiment(uri, experiment), ui_base(uri), job))
+        return
+    if not is_loopback(host):
+        say(
+            f"warning: --host {host}: anyone who reaches this machine can read and change the records: this "
+            "server has no authentication, the one in cluster/mlflow has"
+        )
+    with run_server(uri, host, port) as server:
+        say(f"starting MLflow at {server.base}")
+        # In parallel with the server's start, which takes as long.
+        tracking = open_experiment(uri, experiment)
+        server.wait_until_up()
+        show_pages(find_pages(tracking, server.base, job))
+        say("serving until Ctrl-C")
+        server.wait_until_over()
+
+
 def _jobs_page(tracking: Tracking, base: str) -> str:
     """The page of the experiment's jobs, without their child runs."""
     jobs = Query(limit=1)
@@ -193,30 +220,3 @@ def _find_model_pages(tracking: Tracking, base: str, run_id: str) -> Pages:
     found = {"model": model_link(base, version.name, version.version)}
     decisions = version.name + DECISIONS_SUFFIX
     return found | ({"promotions": versions_link(base, decisions)} if has_model(tracking, decisions) else {})
-
-
-def show(
-    folder: Path | None, host: str, port: int, say: Callable[[str], None], show_pages: Callable[[Pages], None]
-) -> None:
-    """Serve a local store until a signal, and show the pages once it answers; with a server, only show them.
-
-    Raises UserError for a folder without a job, PreflightError for a store or a port that cannot be used.
-    """
-    job = find_job(folder) if folder else None
-    uri, experiment = existing_store(find_store(job)), job.experiment_id if job else None
-    if is_server(uri):
-        show_pages(find_pages(open_experiment(uri, experiment), ui_base(uri), job))
-        return
-    if not is_loopback(host):
-        say(
-            f"warning: --host {host}: anyone who reaches this machine can read and change the records: this "
-            "server has no authentication, the one in cluster/mlflow has"
-        )
-    with run_server(uri, host, port) as server:
-        say(f"starting MLflow at {server.base}")
-        # In parallel with the server's start, which takes as long.
-        tracking = open_experiment(uri, experiment)
-        server.wait_until_up()
-        show_pages(find_pages(tracking, server.base, job))
-        say("serving until Ctrl-C")
-        server.wait_until_over()

@@ -18,7 +18,14 @@ from encsearch.search.budget.rules import Pace
 from encsearch.search.ledger import Network, find_excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
-from encsearch.text import format_bytes, format_cost, format_count, format_duration, format_params
+from encsearch.text import (
+    format_bytes,
+    format_cost,
+    format_count,
+    format_duration,
+    format_params,
+    format_price,
+)
 from encsearch.tracking.uris import resolve_uri
 from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
 from encsearch.train.memory import sweep_bytes, training_gib
@@ -61,6 +68,7 @@ class CheckedSearch:
     epochs: Interval
     wall_s: Interval | None
     device_s: Interval | None
+    price: float | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         epochs=left.epochs,
         wall_s=left.wall_s if calibrations else None,
         device_s=left.device_s if calibrations else None,
+        price=config.scaling.price(left.device_s.median) if calibrations else None,
     )
     return Checked(store, found, searched)
 
@@ -157,7 +166,7 @@ def _describe_time(checked: CheckedSearch) -> list[str]:
     epochs = dict.fromkeys(format_duration(calibration.epoch_s) for calibration in checked.calibrations)
     return [
         f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "
-        f"{format_cost(checked.device_s.median, unit)}; {trained}",
+        f"{format_cost(checked.device_s.median, unit)}{format_price(checked.price)}; {trained}",
         f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "
         "a cluster takes as long only if its devices are alike",
     ]

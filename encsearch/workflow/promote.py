@@ -124,6 +124,32 @@ class _Judged:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> NewHolder:
+    """Point the alias at `version`, by default at its previous holder.
+
+    There is no gate: a rollback is a person's decision. Raises UserError for a model or a
+    version that does not exist, and when there is nothing to go back to; GateRefusedError when another
+    decision came first.
+    """
+    check_alias(model, alias)
+    tracking = connect(existing_store(), experiment="Default")
+    existing_versions(tracking, model)
+    registry = MlflowRegistry(tracking, model)
+    settled = settle(registry, alias)
+    with settled.report_done():
+        target = _target(tracking, registry, settled.state, version)
+        reason = f"back to version {target}, {'as named' if version else 'the one before'}"
+        state = settled.state
+        draft = Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,))
+        moved = move(registry, draft)
+        if not moved.won:
+            raise GateRefusedError(
+                f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
+                f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
+            )
+    return _new_holder(registry, draft, moved, settled)
+
+
 def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
     """The tracking store, the MLflow run and the bundle that `source` stands for."""
     if RUN_ID.fullmatch(source):
@@ -227,32 +253,6 @@ def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> Non
             registry.tracking.client.set_model_version_tag(
                 registry.model, draft.target, OVERTAKEN_TAG, f"by decision {moved.state.head}"
             )
-
-
-def rollback(model: str, *, alias: str = "champion", version: str | None = None) -> NewHolder:
-    """Point the alias at `version`, by default at its previous holder.
-
-    There is no gate: a rollback is a person's decision. Raises UserError for a model or a
-    version that does not exist, and when there is nothing to go back to; GateRefusedError when another
-    decision came first.
-    """
-    check_alias(model, alias)
-    tracking = connect(existing_store(), experiment="Default")
-    existing_versions(tracking, model)
-    registry = MlflowRegistry(tracking, model)
-    settled = settle(registry, alias)
-    with settled.report_done():
-        target = _target(tracking, registry, settled.state, version)
-        reason = f"back to version {target}, {'as named' if version else 'the one before'}"
-        state = settled.state
-        draft = Draft(sign(), "rolled back", alias, state.version, target, state.head, reasons=(reason,))
-        moved = move(registry, draft)
-        if not moved.won:
-            raise GateRefusedError(
-                f"{model}@{alias} is not rolled back: {moved.holder} came meanwhile"
-                f" (decision {moved.state.head}); look at it with `encsearch models {model}`"
-            )
-    return _new_holder(registry, draft, moved, settled)
 
 
 def _new_holder(registry: MlflowRegistry, draft: Draft, moved: Moved, settled: Settled) -> NewHolder:

@@ -150,12 +150,6 @@ def start_run(
     )
 
 
-@cache
-def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
-    """Collect the lineage once for each job: git takes longer than a short trial's epoch."""
-    return lineage(fingerprint, root)
-
-
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
     """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
     shape = config.model.model_copy(update={"weights": None})
@@ -189,3 +183,9 @@ def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:
     affordable = DIAGNOSED_PIXELS // dataset[0].mask.size
     samples = evenly_spaced(dataset, min(max(affordable, MIN_DIAGNOSED), MAX_DIAGNOSED))
     write_diagnostics(bundle, samples, artifacts / CONTEXT_FOLDER)
+
+
+@cache
+def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
+    """Collect the lineage once for each job: git takes longer than a short trial's epoch."""
+    return lineage(fingerprint, root)

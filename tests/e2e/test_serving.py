@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,8 +109,14 @@ def test_requests_at_once_go_through_the_model_together(server: Server) -> None:
 
 def test_too_many_at_once_are_told_to_come_back(server: Server) -> None:
     image = png(noise(32, 32))
+    everyone = threading.Barrier(60)  # on a busy machine threads start slowly
+
+    def ask_together(_: int) -> Answer:
+        everyone.wait()
+        return ask(server, "POST", "/predict", image, **PNG)
+
     with ThreadPoolExecutor(60) as threads:
-        answers = list(threads.map(lambda _: ask(server, "POST", "/predict", image, **PNG), range(60)))
+        answers = list(threads.map(ask_together, range(60)))
     statuses = {answer.status for answer in answers}
     assert statuses == {200, 503}
     refused = next(answer for answer in answers if answer.status == 503)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.chaos.sweeps import title
 from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
 
 pytestmark = pytest.mark.ray
@@ -54,8 +55,8 @@ def test_a_training_whose_folder_is_deleted_is_recorded_to_its_end(
 ) -> None:
     process = visitor.start("encsearch", *training)
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not psutil.Process(process.pid).children():  # the one that sends: the job has begun
-        assert time.monotonic() < deadline_s
+    while not any("outbox.sender" in title(child) for child in psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline_s, "the job has not begun"
         time.sleep(0.05)
     shutil.rmtree(visitor.folder)
     out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)

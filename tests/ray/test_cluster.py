@@ -29,6 +29,8 @@ from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.trial import SUPERVISOR, trial_resources
 from tests.ray.test_sweep import Observer, swept
 
+pytestmark = pytest.mark.ray  # beside the tests on the session's Ray, which end first
+
 EPOCHS, LOST_AFTER = 4, 2
 HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encsearch.config import Config, Dimension, SearchConfig, require_search, with_values
+from encsearch.config import Config, SearchConfig, require_search, with_values
 from encsearch.errors import UserError
 from encsearch.search.study.proposals import (
     Prior,
+    count_points,
     is_exhausted,
     list_points,
     propose,
@@ -130,15 +131,19 @@ def test_no_configuration_is_proposed_twice_and_an_exhausted_space_ends() -> Non
 
 def test_what_a_space_holds_follows_its_conditions() -> None:
     space = {
-        CONTEXT: Dimension(choice=("encoding", "none")),
-        K: Dimension(choice=(4, 8), when={CONTEXT: ("encoding",)}),
+        CONTEXT: {"choice": ["encoding", "none"]},
+        K: {"choice": [4, 8], "when": {CONTEXT: ["encoding"]}},
     }
-    points = list(list_points(space))
+    finite = search(space)
+    points = list(list_points(finite.space))
 
     assert points == [{CONTEXT: "encoding", K: 4}, {CONTEXT: "encoding", K: 8}, {CONTEXT: "none"}]
-    assert not is_exhausted(space, points[:2])
-    assert is_exhausted(space, points)
-    assert not is_exhausted({**space, LR: Dimension(uniform=(0.0, 1.0))}, points)
+    assert count_points(finite.space) == 3
+    assert not is_exhausted(finite, points[:2])
+    assert is_exhausted(finite, points)
+    endless = search({**space, LR: SPACE[LR]})
+    assert not is_exhausted(endless, points)
+    assert count_points(endless.space) == math.inf
 
 
 def test_numbers_of_a_choice_are_ordered_for_the_sampler() -> None:

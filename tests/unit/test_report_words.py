@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import yaml
 
 from encsearch.report.facts import (
     best_of,
@@ -135,10 +136,21 @@ def test_failed_and_flagged_trials_are_never_the_best() -> None:
 def test_cost_is_that_of_all_devices_the_finalists_included() -> None:
     # Finalists: 60 s with 2 workers, 1 CPU each.
     assert (search_cost(summary()), finalists_cost(summary())) == (160, 120)
-    first, wall, epochs = describe_cost(summary())
+    first, booked, wall, epochs = describe_cost(summary())
+    assert booked == "These are booked CPUs times the seconds of their epochs, idle or not."
     assert first.startswith("280 CPU-seconds: 160 CPU-seconds for the search, 120 CPU-seconds for 1 training")
     assert wall == "From start to end it took 7 min."
     assert epochs == "The trials ran 8 of the 12 epochs that they would have taken to the end."
+
+
+def test_a_price_makes_a_cost_in_money_and_of_a_point_over_the_first_trial() -> None:
+    priced = summary()
+    scaled = yaml.safe_load(priced.config_yaml) | {"scaling": {"price_per_hour": 36.0}}
+    first, _, point, *_ = describe_cost(dataclasses.replace(priced, config_yaml=yaml.safe_dump(scaled)))
+    assert first.startswith("280 CPU-seconds, 2.80 in money: ")
+    gain = max(t.value for t in TRIALS if t.value and t.state != "FAIL") - TRIALS[0].value
+    assert point.startswith("Over the first trial the search gained ")
+    assert point.endswith(f": {2.8 / (100 * gain):.2f} in money a point.")
 
 
 def test_what_was_left_out_is_counted_by_cause() -> None:

@@ -26,6 +26,7 @@ from encsearch.text import (
     format_params,
     format_percent,
     format_points,
+    format_price,
     format_score,
     format_share,
     format_time,
@@ -169,3 +170,9 @@ def _formatted(path: Path) -> Iterator[str]:
                 yield f"{ast.unparse(node.value)}:{spec}"
         elif isinstance(node, ast.Constant) and re.search(r"\{:[^}]*[,%efg]\}", str(node.value)):
             yield str(node.value)
+
+
+def test_a_price_has_two_digits_and_nothing_is_said_without_one() -> None:
+    assert format_price(1204.5) == ", 1,204.50 in money"
+    assert format_price(0.119, " a point") == ", 0.12 in money a point"
+    assert format_price(None) == ""

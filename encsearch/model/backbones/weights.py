@@ -106,11 +106,6 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    other = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
-    return tensor.layout == torch.strided and not other
-
-
 def select_fitting(
     found: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
@@ -138,3 +133,8 @@ def select_fitting(
                 f"{path}: not the state dict of {owner}: {len(keys)} keys {problem}, {keys[0]} the first"
             )
     return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    other = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not other

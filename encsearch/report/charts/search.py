@@ -118,15 +118,6 @@ def pareto_chart(summary: SweepSummary) -> Chart | Omitted:
     return Chart("pareto.png", title, caption, 4.2, draw)
 
 
-def _axis(minimized: Minimized) -> tuple[str, float]:
-    """The label, and the divisor that converts the trials' figures to its unit."""
-    match minimized:
-        case "parameters":
-            return "trainable parameters, millions", 1e6
-        case "latency_ms":
-            return "latency, ms an image", 1.0
-
-
 def curves_chart(summary: SweepSummary) -> Chart | Omitted:
     """The metric of each trial by epoch."""
     title = "Learning curves"
@@ -168,6 +159,15 @@ def time_unit(seconds: float) -> tuple[str, float]:
     if seconds < 300:
         return "seconds", 1.0
     return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
+
+
+def _axis(minimized: Minimized) -> tuple[str, float]:
+    """The label, and the divisor that converts the trials' figures to its unit."""
+    match minimized:
+        case "parameters":
+            return "trainable parameters, millions", 1e6
+        case "latency_ms":
+            return "latency, ms an image", 1.0
 
 
 def _points(summary: SweepSummary, trials: Sequence[Trial], unit: float) -> list[Point]:

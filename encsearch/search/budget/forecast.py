@@ -26,6 +26,7 @@ from encsearch.search.budget.rules import (
     left_of,
     spent_by,
 )
+from encsearch.search.study.proposals import count_points
 from encsearch.search.trials import Trial
 
 REPETITIONS = 200
@@ -133,11 +134,11 @@ def forecast(
 
 
 def num_to_start(search: SearchConfig, spent: Spent) -> int:
-    """Number of trials that the budget, or the grid, has left."""
-    planned = search.budget.trials
-    if search.sampler == "grid":
-        planned = min(planned, math.prod(len(dimension.values) for dimension in search.space.values()))
-    return max(0, planned - spent.trials)
+    """Number of trials that the budget, or a finite space, has left."""
+    planned: float = search.budget.trials
+    if search.repeats == "none":
+        planned = min(planned, count_points(search.space))
+    return max(0, int(planned) - spent.trials)
 
 
 def backtest(points: Sequence[ForecastPoint], ended_s: float) -> Backtest | None:

@@ -56,15 +56,6 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
     return distinct[:count]
 
 
-def _mean_value(trial: Trial, trials: Sequence[Trial]) -> float:
-    """Of the trials with the same values and as many epochs."""
-    return fmean(
-        other.value or 0.0
-        for other in trials
-        if other.values == trial.values and other.epochs == trial.epochs
-    )
-
-
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """Select the trials that ran to the end and that no other matches in both objectives and beats in one.
 
@@ -172,3 +163,12 @@ def name_configuration(training: Finalist) -> str:
     if training.trial is not None:
         return f"trial {training.trial}"
     return name_context(training.config.model.context)
+
+
+def _mean_value(trial: Trial, trials: Sequence[Trial]) -> float:
+    """Of the trials with the same values and as many epochs."""
+    return fmean(
+        other.value or 0.0
+        for other in trials
+        if other.values == trial.values and other.epochs == trial.epochs
+    )

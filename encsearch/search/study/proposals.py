@@ -82,7 +82,7 @@ def propose(
     if search.sampler == "grid":
         left = (point for point in grid_points(search) if _key(point) not in known)
         return next((Draft(point, "sampler") for point in left), None)
-    if is_exhausted(search.space, taken):
+    if is_exhausted(search, taken):
         return None
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng((search.seed, number, attempt))
@@ -127,12 +127,17 @@ def list_points(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:
             yield active
 
 
-def is_exhausted(space: Mapping[str, Dimension], taken: Collection[Values]) -> bool:
+def count_points(space: Mapping[str, Dimension]) -> float:
+    """Number of configurations; infinite for a space that is too large to be listed."""
+    return sum(1 for _ in list_points(space)) if _is_listable(space) else math.inf
+
+
+def is_exhausted(search: SearchConfig, taken: Collection[Values]) -> bool:
     """Whether no configuration is left; never known of a space that is too large to be listed."""
-    if not _is_listable(space):
-        return False
     known = {_key(values) for values in taken}
-    return all(_key(point) in known for point in list_points(space))
+    if search.sampler == "grid":
+        return all(_key(point) in known for point in grid_points(search))
+    return _is_listable(search.space) and all(_key(point) in known for point in list_points(search.space))
 
 
 def _ask_sampler(

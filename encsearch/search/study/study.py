@@ -219,7 +219,7 @@ class Study:
     def is_exhausted(self) -> bool:
         """Whether every configuration of the space has been proposed."""
         may_repeat = self.search.repeats == "seeds"
-        return not may_repeat and not self._waiting() and is_exhausted(self.search.space, self._taken())
+        return not may_repeat and not self._waiting() and is_exhausted(self.search, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
@@ -348,6 +348,27 @@ def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
         raise PreflightError(f"{without_secrets(place)} has no study {name}") from None
 
 
+def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
+    """The paper's K and SE-weight with the recipe's other values, then `search.enqueue`, without repeats.
+
+    If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, the
+    sampler draws one.
+    """
+    recipe, space = flatten(config), search.space
+    first = {
+        path: value
+        for path in space
+        for value in [
+            v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)
+        ][:1]
+    }
+    points: list[Mapping[str, Any]] = [first]
+    for point in search.enqueue:
+        if point not in points:
+            points.append(point)
+    return tuple(points)
+
+
 def _trials(study: optuna.Study, search: SearchConfig) -> tuple[Trial, ...]:
     return tuple(
         _make_trial(trial, search)
@@ -393,24 +414,3 @@ def _foreign(trial: Trial, name: str, search: SearchConfig) -> FrozenTrial:
         intermediate_values=dict(trial.curve),
         user_attrs={WARM_START: name},
     )
-
-
-def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
-    """The paper's K and SE-weight with the recipe's other values, then `search.enqueue`, without repeats.
-
-    If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, the
-    sampler draws one.
-    """
-    recipe, space = flatten(config), search.space
-    first = {
-        path: value
-        for path in space
-        for value in [
-            v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)
-        ][:1]
-    }
-    points: list[Mapping[str, Any]] = [first]
-    for point in search.enqueue:
-        if point not in points:
-            points.append(point)
-    return tuple(points)

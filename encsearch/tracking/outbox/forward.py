@@ -172,6 +172,12 @@ def is_settled(job_folder: Path) -> bool:
     return not path.exists() or (sent.offset == path.stat().st_size and not sent.open_runs)
 
 
+def warn(text: str) -> None:
+    """Print a line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
+    with suppress(OSError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
     """Read the next chunk. An upload is a chunk of its own, so that no other failure repeats it."""
     chunk: list[tuple[Event, int]] = []
@@ -274,9 +280,3 @@ def _keep_refused(event: Event, error: EventRefusedError, job_folder: Path) -> N
 
 def _write_sent(job_folder: Path, sent: Sent) -> None:
     write_whole(job_folder / FOLDER / SENT_FILE, json.dumps(asdict(sent)))
-
-
-def warn(text: str) -> None:
-    """Print a line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
-    with suppress(OSError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -230,21 +230,21 @@ class RunRecord:
         return best
 
 
-def _is_scored(metric: str) -> bool:
-    return metric.startswith(("mIoU", "pixAcc"))
-
-
 def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _clock() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def metric_name(name: str) -> str:
     """Replace what MLflow does not take in a metric's name: it takes letters, digits and _-. :/."""
     return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _is_scored(metric: str) -> bool:
+    return metric.startswith(("mIoU", "pixAcc"))
+
+
+def _clock() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _clean_names(point: Point) -> Point:

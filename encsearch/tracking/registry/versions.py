@@ -99,6 +99,38 @@ def registered_model(tracking: Tracking, name: str) -> Any:
         return None
 
 
+def find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
+    """Find a version. Raises UserError, which lists what exists, for an unknown model or version."""
+    versions = existing_versions(tracking, name)
+    found = next((v for v in versions if v.version == version), None)
+    if found is None:
+        listed = _list_some([v.version for v in versions])
+        raise UserError(f"model {name} has no version {version}; its versions are {listed}")
+    return found
+
+
+def existing_versions(tracking: Tracking, name: str) -> list[ModelVersion]:
+    """List the versions, the newest first. Raises UserError for a model without one."""
+    versions = model_versions(tracking, name)
+    if not versions:
+        listed = _list_some(model_names(tracking))
+        where = without_secrets(tracking.uri)
+        raise UserError(f"MLflow at {where} has no model {name} with a version; its models are {listed}")
+    return versions
+
+
+def fetch_all_pages(search: Any, **arguments: Any) -> list[Any]:
+    """Return everything that a search of MLflow's client finds, from all pages."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token, **arguments)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
 def _resolve(tracking: Tracking, source: str) -> str:
     """Find the artifacts. MLflow 3.17 would look "models:/" up in its global store, not the client's."""
     if re.fullmatch(r"runs:/[^/]+/.+", source):
@@ -117,16 +149,6 @@ def _resolve(tracking: Tracking, source: str) -> str:
     return f"{root}/{BUNDLE_PATH}"
 
 
-def find_version(tracking: Tracking, name: str, version: str) -> ModelVersion:
-    """Find a version. Raises UserError, which lists what exists, for an unknown model or version."""
-    versions = existing_versions(tracking, name)
-    found = next((v for v in versions if v.version == version), None)
-    if found is None:
-        listed = _list_some([v.version for v in versions])
-        raise UserError(f"model {name} has no version {version}; its versions are {listed}")
-    return found
-
-
 def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
     versions = existing_versions(tracking, name)
     found = next((v for v in versions if alias in v.aliases), None)
@@ -136,28 +158,6 @@ def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
     return found
 
 
-def existing_versions(tracking: Tracking, name: str) -> list[ModelVersion]:
-    """List the versions, the newest first. Raises UserError for a model without one."""
-    versions = model_versions(tracking, name)
-    if not versions:
-        listed = _list_some(model_names(tracking))
-        where = without_secrets(tracking.uri)
-        raise UserError(f"MLflow at {where} has no model {name} with a version; its models are {listed}")
-    return versions
-
-
 def _list_some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:MAX_NAMED]) or "none"
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
-
-
-def fetch_all_pages(search: Any, **arguments: Any) -> list[Any]:
-    """Return everything that a search of MLflow's client finds, from all pages."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(page_token=token, **arguments)
-        found += page
-        token = page.token
-        if not token:
-            return found

@@ -72,27 +72,6 @@ def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablatio
         return ablation
 
 
-def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
-    """Plan the trainings and open the store.
-
-    Raises UserError for a row without a valid configuration, PreflightError for one that cannot run; both
-    name the row.
-    """
-    ablation = plan_ablation(config)
-    store = open_store(config)
-    resolve_uri(None)
-    preflight(config, store, out)
-    # One training for each row: of all that preflight checks, only the model differs between rows.
-    for row, training in {training.row: training for training in ablation.trainings}.items():
-        try:
-            preflight(training.config, store, out)
-        except UserError as error:
-            raise type(error)(f"ablation row {row!r}: {error}") from None
-    if resume:
-        _check_same(config, resume)
-    return ablation, store
-
-
 def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None = None) -> Ablated:
     """Train every row and curve of `config.ablate` side by side, compare their last epochs, write the report.
 
@@ -114,6 +93,27 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
         summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
     write_summary(folder, summary)
     return Ablated(folder, summary, story, report)
+
+
+def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
+    """Plan the trainings and open the store.
+
+    Raises UserError for a row without a valid configuration, PreflightError for one that cannot run; both
+    name the row.
+    """
+    ablation = plan_ablation(config)
+    store = open_store(config)
+    resolve_uri(None)
+    preflight(config, store, out)
+    # One training for each row: of all that preflight checks, only the model differs between rows.
+    for row, training in {training.row: training for training in ablation.trainings}.items():
+        try:
+            preflight(training.config, store, out)
+        except UserError as error:
+            raise type(error)(f"ablation row {row!r}: {error}") from None
+    if resume:
+        _check_same(config, resume)
+    return ablation, store
 
 
 def _train_and_compare(

@@ -125,15 +125,6 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     return study
 
 
-def _check_journal(folder: Path) -> None:
-    """Refuse a missing journal: a new study would start beside the trials of the old one."""
-    journal = folder / JOURNAL_FILE
-    if (folder / "trials").exists() and not (journal.exists() and journal.stat().st_size):
-        raise PreflightError(
-            f"{journal}: the study's journal is missing, but its trials have started; restore it"
-        )
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder, so that only this process writes there; the kernel unlocks it when the process dies.
@@ -144,3 +135,12 @@ def locked(folder: Path) -> Iterator[None]:
         if not is_held:
             raise UserError(f"{folder}: another process is running this sweep; wait for it or end it")
         yield
+
+
+def _check_journal(folder: Path) -> None:
+    """Refuse a missing journal: a new study would start beside the trials of the old one."""
+    journal = folder / JOURNAL_FILE
+    if (folder / "trials").exists() and not (journal.exists() and journal.stat().st_size):
+        raise PreflightError(
+            f"{journal}: the study's journal is missing, but its trials have started; restore it"
+        )

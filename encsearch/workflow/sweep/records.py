@@ -14,7 +14,7 @@ from encsearch.search.confirm.finalists import Finalist, mean_report, representa
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState, seeded_config
-from encsearch.text import format_count, format_score
+from encsearch.text import format_count, format_money, format_score
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, find_newest
 from encsearch.workflow.job import Progress
@@ -28,7 +28,7 @@ from encsearch.workflow.recorder import (
 )
 from encsearch.workflow.sweep.folder import StudyPlace
 
-SWEEP_TAG = "encsearch.sweep"
+SWEEP_TAG, PRICE_TAG = "encsearch.sweep", "encsearch.price"
 
 
 def parent_run(config: Config, store: Store, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
@@ -80,7 +80,8 @@ class SweepRecords:
         return self._trials[number]
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:
-        self._conclude(self._trials.pop(event.number), event.state, event.reason, config, folder)
+        recorder = self._trials.pop(event.number)
+        self._conclude(recorder, event.state, event.reason, event.cost_seconds, config, folder)
 
     def follow(self, event: TrialEvent) -> None:
         recorder, before = self._trials.get(event.number), self._states.get(event.number)
@@ -155,7 +156,7 @@ class SweepRecords:
             # The trial may have written an epoch that the sweep had not taken before the end.
             if report.epoch <= trial.epochs:
                 recorder.log(report)
-        self._conclude(recorder, trial.state, trial.reason, config, folder)
+        self._conclude(recorder, trial.state, trial.reason, trial.cost_seconds, config, folder)
         recorder.close(STATUS_OF[trial.state])
 
     def _open_trial(self, number: int, config: Config) -> TrainingRecorder:
@@ -187,10 +188,18 @@ class SweepRecords:
         )
 
     def _conclude(
-        self, recorder: TrainingRecorder, state: TrialState, reason: str | None, config: Config, folder: Path
+        self,
+        recorder: TrainingRecorder,
+        state: TrialState,
+        reason: str | None,
+        cost_s: float,
+        config: Config,
+        folder: Path,
     ) -> None:
         """Record a trial's end, draw its last model's panels, and drop its checkpoint."""
         recorder.note("encsearch.state", state)
+        if (price := config.scaling.price(cost_s)) is not None:
+            recorder.note(PRICE_TAG, format_money(price))
         if reason:
             recorder.note("encsearch.reason", reason)
         checkpoint = find_newest(folder)

@@ -23,13 +23,13 @@ from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.budget.keeper import Keeper
-from encsearch.search.budget.rules import spent_by
+from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.confirm.finalists import mean_report
 from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import Trial, flag_trials
-from encsearch.text import format_count, format_params
+from encsearch.text import format_count, format_money, format_params
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.experiment import open_store, preflight
@@ -46,7 +46,7 @@ from encsearch.workflow.sweep.folder import (
     open_study,
     reopen,
 )
-from encsearch.workflow.sweep.records import SweepRecords, parent_run
+from encsearch.workflow.sweep.records import PRICE_TAG, SweepRecords, parent_run
 from encsearch.workflow.sweep.story import NEXT_TRIALS, Pages, write_story
 
 # Paths that a resume may change: they affect where the sweep runs and its cost, not its comparison.
@@ -96,14 +96,6 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
         with locked(folder):
             _, place = reopen(folder)
             return _run(config, store, place, folder, sender, progress)
-
-
-def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
-    """Raise UserError for an earlier sweep that says nothing about this one."""
-    if earlier.warm_start:
-        previous_trials(earlier.warm_start, config, store.fingerprint)
-    if earlier.prior_from:
-        earlier_prior(earlier.prior_from, require_search(config))
 
 
 def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) -> Checked:
@@ -158,6 +150,14 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         return _run(config, store, place, folder, sender, progress)
 
 
+def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
+    """Raise UserError for an earlier sweep that says nothing about this one."""
+    if earlier.warm_start:
+        previous_trials(earlier.warm_start, config, store.fingerprint)
+    if earlier.prior_from:
+        earlier_prior(earlier.prior_from, require_search(config))
+
+
 def _run(
     config: Config, store: Store, place: StudyPlace, folder: Path, sender: Sender, progress: Progress
 ) -> Swept:
@@ -192,6 +192,8 @@ def _run(
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
             observer.record_configurations(confirmation)
+            if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
+                parent.note({PRICE_TAG: format_money(price)})
             parent.summarize(mean_report(confirmation.trainings_of(confirmation.ranking.winner)))
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
             report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
@@ -267,6 +269,13 @@ def _describe_start(config: Config, study: Study, folder: Path) -> str:
     progress = f"{format_count(ended)} of {format_count(planned)} trials have ended, {running} continue"
     progress += f", {paused} are paused" if paused else ""
     return f"sweep {config.name} continues: {progress}; files in {folder}"
+
+
+def _device_seconds(trials: Sequence[Trial], confirmation: Confirmation) -> float:
+    """Of the whole sweep, see `Trial.cost_seconds`."""
+    trainings = (*confirmation.finalists, *confirmation.baselines)
+    confirming = sum(one.result.seconds * devices_of(one.config.scaling) for one in trainings)
+    return sum(trial.cost_seconds for trial in trials) + confirming
 
 
 def _scale_finalists(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
