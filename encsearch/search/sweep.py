@@ -54,7 +54,10 @@ def run_sweep(
     if ledger.gives_up_on:
         ledger.leave_all()
         failed = format_count(search.budget.max_failed, "trial")
-        raise TrainingError(f"{failed} in a row failed and the sweep stopped: {ledger.gives_up_on}")
+        raise TrainingError(
+            f"{failed} in a row failed with one reason ({ledger.gives_up_on}); mend it and go on with "
+            f"`encsearch resume {folder}`, or raise search.budget.max_failed"
+        )
     ledger.end_all("the budget was spent")
     trials = study.trials()
     _check_any_left(trials, limiter)

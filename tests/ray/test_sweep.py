@@ -167,8 +167,10 @@ def _diverging_sweep(toy_config: Config) -> Config:
     return with_values(toy_config, {**POINTS[-1], "train.epochs": 8, "search": search})
 
 
-def test_a_trial_that_finds_other_data_fails_with_that_reason(toy_config: Config, tmp_path: Path) -> None:
-    search = {"space": {"optim.lr": {"uniform": [0.01, 0.1]}}, "budget": {"trials": 1}}
+def test_trials_that_find_other_data_fail_with_that_reason_and_the_third_one_ends_the_sweep(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    search = {"space": {"optim.lr": {"uniform": [0.01, 0.1]}}, "budget": {"trials": 9}, "max_concurrent": 1}
     place = tmp_path / "toy"
     shutil.copytree(toy_config.data.store, place)
     config = with_values(toy_config, {"data.store": str(place), "search": search})
@@ -177,5 +179,7 @@ def test_a_trial_that_finds_other_data_fails_with_that_reason(toy_config: Config
     generate_scenes(place, num_train=2, num_val=1, num_test=1)
 
     reason = f"has other data here .*, not {store.fingerprint[:12]}"
-    with pytest.raises(TrainingError, match=f"all of 1 trials failed: .* {reason}"):
+    with pytest.raises(TrainingError, match=f"3 trials in a row failed with one reason .* {reason}"):
         run_sweep(config, store, study, tmp_path, Observer(), Unlimited())
+    assert [trial.state for trial in study.trials()][:3] == ["FAIL"] * 3
+    assert len(study.trials()) <= 4, "one may have started meanwhile"
