@@ -343,10 +343,12 @@ class Ledger(Board[_Entry]):
         for number in sorted(sizes, key=self._standing):
             if sum(sizes.values()) <= self._study.search.disk_gib * 2**30:
                 return
+            if sizes[number]:
+                drop_checkpoints(self._paused[number].assignment.folder)
+                # It trains from its first epoch again if it is promoted, and costs that once more.
+                self._paused[number].last = None
+                self._observer.say(f"trial {number} would start again: search.disk_gib is spent")
             sizes[number] = 0
-            drop_checkpoints(self._paused[number].assignment.folder)
-            # If it is promoted it trains from its first epoch again, and costs that once more.
-            self._paused[number].last = None
 
     def _standing(self, number: int) -> tuple[int, float]:
         """How far the trial has come, then how good it is."""

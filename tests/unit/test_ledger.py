@@ -509,6 +509,7 @@ def test_the_worst_paused_trials_lose_their_checkpoints_beyond_the_disk_s_share(
 
     folders = sorted((one.folder / "trials").iterdir())
     assert [bool(find_newest(folder)) for folder in folders] == [True, False, True]
+    assert one.observer.lines == ["trial 1 would start again: search.disk_gib is spent"]
 
 
 def test_failures_in_a_row_with_one_reason_end_the_search(pausing: Open) -> None:

@@ -89,10 +89,10 @@ def confirm(
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
     `minimize` is the search's second objective; trials in `excluded` are not picked. `room` trainings run at
-    once, each in its own folder below `folder`. A second call with the same folder trains
-    only what has no line there, failed trainings included; a killed training continues from its last
-    checkpoint. Lines of trials that are no longer picked stay and are not ranked. A training that fails is
-    reported and left out. Raises TrainingError when no trial can be picked or no finalist is left.
+    once, each in its own folder below `folder`. A second call with the same folder trains only what has no
+    line there, failed trainings included; a killed training continues from its last checkpoint. Lines of
+    trials that are no longer picked, or of another `plan.epochs`, stay and are not ranked. A training that
+    fails is reported and left out. Raises TrainingError when no trial can be picked or no finalist is left.
     """
     picked = pick_finalists(trials, plan.finalists, excluded)
     if not picked:
