@@ -2,11 +2,12 @@
 
 import math
 import random
+import warnings
 from typing import Any, get_args
 
 import pytest
 
-from encsearch.config import ScalingConfig, Scheduler, SearchConfig
+from encsearch.config import BudgetConfig, ScalingConfig, Scheduler, SearchConfig
 from encsearch.search.budget.forecast import Forecast, ForecastPoint, backtest, forecast
 from encsearch.search.budget.rehearsal import rehearse
 from encsearch.search.budget.rules import CONFIRM_STARTUP_S, Pace
@@ -196,3 +197,25 @@ def test_a_forecast_of_a_simulated_sweep_holds_its_end() -> None:
         ends.append(CONFIRM_STARTUP_S + common * (20 * 2 + sum(epochs_s)))
 
     assert 0.7 < sum(told.low <= end <= told.high for end in ends) / 200 < 0.9
+
+
+def test_paused_trials_may_be_promoted_or_take_no_time() -> None:
+    """Two of four wait at the rung after epoch 1; no division by their zero seconds may be warned of."""
+    search = search_of(
+        budget={"trials": 4}, scheduler="asha", asha={"grace_epochs": 1, "reduction_factor": 2}
+    )
+    trials = [
+        trial(0, [0.1], state="PAUSED", seconds=10.0),
+        trial(1, [0.2], state="PAUSED", seconds=10.0),
+        trial(2, [0.9, 0.9, 0.9, 0.9], seconds=40.0),
+        trial(3, [0.8, 0.8, 0.8, 0.8], seconds=40.0),
+    ]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = forecast(search, ONE, 4, trials, SURE, elapsed_s=0, at_once=1)
+
+    assert (found.trials.median, found.epochs.median) == (0, 0), "the best half has gone on before"
+    fewer = search.model_copy(update={"budget": BudgetConfig(trials=2)})
+    left = forecast(fewer, ONE, 4, trials[:2], SURE, elapsed_s=0, at_once=1)
+    assert left.epochs.median == 3, "the better one of two goes on to the end"

@@ -182,7 +182,9 @@ class _Played:
 
     def num_started(self, until: Floats) -> Floats:
         """Number of trials that do not run yet and start before `until`."""
-        share = np.clip((until[:, None] - self.starts) / (self.ends - self.starts), 0, 1)
+        # A paused trial that is not promoted takes no time.
+        lengths = np.maximum(self.ends - self.starts, 1e-9)
+        share = np.clip((until[:, None] - self.starts) / lengths, 0, 1)
         count: Floats = np.ceil(share * self.weights)[:, self.num_running :].sum(axis=1)
         return count
 
