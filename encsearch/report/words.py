@@ -198,7 +198,7 @@ def _method(sampler: Sampler) -> str:
 
 def _around(summary: SweepSummary) -> str:
     count = sum(trial.origin == "prior" for trial in summary.trials)
-    return f", those of {format_count(count, 'trial')} from around the recipe's own" if count else ""
+    return f", those of {format_count(count, 'trial')} from around the prior" if count else ""
 
 
 def _stopping(scheduler: Scheduler) -> str:
