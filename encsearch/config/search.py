@@ -135,7 +135,7 @@ class Belief(Section):
     """
 
     at: bool | int | float | str
-    width: float = Field(0.25, gt=0, description="standard deviation, as a share of the path's range")
+    width: float = Field(0.25, gt=0, le=10, description="standard deviation, as a share of the path's range")
 
     @field_validator("at", mode="before")
     @classmethod

@@ -336,6 +336,7 @@ class Ledger(Board[_Entry]):
 
     def _pause(self, entry: _Entry) -> None:
         """Set the trial aside; the worst paused ones lose their checkpoints beyond `search.disk_gib`."""
+        self._failures = []
         self._study.pause(entry.number)
         self._paused[entry.number] = entry
         self._observer.follow(self._event(entry, max(self._study.curve(entry.number).values()), "PAUSED"))

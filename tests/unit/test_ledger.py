@@ -522,3 +522,28 @@ def test_failures_in_a_row_with_one_reason_end_the_search(pausing: Open) -> None
 
     assert one.ledger.gives_up_on == "disk full"
     assert one.ledger.is_over()
+
+
+def test_a_trial_that_pauses_between_failures_breaks_their_row(pausing: Open) -> None:
+    one = pausing({"search.budget.max_failed": 2, "search.budget.trials": 6})
+    for key, value in (("a", None), ("b", 0.5), ("c", None)):
+        if value is None:
+            one.start(key)
+            one.ledger.reported(key, {"failure": "disk full", "hardware": CPU, "done": True})
+            one.ledger.ended(key)
+        else:
+            pause(one, key, value)
+
+    assert one.ledger.gives_up_on is None
+
+
+def test_at_the_end_one_goes_on_though_a_failed_one_was_better(pausing: Open) -> None:
+    one = pausing({"search.budget.trials": 2})
+    pause(one, "a", 0.5)
+    one.start("b")
+    one.train("b", 0.9)
+    one.ledger.reported("b", {"failure": "non-finite gradient", "hardware": CPU, "done": True})
+    one.ledger.ended("b")
+
+    assert not one.ledger.is_done()
+    assert one.start("c").folder.name == "0000"

@@ -182,6 +182,21 @@ def test_a_space_that_is_exhausted_can_be_repeated_with_further_seeds() -> None:
     assert sum(map(len, repeats.values())) == 6
 
 
+def test_a_grid_is_gone_through_again_and_a_flagged_repeat_keeps_its_seed() -> None:
+    space = {K: {"choice": [4, 8]}}
+    study = Study(MEMORY, "grid", search(space, sampler="grid", repeats="seeds"), epochs=1)
+    asked = [study.ask() for _ in range(4)]
+    points = [(proposal.values[K], proposal.repeat) for proposal in asked if proposal]
+    assert sorted(points) == [(4, 0), (4, 1), (8, 0), (8, 1)]
+
+    study.repeat(3)
+    again, after = study.ask(), study.ask()
+    assert again
+    assert after
+    assert (again.values[K], again.repeat) == points[3]
+    assert after.repeat == 2, "a flagged trial's repeat has no seed of its own"
+
+
 def test_a_repeat_has_the_next_seed(toy_config: Config) -> None:
     assert seeded_config(toy_config, {K: 8}, 0).train.seed == toy_config.train.seed
     assert seeded_config(toy_config, {K: 8}, 2).train.seed == toy_config.train.seed + 2

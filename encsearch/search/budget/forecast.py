@@ -121,9 +121,14 @@ def forecast(
     drawn = _draw(rng, pace, (REPETITIONS, count)) * played.factor[:, None]
     each_s = fixed.wall_s + (each.wall_s - fixed.wall_s) * drawn
     each_s *= np.exp(rng.normal(0, pace.confirm_doubt, size=REPETITIONS))[:, None]
-    places = confirm_places(search.confirm, scaling, at_once)
-    # Each place takes its share of the trainings, one after the other.
-    confirm_s = sum(each_s[:, turn : turn + places].max(axis=1) for turn in range(0, count, places))
+    places = confirm_places(search, scaling, at_once)
+    # Finalists come first, and baselines wait for all of them.
+    num_last = min(count, len(needs.plan.baselines) * len(needs.plan.seeds))
+    confirm_s = sum(
+        each_s[:, turn : min(turn + places, end)].max(axis=1)
+        for start, end in ((0, count - num_last), (count - num_last, count))
+        for turn in range(start, end, places)
+    )
     device_s = played.busy(ends) * devices + each_s.sum(axis=1) * each.device_s / each.wall_s
     return Forecast(
         wall_s=_interval(ends + confirm_s),

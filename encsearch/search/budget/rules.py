@@ -155,12 +155,12 @@ def compute_needs(
     expected = confirm_cost(search.confirm, scaling, epochs, pace.quantile(CAUTIOUS))
     each = expected.times(math.exp(pace.confirm_doubt))
     left = left_of(search.budget, Cost(0, 0)).times(MAX_CONFIRM_SHARE)
-    places = confirm_places(search.confirm, scaling, at_once)
+    places = confirm_places(search, scaling, at_once)
     plan, reduced = reduce_plan(search.confirm, each, left, places)
     report_s = pace.startup_s + pace.quantile(0.5)
     return Needs(
         plan=plan,
-        confirm=add_up(each, plan.num_trainings, places),
+        confirm=add_up(each, plan, places),
         first_report=Cost(report_s, report_s * devices_of(scaling)),
         reduced=reduced,
     )
@@ -176,13 +176,18 @@ def reduce_plan(
     Finalists are cut first, then baselines, then seeds: without several seeds no winner is sure. One training
     is always kept, since a sweep without any has no result.
     """
-    by_wall = places * (left.wall_s / each.wall_s if places == 1 else left.wall_s // each.wall_s)
-    room = min(by_wall, left.device_s / each.device_s if each.device_s else math.inf)
     plans = list(_list_smaller(confirm))
-    plan = next((p for p in plans if p.num_trainings <= room), plans[-1])
-    if plan == confirm or not math.isfinite(room):
+
+    def fits(plan: ConfirmConfig) -> bool:
+        total = add_up(each, plan, places)
+        return total.wall_s <= left.wall_s and total.device_s <= left.device_s
+
+    plan = next(filter(fits, plans), plans[-1])
+    if plan == confirm and fits(plan):
         return confirm, None
-    if by_wall == room:
+    asked = add_up(each, confirm, places)
+    # By the limit that it exceeds more.
+    if asked.wall_s * max(0, left.device_s) >= asked.device_s * max(0, left.wall_s):
         available, each_takes = format_duration(max(0, left.wall_s)), format_duration(each.wall_s)
     else:
         available, each_takes = format_cost(max(0, left.device_s), "GPU"), format_cost(each.device_s, "GPU")
@@ -199,14 +204,18 @@ def confirm_cost(confirm: ConfirmConfig, scaling: ScalingConfig, epochs: int, ep
     return Cost(wall_s, wall_s * devices_of(scaling.model_copy(update={"num_workers": workers})))
 
 
-def confirm_places(confirm: ConfirmConfig, scaling: ScalingConfig, at_once: int) -> int:
-    """Number of confirmation trainings that fit where `at_once` trials fit."""
-    return max(1, at_once * scaling.num_workers // (confirm.num_workers or scaling.num_workers))
+def confirm_places(search: SearchConfig, scaling: ScalingConfig, at_once: int) -> int:
+    """Number of confirmation trainings that run at once where `at_once` trials fit."""
+    fitting = at_once * scaling.num_workers // (search.confirm.num_workers or scaling.num_workers)
+    return max(1, min(fitting, search.max_concurrent or fitting))
 
 
-def add_up(each: Cost, count: int, places: int) -> Cost:
-    """Cost of `count` equal trainings, `places` at once."""
-    return Cost(math.ceil(count / places) * each.wall_s, count * each.device_s)
+def add_up(each: Cost, plan: ConfirmConfig, places: int) -> Cost:
+    """Cost of a confirmation whose trainings cost `each`, `places` at once; baselines wait for finalists."""
+    rounds = sum(
+        math.ceil(count * len(plan.seeds) / places) for count in (plan.finalists, len(plan.baselines))
+    )
+    return Cost(rounds * each.wall_s, plan.num_trainings * each.device_s)
 
 
 def left_of(budget: BudgetConfig, used: Cost) -> Cost:

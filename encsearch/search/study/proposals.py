@@ -5,6 +5,7 @@ a kill and a resume as without.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -74,16 +75,18 @@ def propose(
     share: float,
     taken: Collection[Values],
 ) -> Draft | None:
-    """Propose values for the trial `number` that are not in `taken`; None if the space is exhausted.
+    """Propose values for the trial `number`, not those in `taken` unless they may be repeated.
+
+    None if the space is exhausted.
 
     `trials` are those that the sampler learns from; `share` of the proposals come from `prior`.
     """
-    known = {_key(values) for values in taken}
-    if search.sampler == "grid":
-        left = (point for point in grid_points(search) if _key(point) not in known)
-        return next((Draft(point, "sampler") for point in left), None)
     if is_exhausted(search, taken):
         return None
+    known = {_key(values) for values in taken} if search.repeats == "none" else set()
+    if search.sampler == "grid":
+        counts = Counter(map(_key, taken))
+        return Draft(min(grid_points(search), key=lambda point: counts[_key(point)]), "sampler")
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng((search.seed, number, attempt))
         if prior.centers and rng.random() < share:
@@ -134,6 +137,8 @@ def count_points(space: Mapping[str, Dimension]) -> float:
 
 def is_exhausted(search: SearchConfig, taken: Collection[Values]) -> bool:
     """Whether no configuration is left; never known of a space that is too large to be listed."""
+    if search.repeats == "seeds":
+        return False
     known = {_key(values) for values in taken}
     if search.sampler == "grid":
         return all(_key(point) in known for point in grid_points(search))

@@ -99,7 +99,9 @@ class Study:
         """Queue the trial's values again, once."""
         trials = self._study.get_trials(deepcopy=False)
         if all(trial.user_attrs.get(RERUN_OF) != number for trial in trials):
-            self._study.enqueue_trial(dict(trials[number].params), user_attrs={RERUN_OF: number})
+            same_seed = trials[number].user_attrs.get(REPEAT, 0)
+            attributes = {RERUN_OF: number, REPEAT: same_seed}
+            self._study.enqueue_trial(dict(trials[number].params), user_attrs=attributes)
 
     def learn(self, source: str, trials: Sequence[Trial]) -> None:
         """Import another study's ended trials for the sampler and the rungs, each trial once.
@@ -218,8 +220,7 @@ class Study:
 
     def is_exhausted(self) -> bool:
         """Whether every configuration of the space has been proposed."""
-        may_repeat = self.search.repeats == "seeds"
-        return not may_repeat and not self._waiting() and is_exhausted(self.search, self._taken())
+        return not self._waiting() and is_exhausted(self.search, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
@@ -250,11 +251,11 @@ class Study:
             self._system_attributes(),
             self.prior or Prior(()),
             self._share_of_prior(trials),
-            () if self.search.repeats == "seeds" else self._taken(),
+            self._taken(),
         )
         if draft is None:
             return False
-        repeat = self._taken().count(draft.values) if self.search.repeats == "seeds" else 0
+        repeat = self._taken().count(draft.values)
         # In one step: a kill leaves a whole proposal or none.
         self._study.add_trial(
             create_trial(
@@ -286,15 +287,24 @@ class Study:
         return ended
 
     def _promotable(self, keep_one: bool) -> int | None:
-        return find_promotable(self.search, self._epochs, self._curves, self._paused, keep_one=keep_one)
+        curves: Mapping[int, Mapping[int, float]] = self._curves
+        if keep_one:
+            # One that failed, or that another sweep trained, would keep the place of the last one of this.
+            own = {trial.number for trial in self.trials() if trial.state != "FAIL"}
+            curves = {number: curve for number, curve in curves.items() if number in own}
+        return find_promotable(self.search, self._epochs, curves, self._paused, keep_one=keep_one)
 
     def _is_at_rung(self, number: int) -> bool:
         epoch = max(self.curve(number), default=0)
         return self.search.scheduler == "asha" and epoch in checked_epochs(self.search, self._epochs, number)
 
     def _taken(self) -> list[Mapping[str, Any]]:
-        """The values of all started or queued trials of this sweep."""
-        trials = [t for t in self._study.get_trials(deepcopy=False) if WARM_START not in t.user_attrs]
+        """The values of all started or queued trials of this sweep, without repeats of flagged ones."""
+        trials = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if not trial.user_attrs.keys() & {WARM_START, RERUN_OF}
+        ]
         return [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in trials]
 
     def _system_attributes(self) -> dict[str, Any]:
