@@ -151,3 +151,16 @@ def test_how_far_the_sweep_is_is_said_with_what_is_left_of_its_budget(tmp_path: 
     line = sweep_line(now, sweep.config)
     assert line.startswith("1 of 2 trials ended; best mIoU 20.00 % (trial 0); 40 s of 2 min spent; ")
     assert line.endswith(" to go")
+
+
+def test_a_limit_that_keeps_a_paused_trial_from_going_on_has_ended_the_search(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, trials=1)
+    sweep.study.pause(sweep.start())
+    assert sweep.keeper().ended_by is None
+    keeper = sweep.keeper()
+
+    sweep.clock.now_s = 60.0
+
+    assert not keeper.may_repeat()
+    assert keeper.ended_by
+    assert keeper.ended_by.startswith("no paused trial would report in time: the wall budget")

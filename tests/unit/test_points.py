@@ -42,3 +42,15 @@ def test_no_point_is_tried_twice(toy_config: Config) -> None:
     found = points(toy_config, {K: {"choice": [32]}, WEIGHT: {"uniform": [0, 1]}}, [paper, paper])
 
     assert found == [paper]
+
+
+def test_points_that_differ_in_a_path_that_does_not_hold_are_one(toy_config: Config) -> None:
+    space = {
+        "model.context": {"choice": ["none", "encoding"]},
+        WEIGHT: {"uniform": [0.0, 1.0], "when": {"model.context": ["encoding"]}},
+    }
+    enqueue = [{"model.context": "none", WEIGHT: 0.3}, {"model.context": "none", WEIGHT: 0.5}]
+
+    first, *others = points(toy_config, space, enqueue)
+    assert first == {"model.context": "encoding", WEIGHT: 0.2}
+    assert others == [{"model.context": "none"}]

@@ -138,12 +138,14 @@ class Keeper:
         )
 
     def _takes_trials_away(self, trials: Sequence[Trial]) -> bool:
-        """Whether a limit cuts off a trial, has cut one off, or prevents one from starting.
+        """Whether a limit cuts off a trial, has cut one off, or prevents one from starting or being promoted.
 
         A limit that is reached after the last trial has cut off nothing.
         """
         if self._decision.may_start:
             return False
+        if not self._decision.may_repeat and self._study.can_promote(keep_one=True):
+            return True
         if self._decision.must_end and any(_is_cut(trial) for trial in trials):
             return True
         trained = spent_by(trials, self.elapsed_s).trials

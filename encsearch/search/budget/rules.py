@@ -123,6 +123,8 @@ def decide(budget: BudgetConfig, spent: Spent, needs: Needs | None) -> BudgetDec
     late = needs and _describe_exceeded(budget, spent.cost + kept + needs.first_report, spent.cost, needs)
     if spent.trials >= budget.trials:
         reason = f"all {format_count(budget.trials)} trials of the budget have started"
+        if late:
+            reason = f"no paused trial would report in time: {late}"
         return BudgetDecision(False, False, reason, may_repeat=not late)
     if spent.refused >= budget.trials:
         refused = format_count(spent.refused)

@@ -361,8 +361,8 @@ def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
 def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
     """The paper's K and SE-weight with the recipe's other values, then `search.enqueue`, without repeats.
 
-    If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, the
-    sampler draws one.
+    If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, one
+    is drawn. A whole point loses the paths whose condition fails there, so that it does not seem another.
     """
     recipe, space = flatten(config), search.space
     first = {
@@ -372,10 +372,12 @@ def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any
             v for v in (PAPER.get(path), recipe.get(path)) if v is not None and space[path].holds(v)
         ][:1]
     }
-    points: list[Mapping[str, Any]] = [first]
-    for point in search.enqueue:
-        if point not in points:
-            points.append(point)
+    points: list[Mapping[str, Any]] = []
+    for point in (first, *search.enqueue):
+        kept = find_active(space, point) if point.keys() == space.keys() else point
+        active = {path: point[path] for path in kept}
+        if active not in points:
+            points.append(active)
     return tuple(points)
 
 
