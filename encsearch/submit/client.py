@@ -35,13 +35,14 @@ RECONNECTS = 5
 RECONNECT_WAIT_S = 2
 STATUS_POLL_S = 0.5
 
-# The variables from which a job learns about MLflow. The cluster has its own Ray token.
+# The variables from which a job learns about MLflow and whom to tell. The cluster has its own Ray token.
 FORWARDED = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_EXPERIMENT_NAME",
+    "ENCSEARCH_NOTIFY_URL",
 )
 
 

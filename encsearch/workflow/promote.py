@@ -23,6 +23,7 @@ from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, ui_base
 from encsearch.tracking.mlflow import Tracking, check_run, connect, translate_failures
 from encsearch.tracking.outbox.forward import read_sent
+from encsearch.tracking.outbox.notices import check_address, send_notice
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, count_looks, resolve
 from encsearch.tracking.registry.gate import Candidate, GateDecision, check_floors, class_ious, decide
@@ -76,6 +77,7 @@ def promote(
     appended to the log of the model. Raises UserError for bad input, a changed store or different classes,
     and GateRefusedError with all reasons when the candidate is refused, or when another decision came first.
     """
+    check_address()
     with tempfile.TemporaryDirectory() as scratch:
         tracking, run_id, folder = _find(source, Path(scratch))
         check_run(tracking, run_id)
@@ -102,7 +104,11 @@ def promote(
                     f"{source} is not promoted to {gate.alias}: {moved.holder} came meanwhile"
                     f" (decision {moved.state.head}); promote again to compare with that"
                 )
-    return _new_holder(registry, draft, moved, settled)
+    holder = _new_holder(registry, draft, moved, settled)
+    # The decision stands, and a person may be waiting: one try.
+    body = f"{holder.uri} is now version {holder.version}: {'; '.join(holder.reasons)}\n{holder.link}"
+    send_notice(f"{holder.model} has a new {holder.alias}", body, tries=1)
+    return holder
 
 
 @dataclass(frozen=True)

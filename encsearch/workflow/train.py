@@ -12,7 +12,7 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
-from encsearch.text import format_count
+from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import run_sender
 from encsearch.train.experiment import open_store, preflight
@@ -77,6 +77,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         )
         # Written before the wait: a training stays finished after a Ctrl-C while the store does not answer.
         write_summary(folder, summary)
+        sender.notify("finished", f"{config.metric} {format_score(summary.value)}")
         run_ids = sender.run_ids()
     summary = replace(summary, run_id=run_ids.get(recorder.run))
     write_summary(folder, summary)

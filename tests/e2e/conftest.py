@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,29 @@ def shell(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> She
     sizes = ("--train", str(NUM_TRAIN), "--val", str(NUM_VAL), "--test", "4", "--size", str(SIDE_PX))
     shell.encsearch("data", "scenes", "scenes", *sizes)
     return shell
+
+
+@pytest.fixture
+def notices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What a server of the environment's ENCSEARCH_NOTIFY_URL has received; the URL holds a password."""
+    received: list[dict[str, Any]] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """The tests look at stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("ENCSEARCH_NOTIFY_URL", f"json://user:hidden@127.0.0.1:{server.server_port}/hook")
+    yield received
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

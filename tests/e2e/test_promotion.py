@@ -122,7 +122,7 @@ def registry(jobs: Jobs) -> MlflowRegistry:
 
 @pytest.mark.fast
 def test_the_gate_decides_and_every_decision_is_in_the_log(
-    jobs: Jobs, registry: MlflowRegistry, run: Run
+    jobs: Jobs, registry: MlflowRegistry, run: Run, notices: list[dict[str, Any]]
 ) -> None:
     assert "`encsearch models" not in run("rollback", "toy", code=2)
     first = run("promote", str(jobs.folders["good"]))
@@ -146,6 +146,8 @@ def test_the_gate_decides_and_every_decision_is_in_the_log(
     assert second["figures"]["gain.lower"] > 0
     assert "on which 3 candidates had been judged before" in second["reasons"][-1]
     assert (registry.holder("champion"), registry.holder("champion-previous")) == ("2", "1")
+    assert [notice["title"] for notice in notices] == ["toy has a new champion"] * 2
+    assert notices[1]["message"].startswith("models:/toy@champion is now version 2: ")
 
     found = run("models", "toy")
     assert [row["verdict"] for row in found["decisions"]] == ["promoted", "refused", "refused", "promoted"]

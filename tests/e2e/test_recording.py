@@ -1,6 +1,7 @@
 """What a job writes down arrives in MLflow, row for row: over kills, outages and deleted runs."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -10,11 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from encsearch.errors import TrainingError, UserError
 from encsearch.reports import Point, Report
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.outbox.events import Dataset
@@ -167,6 +170,64 @@ def test_a_killed_job_is_closed_by_its_sender_and_its_dead_neighbour_too(
         assert run.status == "KILLED"
         tags = tracking.client.get_run(read_sent(folder).runs["training"]).data.tags
         assert tags[REAPED_TAG].startswith("its process was killed; closed by process ")
+
+
+def test_people_hear_how_a_job_ends(
+    tracking: Tracking,
+    job: Path,
+    notices: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    with run_sender() as sender, own_record(job):
+        sender.follow(job)
+        sender.notify("has spent a budget", "budget.epochs = 9")
+        sender.notify("finished", "mIoU 81.20 %")
+
+    def fail() -> None:
+        with run_sender() as sender, own_record(job):
+            sender.follow(job)
+            raise TrainingError("3 trials in a row failed: no memory")
+
+    with pytest.raises(TrainingError):
+        fail()
+    place = f"{job} on {socket.gethostname()}"
+    told = sorted((notice["title"], notice["message"]) for notice in notices)
+    assert told == [
+        ("job failed", f"3 trials in a row failed: no memory\n{place}"),
+        ("job finished", f"mIoU 81.20 %\n{place}"),
+        ("job has spent a budget", f"budget.epochs = 9\n{place}"),
+    ]
+    with running(job, tracking) as (process, sender_process):
+        process.kill()
+        sender_process.wait(SETTLED_TIMEOUT_S)
+    assert notices[-1]["title"] == "job was killed"
+    assert "hidden" not in "".join(path.read_text() for path in (job / "record").iterdir())
+    assert capfd.readouterr().err == ""
+
+
+def test_an_address_that_does_not_answer_costs_one_warning(
+    tracking: Tracking, job: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    monkeypatch.setenv("ENCSEARCH_NOTIFY_URL", "json://user:hidden@127.0.0.1:9/hook")
+    with run_sender() as sender, own_record(job):
+        sender.follow(job)
+        sender.notify("finished")
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert warning.startswith("warning: the notice 'job finished' could not be sent (A Connection error ")
+    assert "hidden" not in warning
+
+
+@pytest.mark.parametrize("url", ["nowhere", "pigeon://loft", "slack://too-short"])
+def test_an_address_that_is_none_is_refused_before_a_job_starts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCSEARCH_NOTIFY_URL", url)
+    with pytest.raises(UserError, match="ENCSEARCH_NOTIFY_URL: not an address of apprise"), run_sender():
+        pass
 
 
 def test_sync_closes_and_sends_what_a_job_and_its_sender_have_left(

@@ -294,7 +294,7 @@ def test_a_call_for_a_dead_neighbour_that_hangs_does_not_hold_the_sender(
     own.mkdir()
     with own_record(own):
         pass
-    sender._Forwarder(own, store).run(lines)
+    sender._Forwarder(own, store).run(lines, ())
     os.close(lines)
     assert store.calls == ["begin"]
     assert "fails (no answer in 0.1 s)" in capsys.readouterr().err

@@ -141,6 +141,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
     environ = {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_EXPERIMENT_NAME": "camvid",
+        "ENCSEARCH_NOTIFY_URL": "json://team:secret@host/hook",
         "MLFLOW_TRACKING_PASSWORD": "secret",
         "MLFLOW_TRACKING_TOKEN": "",
         "RAY_AUTH_TOKEN": "secret",
@@ -150,6 +151,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
     assert env_vars == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_EXPERIMENT_NAME": "other",
+        "ENCSEARCH_NOTIFY_URL": "json://team:secret@host/hook",
         "MLFLOW_TRACKING_PASSWORD": "secret",
         "NCCL_DEBUG": "INFO",
     }

@@ -1,7 +1,8 @@
 """The process that forwards a job's record to MLflow, and the job's handle to it.
 
 The job and this process share nothing but the record: the job appends, this process reads. A server that
-is dead, slow or hung holds up this process alone. It outlives a killed job, and reports that to MLflow.
+is dead, slow or hung holds up this process alone. It outlives a killed job, and reports that to MLflow. It
+sends notices too, which the job hands to it.
 """
 
 import json
@@ -10,18 +11,20 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from encsearch.errors import PreflightError, TrainingError, UserError
+from encsearch.errors import PreflightError, TrainingError, UserError, one_line
 from encsearch.redaction import without_secrets
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
@@ -34,6 +37,7 @@ from encsearch.tracking.outbox.forward import (
     unsent_events,
     warn,
 )
+from encsearch.tracking.outbox.notices import check_address, send_beside
 from encsearch.tracking.outbox.reaper import reap, settle_siblings
 from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER, OWNER_WAIT_S
 from encsearch.tracking.uris import resolve_uri
@@ -46,6 +50,10 @@ MAX_BACKOFF_S = 30.0
 # How long the sender tries without success after its job has ended, and after its job was killed.
 DRAIN_S, DRAIN_KILLED_S = 30.0, 120.0
 MAX_DRAIN_BACKOFF_S = 5.0
+# At the end, how long for the notices that are still under way.
+NOTICES_S = 20.0
+# Of characters: a line of a pipe is whole up to 4096 bytes.
+MAX_NOTICE = 1000
 # A call to a database, unlike a call to a server, may hang for ever; an upload may take long.
 STUCK_S = 600.0
 # A shutdown of the machine gives all processes some time, and the job needs its part first.
@@ -63,10 +71,20 @@ class TrackingStore:
 
 @contextmanager
 def run_sender() -> Iterator["Sender"]:
-    """Run a sender beside the block; at its end all is sent, or the sender has reported what is not."""
+    """Run a sender beside the block; at its end all is sent, or the sender has reported what is not.
+
+    An error that leaves the block is a notice too. Raises UserError for an address of notices that is none.
+    """
+    check_address()
     sender = Sender(resolve_uri(None))
     try:
         yield sender
+    except KeyboardInterrupt:
+        sender.notify("was interrupted")
+        raise
+    except Exception as error:
+        sender.notify("failed", one_line(error))
+        raise
     finally:
         sender.close()
 
@@ -119,6 +137,11 @@ class Sender:
         self._job_folder = job_folder.absolute()
         self._send_line(str(self._job_folder))
 
+    def notify(self, what: str, body: str = "") -> None:
+        """Send people a notice about the job, if it has begun and they have said where to; never waits."""
+        if self._job_folder:
+            self._send_line(json.dumps({"what": what, "body": body[:MAX_NOTICE]}))
+
     def run_ids(self, timeout_s: float = 30) -> dict[str, str]:
         """Return MLflow's run ids by name: of all runs so far, or of those sent when the time is over."""
         assert self._job_folder
@@ -153,7 +176,10 @@ class Sender:
 
 
 def main() -> None:
-    """Run the sender: lines on stdin name the job's folder, the end of stdin is the end of the job."""
+    """Run the sender; the end of stdin is the end of the job.
+
+    A line on stdin is the job's folder, which wakes the sender, or a notice as JSON.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _time_is_over)
     signal.signal(signal.SIGTERM, _time_is_over)
@@ -179,8 +205,8 @@ def _forward(answers: TextIO) -> None:
         return
     print(json.dumps({"experiment_id": store.experiment_id}), file=answers, flush=True)
     lines = sys.stdin.fileno()
-    if text := os.read(lines, 65536).decode():
-        _Forwarder(Path(text.splitlines()[0]), store).run(lines)
+    if first := _read_lines(lines):
+        _Forwarder(Path(first[0]), store).run(lines, first[1:])
 
 
 def _leave_deleted_folder() -> None:
@@ -210,10 +236,15 @@ class _Forwarder:
         self._job_folder, self._store = job_folder, store
         self._failure = ""
         self._ends_s = math.inf
+        self._notices: list[Thread] = []
 
-    def run(self, lines: int) -> None:
-        """Send until all is sent or the time is over. `lines` is the descriptor that ends with the job."""
+    def run(self, lines: int, read: Sequence[str]) -> None:
+        """Send until all is sent or the time is over.
+
+        `lines` is the descriptor that ends with the job, `read` what came on it behind the job's folder.
+        """
         signal.signal(signal.SIGTERM, self._terminate)
+        self._take_notices(read)
         try:
             self._serve(lines)
             self._drain()
@@ -234,6 +265,10 @@ class _Forwarder:
                 path.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
             warn(f"the sender to MLflow failed ({type(error).__name__}; more in {path})")
             sys.exit(1)
+        finally:
+            deadline_s = time.monotonic() + NOTICES_S
+            for notice in self._notices:
+                notice.join(max(0.0, deadline_s - time.monotonic()))
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         """Go on for TERMINATED_S: the job gets the signal at the same time, and may still write events."""
@@ -243,10 +278,10 @@ class _Forwarder:
     def _serve(self, lines: int) -> None:
         siblings = settle_siblings(self._job_folder, self._store)
         wait_s, backoff_s = 0.0, 0.0
-        while not _has_ended(lines, wait_s):
+        while not self._has_ended(lines, wait_s):
             try:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
-                backoff_s = 0.0
+                backoff_s, self._failure = 0.0, ""
                 if wait_s:
                     with self._limited():
                         next(siblings, None)
@@ -259,7 +294,10 @@ class _Forwarder:
 
     def _drain(self) -> None:
         """Close what a killed job left open, and send the rest."""
-        patience_s = DRAIN_KILLED_S if self._reap() else DRAIN_S
+        patience_s = DRAIN_S
+        if left := self._reap():
+            patience_s = DRAIN_KILLED_S
+            self._notify("was killed", f"{format_count(len(left), 'run')} closed as KILLED")
         gives_up_s = time.monotonic() + patience_s
         backoff_s = FLUSH_POLL_S
         while True:
@@ -280,6 +318,23 @@ class _Forwarder:
         while (left := reap(self._job_folder)) is None and time.monotonic() < deadline_s:
             time.sleep(FLUSH_POLL_S)
         return left
+
+    def _has_ended(self, lines: int, wait_s: float) -> bool:
+        """Whether the job has ended; waits for a line from it, at most `wait_s`."""
+        if not select.select([lines], [], [], wait_s)[0]:
+            return False
+        read = _read_lines(lines)
+        self._take_notices(read)
+        return not read
+
+    def _take_notices(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            if line.startswith("{"):
+                self._notify(**json.loads(line))
+
+    def _notify(self, what: str, body: str) -> None:
+        place = f"{self._job_folder} on {socket.gethostname()}"
+        self._notices.append(send_beside(f"{self._job_folder.name} {what}", f"{body}\n{place}".strip()))
 
     def _send_chunk(self) -> int:
         with sending_alone(self._job_folder) as is_alone, self._limited():
@@ -312,9 +367,9 @@ class _Forwarder:
         self._failure = str(error)
 
 
-def _has_ended(lines: int, wait_s: float) -> bool:
-    """Whether the job has ended; waits for a line from it, at most `wait_s`."""
-    return bool(select.select([lines], [], [], wait_s)[0]) and not os.read(lines, 65536)
+def _read_lines(descriptor: int) -> list[str]:
+    """Read what has come, after waiting for a line; none at the end. Lines this short are never cut."""
+    return os.read(descriptor, 65536).decode().splitlines()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from encsearch.search.confirm.trainings import Confirmation, confirm
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import Trial, flag_trials
-from encsearch.text import format_count, format_money, format_params
+from encsearch.text import format_count, format_money, format_params, format_score
+from encsearch.tracking.outbox.notices import check_address
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.experiment import open_store, preflight
@@ -105,6 +106,7 @@ def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) ->
     database are not contacted. Raises what `sweep` does.
     """
     search = require_search(config)
+    check_address()
     store = open_store(config)
     preflight(config, store, out)
     _check_earlier(earlier, config, store)
@@ -187,6 +189,7 @@ def _run(
                 progress.say(f"the search ends: the space has no more than the {tried} that have run")
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
+                sender.notify("has spent a budget", keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
@@ -216,6 +219,7 @@ def _run(
         parent_run_id=run_ids.get(parent.run),
     )
     write_summary(folder, summary)
+    sender.notify("finished", f"{config.metric} {format_score(winner.value)}: {winner.name}")
     return Swept(folder, summary, trials, confirmation, report, keeper.ended_by, excluded)
 
 
