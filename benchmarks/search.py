@@ -4,7 +4,8 @@
 
 A surface is a training of every point of a grid over K x SE weight x learning rate, made by
 benchmarks/search_surface.py. A search is told the curve of the cell that is nearest to what it proposes, and
-an epoch of any trial costs 1. Two questions are answered:
+an epoch of any trial costs 1. encsearch is what a sweep of the surface's recipe runs: defaults, prior and
+first point. Two questions are answered:
 
 - epochs of all trials until one reaches 96 to 99 % of the surface's best, and the turns that this took: in a
   turn each worker trains an epoch, or waits;
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -47,18 +49,21 @@ from benchmarks.search_simulation import (
     simulate,
 )
 from benchmarks.search_surface import FOLDER, PLANS
-from encsearch.config import Dimension, SearchConfig, load_config
-from encsearch.search.study.proposals import Prior
+from encsearch.config import Config, Dimension, SearchConfig, load_config, with_values
+from encsearch.search.study.proposals import Prior, recipe_prior
 from encsearch.search.study.storage import MEMORY
-from encsearch.search.study.study import Study
+from encsearch.search.study.study import Study, known_points
 
 SHARES = (0.99, 0.98, 0.97, 0.96)
 WORKERS = (4, 1)
 BUDGETS, FINALISTS = (135, 270, 540), 2
+# A search may take so many times the epochs of the whole grid; after that it has not arrived.
+MAX_GRIDS = 2
 OURS, STOCK, RANDOM = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random, full trainings"
 WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
+BEFORE = "encsearch before: ends at epochs 6 and 24, no prior"
 # What the slices of K and the other metric are compared by.
-MAIN = (OURS, WRONG, VERY_WRONG, STOCK, RANDOM)
+MAIN = (OURS, BEFORE, WRONG, VERY_WRONG, STOCK, RANDOM)
 
 Make = Callable[[int], Method]
 
@@ -66,9 +71,10 @@ Make = Callable[[int], Method]
 def main() -> None:
     arguments = parse()
     results: dict[str, Any] = {}
-    for name in arguments.surfaces:
-        results[name] = measure_surface(name, arguments.seeds)
-        print(describe(name, results[name]), flush=True)
+    with ProcessPoolExecutor() as pool:
+        for name in arguments.surfaces:
+            results[name] = measure_surface(name, arguments.seeds, pool)
+            print(describe(name, results[name]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results) + "\n")
     draw(results, arguments.picture)
@@ -83,18 +89,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_surface(name: str, seeds: int) -> dict[str, Any]:
+def measure_surface(name: str, seeds: int, pool: Executor) -> dict[str, Any]:
     """All settings of a surface: by setting the floors, and by method the hits of each seed."""
     recipe, path = PLANS[name].recipe, FOLDER / f"{name}.parquet"
     whole = load_surface(path)
     settings: dict[str, Any] = {}
     for workers in WORKERS:
-        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds)
+        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool)
     for k in whole.num_codewords.tolist():
-        settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, MAIN)
+        settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, pool, MAIN)
     if has_metric(path, "miou_ambiguous"):
         other = load_surface(path, "miou_ambiguous")
-        settings["ambiguous mIoU"] = measure(other, recipe, WORKERS[0], seeds, MAIN)
+        settings["ambiguous mIoU"] = measure(other, recipe, WORKERS[0], seeds, pool, MAIN)
     return {
         "cells": whole.miou[..., 0].size,
         "epochs_a_cell": whole.epochs,
@@ -105,21 +111,29 @@ def measure_surface(name: str, seeds: int) -> dict[str, Any]:
 
 
 def measure(
-    surface: Surface, recipe: str, workers: int, seeds: int, only: Sequence[str] | None = None
+    surface: Surface,
+    recipe: str,
+    workers: int,
+    seeds: int,
+    pool: Executor,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     targets = [share * surface.best for share in SHARES]
-    limit = surface.miou.size
-    made = {name: make for name, make in methods(surface, recipe).items() if only is None or name in only}
-
-    def run(make: Make, seed: int) -> list[dict[str, int] | None]:
-        hits = find_hits(simulate(make(seed), surface, workers), targets, limit)
-        return [asdict(hit) if hit else None for hit in hits]
-
+    names = [name for name in methods(surface, recipe) if only is None or name in only]
+    hits = {name: pool.map(partial(search, surface, recipe, workers, name), range(seeds)) for name in names}
     return {
         "floors": [floor(surface, target, workers) for target in targets],
         "cells_that_reach": [int((surface.miou.max(axis=-1) >= target).sum()) for target in targets],
-        "hits": {name: [run(make, seed) for seed in range(seeds)] for name, make in made.items()},
+        "hits": {name: list(found) for name, found in hits.items()},
     }
+
+
+def search(surface: Surface, recipe: str, workers: int, name: str, seed: int) -> list[dict[str, int] | None]:
+    """When one search reached each of the SHARES."""
+    events = simulate(methods(surface, recipe)[name](seed), surface, workers)
+    targets = [share * surface.best for share in SHARES]
+    hits = find_hits(events, targets, MAX_GRIDS * surface.miou.size)
+    return [asdict(hit) if hit else None for hit in hits]
 
 
 def measure_outcome(surface: Surface, recipe: str, budget: int, seeds: int) -> dict[str, Any]:
@@ -150,51 +164,63 @@ def find_winner(method: Method, surface: Surface, limit: int) -> tuple[int, int,
 
 
 def methods(surface: Surface, recipe: str) -> dict[str, Make]:
-    """By name: what makes the method for a seed."""
-    space, epochs = search_space(surface), surface.epochs
-    prior = recipe_center(recipe, space)
+    """By name: what makes the method for a seed. A wrong prior is of a recipe with a poor cell's values."""
+    space, epochs, config = search_space(surface), surface.epochs, load_config(recipe)
     cells = sorted(surface.cells(), key=lambda cell: surface.curve(cell).max())
     wrong, very_wrong = cells[len(cells) // 4], cells[0]
-    ours = partial(Encsearch, space, epochs)
+    ours = partial(Encsearch, space, epochs, config)
+    before = {"scheduler": "asha_stop", "asha": {"grace_epochs": max(1, epochs // 4)}}
     return {
-        OURS: partial(ours, prior),
-        "encsearch, prior off": partial(ours, None),
-        "encsearch, choices as words": partial(ours, prior, words=True),
-        "encsearch, stopped for good": partial(ours, prior, scheduler="asha_stop"),
-        "encsearch, random sampler": partial(ours, prior, sampler="random"),
-        "TPE alone": partial(ours, None, scheduler="none"),
-        WRONG: partial(ours, wrong),
-        VERY_WRONG: partial(ours, very_wrong),
+        OURS: ours,
+        BEFORE: partial(ours, words=True, prior="off", **before),
+        "encsearch, prior off": partial(ours, prior="off"),
+        "encsearch, choices as words": partial(ours, words=True),
+        "encsearch, stopped for good": partial(ours, scheduler="asha_stop"),
+        "encsearch, random sampler": partial(ours, sampler="random"),
+        "TPE alone": partial(ours, prior="off", scheduler="none"),
+        WRONG: partial(Encsearch, space, epochs, with_values(config, wrong)),
+        VERY_WRONG: partial(Encsearch, space, epochs, with_values(config, very_wrong)),
         STOCK: partial(Stock, space, epochs),
         RANDOM: lambda seed: InOrder(random_points(space, seed), epochs),
     }
 
 
 class Encsearch:
-    """encsearch's own study and scheduler, with every default but what `changes` says."""
+    """encsearch's own study and scheduler, with every default but what `changes` says of `search`."""
 
     def __init__(
         self,
         space: Mapping[str, Dimension],
         epochs: int,
-        prior: Values | None,
+        config: Config,
         seed: int,
         *,
         words: bool = False,
         **changes: Any,
     ) -> None:
         """With `words` the sampler does not know that a choice's values are numbers."""
-        self._read = {}
-        if words:
-            named = {f"k{value}": value for value in space[NUM_CODEWORDS].values}
-            space = {**space, NUM_CODEWORDS: Dimension(choice=tuple(named))}
-            prior = {**prior, NUM_CODEWORDS: f"k{prior[NUM_CODEWORDS]}"} if prior else None
-            self._read = named
         search = SearchConfig(space=dict(space), seed=seed, **changes)
+        points, prior = known_points(config, search), recipe_prior(config, search)
+        self._read: dict[str, int] = {}
+        if words:
+            self._read = {f"k{value}": value for value in space[NUM_CODEWORDS].values}
+            named = {**space, NUM_CODEWORDS: Dimension(choice=tuple(self._read))}
+            search = search.model_copy(update={"space": named})
+            points = tuple(map(self._name, points))
+            prior = Prior(tuple(map(self._name, prior.centers)))
         self._study, self._epochs = Study(MEMORY, "simulation", search, epochs), epochs
         self._values: dict[int, Values] = {}
-        if prior:
-            self._study.believe(Prior((prior,)))
+        self._study.believe(prior)
+        self._study.queue(points)
+
+    def _name(self, point: Values) -> Values:
+        """A point with K as a word; without K if no word is its value."""
+        named = {**point, NUM_CODEWORDS: f"k{point.get(NUM_CODEWORDS)}"}
+        return (
+            named
+            if named[NUM_CODEWORDS] in self._read
+            else {k: v for k, v in point.items() if k != NUM_CODEWORDS}
+        )
 
     def propose(self) -> tuple[int, Values] | None:
         number = self._study.promote(keep_one=False)
@@ -265,14 +291,6 @@ class Stock:
             return True
         self._searcher.on_trial_result(trial.trial_id, result)
         return False
-
-
-def recipe_center(recipe: str, space: Mapping[str, Dimension]) -> Values:
-    """The recipe's own values; K is the nearest of the space's."""
-    config = load_config(recipe)
-    choices = np.array(space[NUM_CODEWORDS].values)
-    k = int(choices[np.abs(np.log(choices) - math.log(config.model.num_codewords)).argmin()])
-    return {NUM_CODEWORDS: k, SE_WEIGHT: config.loss.se_weight, LR: config.optim.lr}
 
 
 def search_space(surface: Surface) -> dict[str, Dimension]:

@@ -9,6 +9,7 @@ import pytest
 
 from encsearch.config import Config, SearchConfig, require_search, with_values
 from encsearch.errors import UserError
+from encsearch.search.study import proposals
 from encsearch.search.study.proposals import (
     Prior,
     count_points,
@@ -146,8 +147,24 @@ def test_what_a_space_holds_follows_its_conditions() -> None:
     assert count_points(endless.space) == math.inf
 
 
-def test_numbers_of_a_choice_are_ordered_for_the_sampler() -> None:
+def test_a_quarter_of_the_samplers_proposals_is_uniform() -> None:
+    """So that it does not settle on a poor part of the space."""
+
+    def origins(**changes: Any) -> Counter[str | None]:
+        study = Study(MEMORY, "uniform", search(SPACE, prior="off", **changes), epochs=1)
+        for number in range(80):
+            assert study.ask()
+            study.report(number, 1, 0.5)
+            study.complete(number)
+        return Counter(trial.origin for trial in study.trials())
+
+    assert 10 <= origins()["uniform"] <= 30
+    assert origins(sampler="random").keys() == {"sampler"}
+
+
+def test_numbers_of_a_choice_are_ordered_for_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """All good trials have 16 or 64 of 10 numbers up to 512: what TPE proposes lies there or in between."""
+    monkeypatch.setattr(proposals, "EXPLORED", 0.0)
     numbers = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     study = Study(MEMORY, "ordered", search({K: {"choice": numbers}, LR: SPACE[LR]}, prior="off"), epochs=1)
     points = [{K: k, LR: 0.01 + place / 1000} for place, k in enumerate([16, 64] * 6 + [1, 2, 256, 512] * 4)]
@@ -159,10 +176,10 @@ def test_numbers_of_a_choice_are_ordered_for_the_sampler() -> None:
         study.report(proposal.number, 1, float(k in (16, 64)))
         study.complete(proposal.number)
 
-    proposals = [values[K] for values in study.would_ask(40)]
+    proposed = [values[K] for values in study.would_ask(40)]
 
-    assert sum(k in (8, 16, 32, 64, 128) for k in proposals) >= 26, "half of the numbers"
-    assert 32 in proposals, "which it has never seen"
+    assert sum(k in (8, 16, 32, 64, 128) for k in proposed) >= 26, "half of the numbers"
+    assert 32 in proposed, "which it has never seen"
 
 
 def test_a_space_that_is_exhausted_can_be_repeated_with_further_seeds() -> None:

@@ -21,12 +21,14 @@ from encsearch.config import Config, Dimension, SearchConfig, find_active, flatt
 from encsearch.search.study.samplers import as_seen, draw, for_each, grid_points, ordered_values, sampler_for
 
 Values = Mapping[str, Any]
-Origin = Literal["prior", "sampler", "remaining"]
+Origin = Literal["prior", "sampler", "uniform", "remaining"]
 
 # A space of at most so many configurations is listed: it may be exhausted, and what remains is known.
 MAX_LISTED = 4096
 # A proposal that has run is asked anew so often; then one of the remaining configurations is drawn.
 ATTEMPTS = 20
+# Samplers that may settle on a poor part of the space; this share of their proposals is uniform instead.
+LEARNING, EXPLORED = ("tpe", "gp", "cmaes"), 0.25
 # How strongly the first results count as ties, until there are more of them (see `share_of_prior`).
 DOUBT = 8.0
 # Standard deviation of a prior as a share of the range, and the share of a word that it believes in.
@@ -56,6 +58,9 @@ class Prior:
 
     centers: tuple[Values, ...]
     widths: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_PRIOR = Prior(({},))
 
 
 def recipe_prior(config: Config, search: SearchConfig) -> Prior:
@@ -91,6 +96,8 @@ def propose(
         rng = np.random.default_rng((search.seed, number, attempt))
         if prior.centers and rng.random() < share:
             draft = Draft(_draw_from_prior(search.space, prior, rng), "prior")
+        elif search.sampler in LEARNING and rng.random() < EXPLORED:
+            draft = Draft(_draw_from_prior(search.space, NO_PRIOR, rng), "uniform")
         else:
             draft = _ask_sampler(search, number, attempt, trials, study_attributes)
         if _key(draft.values) not in known:

@@ -61,7 +61,7 @@ def _service(url: str) -> Any:
     if not service.add(url):
         scheme = url.split("://")[0] if "://" in url else "no scheme"
         raise UserError(
-            f"{URL_VARIABLE}: not an address of apprise ({scheme}); it is like mailto://USER:PASSWORD@HOST, "
-            "slack://TOKENS or json://HOST/PATH"
+            f"{URL_VARIABLE}: not an address of apprise ({scheme}); it begins with mailto://, slack://, "
+            "json:// or another service's scheme, and all that the service needs comes behind it"
         )
     return service
