@@ -1,14 +1,16 @@
-"""Does a sweep survive kill -9? Drivers and trials are killed at random times, and what is left is compared.
+"""Does a sweep survive kill -9? Drivers, trials and nodes are killed at random, and what is left is compared.
 
     python -m benchmarks.kills                      # from the repository's root, about half an hour
 
 With --folder a run that was judged there before is not made again.
 
 Three users at once, each with a folder and a tracking database of their own: one on a local Ray whose driver
-is killed, one on a running cluster whose driver is killed, one whose trials are killed. The moments of the
-kills are spread over the whole of an undisturbed run, for trials over its search: one at random in each part
-of equal length. Every third resume is killed once more. What each has left at its end must be what the
-undisturbed run has left, see tests/chaos/evidence.py. Prints a Markdown table and writes JSON.
+is killed, and then its trials; one on a running cluster whose driver is killed; one on two nodes beside a
+head, which are killed with all that runs there. The moments of the kills are spread over the whole of an
+undisturbed run, for trials and nodes over its search: one at random in each part of equal length. Every third
+resume is killed once more. Trials pause at their rung, and the best go on from there. What each sweep has left
+at its end must be what the undisturbed one has left, see tests/chaos/evidence.py. Prints a Markdown table and
+writes JSON.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import tempfile
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +34,26 @@ from tests.chaos.sweeps import (
     User,
     bring_to_end,
     kill_driver_at,
+    kill_nodes_at,
     kill_trials_at,
     new_user,
     watch,
 )
-from tests.e2e.head import running_head
+from tests.e2e.head import Head, Workers, running_head
 
 SEED = 1
-DRIVER_RUNS, TRIAL_RUNS = 10, 10  # drivers of each kind of Ray
+DRIVER_RUNS, TRIAL_RUNS, NODE_RUNS = 5, 5, 5  # drivers of each kind of Ray
 EVERY_SECOND_KILL = 3
-TRIAL_KILLS = 2
-CLUSTER_CPUS = 2
+TRIAL_KILLS, NODE_KILLS = 2, 1
+CLUSTER_CPUS, NODES = 2, 2
 
 
 @dataclass(frozen=True)
 class Run:
     """One sweep to its end; `faults` is empty if it left what the undisturbed one left.
 
-    `lost_trials` is how often a trial lost its process while the driver lived.
+    `lost_trials` is how often a trial lost its process while the driver lived, `promoted` how often a paused
+    one went on.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Run:
     moments: tuple[Moment, ...]
     attempts: tuple[Attempt, ...]
     lost_trials: int
+    promoted: int
     faults: tuple[str, ...]
 
     @property
@@ -81,21 +86,33 @@ def main() -> None:
 
 
 def all_runs(folder: Path) -> list[Run]:
-    for name in ("local", "cluster", "trials"):
+    for name in ("local", "cluster", "nodes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with running_head(folder / "cluster", CLUSTER_CPUS) as head, ThreadPoolExecutor() as pool:
-        users = (
-            new_user(folder / "local"),
-            new_user(folder / "cluster", head.variables, head.pid),
-            new_user(folder / "trials"),
-        )
-        alone = undisturbed(users[0])
+    with (
+        running_head(folder / "cluster", CLUSTER_CPUS) as head,
+        running_head(folder / "nodes", 0) as bare_head,
+        closing_workers(bare_head, folder / "nodes") as workers,
+        ThreadPoolExecutor() as pool,
+    ):
+        local = new_user(folder / "local")
+        on_a_cluster = new_user(folder / "cluster", head.variables, lambda: (head.pid,))
+        on_nodes = new_user(folder / "nodes", bare_head.variables, lambda: workers.pids)
+        alone = undisturbed(local)
         lanes = (
-            pool.submit(driver_runs, users[0], "local", alone),
-            pool.submit(driver_runs, users[1], "cluster", alone),
-            pool.submit(trial_runs, users[2], alone),
+            pool.submit(lambda: driver_runs(local, "local", alone) + trial_runs(local, alone)),
+            pool.submit(driver_runs, on_a_cluster, "cluster", alone),
+            pool.submit(node_runs, on_nodes, workers, alone),
         )
         return [run for lane in lanes for run in lane.result()]
+
+
+@contextmanager
+def closing_workers(head: Head, folder: Path) -> Iterator[Workers]:
+    workers = Workers(head, folder, NODES)
+    try:
+        yield workers
+    finally:
+        workers.end()
 
 
 @dataclass(frozen=True)
@@ -143,15 +160,28 @@ def driver_runs(user: User, ray: str, alone: Undisturbed) -> list[Run]:
 
 
 def trial_runs(user: User, alone: Undisturbed) -> list[Run]:
-    rng = random.Random(f"{SEED} trials")
-    begun_s, ended_s = alone.search_s
     runs = []
-    for place in range(TRIAL_RUNS):
-        part_s = (ended_s - begun_s) / TRIAL_KILLS
-        moments = [alone.moment(begun_s + (part + rng.random()) * part_s) for part in range(TRIAL_KILLS)]
+    for place, moments in enumerate(moments_in_search(alone, "trials", TRIAL_RUNS, TRIAL_KILLS)):
         strikes = [kill_trials_at(moments)]
         runs.append(judged(user, f"trials{place}", "local", "trials", moments, strikes, alone.evidence))
     return runs
+
+
+def node_runs(user: User, workers: Workers, alone: Undisturbed) -> list[Run]:
+    runs = []
+    for place, moments in enumerate(moments_in_search(alone, "nodes", NODE_RUNS, NODE_KILLS)):
+        strikes = [kill_nodes_at(moments, workers)]
+        runs.append(judged(user, f"nodes{place}", "two nodes", "nodes", moments, strikes, alone.evidence))
+    return runs
+
+
+def moments_in_search(alone: Undisturbed, kind: str, runs: int, kills: int) -> Iterator[list[Moment]]:
+    """For each run, one moment at random in each of `kills` equal parts of the search."""
+    rng = random.Random(f"{SEED} {kind}")
+    begun_s, ended_s = alone.search_s
+    part_s = (ended_s - begun_s) / kills
+    for _ in range(runs):
+        yield [alone.moment(begun_s + (part + rng.random()) * part_s) for part in range(kills)]
 
 
 def judged(
@@ -174,7 +204,8 @@ def judged(
         wrong = [said[-1].strip().splitlines()[-1]]
     wrong += ["a process outlived its driver" for attempt in attempts if attempt.freed_s is None]
     lost = sum(text.count("lost its process") for text in said)
-    run = Run(name, ray, killed, tuple(moments), tuple(attempts), lost, tuple(wrong))
+    promoted = sum(text.count(" goes on after epoch ") for text in said)
+    run = Run(name, ray, killed, tuple(moments), tuple(attempts), lost, promoted, tuple(wrong))
     kept.write_text(json.dumps(asdict(run)))
     print(row(run), flush=True)
     return run
@@ -196,7 +227,9 @@ def facts(runs: Sequence[Run]) -> Mapping[str, Any]:
             phase: sum(a.phase == phase for a in killed)
             for phase in ("start", "search", "finalist", "report")
         },
-        "trials_killed": sum(run.lost_trials for run in runs),
+        "trials_killed": sum(run.lost_trials for run in runs if run.killed == "trials"),
+        "trials_lost_with_their_node": sum(run.lost_trials for run in runs if run.killed == "nodes"),
+        "promotions": sum(run.promoted for run in runs),
         "started_anew": sum(a.command == "sweep" for run in runs for a in run.attempts[1:]),
         "ended_before_the_kill": sum(run.killed == "driver" and len(run.attempts) == 1 for run in runs),
         "slowest_freed_s": max(a.freed_s or 0.0 for run in runs for a in run.attempts),
@@ -217,8 +250,8 @@ def told(run: Run) -> Iterator[str]:
     for attempt in run.attempts:
         end = "killed in" if attempt.code == -signal.SIGKILL else f"exit {attempt.code},"
         yield f"{attempt.command} {attempt.seconds:.0f} s, {end} {attempt.phase}"
-    if run.killed == "trials":
-        yield f"{run.lost_trials} killed"
+    if run.killed != "driver":
+        yield f"{run.lost_trials} lost"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def user(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> User
 @pytest.fixture(scope="session")
 def user_of_a_cluster(user: User, cluster: Head) -> User:
     """The same, but the driver alone is a process of theirs."""
-    return User(Shell(user.shell.folder, cluster.variables), cluster.pid)
+    return User(Shell(user.shell.folder, cluster.variables), lambda: (cluster.pid,))
 
 
 @pytest.fixture(scope="session")

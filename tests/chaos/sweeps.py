@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.e2e.head import Workers
 from tests.e2e.shell import BIN, Shell, clean_environment
 
 RECIPE: dict[str, Any] = {
@@ -89,11 +90,12 @@ class Attempt:
 class User:
     """Somebody in a folder with a store, a recipe and a tracking database.
 
-    `head` is the first process of the cluster that the variables name.
+    `nodes` gives the first process of each node of the cluster that the variables name; it has none if they
+    name none.
     """
 
     shell: Shell
-    head: int | None = None
+    nodes: Callable[[], Sequence[int]] = tuple
 
     @property
     def tracking_uri(self) -> str:
@@ -101,9 +103,10 @@ class User:
 
     def owned(self, driver: int) -> list[psutil.Process]:
         """All that the driver has started; on a cluster the workers that are not idle."""
-        if self.head is None:
+        nodes = self.nodes()
+        if not nodes:
             return descendants(driver)
-        return [process for process in descendants(self.head) if is_busy(process)]
+        return [process for node in nodes for process in descendants(node) if is_busy(process)]
 
     def start(self, log: Path, *arguments: str) -> Running:
         with open(log, "wb") as output:
@@ -122,7 +125,7 @@ class User:
 def new_user(
     folder: Path,
     variables: Mapping[str, str] | None = None,
-    head: int | None = None,
+    nodes: Callable[[], Sequence[int]] = tuple,
     recipe: Mapping[str, Any] = RECIPE,
 ) -> User:
     """Make the folder's store and its recipe `toy.yaml`; MLflow's own store comes beside them."""
@@ -131,7 +134,7 @@ def new_user(
     (folder / "toy.yaml").write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
     if not (folder / "scenes").exists():
         shell.encsearch(*STORE)
-    return User(shell, head)
+    return User(shell, nodes)
 
 
 def bring_to_end(
@@ -237,6 +240,22 @@ def kill_trial_when(is_time: Callable[[Running], bool]) -> Strike:
         _wait(running, lambda: is_time(running) and bool(trial_processes(running)))
         for process in trial_processes(running):
             process.kill()
+        return running.owned()
+
+    return strike
+
+
+def kill_nodes_at(moments: Sequence[Moment], workers: Workers) -> Strike:
+    """Kill the node of the trial that runs at each of the moments, or comes next."""
+
+    def strike(running: Running) -> list[psutil.Process]:
+        for moment in moments:
+            moment.wait(running)
+            _wait(running, lambda: bool(trial_processes(running)))
+            trials = {process.pid for process in trial_processes(running)}
+            for node in workers.pids:
+                if trials & {process.pid for process in descendants(node)}:
+                    workers.replace(node)
         return running.owned()
 
     return strike

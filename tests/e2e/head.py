@@ -1,4 +1,4 @@
-"""A cluster's head node for one test module, beside whatever else runs on this machine."""
+"""A cluster's nodes for one test module or benchmark, beside whatever else runs on this machine."""
 
 import random
 import secrets
@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,41 @@ def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
             yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, Path(temp), process.pid)
         finally:
             _end(process)
+
+
+class Workers:
+    """Nodes of one CPU each beside a head; one that is killed is replaced."""
+
+    def __init__(self, head: Head, folder: Path, count: int) -> None:
+        self._head, self._shell = head, Shell(folder, head.variables)
+        self._nodes = [self._start() for _ in range(count)]
+
+    @property
+    def pids(self) -> list[int]:
+        return [node.pid for node in self._nodes]
+
+    def replace(self, pid: int) -> None:
+        """Kill all processes of a node at once, as when its machine fails, and start another."""
+        place = self.pids.index(pid)
+        first = psutil.Process(pid)
+        for process in (*first.children(recursive=True), first):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._nodes[place].communicate()
+        self._nodes[place] = self._start()
+
+    def end(self) -> None:
+        for node in self._nodes:
+            _end(node)
+
+    def _start(self) -> subprocess.Popen[str]:
+        # Of its own: two nodes in one folder delete the working directories of each other's jobs (Ray 2.60).
+        temp = tempfile.mkdtemp(dir=self._head.temp)
+        command = f"ray start --block --address={self._head.address} --num-cpus=1 --temp-dir={temp}"
+        command += f" --node-ip-address=127.0.0.1 --dashboard-agent-listen-port={free_ports(1)[0]}"
+        process = self._shell.start(*command.split())
+        read_until(process, "stdout", lambda line: "Ray runtime started" in line)
+        return process
 
 
 def free_ports(count: int) -> list[int]:
