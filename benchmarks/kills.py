@@ -7,10 +7,10 @@ With --folder a run that was judged there before is not made again.
 Three users at once, each with a folder and a tracking database of their own: one on a local Ray whose driver
 is killed, and then its trials; one on a running cluster whose driver is killed; one on two nodes beside a
 head, which are killed with all that runs there. The moments of the kills are spread over the whole of an
-undisturbed run, for trials and nodes over its search: one at random in each part of equal length. Every third
-resume is killed once more. Trials pause at their rung, and the best go on from there. What each sweep has left
-at its end must be what the undisturbed one has left, see tests/chaos/evidence.py. Prints a Markdown table and
-writes JSON.
+undisturbed run, for trials and nodes over its search: one at random in each part of equal length. Every
+third resume is killed once more. Trials pause at their rung, and the best go on from there. What each sweep
+has left at its end must be what the undisturbed one has left, see tests/chaos/evidence.py. Prints a Markdown
+table and writes JSON.
 """
 
 import argparse

@@ -11,7 +11,18 @@ from typing import Any
 NOTHING = "-"
 
 # Metrics that are shares in [0, 1] begin like this; the rows of an ablation end with its budget.
-_SCORES = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU/", "foreground/", "boundary/", "size/", "presence/")
+_SCORES = (
+    "mIoU",
+    "pixAcc",
+    "mAcc",
+    "fwIoU",
+    "IoU/",
+    "foreground/",
+    "boundary/",
+    "size/",
+    "presence/",
+    "over_seeds/",
+)
 _BUDGET = " epochs"
 
 

@@ -32,6 +32,8 @@ LIMIT = 50
 MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
+# Of a configuration, beside its mean.
+OVER_SEEDS = ("over_seeds/lower_bound", "over_seeds/sd", "num_seeds")
 WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 
 
@@ -69,7 +71,7 @@ def runs() -> None:
 @runs.command("list")
 @click.argument("filter_", metavar="[FILTER]", default="")
 @click.option("--kind", help="training, sweep, trial, finalist, ... or all; default: the jobs.")
-@click.option("--sweep", metavar="RUN", help="The trials of a sweep, the best first.")
+@click.option("--sweep", metavar="RUN", help="A sweep's trials and what was confirmed, the best first.")
 @click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
 @click.option("--sort", metavar="NAME[:asc]", help="Metric, param or attribute, the greatest first.")
 @click.option("--columns", help="Names of metrics, params, tags or attributes, comma-separated.")
@@ -94,18 +96,30 @@ def list_(
 
     tracking = _tracking(*([sweep] if sweep else []))
     parent = _find(tracking, sweep) if sweep else None
+    kinds: tuple[str | None, ...] = (kind,)
     if parent:
-        kind = kind or ("trial" if parent.kind == "sweep" else "all")
+        if not kind:
+            kinds = ("configuration", "trial") if parent.kind == "sweep" else ("all",)
         sort = sort or f"best/{main_metric([parent])}"
-    query = Query(filter_, kind, parent.run_id if parent else None, status, sort, limit + 1)
-    rows = search(tracking, query)
-    if len(rows) > limit:
+    found = [
+        search(tracking, Query(filter_, one, parent.run_id if parent else None, status, sort, limit + 1))
+        for one in kinds
+    ]
+    if max(map(len, found)) > limit:
         say(f"the first {format_count(limit, 'run')}; --limit shows more")
-    shown = rows[:limit]
-    own = [f"best/{main_metric([parent] if parent else shown)}", "epoch"]
+    tables = [rows[:limit] for rows in found if rows] or [[]]
     searched = find_searched_paths(parent.params) if parent else ()
-    names = columns.split(",") if columns else [*LISTED, *own, *searched]
-    emit([_values(row) for row in shown], as_json, _table(shown, names))
+
+    def names(rows: Sequence["RunRow"]) -> list[str]:
+        if columns:
+            return columns.split(",")
+        own = [f"best/{main_metric([parent] if parent else rows)}", "epoch"]
+        if rows and rows[0].kind == "configuration":
+            own = [own[0], *OVER_SEEDS]
+        return [*LISTED, *own, *searched]
+
+    text = "\n\n".join(_table(rows, names(rows)) for rows in tables)
+    emit([_values(row) for rows in tables for row in rows], as_json, text)
 
 
 @runs.command("show")

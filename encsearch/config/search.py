@@ -134,7 +134,7 @@ class Belief(Section):
     For a choice of words, half of the weight is on `at`; width does not matter.
     """
 
-    at: bool | int | float | str
+    at: bool | int | float | str | None = Field(None, description="null: the recipe's own value")
     width: float = Field(0.25, gt=0, le=10, description="standard deviation, as a share of the path's range")
 
     @field_validator("at", mode="before")

@@ -114,7 +114,7 @@ class Config(Section):
         for path, belief in self.search.prior.paths.items():
             if path not in space:
                 raise ValueError(f"search.prior names {path}, which is not in search.space")
-            if not space[path].spans(belief.at):
+            if belief.at is not None and not space[path].spans(belief.at):
                 raise ValueError(f"search.prior: {path} at {belief.at!r} is outside search.space")
         return self
 

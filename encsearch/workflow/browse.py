@@ -31,6 +31,7 @@ from encsearch.tracking.browse.links import (
     view_link,
 )
 from encsearch.tracking.browse.rows import (
+    CONFIGURATION_TAG,
     KIND_TAG,
     Query,
     RunRow,
@@ -112,6 +113,7 @@ class Group:
     condition: str
     tags: tuple[str, ...]
     rows: tuple[RunRow, ...]
+    grouped_by: str | None = None
 
 
 def find_pages(tracking: Tracking, base: str, job: RecordedJob | None) -> Pages:
@@ -150,7 +152,13 @@ def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
         is_mean = f"tags.`{KIND_TAG}` = 'configuration'"
         found = [
             Group("trials", f"{own} AND tags.`{KIND_TAG}` = 'trial'", ("encsearch.state",), trials),
-            Group("finalists", f"{own} AND {is_seed}", (KIND_TAG,), others),
+            Group(
+                "finalists",
+                f"{own} AND {is_seed}",
+                (KIND_TAG,),
+                others,
+                grouped_by=CONFIGURATION_TAG if means else None,
+            ),
             Group("configurations", f"{own} AND {is_mean}", ("encsearch.seeds",), means),
         ]
     return [group for group in found if group.rows]
@@ -199,7 +207,15 @@ def _find_group_pages(
     """Find the pages of a group: its table, its charts, and its best runs compared."""
     metric = main_metric([run])
     title = f"{group.name} of {run.name}"
-    view = View(f"{run.run_id}-{group.name}", title, group.condition, metric, tuple(params), group.tags)
+    view = View(
+        f"{run.run_id}-{group.name}",
+        title,
+        group.condition,
+        metric,
+        tuple(params),
+        group.tags,
+        grouped_by=group.grouped_by,
+    )
     table = _table(tracking, base, view)
     best = [row.run_id for row in rank_by(group.rows, f"best/{metric}")[:COMPARED]]
     compared = {f"{group.name}, the best compared": compare_link(base, tracking.experiment_id, best)}

@@ -119,7 +119,10 @@ def test_a_view_opens_with_what_was_searched_and_the_best_first() -> None:
 
 
 def test_a_view_without_params_has_no_parallel_coordinates() -> None:
+    grouped = build_state(replace(VIEW, grouped_by="encsearch.configuration"))["groupBy"]
+    assert grouped["groupByKeys"] == [{"mode": "tag", "groupByData": "encsearch.configuration"}]
     bare = build_state(replace(VIEW, params=()))
+    assert bare["groupBy"] is None
     assert "PARALLEL" not in [chart["type"] for chart in bare["compareRunCharts"]]
 
 

@@ -63,6 +63,6 @@ def test_each_configuration_of_several_seeds_has_a_run_of_its_means(
     assert means.newest["mIoU"] == means.newest["best/mIoU"] == pytest.approx(0.6)
     assert means.newest["IoU/red"] == pytest.approx(0.6)
     assert means.newest["over_seeds/sd"] == pytest.approx(0.1)
-    assert means.newest["over_seeds/count"] == 3
+    assert means.newest["num_seeds"] == 3
     assert means.newest["over_seeds/lower_bound"] < 0.6
     assert means.newest["seconds"] == 6.0

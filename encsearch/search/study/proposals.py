@@ -65,9 +65,9 @@ NO_PRIOR = Prior(({},))
 
 def recipe_prior(config: Config, search: SearchConfig) -> Prior:
     """The recipe's own values, or those of `search.prior`, as far as the space spans them."""
-    recipe, beliefs = flatten(config), search.prior.paths
-    center = {path: beliefs[path].at if path in beliefs else recipe.get(path) for path in search.space}
-    spanned = {path: value for path, value in center.items() if search.space[path].spans(value)}
+    beliefs = search.prior.paths
+    center = flatten(config) | {path: belief.at for path, belief in beliefs.items() if belief.at is not None}
+    spanned = {path: center[path] for path in search.space if search.space[path].spans(center.get(path))}
     return Prior((spanned,), {path: belief.width for path, belief in beliefs.items()})
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from encsearch.errors import UserError
 
 PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
+# The same on all seeds of a finalist or a baseline, and on the run that has their means.
+CONFIGURATION_TAG = "encsearch.configuration"
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
 SHOWN_AS = {"run": "run_id", "name": "run_name", "kind": KIND_TAG}  # what tables call them
 NEWEST_FIRST = "attributes.start_time DESC"

@@ -30,7 +30,8 @@ class View:
     """The runs of `filter`, in MLflow's language, and how MLflow shows them.
 
     They are ordered by their best `metric`, or the newest first where scores do not compare. `key` stays the
-    same when the view is stored anew; `params` are the paths that vary, `tags` are columns too.
+    same when the view is stored anew; `params` are the paths that vary, `tags` are columns too. Runs with the
+    same value of the tag `grouped_by` are one row that opens, with their means.
     """
 
     key: str
@@ -40,6 +41,7 @@ class View:
     params: tuple[str, ...]
     tags: tuple[str, ...] = ()
     newest_first: bool = False
+    grouped_by: str | None = None
 
 
 def plan_tags(view: View, tags: Mapping[str, str], now_ms: int) -> dict[str, str]:
@@ -103,8 +105,12 @@ def build_state(view: View) -> dict[str, Any]:
         # Otherwise MLflow sorts the sections by name and folds none.
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
-        "groupBy": None,
+        "groupBy": view.grouped_by and _grouping(view.grouped_by),
     }
+
+
+def _grouping(tag: str) -> dict[str, Any]:
+    return {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag}]}
 
 
 def _column(kind: str, name: str) -> str:

@@ -15,6 +15,7 @@ from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.ledger import trial_folder
 from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState, seeded_config
 from encsearch.text import format_count, format_money, format_score
+from encsearch.tracking.browse.rows import CONFIGURATION_TAG
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint import drop_checkpoints, find_newest
 from encsearch.workflow.job import Progress
@@ -29,6 +30,8 @@ from encsearch.workflow.recorder import (
 from encsearch.workflow.sweep.folder import StudyPlace
 
 SWEEP_TAG, PRICE_TAG = "encsearch.sweep", "encsearch.price"
+# In the name of a finalist or a baseline.
+SEED = re.compile(r"-seed\d+")
 
 
 def parent_run(config: Config, store: Store, record: Record, folder: Path, place: StudyPlace) -> RunRecord:
@@ -95,7 +98,8 @@ class SweepRecords:
 
     def open_finalist(self, name: str, trial: int | None, config: Config) -> Recorder:
         kind = "baseline" if trial is None else "finalist"
-        tags = {"encsearch.trial": str(trial)} if trial is not None else {}
+        tags = {CONFIGURATION_TAG: SEED.sub("", name)}
+        tags |= {"encsearch.trial": str(trial)} if trial is not None else {}
         workers, epochs = config.scaling.num_workers, config.train.epochs
         self._progress.say(
             f"{kind} {name}: {format_count(workers, 'worker')}, {format_count(epochs, 'epoch')}"
@@ -126,21 +130,23 @@ class SweepRecords:
                 continue
             middle = representative(trainings)
             values = list(standing.configuration.values.values())
-            over_seeds = {"mean": fmean(values), "sd": stdev(values), "count": len(values)}
+            over_seeds = {"mean": fmean(values), "sd": stdev(values)}
             if standing.lower_bound is not None:
                 over_seeds["lower_bound"] = standing.lower_bound
             report = mean_report(trainings)
-            metrics = {**report.metrics, **{f"over_seeds/{name}": v for name, v in over_seeds.items()}}
+            metrics = {**report.metrics, "num_seeds": len(values)}
+            metrics |= {f"over_seeds/{name}": value for name, value in over_seeds.items()}
             run = start_run(
                 middle.config,
                 self._store,
                 self._record,
-                run=re.sub(r"-seed\d+", "-mean", middle.name),
+                run=SEED.sub("-mean", middle.name),
                 kind="configuration",
                 artifacts=self._folder / "finalists" / "configurations" / middle.name,
                 parent=self._parent,
                 tags={
                     SWEEP_TAG: self._parent,
+                    CONFIGURATION_TAG: SEED.sub("", middle.name),
                     "encsearch.seeds": ", ".join(str(training.seed) for training in trainings),
                     **({"encsearch.trial": str(middle.trial)} if middle.trial is not None else {}),
                 },
