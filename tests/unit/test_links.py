@@ -118,11 +118,14 @@ def test_a_view_opens_with_what_was_searched_and_the_best_first() -> None:
     assert {chart["metricSectionId"] for chart in values["compareRunCharts"]} <= sections
 
 
-def test_a_view_without_params_has_no_parallel_coordinates() -> None:
+def test_a_view_can_open_grouped() -> None:
     grouped = build_state(replace(VIEW, grouped_by="encsearch.configuration"))["groupBy"]
     assert grouped["groupByKeys"] == [{"mode": "tag", "groupByData": "encsearch.configuration"}]
+    assert build_state(VIEW)["groupBy"] is None
+
+
+def test_a_view_without_params_has_no_parallel_coordinates() -> None:
     bare = build_state(replace(VIEW, params=()))
-    assert bare["groupBy"] is None
     assert "PARALLEL" not in [chart["type"] for chart in bare["compareRunCharts"]]
 
 
