@@ -57,13 +57,14 @@ from encsearch.search.study.study import Study, known_points
 SHARES = (0.99, 0.98, 0.97, 0.96)
 WORKERS = (4, 1)
 BUDGETS, FINALISTS = (135, 270, 540), 2
-# A search may take so many times the epochs of the whole grid; after that it has not arrived.
-MAX_GRIDS = 2
+# A search may take so many times the epochs of the whole grid, by workers; after that it has not arrived.
+MAX_GRIDS = {4: 2, 1: 1}
 OURS, STOCK, RANDOM = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random, full trainings"
 WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
 BEFORE = "encsearch before: ends at epochs 6 and 24, no prior"
-# What the slices of K and the other metric are compared by.
-MAIN = (OURS, BEFORE, WRONG, VERY_WRONG, STOCK, RANDOM)
+OFF, TPE = "encsearch, prior off", "TPE alone"
+# What one worker, the slices of K and the other metric are compared by.
+MAIN = (OURS, BEFORE, OFF, WRONG, VERY_WRONG, TPE, STOCK, RANDOM)
 
 Make = Callable[[int], Method]
 
@@ -95,7 +96,8 @@ def measure_surface(name: str, seeds: int, pool: Executor) -> dict[str, Any]:
     whole = load_surface(path)
     settings: dict[str, Any] = {}
     for workers in WORKERS:
-        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool)
+        only = MAIN if workers == 1 else None
+        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool, only)
     for k in whole.num_codewords.tolist():
         settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, pool, MAIN)
     if has_metric(path, "miou_ambiguous"):
@@ -132,7 +134,7 @@ def search(surface: Surface, recipe: str, workers: int, name: str, seed: int) ->
     """When one search reached each of the SHARES."""
     events = simulate(methods(surface, recipe)[name](seed), surface, workers)
     targets = [share * surface.best for share in SHARES]
-    hits = find_hits(events, targets, MAX_GRIDS * surface.miou.size)
+    hits = find_hits(events, targets, MAX_GRIDS[workers] * surface.miou.size)
     return [asdict(hit) if hit else None for hit in hits]
 
 
@@ -173,11 +175,11 @@ def methods(surface: Surface, recipe: str) -> dict[str, Make]:
     return {
         OURS: ours,
         BEFORE: partial(ours, words=True, prior="off", **before),
-        "encsearch, prior off": partial(ours, prior="off"),
+        OFF: partial(ours, prior="off"),
         "encsearch, choices as words": partial(ours, words=True),
         "encsearch, stopped for good": partial(ours, scheduler="asha_stop"),
         "encsearch, random sampler": partial(ours, sampler="random"),
-        "TPE alone": partial(ours, prior="off", scheduler="none"),
+        TPE: partial(ours, prior="off", scheduler="none"),
         WRONG: partial(Encsearch, space, epochs, with_values(config, wrong)),
         VERY_WRONG: partial(Encsearch, space, epochs, with_values(config, very_wrong)),
         STOCK: partial(Stock, space, epochs),
