@@ -100,6 +100,9 @@ def measure_surface(name: str, seeds: int, pool: Executor) -> dict[str, Any]:
         settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool, only)
     for k in whole.num_codewords.tolist():
         settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, pool, MAIN)
+    if whole.truth:
+        means = load_surface(path, averages=True)
+        settings["mean mIoU of the seeds"] = measure(means, recipe, WORKERS[0], seeds, pool, MAIN)
     if has_metric(path, "miou_ambiguous"):
         other = load_surface(path, "miou_ambiguous")
         settings["ambiguous mIoU"] = measure(other, recipe, WORKERS[0], seeds, pool, MAIN)

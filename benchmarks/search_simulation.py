@@ -4,7 +4,6 @@ surface = load_surface(path)
 for event in simulate(method, surface, workers=4): ...
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -117,8 +116,11 @@ class Hit:
     turns: int
 
 
-def load_surface(path: Path, metric: Metric = "miou") -> Surface:
-    """Read a file of benchmarks/search_surface.py, every cell of which ran to its last epoch with seed 0."""
+def load_surface(path: Path, metric: Metric = "miou", *, averages: bool = False) -> Surface:
+    """Read a file of benchmarks/search_surface.py, every cell of which ran to its last epoch with seed 0.
+
+    The curves are those of seed 0; with `averages` those of a cell with further seeds are the means of all.
+    """
     table = pq.read_table(path)
     seeds = table["seed"].to_numpy() if "seed" in table.column_names else np.zeros(len(table), np.int64)
     grid = table.filter(seeds == 0)
@@ -128,15 +130,18 @@ def load_surface(path: Path, metric: Metric = "miou") -> Surface:
     values = np.full([len(axis) for axis in axes], np.nan)
     values[places] = grid[metric].to_numpy()
     assert np.isfinite(values).all(), f"{path}: {np.isnan(values).sum()} epochs of the grid have no score"
-    best: dict[tuple[tuple[int, int, int], int], float] = {}
     found = Surface(num_codewords, se_weights, lrs, values)
-    for row in table.filter(seeds > 0).to_pylist():
+    fresh: dict[tuple[int, int, int], dict[int, list[float]]] = {}
+    for row in table.filter(seeds > 0).sort_by([("seed", "ascending"), ("epoch", "ascending")]).to_pylist():
         point = {NUM_CODEWORDS: row["num_codewords"], SE_WEIGHT: row["se_weight"], LR: row["lr"]}
-        key = found.cell(point), row["seed"]
-        best[key] = max(best.get(key, -math.inf), row[metric])
-    truth: dict[tuple[int, int, int], list[float]] = {}
-    for (cell, _), value in sorted(best.items()):
-        truth.setdefault(cell, []).append(value)
+        if row[metric] is not None:
+            fresh.setdefault(found.cell(point), {}).setdefault(row["seed"], []).append(row[metric])
+    truth = {cell: [max(curve) for curve in curves.values()] for cell, curves in fresh.items()}
+    if averages:
+        for cell, curves in fresh.items():
+            # One that diverged stays where it was.
+            whole = [curve + [curve[-1]] * (found.epochs - len(curve)) for curve in curves.values()]
+            values[cell] = np.mean([values[cell], *whole], axis=0)
     return replace(found, truth=truth)
 
 
