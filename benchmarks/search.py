@@ -4,8 +4,8 @@
 
 A surface is a training of every point of a grid over K x SE weight x learning rate, made by
 benchmarks/search_surface.py. A search is told the curve of the cell that is nearest to what it proposes, and
-an epoch of any trial costs 1. encsearch is what a sweep of the surface's recipe runs: defaults, prior and
-first point. Two questions are answered:
+an epoch of any trial costs 1. encsearch runs with the defaults of `search`, the recipe's values as its prior
+and as the point that it tries first. Two questions are answered:
 
 - epochs of all trials until one reaches 96 to 99 % of the surface's best, and the turns that this took: in a
   turn each worker trains an epoch, or waits;
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +61,9 @@ BUDGETS, FINALISTS = (135, 270, 540), 2
 MAX_GRIDS = {4: 2, 1: 1}
 OURS, STOCK, RANDOM = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random, full trainings"
 WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
-BEFORE = "encsearch before: ends at epochs 6 and 24, no prior"
+# Close to what encsearch did before: it had a second rung at epoch 24 of 27.
+BEFORE = "encsearch as before: ends at epoch 6, no prior"
+STOCK_WITH, RANDOM_WITH = f"{STOCK}, first point", "random, first point"
 OFF, TPE = "encsearch, prior off", "TPE alone"
 # What one worker, the slices of K and the other metric are compared by.
 MAIN = (OURS, BEFORE, OFF, WRONG, VERY_WRONG, TPE, STOCK, RANDOM)
@@ -174,19 +176,22 @@ def methods(surface: Surface, recipe: str) -> dict[str, Make]:
     cells = sorted(surface.cells(), key=lambda cell: surface.curve(cell).max())
     wrong, very_wrong = cells[len(cells) // 4], cells[0]
     ours = partial(Encsearch, space, epochs, config)
+    first = known_points(config, SearchConfig(space=dict(space)))
     before = {"scheduler": "asha_stop", "asha": {"grace_epochs": max(1, epochs // 4)}}
     return {
         OURS: ours,
-        BEFORE: partial(ours, words=True, prior="off", **before),
+        BEFORE: partial(ours, words=True, prior="off", uniform=0.0, **before),
         OFF: partial(ours, prior="off"),
         "encsearch, choices as words": partial(ours, words=True),
         "encsearch, stopped for good": partial(ours, scheduler="asha_stop"),
         "encsearch, random sampler": partial(ours, sampler="random"),
-        TPE: partial(ours, prior="off", scheduler="none"),
+        TPE: partial(ours, prior="off", uniform=0.0, scheduler="none"),
         WRONG: partial(Encsearch, space, epochs, with_values(config, wrong)),
         VERY_WRONG: partial(Encsearch, space, epochs, with_values(config, very_wrong)),
-        STOCK: partial(Stock, space, epochs),
+        STOCK: partial(Stock, space, epochs, ()),
+        STOCK_WITH: partial(Stock, space, epochs, first),
         RANDOM: lambda seed: InOrder(random_points(space, seed), epochs),
+        RANDOM_WITH: lambda seed: InOrder(chain(first, random_points(space, seed)), epochs),
     }
 
 
@@ -264,12 +269,13 @@ class Stock:
         self,
         space: Mapping[str, Dimension],
         epochs: int,
+        first: Sequence[Values],
         seed: int,
         *,
         grace_period: int = 1,
         reduction_factor: int = 4,
     ) -> None:
-        self._searcher = OptunaSearch(seed=seed)
+        self._searcher = OptunaSearch(seed=seed, points_to_evaluate=[dict(point) for point in first])
         domains = {path: tune_domain(dimension) for path, dimension in space.items()}
         self._searcher.set_search_properties("mIoU", "max", domains)
         self._scheduler = ASHAScheduler(

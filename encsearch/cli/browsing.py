@@ -33,6 +33,8 @@ MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
 # Of a configuration, beside its mean.
+# What a sweep confirmed: means over seeds, and the trainings that have none beside them.
+CONFIRMED = ("configuration", "finalist", "baseline")
 OVER_SEEDS = ("over_seeds/lower_bound", "over_seeds/sd", "num_seeds")
 WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 
@@ -91,7 +93,7 @@ def list_(
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
-    from encsearch.tracking.browse.rows import Query, find_searched_paths, main_metric
+    from encsearch.tracking.browse.rows import CONFIGURATION_TAG, Query, find_searched_paths, main_metric
     from encsearch.tracking.browse.runs import search
 
     tracking = _tracking(*([sweep] if sweep else []))
@@ -99,7 +101,7 @@ def list_(
     kinds: tuple[str | None, ...] = (kind,)
     if parent:
         if not kind:
-            kinds = ("configuration", "trial") if parent.kind == "sweep" else ("all",)
+            kinds = (*CONFIRMED, "trial") if parent.kind == "sweep" else ("all",)
         sort = sort or f"best/{main_metric([parent])}"
     found = [
         search(tracking, Query(filter_, one, parent.run_id if parent else None, status, sort, limit + 1))
@@ -107,6 +109,11 @@ def list_(
     ]
     if max(map(len, found)) > limit:
         say(f"the first {format_count(limit, 'run')}; --limit shows more")
+    # With a sweep, a seed stands for itself only where no run has the means of its configuration.
+    meant = {row.tags.get(CONFIGURATION_TAG) for row in found[0]} if len(kinds) > 1 else set()
+    found[1:] = [
+        [row for row in rows if row.tags.get(CONFIGURATION_TAG, "") not in meant] for rows in found[1:]
+    ]
     tables = [rows[:limit] for rows in found if rows] or [[]]
     searched = find_searched_paths(parent.params) if parent else ()
 

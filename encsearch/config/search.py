@@ -154,7 +154,7 @@ class PriorConfig(Section):
     def _paths_beside_share(cls, given: Any) -> Any:
         if given is False or given == "off":
             return {"share": 0}
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or not isinstance(given.get("paths", {}), dict):
             return given
         paths = {path: belief for path, belief in given.items() if path not in ("share", "paths")}
         kept = {name: value for name, value in given.items() if name not in paths}
@@ -235,6 +235,7 @@ class SearchConfig(Section):
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
     sampler: Sampler = "tpe"
     startup_trials: Positive = Field(10, description="random trials before TPE, GP and CMA-ES begin to model")
+    uniform: float = Field(0.25, ge=0, lt=1, description="share of these samplers' proposals that is uniform")
     prior: PriorConfig = PriorConfig()
     repeats: Literal["none", "seeds"] = Field(
         "none", description="a configuration that has run: not again, or with the next seed"

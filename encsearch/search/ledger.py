@@ -193,7 +193,14 @@ class Ledger(Board[_Entry]):
         return starts_again
 
     def end_all(self, reason: str) -> None:
-        """End the open trials with their curves: paused ones as stopped early, running ones for `reason`."""
+        """End the open trials with their curves: paused ones as stopped early, running ones for `reason`.
+
+        A paused one that would still have been promoted ends for `reason` too.
+        """
+        if (number := self._study.promote(keep_one=True)) is not None:
+            entry = self._paused.pop(number)
+            self._study.prune(number, reason)
+            self._close(entry, "PRUNED", reason)
         for entry in self._paused.values():
             self._study.prune(entry.number)
             self._close(entry, "PRUNED")

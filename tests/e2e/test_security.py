@@ -14,6 +14,7 @@ PLANTED = {
     "MLFLOW_TRACKING_TOKEN": "planted-mlflow-token-Zx17",
     "AWS_SECRET_ACCESS_KEY": "planted-aws-Zx17",
     "RAY_AUTH_TOKEN": "planted-ray-token-Zx17",
+    "ENCSEARCH_NOTIFY_URL": "json://me:planted-in-notify-Zx17@127.0.0.1:9/hook",
     "ENCSEARCH_STORAGE": "postgresql+psycopg://me:planted-in-storage-Zx17@127.0.0.1:1/studies",
 }
 GIT_TOKEN = "planted-git-token-Zx17"

@@ -98,6 +98,18 @@ def test_what_a_limit_has_ended_is_known_after_a_resume(tmp_path: Path) -> None:
     assert resumed.ended_by
 
 
+def test_a_limit_that_has_kept_a_paused_trial_from_going_on_is_known_after_a_resume(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, trials=2)
+    sweep.run()
+    sweep.study.prune(sweep.start(), "the budget was spent")
+    keeper = sweep.keeper()
+
+    sweep.clock.now_s = 85.0
+
+    assert not keeper.may_repeat()
+    assert keeper.ended_by
+
+
 def test_trials_that_a_limit_left_out_are_a_search_that_it_ended(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.run()

@@ -485,6 +485,16 @@ def test_what_is_paused_at_the_end_is_pruned_with_its_curve_and_no_reason(pausin
     assert one.observer.recorders[0].status == "KILLED"
 
 
+def test_a_paused_trial_that_a_spent_budget_kept_from_going_on_says_so(pausing: Open) -> None:
+    one = pausing()
+    pause(one, "a", 0.5)
+    pause(one, "b", 0.1)
+    one.budget.is_spent = True
+    one.ledger.end_all("the budget was spent")
+
+    assert [trial.reason for trial in one.trials] == ["the budget was spent", None]
+
+
 def test_after_a_kill_a_paused_trial_is_promoted_as_it_would_have_been(pausing: Open) -> None:
     killed = pausing()
     pause(killed, "a", 0.5)

@@ -9,7 +9,6 @@ import pytest
 
 from encsearch.config import Config, SearchConfig, require_search, with_values
 from encsearch.errors import UserError
-from encsearch.search.study import proposals
 from encsearch.search.study.proposals import (
     Prior,
     count_points,
@@ -93,6 +92,7 @@ def test_the_prior_can_be_off(off: object) -> None:
         ({LR: {"at": 2.0}}, "search.prior: optim.lr at 2.0 is outside search.space"),
         ({CONTEXT: {"at": "dense"}}, "search.prior: model.context at 'dense' is outside"),
         ({"share": 1}, "search.prior.share"),
+        ({"paths": None, LR: {"at": 0.01}}, "search.prior.paths"),
     ],
 )
 def test_a_prior_outside_the_space_is_refused(
@@ -162,11 +162,12 @@ def test_a_quarter_of_the_samplers_proposals_is_uniform() -> None:
     assert origins(sampler="random").keys() == {"sampler"}
 
 
-def test_numbers_of_a_choice_are_ordered_for_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_a_choice_are_ordered_for_the_sampler() -> None:
     """All good trials have 16 or 64 of 10 numbers up to 512: what TPE proposes lies there or in between."""
-    monkeypatch.setattr(proposals, "EXPLORED", 0.0)
     numbers = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    study = Study(MEMORY, "ordered", search({K: {"choice": numbers}, LR: SPACE[LR]}, prior="off"), epochs=1)
+    study = Study(
+        MEMORY, "ordered", search({K: {"choice": numbers}, LR: SPACE[LR]}, prior="off", uniform=0.0), epochs=1
+    )
     points = [{K: k, LR: 0.01 + place / 1000} for place, k in enumerate([16, 64] * 6 + [1, 2, 256, 512] * 4)]
     study.queue(points)
     for k in (point[K] for point in points):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -275,6 +276,36 @@ def alarm() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_the_last_notice_is_taken_though_nothing_can_be_sent_and_one_that_hangs_is_told(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles: list[str] = []
+
+    def hang(title: str, body: str) -> threading.Thread:
+        titles.append(title)
+        thread = threading.Thread(target=time.sleep, args=(5,), daemon=True)
+        thread.start()
+        return thread
+
+    def fill_disk(self: object) -> int:
+        os.write(end_of_job, b'{"what": "failed", "body": "no space"}\n')
+        os.close(end_of_job)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sender, "send_beside", hang)
+    monkeypatch.setattr(sender, "NOTICES_S", 0.1)
+    monkeypatch.setattr(sender._Forwarder, "_send_chunk", fill_disk)
+    lines, end_of_job = os.pipe()
+    with own_record(job):
+        pass
+    with pytest.raises(SystemExit):
+        sender._Forwarder(job, MemoryStore()).run(lines, ())
+    os.close(lines)
+    assert titles == [f"{job.name} failed"]
+    assert f"1 notice of {job} could not be sent in 0 s" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("alarm")

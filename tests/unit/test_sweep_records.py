@@ -11,7 +11,7 @@ from encsearch.reports import Report, Status, TrainingResult
 from encsearch.search.confirm.finalists import Finalist, group_trainings
 from encsearch.search.confirm.ranking import rank
 from encsearch.search.confirm.trainings import Confirmation
-from encsearch.search.trials import Trial, TrialState
+from encsearch.search.trials import Trial, TrialEvent, TrialState
 from encsearch.tracking.outbox.record import own_record
 from encsearch.workflow.sweep.records import SweepRecords
 
@@ -33,6 +33,26 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
         closed = record.find("trial0")
     assert closed
     assert closed.status == status
+
+
+def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    """Its run is closed already, and its checkpoint may be gone."""
+    with own_record(tmp_path) as record:
+        record.start("sweep", params={}, tags={})
+        records = SweepRecords(
+            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+        )
+        records.open_recorder(0, toy_config)
+        records.follow(
+            TrialEvent(0, {}, "PAUSED", 1, 0.5),
+        )
+        records._trials.pop(0).close("KILLED")
+        records.settle([Trial(0, {}, "PRUNED", value=0.5, curve=((1, 0.5),), seconds=1.0)])
+        closed = record.find("trial0")
+    assert closed
+    assert (closed.status, closed.noted["encsearch.state"]) == ("KILLED", "PRUNED")
 
 
 def finalist(config: Config, trial: int | None, seed: int, value: float) -> Finalist:

@@ -146,7 +146,7 @@ class Keeper:
             return False
         if not self._decision.may_repeat and self._study.can_promote(keep_one=True):
             return True
-        if self._decision.must_end and any(_is_cut(trial) for trial in trials):
+        if not self._decision.may_repeat and any(_is_cut(trial) for trial in trials):
             return True
         trained = spent_by(trials, self.elapsed_s).trials
         return trained < self._study.search.budget.trials and not self._study.is_exhausted()

@@ -27,8 +27,8 @@ Origin = Literal["prior", "sampler", "uniform", "remaining"]
 MAX_LISTED = 4096
 # A proposal that has run is asked anew so often; then one of the remaining configurations is drawn.
 ATTEMPTS = 20
-# Samplers that may settle on a poor part of the space; this share of their proposals is uniform instead.
-LEARNING, EXPLORED = ("tpe", "gp", "cmaes"), 0.25
+# Samplers that may settle on a poor part of the space, and so leave a share to uniform draws.
+LEARNING = ("tpe", "gp", "cmaes")
 # How strongly the first results count as ties, until there are more of them (see `share_of_prior`).
 DOUBT = 8.0
 # Standard deviation of a prior as a share of the range, and the share of a word that it believes in.
@@ -96,7 +96,7 @@ def propose(
         rng = np.random.default_rng((search.seed, number, attempt))
         if prior.centers and rng.random() < share:
             draft = Draft(_draw_from_prior(search.space, prior, rng), "prior")
-        elif search.sampler in LEARNING and rng.random() < EXPLORED:
+        elif search.sampler in LEARNING and rng.random() < search.uniform:
             draft = Draft(_draw_from_prior(search.space, NO_PRIOR, rng), "uniform")
         else:
             draft = _ask_sampler(search, number, attempt, trials, study_attributes)

@@ -5,6 +5,7 @@ and many more). It holds a password, so no recipe, message or record has it.
 """
 
 import os
+import re
 import time
 from threading import Thread
 from typing import Any
@@ -14,7 +15,7 @@ from encsearch.redaction import without_secrets
 from encsearch.tracking.outbox.forward import warn
 
 URL_VARIABLE = "ENCSEARCH_NOTIFY_URL"
-# apprise gives an HTTP service 4 s to answer.
+# apprise gives an HTTP service 4 s to answer, a mail server 15.
 TRIES, RETRY_S = 3, 3.0
 
 
@@ -59,9 +60,11 @@ def _service(url: str) -> Any:
     apprise.logger.propagate = False
     service = apprise.Apprise()
     if not service.add(url):
-        scheme = url.split("://")[0] if "://" in url else "no scheme"
+        # Only what cannot be a part of a secret.
+        known = re.match(r"([a-z][a-z0-9]{0,15})://", url)
+        scheme = known[1] if known else "no scheme"
         raise UserError(
-            f"{URL_VARIABLE}: not an address of apprise ({scheme}); it begins with mailto://, slack://, "
-            "json:// or another service's scheme, and all that the service needs comes behind it"
+            f"{URL_VARIABLE}: no address that apprise can use ({scheme}); it begins with mailto://, "
+            "slack://, json:// or another service's scheme, and all that the service needs comes behind it"
         )
     return service

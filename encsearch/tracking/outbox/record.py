@@ -76,7 +76,8 @@ def own_record(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
 class RunState:
     """The state of a run after the events so far. `status` is None while the run is open.
 
-    `reaped` is the text of the tag since the run last began; `newest` are the last values of its metrics.
+    `reaped` is the text of the tag since the run last began; `noted` and `newest` are the last values of the
+    tags that were added and of its metrics.
     """
 
     started: Started
@@ -84,6 +85,7 @@ class RunState:
     reaped: str | None = None
     last_epoch: int = -1
     num_reports: int = 0
+    noted: dict[str, str] = field(default_factory=dict)
     newest: dict[str, float] = field(default_factory=dict)
 
 
@@ -153,6 +155,7 @@ class Record:
             state.status = event.status
         elif isinstance(event, Tagged):
             state.reaped = event.tags.get(REAPED_TAG, state.reaped)
+            state.noted |= event.tags
         elif isinstance(event, Logged):
             for point in event.points:
                 state.newest |= point.values

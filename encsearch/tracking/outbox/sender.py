@@ -52,6 +52,7 @@ DRAIN_S, DRAIN_KILLED_S = 30.0, 120.0
 MAX_DRAIN_BACKOFF_S = 5.0
 # At the end, how long for the notices that are still under way.
 NOTICES_S = 20.0
+SPENT = "has spent a budget"
 # Of characters: a line of a pipe is whole up to 4096 bytes.
 MAX_NOTICE = 1000
 # A call to a database, unlike a call to a server, may hang for ever; an upload may take long.
@@ -236,7 +237,9 @@ class _Forwarder:
         self._job_folder, self._store = job_folder, store
         self._failure = ""
         self._ends_s = math.inf
+        self._failed_s = -math.inf
         self._notices: list[Thread] = []
+        self._has_told_end = False
 
     def run(self, lines: int, read: Sequence[str]) -> None:
         """Send until all is sent or the time is over.
@@ -266,9 +269,7 @@ class _Forwarder:
             warn(f"the sender to MLflow failed ({type(error).__name__}; more in {path})")
             sys.exit(1)
         finally:
-            deadline_s = time.monotonic() + NOTICES_S
-            for notice in self._notices:
-                notice.join(max(0.0, deadline_s - time.monotonic()))
+            self._end_notices(lines)
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
         """Go on for TERMINATED_S: the job gets the signal at the same time, and may still write events."""
@@ -281,7 +282,9 @@ class _Forwarder:
         while not self._has_ended(lines, wait_s):
             try:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
-                backoff_s, self._failure = 0.0, ""
+                backoff_s = 0.0
+                if time.monotonic() - self._failed_s > MAX_BACKOFF_S:
+                    self._failure = ""
                 if wait_s:
                     with self._limited():
                         next(siblings, None)
@@ -295,9 +298,10 @@ class _Forwarder:
     def _drain(self) -> None:
         """Close what a killed job left open, and send the rest."""
         patience_s = DRAIN_S
-        if left := self._reap():
+        if self._reap():
             patience_s = DRAIN_KILLED_S
-            self._notify("was killed", f"{format_count(len(left), 'run')} closed as KILLED")
+        if not self._has_told_end:
+            self._notify("was killed")
         gives_up_s = time.monotonic() + patience_s
         backoff_s = FLUSH_POLL_S
         while True:
@@ -319,8 +323,8 @@ class _Forwarder:
             time.sleep(FLUSH_POLL_S)
         return left
 
-    def _has_ended(self, lines: int, wait_s: float) -> bool:
-        """Whether the job has ended; waits for a line from it, at most `wait_s`."""
+    def _has_ended(self, lines: int, wait_s: float | None) -> bool:
+        """Whether the job has ended; waits for a line from it, at most `wait_s` if that is given."""
         if not select.select([lines], [], [], wait_s)[0]:
             return False
         read = _read_lines(lines)
@@ -332,7 +336,20 @@ class _Forwarder:
             if line.startswith("{"):
                 self._notify(**json.loads(line))
 
-    def _notify(self, what: str, body: str) -> None:
+    def _end_notices(self, lines: int) -> None:
+        """Take the job's last notice even if nothing more can be sent to MLflow, and wait for all."""
+        while self._ends_s == math.inf and not self._has_ended(lines, None):
+            pass
+        deadline_s = time.monotonic() + NOTICES_S
+        for notice in self._notices:
+            notice.join(max(0.0, deadline_s - time.monotonic()))
+        if late := sum(notice.is_alive() for notice in self._notices):
+            warn(
+                f"{format_count(late, 'notice')} of {self._job_folder} could not be sent in {NOTICES_S:.0f} s"
+            )
+
+    def _notify(self, what: str, body: str = "") -> None:
+        self._has_told_end = what != SPENT
         place = f"{self._job_folder} on {socket.gethostname()}"
         self._notices.append(send_beside(f"{self._job_folder.name} {what}", f"{body}\n{place}".strip()))
 
@@ -358,13 +375,13 @@ class _Forwarder:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _warn_once(self, error: UnavailableError) -> None:
-        """Warn once: an outage is one line."""
+        """Warn once: an outage is one line, and so is a store that fails now and then."""
         if not self._failure:
             warn(
                 f"MLflow at {self._store.shown_uri} fails ({error}); the job goes on, "
                 "and its record is sent later"
             )
-        self._failure = str(error)
+        self._failure, self._failed_s = str(error), time.monotonic()
 
 
 def _read_lines(descriptor: int) -> list[str]:

@@ -39,7 +39,7 @@ from encsearch.search.ablation.rescore import rescore
 from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
-from encsearch.text import format_count, format_score
+from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import TrackingStore, run_sender
 from encsearch.tracking.uris import resolve_uri
@@ -90,9 +90,9 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
             sender.follow(folder)
             observer = _Observer(config, store, ablation, record, folder, progress)
             story, report = _train_and_compare(config, store, ablation, record, observer, folder)
+        sender.notify("finished", f"report: {report}")
         summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
         write_summary(folder, summary)
-        sender.notify("finished", f"{config.metric} {format_score(summary.value)} of {ENCNET}")
     return Ablated(folder, summary, story, report)
 
 

@@ -29,7 +29,7 @@ from encsearch.workflow.recorder import (
 )
 from encsearch.workflow.sweep.folder import StudyPlace
 
-SWEEP_TAG, PRICE_TAG = "encsearch.sweep", "encsearch.price"
+SWEEP_TAG, STATE_TAG, PRICE_TAG = "encsearch.sweep", "encsearch.state", "encsearch.price"
 # In the name of a finalist or a baseline.
 SEED = re.compile(r"-seed\d+")
 
@@ -74,8 +74,8 @@ class SweepRecords:
             state = self._record.find(f"trial{trial.number}")
             if state is None or trial.state in ("RUNNING", "PAUSED"):
                 continue
-            is_untrue = state.status != STATUS_OF[trial.state] or state.reaped
-            if is_untrue or find_newest(trial_folder(self._folder, trial.number)):
+            is_true = (state.status, state.noted.get(STATE_TAG)) == (STATUS_OF[trial.state], trial.state)
+            if not is_true or state.reaped or find_newest(trial_folder(self._folder, trial.number)):
                 self._settle(trial)
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
@@ -90,7 +90,7 @@ class SweepRecords:
         recorder, before = self._trials.get(event.number), self._states.get(event.number)
         if recorder and event.state in ("RUNNING", "PAUSED") and event.state != before:
             self._states[event.number] = event.state
-            recorder.note("encsearch.state", event.state)
+            recorder.note(STATE_TAG, event.state)
         self._progress.trial(event, self._config)
 
     def say(self, line: str) -> None:
@@ -203,7 +203,7 @@ class SweepRecords:
         folder: Path,
     ) -> None:
         """Record a trial's end, draw its last model's panels, and drop its checkpoint."""
-        recorder.note("encsearch.state", state)
+        recorder.note(STATE_TAG, state)
         if (price := config.scaling.price(cost_s)) is not None:
             recorder.note(PRICE_TAG, format_money(price))
         if reason:

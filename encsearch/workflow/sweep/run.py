@@ -32,7 +32,7 @@ from encsearch.search.trials import Trial, flag_trials
 from encsearch.text import format_count, format_money, format_params, format_score
 from encsearch.tracking.outbox.notices import check_address
 from encsearch.tracking.outbox.record import own_record
-from encsearch.tracking.outbox.sender import Sender, run_sender
+from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
 from encsearch.train.experiment import open_store, preflight
 from encsearch.workflow.check import Checked, check
 from encsearch.workflow.job import Progress, write_summary
@@ -189,7 +189,7 @@ def _run(
                 progress.say(f"the search ends: the space has no more than the {tried} that have run")
             if keeper.ended_by:
                 progress.say(keeper.ended_by)
-                sender.notify("has spent a budget", keeper.ended_by)
+                sender.notify(SPENT, keeper.ended_by)
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
@@ -201,6 +201,7 @@ def _run(
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
             report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner
+    sender.notify("finished", f"{config.metric} {format_score(winner.value)}: {winner.name}")
     run_ids = sender.run_ids()
     summary = RunSummary(
         kind="sweep",
@@ -219,7 +220,6 @@ def _run(
         parent_run_id=run_ids.get(parent.run),
     )
     write_summary(folder, summary)
-    sender.notify("finished", f"{config.metric} {format_score(winner.value)}: {winner.name}")
     return Swept(folder, summary, trials, confirmation, report, keeper.ended_by, excluded)
 
 
