@@ -62,7 +62,7 @@ WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
 # Close to what encsearch did before: it had a second rung at epoch 24 of 27.
 BEFORE = "encsearch as before: ends at epoch 6, no prior"
 STOCK_WITH, RANDOM_WITH = f"{STOCK}, first point", "random, first point"
-# What one worker, the slices of K and the other metrics are compared by.
+# What the slices of K and the other metrics are compared by.
 MAIN = (OURS, BEFORE, WRONG, VERY_WRONG, STOCK, RANDOM)
 
 Make = Callable[[int], Method]
@@ -95,8 +95,7 @@ def measure_surface(name: str, seeds: int, pool: Executor) -> dict[str, Any]:
     whole = load_surface(path)
     settings: dict[str, Any] = {}
     for workers in WORKERS:
-        only = MAIN if workers == 1 else None
-        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool, only)
+        settings[f"mIoU, {count_workers(workers)}"] = measure(whole, recipe, workers, seeds, pool)
     for k in whole.num_codewords.tolist():
         settings[f"mIoU, K = {k}"] = measure(whole.slice(k), recipe, WORKERS[0], seeds, pool, MAIN)
     if whole.truth:
@@ -352,6 +351,7 @@ def describe(name: str, found: Mapping[str, Any]) -> str:
     """A table a setting and target; the ratios are those of the medians, random search over the method.
 
     A median that did not arrive is inf, and so is a ratio to a random search of which half did not.
+    Where neither arrived it is nan.
     """
     lines = [f"## {name}: {found['cells']} cells, best mIoU {found['best_miou']:.4f}"]
     for setting, measured in found["settings"].items():
