@@ -56,7 +56,7 @@ from encsearch.search.study.study import Study, known_points
 
 SHARES = (0.99, 0.98, 0.97, 0.96)
 WORKERS = (4, 1)
-BUDGETS, FINALISTS = (135, 270, 540), 2
+BUDGETS, FINALISTS = (135, 270, 540), 3
 OURS, STOCK, RANDOM = "encsearch", "Ray OptunaSearch + ASHAScheduler", "random, full trainings"
 WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
 # Close to what encsearch did before: it had a second rung at epoch 24 of 27.
