@@ -40,6 +40,11 @@ class Surface:
         return int(self.miou.shape[-1])
 
     @property
+    def means(self) -> Mapping[tuple[int, int, int], float]:
+        """The mean over the further seeds of each cell that has them."""
+        return {cell: float(np.mean(values)) for cell, values in self.truth.items()}
+
+    @property
     def best(self) -> float:
         """Of all cells and epochs."""
         return float(self.miou.max())
@@ -116,11 +121,8 @@ class Hit:
     turns: int
 
 
-def load_surface(path: Path, metric: Metric = "miou", *, averages: bool = False) -> Surface:
-    """Read a file of benchmarks/search_surface.py, every cell of which ran to its last epoch with seed 0.
-
-    The curves are those of seed 0; with `averages` those of a cell with further seeds are the means of all.
-    """
+def load_surface(path: Path, metric: Metric = "miou") -> Surface:
+    """Read a file of benchmarks/search_surface.py, every cell of which ran to its last epoch with seed 0."""
     table = pq.read_table(path)
     seeds = table["seed"].to_numpy() if "seed" in table.column_names else np.zeros(len(table), np.int64)
     grid = table.filter(seeds == 0)
@@ -131,18 +133,13 @@ def load_surface(path: Path, metric: Metric = "miou", *, averages: bool = False)
     values[places] = grid[metric].to_numpy()
     assert np.isfinite(values).all(), f"{path}: {np.isnan(values).sum()} epochs of the grid have no score"
     found = Surface(num_codewords, se_weights, lrs, values)
-    fresh: dict[tuple[int, int, int], dict[int, list[float]]] = {}
-    for row in table.filter(seeds > 0).sort_by([("seed", "ascending"), ("epoch", "ascending")]).to_pylist():
+    fresh: dict[tuple[int, int, int], dict[int, float]] = {}
+    for row in table.filter(seeds > 0).sort_by("seed").to_pylist():
         point = {NUM_CODEWORDS: row["num_codewords"], SE_WEIGHT: row["se_weight"], LR: row["lr"]}
-        if row[metric] is not None:
-            fresh.setdefault(found.cell(point), {}).setdefault(row["seed"], []).append(row[metric])
-    truth = {cell: [max(curve) for curve in curves.values()] for cell, curves in fresh.items()}
-    if averages:
-        for cell, curves in fresh.items():
-            # One that diverged stays where it was.
-            whole = [curve + [curve[-1]] * (found.epochs - len(curve)) for curve in curves.values()]
-            values[cell] = np.mean([values[cell], *whole], axis=0)
-    return replace(found, truth=truth)
+        best = fresh.setdefault(found.cell(point), {})
+        # The epoch at which it diverged has no score.
+        best[row["seed"]] = max(best.get(row["seed"], 0.0), row[metric] or 0.0)
+    return replace(found, truth={cell: list(best.values()) for cell, best in fresh.items()})
 
 
 def simulate(method: Method, surface: Surface, workers: int) -> Iterator[Event]:
@@ -178,6 +175,14 @@ def find_hits(events: Iterable[Event], targets: Sequence[float], limit: int) -> 
         if all(hits):
             break
     return hits
+
+
+def by_means(events: Iterable[Event], surface: Surface) -> Iterator[Event]:
+    """The events, worth the mean of the further seeds at the end of a whole training, and before it nothing."""
+    means = surface.means
+    for event in events:
+        is_whole = event.epoch == surface.epochs
+        yield replace(event, value=means.get(surface.cell(event.values), 0.0) if is_whole else 0.0)
 
 
 def floor(surface: Surface, target: float, workers: int) -> int:

@@ -1,6 +1,7 @@
 """What benchmarks/search.py counts: the curve that a proposal is given, the epochs that a search spent."""
 
 import json
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.search_simulation import (
     Method,
     Surface,
     Values,
+    by_means,
     find_hits,
     floor,
     load_surface,
@@ -154,6 +156,13 @@ def test_a_surface_is_read_whatever_the_order_of_its_rows(surface: Surface, tmp_
     assert np.array_equal(read.miou, surface.miou)
     assert read.cells() == surface.cells()
     assert read.truth == {(1, 1, 1): [74, 75]}, "the best epoch of each further seed"
+
+
+def test_with_fresh_seeds_a_cell_is_worth_their_mean_when_it_is_trained_to_its_end(surface: Surface) -> None:
+    known = replace(surface, truth={(0, 0, 0): [60.0, 80.0]})
+    method = InOrder(surface.cells()[:2], EPOCHS)
+    values = [event.value for event in by_means(simulate(method, known, workers=1), known)]
+    assert values == [0, 0, 70, 0, 0, 0], "a cell without fresh seeds is none of the best"
 
 
 def test_the_results_are_those_of_the_surfaces_that_are_shipped() -> None:
