@@ -178,7 +178,7 @@ def find_hits(events: Iterable[Event], targets: Sequence[float], limit: int) -> 
 
 
 def by_means(events: Iterable[Event], surface: Surface) -> Iterator[Event]:
-    """The events, worth the mean of the further seeds at the end of a whole training, and before it nothing."""
+    """The events, worth the mean of the further seeds at the end of a training, and nothing before it."""
     means = surface.means
     for event in events:
         is_whole = event.epoch == surface.epochs
