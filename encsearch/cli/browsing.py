@@ -32,9 +32,9 @@ LIMIT = 50
 MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
-# Of a configuration, beside its mean.
 # What a sweep confirmed: means over seeds, and the trainings that have none beside them.
 CONFIRMED = ("configuration", "finalist", "baseline")
+# Of a configuration, beside its mean.
 OVER_SEEDS = ("over_seeds/lower_bound", "over_seeds/sd", "num_seeds")
 WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 

@@ -305,7 +305,7 @@ def test_the_last_notice_is_taken_though_nothing_can_be_sent_and_one_that_hangs_
         sender._Forwarder(job, MemoryStore()).run(lines, ())
     os.close(lines)
     assert titles == [f"{job.name} failed"]
-    assert f"1 notice of {job} could not be sent in 0 s" in capsys.readouterr().err
+    assert f"1 notice of {job} could not be sent in 0.1 s" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("alarm")

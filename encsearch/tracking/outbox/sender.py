@@ -53,8 +53,8 @@ MAX_DRAIN_BACKOFF_S = 5.0
 # At the end, how long for the notices that are still under way.
 NOTICES_S = 20.0
 SPENT = "has spent a budget"
-# Of characters: a line of a pipe is whole up to 4096 bytes.
-MAX_NOTICE = 1000
+# Of characters, six bytes each at most: a line of a pipe is whole up to 4096 bytes.
+MAX_NOTICE = 600
 # A call to a database, unlike a call to a server, may hang for ever; an upload may take long.
 STUCK_S = 600.0
 # A shutdown of the machine gives all processes some time, and the job needs its part first.
@@ -345,7 +345,7 @@ class _Forwarder:
             notice.join(max(0.0, deadline_s - time.monotonic()))
         if late := sum(notice.is_alive() for notice in self._notices):
             warn(
-                f"{format_count(late, 'notice')} of {self._job_folder} could not be sent in {NOTICES_S:.0f} s"
+                f"{format_count(late, 'notice')} of {self._job_folder} could not be sent in {format_duration(NOTICES_S)}"
             )
 
     def _notify(self, what: str, body: str = "") -> None:
