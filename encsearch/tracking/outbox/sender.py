@@ -344,9 +344,8 @@ class _Forwarder:
         for notice in self._notices:
             notice.join(max(0.0, deadline_s - time.monotonic()))
         if late := sum(notice.is_alive() for notice in self._notices):
-            warn(
-                f"{format_count(late, 'notice')} of {self._job_folder} could not be sent in {format_duration(NOTICES_S)}"
-            )
+            wait = format_duration(NOTICES_S)
+            warn(f"{format_count(late, 'notice')} of {self._job_folder} could not be sent in {wait}")
 
     def _notify(self, what: str, body: str = "") -> None:
         self._has_told_end = what != SPENT
