@@ -21,7 +21,7 @@ import tempfile
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from tests.chaos.sweeps import (
     new_user,
     watch,
 )
-from tests.e2e.head import Head, Workers, running_head
+from tests.e2e.head import Workers, running_head
 
 SEED = 1
 DRIVER_RUNS, TRIAL_RUNS, NODE_RUNS = 5, 5, 5  # drivers of each kind of Ray
@@ -91,7 +91,7 @@ def all_runs(folder: Path) -> list[Run]:
     with (
         running_head(folder / "cluster", CLUSTER_CPUS) as head,
         running_head(folder / "nodes", 0) as bare_head,
-        closing_workers(bare_head, folder / "nodes") as workers,
+        closing(Workers(bare_head, folder / "nodes", NODES)) as workers,
         ThreadPoolExecutor() as pool,
     ):
         local = new_user(folder / "local")
@@ -104,15 +104,6 @@ def all_runs(folder: Path) -> list[Run]:
             pool.submit(node_runs, on_nodes, workers, alone),
         )
         return [run for lane in lanes for run in lane.result()]
-
-
-@contextmanager
-def closing_workers(head: Head, folder: Path) -> Iterator[Workers]:
-    workers = Workers(head, folder, NODES)
-    try:
-        yield workers
-    finally:
-        workers.end()
 
 
 @dataclass(frozen=True)

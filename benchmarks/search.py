@@ -55,6 +55,7 @@ from encsearch.search.study.proposals import Prior, recipe_prior
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 
+UNITS = ("epochs", "turns")
 SHARES = (0.99, 0.98, 0.97, 0.96)
 WORKERS = (4, 1)
 BUDGETS, FINALISTS = (135, 270, 540), 3
@@ -63,8 +64,8 @@ WRONG, VERY_WRONG = "encsearch, wrong prior", "encsearch, very wrong prior"
 # Close to what encsearch did before: it had a second rung at epoch 24 of 27.
 BEFORE = "encsearch as before: ends at epoch 6, no prior"
 STOCK_WITH, RANDOM_WITH = f"{STOCK}, first point", "random, first point"
-# What the slices of K and the other metrics are compared by.
 FRESH = "mean of fresh seeds"
+# What the slices of K and the other metrics are compared by.
 MAIN = (OURS, BEFORE, WRONG, VERY_WRONG, STOCK, RANDOM)
 
 Make = Callable[[int], Method]
@@ -78,7 +79,7 @@ def main() -> None:
             results[name] = measure_surface(name, arguments.seeds, pool)
             print(describe(name, results[name]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results) + "\n")
+    arguments.out.write_text(json.dumps(summarize(results), indent=1) + "\n")
     draw(results, arguments.picture)
 
 
@@ -363,6 +364,26 @@ def quartiles(hits: Sequence[Mapping[str, int] | None], what: str = "epochs") ->
     return lower, median, upper
 
 
+def summarize(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the hits of each method and share as quartiles, null where a search did not arrive."""
+
+    def one(hits: Sequence[Mapping[str, int] | None]) -> dict[str, Any]:
+        figures = {what: [v if math.isfinite(v) else None for v in quartiles(hits, what)] for what in UNITS}
+        return {**figures, "reached": sum(hit is not None for hit in hits)}
+
+    short: dict[str, Any] = json.loads(json.dumps(results))
+    for found in short.values():
+        for measured in found["settings"].values():
+            hits = measured.pop("hits")
+            measured["methods"] = {
+                name: [one(share) for share in zip(*seeds, strict=True)] for name, seeds in hits.items()
+            }
+        for by_method in found["gets"].values():
+            for name in by_method.keys() - {"best_known"}:
+                by_method[name]["mean"] = float(np.mean(by_method[name].pop("means")))
+    return short
+
+
 def describe(name: str, found: Mapping[str, Any]) -> str:
     """A table a setting and target; the ratios are those of the medians, random search over the method.
 
@@ -386,7 +407,7 @@ def table(by_method: Mapping[str, Sequence[Mapping[str, int] | None]]) -> list[s
         "| method | median epochs | quartiles | reached | random / method | turns, random / method |",
         "|---|---|---|---|---|---|",
     ]
-    epochs_of_random, turns_of_random = (quartiles(by_method[RANDOM], w)[1] for w in ("epochs", "turns"))
+    epochs_of_random, turns_of_random = (quartiles(by_method[RANDOM], w)[1] for w in UNITS)
     for name, hits in by_method.items():
         lower, median, upper = quartiles(hits)
         turns = quartiles(hits, "turns")[1]

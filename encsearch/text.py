@@ -11,18 +11,8 @@ from typing import Any
 NOTHING = "-"
 
 # Metrics that are shares in [0, 1] begin like this; the rows of an ablation end with its budget.
-_SCORES = (
-    "mIoU",
-    "pixAcc",
-    "mAcc",
-    "fwIoU",
-    "IoU/",
-    "foreground/",
-    "boundary/",
-    "size/",
-    "presence/",
-    "over_seeds/",
-)
+_SCORES: tuple[str, ...] = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU/", "foreground/", "boundary/", "size/")
+_SCORES += ("presence/", "over_seeds/")
 _BUDGET = " epochs"
 
 

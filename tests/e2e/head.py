@@ -74,7 +74,7 @@ class Workers:
         self._nodes[place].communicate()
         self._nodes[place] = self._start()
 
-    def end(self) -> None:
+    def close(self) -> None:
         for node in self._nodes:
             _end(node)
 
