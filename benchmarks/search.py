@@ -238,12 +238,9 @@ class Encsearch:
 
     def _name(self, point: Values) -> Values:
         """A point with K as a word; without K if no word is its value."""
-        named = {**point, NUM_CODEWORDS: f"k{point.get(NUM_CODEWORDS)}"}
-        return (
-            named
-            if named[NUM_CODEWORDS] in self._read
-            else {k: v for k, v in point.items() if k != NUM_CODEWORDS}
-        )
+        word = f"k{point.get(NUM_CODEWORDS)}"
+        rest = {path: value for path, value in point.items() if path != NUM_CODEWORDS}
+        return {**rest, NUM_CODEWORDS: word} if word in self._read else rest
 
     def propose(self) -> tuple[int, Values] | None:
         number = self._study.promote(keep_one=False)
