@@ -197,11 +197,14 @@ def _run(
             observer.record_configurations(confirmation)
             if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
                 parent.note({PRICE_TAG: format_money(price)})
-            parent.summarize(mean_report(confirmation.trainings_of(confirmation.ranking.winner)))
+            best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
+            parent.summarize(best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
             report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
     winner = confirmation.winner
-    sender.notify("finished", f"{config.metric} {format_score(winner.value)}: {winner.name}")
+    sender.notify(
+        "finished", f"{config.metric} {format_score(best.metrics[config.metric])}, trial {winner.trial}"
+    )
     run_ids = sender.run_ids()
     summary = RunSummary(
         kind="sweep",
