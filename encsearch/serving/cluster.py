@@ -122,7 +122,7 @@ def _deploy(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterat
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if how.device.startswith("cuda") else 0},
         # More than may wait for predictions, so that /healthz answers and refusals are in JSON.
         max_ongoing_requests=2 * batching.max_waiting,
-        # A limit for memory alone: here Ray refuses in plain text, so the replicas, which refuse in JSON, must
+        # A limit for memory alone: here Ray refuses in plain text. The replicas, which refuse in JSON, must
         # get the requests first, also on a machine that is slow to pass them on.
         max_queued_requests=10 * how.replicas * batching.max_waiting,
         max_constructor_retry_count=1,
