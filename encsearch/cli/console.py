@@ -1,17 +1,39 @@
 """Output of commands: lines for people on stderr, results on stdout."""
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from encsearch.text import NOTHING, format_number
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+_document: TextIO | None = None  # the process's stdout, once it is kept for the result
+
+
+def keep_stdout(context: click.Context, parameter: click.Parameter, as_json: bool) -> bool:
+    """A click callback: whatever but `emit` writes on stdout, as Ray does, goes to stderr from now on."""
+    global _document
+    try:
+        is_process_stdout = sys.stdout.fileno() == 1  # not that of a test
+    except io.UnsupportedOperation:
+        is_process_stdout = False
+    if as_json and is_process_stdout:
+        sys.stdout.flush()
+        _document = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+    return as_json
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=keep_stdout, help="Machine-readable result on stdout."
+)
 
 
 def absolute(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -26,7 +48,8 @@ def say(line: str) -> None:
 
 def emit(result: Any, as_json: bool, text: str) -> None:
     """Print the command's result on stdout: as JSON, or as text for people."""
-    print(json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text, flush=True)
+    shown = json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text
+    print(shown, file=_document or sys.stdout, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -196,3 +196,28 @@ def test_a_table_aligns_numbers_right() -> None:
         "road   9.5",
         "a        -",
     ]
+
+
+def test_with_json_stdout_has_the_document_alone(tmp_path: Path) -> None:
+    """Whatever Ray or a child process prints meanwhile, by Python or past it."""
+    program = """
+import os, subprocess, sys
+import click
+from encsearch.cli.console import emit, json_option
+
+@click.command()
+@json_option
+def noisy(as_json):
+    print("(raylet) A worker died", flush=True)
+    os.write(1, b"written past Python\\n")
+    subprocess.run(["echo", "of a child"], check=True)
+    emit({"value": 1}, as_json, "value 1")
+
+noisy()
+"""
+    run = [sys.executable, "-c", program]
+    found = subprocess.run([*run, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(found.stdout) == {"value": 1}
+    assert found.stderr.split("\n")[:3] == ["(raylet) A worker died", "written past Python", "of a child"]
+    shown = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert shown.stdout.endswith("value 1\n")
