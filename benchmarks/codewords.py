@@ -269,8 +269,8 @@ def score(experiment: Experiment) -> float:
     confusion = evaluate(
         experiment.state.model,
         experiment.loaders.validation(),
+        plan.kernels,
         num_classes=len(plan.classes),
-        device=plan.device,
     )
     return scores(confusion, plan.classes, plan.groups).group_iou["ambiguous"]
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encsearch.config import Config, load_config, trial_config, with_values
+from encsearch.data.loading import feed
 from encsearch.data.scenes import generate_scenes
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.model.encnet import EncNet
@@ -129,8 +130,8 @@ def run(config: Config) -> list[Row]:
 def score(experiment: Experiment, view: str, *, rescaled: bool) -> Row:
     plan = experiment.plan
     confusion = torch.zeros(len(plan.classes), len(plan.classes), dtype=torch.int64)
-    for batch in experiment.loaders.validation():
-        labels, predictions = VIEWS[view](experiment.state.model, batch.images, batch.labels)
+    for inputs in feed(experiment.loaders.validation(), plan.device):
+        labels, predictions = VIEWS[view](experiment.state.model, inputs.images, inputs.labels)
         confusion += confusion_matrix(labels, predictions, len(plan.classes))
     result = scores(confusion, plan.classes, plan.groups)
     return Row(plan.seed, view, rescaled, 100 * result.group_iou["ambiguous"], 100 * result.mean_iou)

@@ -69,7 +69,7 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     """
     if store and classes:
         raise click.UsageError("--store and --classes both name the classes; give one of them")
-    from encsearch.config import Config, DataConfig
+    from encsearch.config import Config, DataConfig, TrainConfig
     from encsearch.inference.bundle import Bundle, write_bundle
     from encsearch.model.published import read_published
 
@@ -77,7 +77,8 @@ def import_weights(file: Path, out: Path, store: Path | None, classes: Path | No
     published = read_published(file)
     info = _dataset_info(file, published.num_classes, store, classes)
     data = DataConfig(store=str(store.absolute()) if store else UNKNOWN_STORE)
-    config = Config(data=data, model=published.config)
+    # As its authors computed it: bfloat16 would change labels where two classes are close.
+    config = Config(data=data, model=published.config, train=TrainConfig(precision="fp32"))
     try:
         write_bundle(Bundle(published.model, config, info, UNKNOWN_FINGERPRINT, metrics={}), out)
     except OSError as error:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from encsearch.metrics.summary import Evaluation
 
 model_argument = click.argument("model")
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."
+)
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 
 

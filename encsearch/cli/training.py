@@ -30,7 +30,8 @@ def show(config: "Config", checked: "Checked", as_json: bool) -> None:
     from encsearch.workflow.check import describe_check
 
     search = asdict(checked.search) if checked.search else None
-    emit({**asdict(checked.preflight), "search": search}, as_json, "\n".join(describe_check(config, checked)))
+    facts = {**asdict(checked.preflight), "gpu": checked.gpu, "search": search}
+    emit(facts, as_json, "\n".join(describe_check(config, checked)))
 
 
 @click.command()

@@ -33,6 +33,7 @@ from encsearch.config.sections import (
     OptimConfig,
     PromoteConfig,
     ScalingConfig,
+    TrainConfig,
 )
 from encsearch.config.tree import (
     CONFIG_FILE,
@@ -81,6 +82,7 @@ __all__ = [
     "ScalingConfig",
     "Scheduler",
     "SearchConfig",
+    "TrainConfig",
     "check_alias",
     "find_active",
     "flatten",

@@ -50,6 +50,9 @@ class DataConfig(Section):
     train_split: str = "train"
     val_split: str = "val"
     threads: Positive = Field(2, description="decoding threads a worker")
+    processes: int = Field(
+        0, ge=0, le=256, description="processes a worker that decode training images instead; for fast GPUs"
+    )
 
 
 class AugmentConfig(Section):
@@ -262,22 +265,25 @@ class TrainConfig(Section):
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: Seed = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "auto", description="of the network; auto: bf16 where the device has it, else fp32"
+    )
+    channels_last: bool = Field(True, description="order of features in memory: channels innermost")
+    matmul_precision: Literal["highest", "high"] = Field(
+        "high", description="of float32 products on GPUs; high: TF32, 10 bits of mantissa"
+    )
+    cudnn_benchmark: bool = Field(False, description="on GPUs, with a crop: try kernels, keep the fastest")
+    fused_optimizer: bool = Field(True, description="on GPUs: one kernel updates all weights")
+    compile: bool = Field(
+        False, description="torch.compile the network in training; worth it from some minutes on"
+    )
+    deterministic: bool = Field(False, description="on GPUs: the same bits again, as CPUs always give")
     sync_bn: Literal["auto", "off"] = Field(
         "auto", description="auto: SyncBatchNorm with several GPU workers"
     )
     profile_steps: int = Field(
         0, ge=0, le=100, description="steps of the first epoch to profile, in profile.txt; 0: none"
     )
-
-    @property
-    def bf16(self) -> bool:
-        """Whether the network computes in bfloat16."""
-        match self.precision:
-            case "fp32":
-                return False
-            case "bf16":
-                return True
 
 
 class ScalingConfig(Section):

@@ -124,7 +124,7 @@ class RowCache:
     """Random access to the rows of several shards through their Arrow copies; thread-safe."""
 
     def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
-        self._store = store
+        self._store, self._shards = store, shards
         self._batches: list[Any] = []
         self._starts: list[int] = []
         self._num_rows = 0
@@ -134,6 +134,10 @@ class RowCache:
                 self._batches.append(batch)
                 self._starts.append(self._num_rows)
                 self._num_rows += batch.num_rows
+
+    def __reduce__(self) -> tuple[type["RowCache"], tuple[Path, tuple[Shard, ...]]]:
+        """For another process, which maps the same files; otherwise all rows would be sent."""
+        return RowCache, (self._store, self._shards)
 
     def __len__(self) -> int:
         return self._num_rows

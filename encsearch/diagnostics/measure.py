@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encsearch.data.datasets import IGNORE, Sample
-from encsearch.data.transforms import eval_transform
+from encsearch.data.transforms import to_image_tensor
 from encsearch.diagnostics.figures import (
     DEAD_SHARE,
     DUPLICATE_DISTANCE,
@@ -57,7 +58,7 @@ def assignment_map(bundle: Bundle, sample: Sample) -> NDArray[np.float32]:
     encoding = _get_encoding(context)
     assert encoding is not None
     with _watch(context) as seen, torch.inference_mode():
-        bundle.model(eval_transform(sample)[0][None])
+        bundle.model(_image(bundle, sample))
         features = seen["features"]
         assignment = _assignment(features.flatten(2)[0].T, encoding)
     maps: NDArray[np.float32] = assignment.reshape(*features.shape[2:], -1).float().numpy()
@@ -175,13 +176,13 @@ class _Trace:
 
 def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
     encoding = _get_encoding(context)
-    image, label = eval_transform(sample)
+    label = torch.tensor(sample.mask)
     with _watch(context) as seen, torch.inference_mode():
-        presence_logits = bundle.model(image[None]).presence_logits
+        presence_logits = bundle.model(_image(bundle, sample)).presence_logits
         assert presence_logits is not None
         return _Trace(
             scaling_factors=seen["weights"][0].sigmoid(),
-            probabilities=presence_logits[0].sigmoid(),
+            probabilities=presence_logits[0].sigmoid().cpu(),
             presence=class_presence(label[None], len(bundle.info.classes))[0].bool(),
             pixels=pixel_sums(seen["features"].flatten(2)[0].T, encoding) if encoding else None,
         )
@@ -195,15 +196,14 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def keep_weights(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["weights"] = output
+        seen["weights"] = output.cpu()
 
     def keep_features(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["features"] = inputs[0]
+        seen["features"] = inputs[0].cpu()
 
-    encoding = _get_encoding(context)
     handles = [context.weigh.register_forward_hook(keep_weights)]
-    if encoding:
-        handles.append(encoding.register_forward_pre_hook(keep_features))
+    if isinstance(context.semantics, EncodedSemantics):
+        handles.append(context.semantics.encoding.register_forward_pre_hook(keep_features))
     try:
         yield seen
     finally:
@@ -218,7 +218,16 @@ def _get_context(bundle: Bundle) -> ContextModule | None:
 
 
 def _get_encoding(context: ContextModule) -> Encoding | None:
-    return context.semantics.encoding if isinstance(context.semantics, EncodedSemantics) else None
+    """A copy on the CPU, where the figures are computed."""
+    if not isinstance(context.semantics, EncodedSemantics):
+        return None
+    encoding: Encoding = deepcopy(context.semantics.encoding).cpu()
+    return encoding
+
+
+def _image(bundle: Bundle, sample: Sample) -> Tensor:
+    """(1, 3, H, W), where the model is."""
+    return to_image_tensor(sample.image)[None].to(next(bundle.model.parameters()).device)
 
 
 def _assignment(features: Tensor, encoding: Encoding) -> Tensor:

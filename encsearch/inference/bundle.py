@@ -11,7 +11,7 @@ README.md           the model card, for people: purpose, scores and limits of th
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
@@ -27,7 +28,8 @@ from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import beside, sha256, sync
 from encsearch.inference.card import ModelFacts, model_card
-from encsearch.model.encnet import EncNet
+from encsearch.model.encnet import EncNet, EncNetOutput
+from encsearch.train.kernels import Kernels, has_bf16
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST_FILE = "weights.sha256"
@@ -117,17 +119,40 @@ def weights_digest(folder: Path) -> str:
     return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
 
 
+def place_network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], EncNetOutput]:
+    """The bundle's model, moved to `device`, which computes there as it did in its validation in training.
+
+    On a device without bfloat16 a model that was trained in it computes in float32.
+    """
+    train = bundle.config.train
+    if train.precision == "bf16" and not has_bf16(device):
+        train = train.model_copy(update={"precision": "fp32"})
+    kernels = Kernels.of(train, device)
+    order = torch.channels_last if kernels.channels_last else torch.contiguous_format
+    model = bundle.model.to(device).to(memory_format=order)  # type: ignore[call-overload]
+    assert not model.training, "a model segments in eval mode"
+
+    def network(images: Tensor) -> EncNetOutput:
+        with kernels.chosen(one_size=False), kernels.autocast():
+            output: EncNetOutput = model(images.contiguous(memory_format=order))
+        return output
+
+    return network
+
+
 def find_device(name: str) -> torch.device:
-    """The device to run a model on: "cpu", "cuda" or "cuda:1".
+    """The device to run a model on: "cpu", "cuda", "cuda:1", or "auto", a GPU if there is one.
 
     Raises UserError for another name, PreflightError for a GPU that does not exist here.
     """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in {"cpu", "cuda"}:
-        raise UserError(f"device={name} is not a device that models run on; try cpu or cuda")
+        raise UserError(f"device={name} is not a device that models run on; try auto, cpu or cuda")
     num_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise PreflightError(

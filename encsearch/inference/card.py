@@ -6,7 +6,7 @@ Plain Markdown from recorded facts alone; a fact that was not recorded is shown 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from encsearch.config import AugmentConfig, Config, Context, ModelConfig
+from encsearch.config import AugmentConfig, Config, Context, ModelConfig, TrainConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.text import format_count, format_param, format_percent, format_score, format_share, is_score
 from encsearch.train.loss import TermName, term_weights
@@ -219,7 +219,7 @@ def _describe_training(config: Config) -> list[str]:
     clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step{_describe_workers(config)}, seed {train.seed}, {train.precision}",
+        f"step{_describe_workers(config)}, seed {train.seed}, {_describe_precision(train)}",
         f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
         f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
         f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
@@ -228,6 +228,15 @@ def _describe_training(config: Config) -> list[str]:
         # Only the file's name: its path is specific to one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
+
+
+def _describe_precision(train: TrainConfig) -> str:
+    without = ", no TF32" if train.matmul_precision == "highest" else ""
+    match train.precision:
+        case "fp32" | "bf16":
+            return f"precision {train.precision}{without}"
+        case "auto":
+            return f"precision auto (bf16 where the device has it, else fp32){without}"
 
 
 def _describe_workers(config: Config) -> str:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from encsearch.config import EvalConfig
 from encsearch.data.datasets import IGNORE
-from encsearch.data.loading import Batch, validation_batches
+from encsearch.data.loading import Inputs, feed, validation_batches
 from encsearch.data.store import Store, StoreSplit
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, find_device
+from encsearch.inference.bundle import Bundle, find_device, place_network
 from encsearch.inference.segment import Segmentation, segment
 from encsearch.metrics.boundary import boundary_counts
 from encsearch.metrics.confusion import confusion_matrix
@@ -31,7 +31,7 @@ WARM_UP, TIMED = 3, 15  # passes of each model before and while it is timed
 
 
 def score_bundle(
-    bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
+    bundle: Bundle, store: Store, split: str, *, device: str = "auto", batch_size: int | None = None
 ) -> Evaluation:
     """Every score of the model on the samples of the split, segmented as its configuration's `eval` says.
 
@@ -50,8 +50,8 @@ def score_bundle(
             f"try one of {', '.join(classes)}"
         )
     parts = (
-        count(batch.labels.to(place), found, config.eval)
-        for batch, found in _segment_batches(bundle, dataset, place, batch_size)
+        count(inputs.labels, found, config.eval)
+        for inputs, found in _segment_batches(bundle, dataset, place, batch_size)
     )
     return summarize(reduce(add, parts), store.info, background)
 
@@ -68,7 +68,7 @@ class ImageCounts:
 
 
 def count_images(
-    bundle: Bundle, store: Store, split: str, *, device: str = "cpu", batch_size: int | None = None
+    bundle: Bundle, store: Store, split: str, *, device: str = "auto", batch_size: int | None = None
 ) -> ImageCounts:
     """Count pixels in one pass over a split, to compare models by image; raises as `score_bundle` does."""
     place = find_device(device)
@@ -76,28 +76,28 @@ def count_images(
     num_classes = len(store.info.classes)
     ids: list[str] = []
     parts: list[Tensor] = []
-    for batch, found in _segment_batches(bundle, store.split(split), place, batch_size):
-        ids += batch.ids
-        parts.append(image_counts(batch.labels.to(place), found.labels, num_classes).cpu())
+    for inputs, found in _segment_batches(bundle, store.split(split), place, batch_size):
+        ids += inputs.ids
+        parts.append(image_counts(inputs.labels, found.labels, num_classes).cpu())
     # A batch holds images of one size, so where sizes differ the order is not that of the set.
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return ImageCounts(tuple(ids[index] for index in order), torch.cat(parts)[order].numpy())
 
 
-def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: str = "cpu") -> list[float]:
+def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: str = "auto") -> list[float]:
     """Each model's median time in ms to segment the set's first image, measured side by side.
 
     The models take turns, so that other work of the machine slows all of them.
     """
     place = find_device(device)
     image = to_image_tensor(dataset[0].image)[None].to(place)
-    models = [bundle.model.to(place) for bundle in bundles]
+    networks = [place_network(bundle, place) for bundle in bundles]
     times_ms: list[list[float]] = [[] for _ in bundles]
     for turn in range(WARM_UP + TIMED):
-        for bundle, model, found in zip(bundles, models, times_ms, strict=True):
+        for bundle, network, found in zip(bundles, networks, times_ms, strict=True):
             started_s = time.perf_counter()
             # Copying the labels waits until a GPU has finished.
-            segment(model, image, bundle.config.eval).labels.cpu()
+            segment(network, image, bundle.config.eval).labels.cpu()
             if turn >= WARM_UP:
                 found.append(1000 * (time.perf_counter() - started_s))
     return [median(found) for found in times_ms]
@@ -147,12 +147,12 @@ def _check_classes(bundle: Bundle, store: Store) -> None:
 
 def _segment_batches(
     bundle: Bundle, dataset: StoreSplit, place: torch.device, batch_size: int | None
-) -> Iterator[tuple[Batch, Segmentation]]:
-    """Every batch of the set, on the CPU, and its segmentation, on `place`."""
+) -> Iterator[tuple[Inputs, Segmentation]]:
+    """Every batch of the set and its segmentation, on `place`."""
     config = bundle.config
-    model = bundle.model.to(place)
+    network = place_network(bundle, place)
     batches = validation_batches(
         dataset, batch_size=batch_size or config.train.val_batch_size, threads=config.data.threads
     )
-    for batch in batches:
-        yield batch, segment(model, batch.images.to(place), config.eval)
+    for inputs in feed(batches, place):
+        yield inputs, segment(network, inputs.images, config.eval)

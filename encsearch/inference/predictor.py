@@ -15,7 +15,7 @@ from encsearch.data.datasets import DatasetInfo, Sample
 from encsearch.data.pictures import draw_comparison
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, find_device
+from encsearch.inference.bundle import Bundle, find_device, place_network
 from encsearch.inference.segment import label, pixels_at_once
 
 Picture = NDArray[np.uint8] | str | Path
@@ -43,7 +43,7 @@ class Predictor:
     def __init__(self, bundle: Bundle, device: str = "cpu", batch_size: int = 8) -> None:
         self.info = bundle.info
         self._device = find_device(device)
-        self._model = bundle.model.to(self._device)
+        self._network = place_network(bundle, self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
         self._max_pixels = pixels_at_once(len(bundle.info.classes), bundle.config.eval)
@@ -74,7 +74,7 @@ class Predictor:
         """
         for batch in _batches(map(_to_pixels, _as_list(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
-            found = label(self._model, tensors.to(self._device), self._settings, self._max_pixels)
+            found = label(self._network, tensors.to(self._device), self._settings, self._max_pixels)
             presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
             for labels, row in zip(found.labels.numpy(), presence, strict=True):
                 named = None if row is None else dict(zip(self.info.classes, row, strict=True))

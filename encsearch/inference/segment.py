@@ -4,7 +4,7 @@ A larger image than fits one pass is cut into overlapping tiles, so that any siz
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encsearch.config import EvalConfig
-from encsearch.model.encnet import EncNet, EncNetOutput
+from encsearch.model.encnet import EncNetOutput
+from encsearch.model.layers import most_likely
 
 PASS_BYTES = 4 * 2**30
 """Approximate memory of one pass through the network; the same everywhere, so that a model gives the same
@@ -24,6 +25,10 @@ FEATURE_BYTES, CLASS_BYTES = 1000, 8
 
 SEAM_PX = 128
 """Overlap of a tile with each neighbour; in these pixels the neighbour's labels are kept."""
+
+
+Network = Callable[[Tensor], EncNetOutput]
+"""A model in eval mode: normalised images (B, 3, H, W) -> EncNetOutput."""
 
 
 class Segmentation(NamedTuple):
@@ -39,23 +44,22 @@ class Segmentation(NamedTuple):
 
 
 @torch.inference_mode()
-def segment(model: EncNet, images: Tensor, settings: EvalConfig) -> Segmentation:
+def segment(network: Network, images: Tensor, settings: EvalConfig) -> Segmentation:
     """Segment normalised images (B, 3, H, W) of any size by the mean over all scales and both directions.
 
     The probabilities of pixels and of presence are averaged. The authors' code adds exp(logits) instead, so a
     view with large logits outvotes the others, and float32 overflows from a logit of 89 on.
     """
-    assert not model.training, "a model segments in eval mode"
     if settings.scales == (1.0,) and not settings.flip and settings.window is None:
-        output = model(images)
-        # The argmax of the logits, since the softmax in float32 can make two close logits equal.
-        return _segmentation(output.logits.argmax(dim=1), _probabilities(output))
+        output = network(images)
+        # Of the logits, since the softmax in float32 can make two close logits equal.
+        return _segmentation(most_likely(output.logits), _probabilities(output))
     first, *others = product(settings.scales, (False, True) if settings.flip else (False,))
-    total = _segment_view(model, images, settings, *first)
+    total = _segment_view(network, images, settings, *first)
     for scale, mirrored in others:
-        total = _Pass(*map(torch.add, total, _segment_view(model, images, settings, scale, mirrored)))
+        total = _Pass(*map(torch.add, total, _segment_view(network, images, settings, scale, mirrored)))
     mean = _Pass(*(values / (1 + len(others)) for values in total))
-    return _segmentation(mean.pixels.argmax(dim=1), mean)
+    return _segmentation(most_likely(mean.pixels), mean)
 
 
 class _Pass(NamedTuple):
@@ -84,7 +88,7 @@ def pixels_at_once(num_classes: int, settings: EvalConfig) -> int:
     return int(PASS_BYTES / (FEATURE_BYTES + CLASS_BYTES * num_classes) / zoom**2)
 
 
-def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
+def label(network: Network, images: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
     """Label normalised images (B, 3, H, W) on the model's device, in passes of at most `max_pixels` each.
 
     Images that fit one pass are segmented whole. A larger one is cut into tiles, and each is segmented as
@@ -92,9 +96,9 @@ def label(model: EncNet, images: Tensor, settings: EvalConfig, max_pixels: int) 
     """
     height, width = images.shape[-2:]
     if height * width <= max_pixels:
-        parts = [_label(model, batch, settings) for batch in images.split(max_pixels // (height * width))]
+        parts = [_label(network, batch, settings) for batch in images.split(max_pixels // (height * width))]
     else:
-        parts = [_label_tiled(model, image[None], settings, max_pixels) for image in images]
+        parts = [_label_tiled(network, image[None], settings, max_pixels) for image in images]
     presence = [part.presence for part in parts if part.presence is not None]
     return Labelled(torch.cat([part.labels for part in parts]), torch.cat(presence) if presence else None)
 
@@ -121,20 +125,22 @@ def _segmentation(labels: Tensor, mean: _Pass) -> Segmentation:
     return Segmentation(labels, mean.pixels, mean.presence if mean.presence.shape[1] else None)
 
 
-def _segment_view(model: EncNet, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool) -> _Pass:
+def _segment_view(
+    network: Network, images: Tensor, settings: EvalConfig, scale: float, mirrored: bool
+) -> _Pass:
     """Segment resized, perhaps mirrored images; the pixel probabilities are resized and mirrored back."""
     height, width = images.shape[-2:]
     changed = _resize(images, max(1, round(scale * height)), max(1, round(scale * width)))
     if mirrored:
         changed = changed.flip(-1)
     side = settings.window or max(changed.shape[-2:])
-    pixels, presence = _slide(model, changed, side, settings.overlap)
+    pixels, presence = _slide(network, changed, side, settings.overlap)
     if mirrored:
         pixels = pixels.flip(-1)
     return _Pass(_resize(pixels, height, width), presence)
 
 
-def _slide(model: EncNet, images: Tensor, side: int, overlap: float) -> _Pass:
+def _slide(network: Network, images: Tensor, side: int, overlap: float) -> _Pass:
     """Pixel probabilities averaged over square windows; presence is the maximum over the windows.
 
     An image has a class if one of its windows has it. No window reaches beyond the image: the last of a row
@@ -145,7 +151,7 @@ def _slide(model: EncNet, images: Tensor, side: int, overlap: float) -> _Pass:
     total: _Pass | None = None
     for top, left in product(_starts(height, side, overlap), _starts(width, side, overlap)):
         window = (..., slice(top, top + side), slice(left, left + side))
-        part = _probabilities(model(images[window]))
+        part = _probabilities(network(images[window]))
         if total is None:
             shape = (batch_size, part.pixels.shape[1], height, width)
             total = _Pass(part.pixels.new_zeros(shape), part.presence)
@@ -166,7 +172,10 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 def _probabilities(output: EncNetOutput) -> _Pass:
     logits, presence_logits = output.logits, output.presence_logits
-    presence = logits.new_empty(len(logits), 0) if presence_logits is None else presence_logits.sigmoid()
+    if presence_logits is None:
+        presence = logits.new_empty(len(logits), 0)
+    else:
+        presence = presence_logits.to(logits.dtype).sigmoid()
     return _Pass(logits.softmax(dim=1), presence)
 
 
@@ -177,20 +186,20 @@ def _resize(values: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(values, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def _label(model: EncNet, images: Tensor, settings: EvalConfig) -> Labelled:
-    found = segment(model, images, settings)
+def _label(network: Network, images: Tensor, settings: EvalConfig) -> Labelled:
+    found = segment(network, images, settings)
     presence = None if found.presence is None else found.presence.cpu()
     return Labelled(found.labels.to(torch.uint8).cpu(), presence)
 
 
-def _label_tiled(model: EncNet, image: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
+def _label_tiled(network: Network, image: Tensor, settings: EvalConfig, max_pixels: int) -> Labelled:
     height, width = image.shape[-2:]
     side = math.isqrt(max_pixels)
     seam = min(SEAM_PX, side // 4)
     labels = torch.empty(1, height, width, dtype=torch.uint8)
     presence: Tensor | None = None
     for rows, columns in product(tiles(height, side, seam), tiles(width, side, seam)):
-        part = _label(model, image[..., rows.start : rows.stop, columns.start : columns.stop], settings)
+        part = _label(network, image[..., rows.start : rows.stop, columns.start : columns.stop], settings)
         kept = part.labels[
             :,
             rows.keep_start - rows.start : rows.keep_stop - rows.start,

@@ -2,14 +2,13 @@
 
 from typing import Any, NamedTuple, Self
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encsearch.config import ModelConfig, model_config
 from encsearch.model.backbones import build_backbone
 from encsearch.model.context import ContextModule, PresenceHead, build_semantics
 from encsearch.model.heads import build_head, classifier, fcn_head
+from encsearch.model.layers import upsample
 
 
 class EncNetOutput(NamedTuple):
@@ -97,11 +96,10 @@ class EncNet(nn.Module):
         ]
 
     def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
-        """Bilinear, to the images' size, in float32 at least: cross-entropy would copy bfloat16 to it anyway.
+        """To the images' size.
 
         Without aligned corners (mmsegmentation; the reference code aligns them) a pixel's logits come from
         the same distance whatever the size of the image.
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        size = images.shape[-2:]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        height, width = images.shape[-2:]
+        return upsample(logits, (height, width), align_corners=self.align_corners)

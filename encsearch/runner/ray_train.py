@@ -24,12 +24,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import TrainingError, last_line
 from encsearch.reports import REPORTS_FILE, Recorder, Report, SpoolReader, TrainingResult, append, forwarding
+from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 from encsearch.train.state import TrainState
-
-COLLECTIVE_TIMEOUT_S = 300
 
 
 def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> TrainingResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,12 +17,12 @@ from encsearch.data.datasets import DatasetInfo, SegmentationDataset, evenly_spa
 from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.manifest import StoreError
 from encsearch.data.store import Store
-from encsearch.data.transforms import eval_transform
 from encsearch.errors import PreflightError, UserError
 from encsearch.model.backbones import find_weights, sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
 from encsearch.text import format_bytes
+from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders, Plan
 from encsearch.train.state import TrainState, new_optimizer
 
@@ -46,7 +47,8 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
 
     Opens the store anew, once per training and process: the data may have been replaced meanwhile.
-    Initial weights depend on `train.seed` alone, so they are the same on every rank.
+    Initial weights depend on `train.seed` alone, so they are the same on every rank. Raises UserError for
+    what the store or the device does not have.
     """
     assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
     store = Store(config.data.store)
@@ -64,6 +66,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
             rank=rank,
             world_size=world_size,
             threads=config.data.threads,
+            processes=config.data.processes,
         ),
         validation=partial(
             validation_batches,
@@ -84,10 +87,10 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.bf16,
         classes=store.info.classes,
         groups=store.info.groups,
-        device=torch.device(device),
+        kernels=Kernels.of(config.train, torch.device(device)),
+        one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         rank=rank,
@@ -102,10 +105,13 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     Batch norm: SyncBatchNorm with several GPU ranks. On the CPU, which lacks it, and with `sync_bn: off` each
     rank normalises its own part of the batch, and the loop averages the running statistics.
     """
+    kernels = Kernels.of(config.train, torch.device(device))
     model = model.to(device)
+    if kernels.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: nn.Module = model
+    on_gpu = kernels.device.type == "cuda"
     if world_size > 1:
-        on_gpu = torch.device(device).type == "cuda"
         if on_gpu and config.train.sync_bn == "auto":
             sync_batch_norms(model)
         network = nn.parallel.DistributedDataParallel(
@@ -115,7 +121,10 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
             # Some timm networks, such as HRNet, have weights used only by stages that a head may ignore.
             find_unused_parameters=isinstance(model.backbone, TimmBackbone),
         )
-    return TrainState(model=model, network=network, optimizer=new_optimizer(model, config.optim))
+    if config.train.compile:
+        network = cast(nn.Module, torch.compile(network))
+    optimizer = new_optimizer(model, config.optim, fused=on_gpu and config.train.fused_optimizer)
+    return TrainState(model=model, network=network, optimizer=optimizer)
 
 
 def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> tuple[float, ...] | None:
@@ -204,8 +213,7 @@ def existing_folder(out: Path) -> Path:
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:
     """The validation images whose predictions are shown during training, one per batch."""
     for sample in evenly_spaced(dataset, SHOWN_IMAGES):
-        image, label = eval_transform(sample)
-        yield Batch(image[None], label[None], (sample.id,))
+        yield Batch.of([sample])
 
 
 def _check_metric(metric: str, info: DatasetInfo) -> None:

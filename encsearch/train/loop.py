@@ -9,7 +9,7 @@ Rank, world size and device are values in the plan; with one rank no process gro
 import base64
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -22,12 +22,14 @@ from torch.profiler import profile
 
 from encsearch.config import LossConfig
 from encsearch.data.codec import encode_png
-from encsearch.data.loading import Batch, TrainStream
-from encsearch.errors import TrainingError
+from encsearch.data.loading import Batch, Inputs, TrainStream, feed
+from encsearch.errors import TrainingError, first_line, one_line
 from encsearch.metrics import confusion_matrix, scores
+from encsearch.model.layers import most_likely
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
 from encsearch.train.curve import EpochSums
+from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
 from encsearch.train.state import TrainState
 from encsearch.train.telemetry import (
@@ -61,9 +63,7 @@ def shown_epochs(epochs: int) -> frozenset[int]:
     return frozenset(int(epoch) for epoch in np.linspace(1, epochs, min(epochs, MAX_EPOCHS)).round())
 
 
-def label_maps(
-    model: nn.Module, batches: Iterable[Batch], *, device: torch.device, bf16: bool = False
-) -> dict[str, str]:
+def label_maps(model: nn.Module, batches: Iterable[Batch], kernels: Kernels) -> dict[str, str]:
     """The predicted classes of each image by its id: a grey PNG in base64, its long side MAX_SIDE_PX at most.
 
     A larger map is subsampled, so that every pixel stays a class. The model is left in eval mode.
@@ -71,15 +71,15 @@ def label_maps(
     maps = {}
     model.eval()
     with torch.inference_mode():
-        for batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits = model(batch.images.to(device)).logits
-            labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
+        for inputs in feed(batches, kernels.device, channels_last=kernels.channels_last):
+            with kernels.autocast():
+                logits = model(inputs.images).logits
+            labels = most_likely(logits).unsqueeze(1).to(torch.uint8)
             factor = max(1, max(labels.shape[-2:]) / MAX_SIDE_PX)
             if factor > 1:
                 size = [max(1, round(side / factor)) for side in labels.shape[-2:]]
                 labels = F.interpolate(labels, size, mode="nearest-exact")
-            for name, label_map in zip(batch.ids, labels[:, 0].cpu().numpy(), strict=True):
+            for name, label_map in zip(inputs.ids, labels[:, 0].cpu().numpy(), strict=True):
                 maps[name] = base64.b64encode(encode_png(label_map)).decode("ascii")
     return maps
 
@@ -98,7 +98,10 @@ class Loaders:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop needs to know beside the state; `profile_steps` steps of the first epoch are profiled."""
+    """What the loop needs to know beside the state; `profile_steps` steps of the first epoch are profiled.
+
+    `one_size`: whether all training images have the same size.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -106,21 +109,25 @@ class Plan:
     seed: int
     poly_power: float
     clip_norm: float | None
-    bf16: bool
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
-    device: torch.device
+    kernels: Kernels
+    one_size: bool = True
     class_weights: Tensor | None = None
     profile_steps: int = 0
     rank: int = 0
     world_size: int = 1
 
     @property
+    def device(self) -> torch.device:
+        return self.kernels.device
+
+    @property
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
 
-def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> Iterator[Report]:
+def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> Generator[Report, None, None]:
     """Train from `state` to the end of the plan, yielding one report per epoch after its validation.
 
     The metrics of a report, except time, throughput and memory, follow from the state and the plan.
@@ -130,7 +137,8 @@ def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> It
     sampler = SystemSampler(plan.device)
     # Sent with the first report of each process, since a resumed training may be on another machine.
     epoch = state.step // plan.steps_per_epoch + 1
-    machine = {f"lineage/machine_epoch_{epoch}.txt": describe_machine(plan.device)}
+    facts = describe_machine(plan.device) + f"precision: {'bf16' if plan.kernels.bf16 else 'fp32'}\n"
+    machine = {f"lineage/machine_epoch_{epoch}.txt": facts}
     try:
         while state.step < plan.total_steps:
             report = _run_epoch(state, stream, sampler, loaders, loss, plan)
@@ -141,39 +149,33 @@ def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> It
 
 
 def evaluate(
-    model: nn.Module,
-    batches: Iterator[Batch],
-    *,
-    num_classes: int,
-    device: torch.device,
-    bf16: bool = False,
-    world_size: int = 1,
+    model: nn.Module, batches: Iterator[Batch], kernels: Kernels, *, num_classes: int, world_size: int = 1
 ) -> Tensor:
     """Confusion matrix (num_classes, num_classes) int64 over the samples of all ranks, on the CPU.
 
     The counts are summed over ranks before any ratio is formed: a mean of per-rank mIoUs would differ.
     """
-    total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=kernels.device)
     model.eval()
     with torch.inference_mode():
-        for batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                output = model(batch.images.to(device, non_blocking=True))
-            labels = batch.labels.to(device, non_blocking=True)
-            total += confusion_matrix(labels, output.logits.argmax(dim=1), num_classes)
+        for inputs in feed(batches, kernels.device, channels_last=kernels.channels_last):
+            with kernels.autocast():
+                output = model(inputs.images)
+            total += confusion_matrix(inputs.labels, most_likely(output.logits), num_classes)
     _sum_over_ranks(total, world_size)
     return total.cpu()
 
 
 def train_step(
-    state: TrainState, batch: Batch, loss: LossConfig, plan: Plan
+    state: TrainState, inputs: Inputs, loss: LossConfig, plan: Plan
 ) -> tuple[dict[TermName, Term], Tensor]:
-    """One update; returns this rank's loss terms and the global gradient norm, the same on every rank."""
-    images = batch.images.to(plan.device, non_blocking=True)
-    labels = batch.labels.to(plan.device, non_blocking=True)
-    with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
-        output = state.network(images)
-    terms = loss_sums(output, labels, loss=loss, class_weights=plan.class_weights)
+    """One update; returns this rank's loss terms and the global gradient norm, the same on every rank.
+
+    Nothing is read back from the device, so that a GPU's queue of work is never empty.
+    """
+    with plan.kernels.autocast():
+        output = state.network(inputs.images)
+    terms = loss_sums(output, inputs.labels, loss=loss, class_weights=plan.class_weights)
     divisors = torch.stack([term.divisor for term in terms.values()]).to(torch.float64)
     _sum_over_ranks(divisors, plan.world_size)
     # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
@@ -204,18 +206,18 @@ def _run_epoch(
         else None
     )
     with sampler.running(lambda: state.step) as system:
-        with profiler or nullcontext():
+        with profiler or nullcontext(), plan.kernels.chosen(one_size=plan.one_size):
             train_metrics, points = _train_epoch(state, batches, loss, plan, profiler)
         trained = time.monotonic()
         _average_batch_norm(state.model, plan.world_size)
-        confusion = evaluate(
-            state.model,
-            loaders.validation(),
-            num_classes=len(plan.classes),
-            device=plan.device,
-            bf16=plan.bf16,
-            world_size=plan.world_size,
-        )
+        with plan.kernels.chosen(one_size=False):
+            confusion = evaluate(
+                state.model,
+                loaders.validation(),
+                plan.kernels,
+                num_classes=len(plan.classes),
+                world_size=plan.world_size,
+            )
         validated = time.monotonic()
     costs = {
         "time/data": batches.waited_s,
@@ -229,7 +231,7 @@ def _run_epoch(
     epoch = state.step // plan.steps_per_epoch
     result = scores(confusion, plan.classes, plan.groups)
     shown = loaders.shown() if epoch in shown_epochs(plan.epochs) else ()
-    maps = label_maps(state.model, shown, device=plan.device, bf16=plan.bf16)
+    maps = label_maps(state.model, shown, plan.kernels)
     return Report(
         epoch=epoch,
         step=state.step,
@@ -265,9 +267,16 @@ def _train_epoch(
     finite = torch.ones((), dtype=torch.bool, device=plan.device)
     last_step = (state.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch
     rate = math.nan
+    inputs = feed(batches, plan.device, channels_last=plan.kernels.channels_last)
     while state.step < last_step:
         rate = _set_rate(state, plan)
-        terms, norm = train_step(state, next(batches), loss, plan)
+        batch = next(inputs)
+        try:
+            terms, norm = train_step(state, batch, loss, plan)
+        except RuntimeError as error:
+            if plan.kernels.deterministic and "deterministic" in str(error):
+                raise TrainingError(f"train.deterministic: {one_line(first_line(error))}") from None
+            raise
         finite &= torch.isfinite(norm)
         state.step += 1
         state.samples_seen += plan.global_batch_size

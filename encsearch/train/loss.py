@@ -133,15 +133,16 @@ def _cross_entropy(
     else:
         class_weights = class_weights.to(logits.dtype)
         count = (class_weights[torch.where(labelled, labels, 0)] * labelled).sum()
+    # Summed here, since cross_entropy's own sum is not deterministic on GPUs.
     losses = F.cross_entropy(
         logits,
         labels,
         weight=class_weights,
         ignore_index=IGNORE,
-        reduction="sum",
+        reduction="none",
         label_smoothing=label_smoothing,
     )
-    return Term(losses, count)
+    return Term(losses.sum(), count)
 
 
 def _se_loss(presence_logits: Tensor, labels: Tensor) -> Term:

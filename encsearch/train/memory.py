@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from encsearch.config import Config, SearchConfig
-from encsearch.data.loading import Batch
+from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.model.encnet import EncNet
+from encsearch.train.kernels import Kernels, has_bf16
 from encsearch.train.loop import Plan, train_step
 from encsearch.train.state import TrainState, new_optimizer
 
@@ -48,7 +49,7 @@ def training_gib(config: Config, store: Store) -> float:
         model.to_empty(device="cpu")
         state = TrainState(model=model, network=model.train(), optimizer=new_optimizer(model, config.optim))
         for _ in range(2):
-            train_step(state, _batch(config, size), config.loss, _plan(config, num_classes))
+            train_step(state, _inputs(config, size), config.loss, _plan(config, num_classes))
         weights = sum(parameter.numel() for parameter in model.parameters()) * BYTES_PER_PARAMETER
     # DistributedDataParallel keeps the gradients a second time, in the buckets that it sends.
     buckets = weights if config.scaling.num_workers > 1 else 0
@@ -108,10 +109,10 @@ class _Allocations(TorchDispatchMode):
         self._now -= self._sizes.pop(key)
 
 
-def _batch(config: Config, size: tuple[int, int]) -> Batch:
+def _inputs(config: Config, size: tuple[int, int]) -> Inputs:
     part = config.train.global_batch_size // config.scaling.num_workers
-    labels = torch.zeros(part, *size, dtype=torch.int64)
-    return Batch(torch.zeros(part, 3, *size), labels, ids=())
+    labels = torch.zeros(part, *size, dtype=torch.uint8)
+    return Inputs(torch.zeros(part, 3, *size), labels, ids=())
 
 
 def _plan(config: Config, num_classes: int) -> Plan:
@@ -123,12 +124,20 @@ def _plan(config: Config, num_classes: int) -> Plan:
         seed=config.train.seed,
         poly_power=config.optim.poly_power,
         clip_norm=config.optim.clip_norm,
-        bf16=config.train.bf16,
         classes=(),
         groups={},
-        device=torch.device("cpu"),
+        kernels=Kernels(torch.device("cpu"), bf16=_uses_bf16(config)),
         class_weights=torch.ones(num_classes) if weighted else None,
     )
+
+
+def _uses_bf16(config: Config) -> bool:
+    """As this machine's device would; float32, which needs more, for a GPU that is elsewhere."""
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    if not config.scaling.gpus_per_worker:
+        return has_bf16(torch.device("cpu"))
+    return torch.cuda.is_available() and has_bf16(torch.device("cuda"))
 
 
 def _largest_image(store: Store, split: str) -> tuple[int, int]:

@@ -25,13 +25,16 @@ class TrainState:
     samples_seen: int = 0
 
 
-def new_optimizer(model: EncNet, optim: OptimConfig) -> torch.optim.SGD:
+def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> torch.optim.SGD:
     """SGD whose heads learn `head_lr_factor` times faster than the backbone (reference code: 10).
 
-    Each group remembers its base rate as `base_lr`; the loop scales it by the schedule.
+    Each group remembers its base rate as `base_lr`; the loop scales it by the schedule. `fused`: one kernel
+    updates all weights.
     """
     groups = model.parameter_groups(optim.lr, optim.head_lr_factor)
-    optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
+    )
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer

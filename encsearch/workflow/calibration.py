@@ -40,14 +40,19 @@ class Calibration:
 def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> Calibration:
     """Train a few steps and validate a few batches in this process, with one worker's part of the batch.
 
-    `num_train` and `num_val` samples make an epoch. Communication between workers is not measured. The
-    weights are thrown away. Raises TrainingError at a non-finite gradient.
+    `num_train` and `num_val` samples make an epoch. Communication between workers is not measured, nor what
+    `train.compile` and `data.processes` gain. The weights are thrown away. Raises TrainingError at a
+    non-finite gradient.
     """
     train, workers = config.train, config.scaling.num_workers
-    part = train.model_copy(update={"global_batch_size": train.global_batch_size // workers})
+    # Neither is what a step costs: a compilation, and processes that start for each measurement.
+    part = train.model_copy(
+        update={"global_batch_size": train.global_batch_size // workers, "compile": False}
+    )
+    data = config.data.model_copy(update={"processes": 0})
     with _threads(config.scaling.cpus_per_worker):
         started = time.monotonic()
-        experiment = build(config.model_copy(update={"train": part}), device=device)
+        experiment = build(config.model_copy(update={"train": part, "data": data}), device=device)
         build_s = time.monotonic() - started
         measured = list(_measurements(experiment))
     step_s, batch_s = (median(times) for times in zip(*measured, strict=True))

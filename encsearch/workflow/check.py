@@ -12,6 +12,7 @@ import torch
 from encsearch.config import Config, LimitsConfig, SearchConfig, find_active, trial_config
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError
+from encsearch.runner.hardware import describe_gpu, local_device
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, Interval, forecast
 from encsearch.search.budget.rules import Pace
@@ -73,10 +74,14 @@ class CheckedSearch:
 
 @dataclass(frozen=True)
 class Checked:
-    """The opened store and the results; `search` is None for a recipe without a search block."""
+    """The opened store and the results; `search` is None for a recipe without a search block.
+
+    `gpu` describes this machine's GPU, or says why there is none; None for a recipe that books none.
+    """
 
     store: Store
     preflight: Preflight
+    gpu: str | None
     search: CheckedSearch | None
 
 
@@ -93,9 +98,11 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     resolve_uri(None)
     search = config.search
     if search is None:
-        return Checked(store, found, None)
+        gpu = _check_gpu(config, training_gib(config, store)) if config.scaling.gpus_per_worker else None
+        return Checked(store, found, gpu, None)
     named_database()
     networks = _networks(config, search, store)
+    gpu = _check_gpu(config, min(n.memory_gib for n in networks)) if config.scaling.gpus_per_worker else None
     at_once = trials_at_once or search.max_concurrent or _count_places(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
@@ -117,7 +124,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         device_s=left.device_s if calibrations else None,
         price=config.scaling.price(left.device_s.median) if calibrations else None,
     )
-    return Checked(store, found, searched)
+    return Checked(store, found, gpu, searched)
 
 
 def describe_check(config: Config, checked: Checked) -> list[str]:
@@ -132,6 +139,8 @@ def describe_check(config: Config, checked: Checked) -> list[str]:
         f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
         f"global batch size {config.train.global_batch_size}",
     ]
+    if checked.gpu:
+        text.append(checked.gpu)
     if config.search and checked.search:
         text += _describe_search(config.search, checked.search)
     return text
@@ -170,6 +179,22 @@ def _describe_time(checked: CheckedSearch) -> list[str]:
         f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "
         "a cluster takes as long only if its devices are alike",
     ]
+
+
+def _check_gpu(config: Config, needed_gib: float) -> str:
+    """Describe this machine's GPU; raises PreflightError if a worker's tensors alone exceed its share."""
+    try:
+        device = local_device(config.scaling)
+    except PreflightError as error:
+        return f"not checked for a GPU: {error}"
+    share = min(1.0, config.scaling.gpus_per_worker)
+    present = share * torch.cuda.get_device_properties(device).total_memory
+    if needed_gib * 2**30 > present:
+        raise PreflightError(
+            f"{describe_gpu(device)}: a worker has {format_bytes(present)}, but its tensors alone need "
+            f"{format_bytes(needed_gib * 2**30)}; lower train.global_batch_size or augment.crop"
+        )
+    return describe_gpu(device)
 
 
 def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[CheckedNetwork, ...]:

@@ -16,7 +16,7 @@ import torch
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
 from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
-from encsearch.inference.bundle import Bundle, read_bundle, weights_digest
+from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, open_same_store
 from encsearch.reports import read_summary
 from encsearch.text import format_count
@@ -66,7 +66,7 @@ def promote(
     *,
     alias: str | None = None,
     store: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     overrides: tuple[str, ...] = (),
 ) -> NewHolder:
     """Promote the best model of a finished job if the gate of its recipe lets it pass.
@@ -195,6 +195,7 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
     latencies_ms: list[float | None] = [None] * len(models)
     place = ""
     if gate.latency_limit_ms is not None:
+        device = str(find_device(device))  # the decision is kept, and "auto" would say nothing
         latencies_ms = [*median_latencies_ms([each.bundle for each in models], dataset, device)]
         height, width = dataset[0].mask.shape
         threads = format_count(torch.get_num_threads(), "thread")

@@ -167,12 +167,15 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
     )
 
 
-def write_panels(bundle: Bundle, store: Store, artifacts: Path) -> None:
-    """Write `pictures/panels.png`: truth and predictions for the same validation images in every run."""
+def write_panels(bundle: Bundle, store: Store, artifacts: Path, device: str = "cpu") -> None:
+    """Write `pictures/panels.png`: truth and predictions for the same validation images in every run.
+
+    A sweep's driver stays on the CPU: it has booked no GPU, and trials fill the ones that it sees.
+    """
     samples = evenly_spaced(store.split(bundle.config.data.val_split), SHOWN_IMAGES)
     target = artifacts / PICTURES / "panels.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle)}).save(target)
+    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle, device)}).save(target)
 
 
 def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:

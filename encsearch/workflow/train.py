@@ -10,6 +10,7 @@ from encsearch.files import write_whole
 from encsearch.inference.bundle import write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
+from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_score
@@ -37,6 +38,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     config = trial_config(config, {})
     store = open_store(config)
     found = preflight(config, store, out)
+    if in_process:
+        local_device(config.scaling)
     with run_sender() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
         tracking = sender.store()
         folder = new_folder(out, config.name)
@@ -59,7 +62,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
                 result = run(config, folder / "checkpoints", recorder)
                 bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
                 write_bundle(bundle, folder / BUNDLE)
-                write_panels(bundle, store, recorder.artifacts)
+                # The diagnostics run where the panels have left the model.
+                write_panels(
+                    bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu"
+                )
                 write_context(bundle, store, recorder.artifacts)
         summary = RunSummary(
             kind="training",

@@ -72,13 +72,20 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.steps_per_epoch", 123, "of 123 steps"),
     ("train.global_batch_size", 34, "34 images a step"),
     ("train.seed", 99, "seed 99"),
-    ("train.precision", "bf16", "bf16"),
+    ("train.precision", "bf16", "precision bf16"),
+    ("train.precision", "fp32", "precision fp32"),
+    ("train.matmul_precision", "highest", "no TF32"),
     ("train.sync_bn", "off", "batch norm in each alone"),
 ]
 UNNAMED = {
     "model.preset": "stands for values that are named one by one",
     "train.val_batch_size": "changes no figure",
     "train.profile_steps": "changes no figure",
+    "train.channels_last": "changes no figure but in the last digits",
+    "train.cudnn_benchmark": "changes no figure but in the last digits",
+    "train.fused_optimizer": "changes no figure but in the last digits",
+    "train.compile": "changes no figure but in the last digits",
+    "train.deterministic": "changes no figure but in the last digits",
 }
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 
@@ -149,7 +156,7 @@ def test_an_fcn_is_described_truly_and_whole() -> None:
     text = card(Config.model_validate(recipe))
 
     assert text.partition("## Training\n\n")[2].partition("\n\n## ")[0].splitlines() == [
-        "- 50 epochs, 16 images a step, seed 0, fp32",
+        "- 50 epochs, 16 images a step, seed 0, precision auto (bf16 where the device has it, else fp32)",
         "- SGD: learning rate `0.01 * (1 - progress) ** 0.9`, 10 times that for the heads, momentum 0.9, "
         "weight decay 0.0001",
         "- loss: pixel cross-entropy, plus 0.5 times the soft Dice loss",

@@ -14,7 +14,7 @@ from encsearch.config import Config, with_values
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
-from encsearch.data.transforms import eval_transform
+from encsearch.data.transforms import to_image_tensor
 from encsearch.diagnostics.artifacts import write_diagnostics
 from encsearch.diagnostics.figures import CodewordFigures, describe_findings, from_json, to_json
 from encsearch.diagnostics.measure import (
@@ -143,7 +143,7 @@ def test_what_is_measured_is_what_the_model_computes(toy_config: Config) -> None
     (sample, *_) = validation(toy_config)
     context = bundle.model.context
     assert context is not None
-    image, _ = eval_transform(sample)
+    image = to_image_tensor(sample.image)
     with torch.inference_mode():
         semantics = context.semantics(bundle.model.head(bundle.model.backbone(image[None])))
         factors = context.weigh(semantics).sigmoid()

@@ -32,7 +32,8 @@ def bundle(toy_config: Config, toy_store: Path) -> Bundle:
     model = EncNet.from_config(toy_config.model, len(manifest.info.classes))
     for _ in range(30):
         model(torch.randn(4, 3, 32, 32))
-    return Bundle(model.eval(), toy_config, manifest.info, manifest.fingerprint, {})
+    exact = with_values(toy_config, {"train.precision": "fp32"})
+    return Bundle(model.eval(), exact, manifest.info, manifest.fingerprint, {})
 
 
 def changed(bundle: Bundle, **settings: object) -> Bundle:

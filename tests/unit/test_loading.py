@@ -1,16 +1,21 @@
 """The stream depends on seed and data set alone: not on ranks, not on where it was resumed."""
 
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from encsearch.config import AugmentConfig
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.loading import Batch, TrainStream, validation_batches
+from encsearch.data.loading import Batch, TrainStream, feed, validation_batches
 from encsearch.errors import UserError
 
 INFO = DatasetInfo("toy", ("a", "b"), ((0, 0, 0), (1, 1, 1)))
@@ -49,14 +54,27 @@ def take(
     rank: int = 0,
     world_size: int = 1,
     augment: AugmentConfig = AUGMENT,
+    processes: int = 0,
 ) -> list[Batch]:
     stream = TrainStream(
-        dataset, augment, global_batch_size=batch, seed=seed, rank=rank, world_size=world_size
+        dataset,
+        augment,
+        global_batch_size=batch,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        processes=processes,
     )
     batches = stream.batches(seen)
     taken = list(islice(batches, steps))
     batches.close()
     return taken
+
+
+def children() -> list[psutil.Process]:
+    """The decoders of this process: children of its fork server."""
+    every = psutil.Process().children(recursive=True)
+    return [process for process in every if any(process.pid == p.pid for q in every for p in q.children())]
 
 
 def ids(batches: list[Batch]) -> list[str]:
@@ -86,6 +104,7 @@ class TestTrainStream:
             assert tuple(name for part in parts for name in part.ids) == whole.ids
             assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
             assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+            assert torch.equal(torch.cat([part.colours for part in parts]), whole.colours)
 
     @pytest.mark.parametrize("seen", [4, 8, 12, 20, 400])
     def test_a_resumed_stream_goes_on_where_it_was(self, seen: int) -> None:
@@ -113,12 +132,16 @@ class TestTrainStream:
 
     def test_shapes_and_types(self) -> None:
         (batch,) = take(Numbered(5), 1)
-        assert (batch.images.shape, batch.images.dtype) == ((4, 3, 8, 8), torch.float32)
-        assert (batch.labels.shape, batch.labels.dtype) == ((4, 8, 8), torch.int64)
+        assert (batch.images.shape, batch.images.dtype) == ((4, 8, 8, 3), torch.uint8)
+        assert (batch.labels.shape, batch.labels.dtype) == ((4, 8, 8), torch.uint8)
+        (inputs,) = feed([batch], torch.device("cpu"))
+        assert (inputs.images.shape, inputs.images.dtype) == ((4, 3, 8, 8), torch.float32)
+        (inputs,) = feed([batch], torch.device("cpu"), channels_last=True)
+        assert inputs.images.is_contiguous(memory_format=torch.channels_last)
 
     def test_sizes_that_differ_need_a_crop(self) -> None:
         mixed = Numbered(10, sizes=((8, 10), (10, 8)))
-        assert take(mixed, 3)[0].images.shape == (4, 3, 8, 8)
+        assert take(mixed, 3)[0].images.shape == (4, 8, 8, 3)
         with pytest.raises(
             UserError, match=r"differ in size: \d is \d+x\d+, \d is \d+x\d+; set augment\.crop"
         ):
@@ -127,6 +150,50 @@ class TestTrainStream:
     def test_an_error_reaches_the_one_who_asks(self) -> None:
         with pytest.raises(UserError, match="sample 5 is damaged"):
             take(Numbered(10, broken=5), 3)
+
+    def test_processes_give_what_threads_give(self) -> None:
+        threads, processes = take(Numbered(10), 4), take(Numbered(10), 4, processes=2)
+        assert ids(threads) == ids(processes)
+        for one, other in zip(threads, processes, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert one.colours is not None
+            assert other.colours is not None
+            assert torch.equal(one.colours, other.colours)
+        with pytest.raises(UserError, match=r"^sample 5 is damaged$"):
+            take(Numbered(10, broken=5), 3, processes=1)
+
+    def test_processes_leave_the_random_numbers_of_dropout_alone(self) -> None:
+        torch.manual_seed(3)
+        expected = torch.rand(2)
+        torch.manual_seed(3)
+        take(Numbered(10), 1, processes=1)
+        assert torch.equal(torch.rand(2), expected)
+
+    def test_processes_end_with_a_killed_trainer(self, tmp_path: Path) -> None:
+        program = """
+import os, sys, signal
+sys.path.insert(0, sys.argv[1])
+import test_loading as here
+from encsearch.data.loading import TrainStream
+if __name__ == "__main__":
+    stream = TrainStream(here.Numbered(10), here.AUGMENT, global_batch_size=2, seed=0, processes=2)
+    batches = stream.batches(0)
+    next(batches)
+    print(*(p.pid for p in here.children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        (tmp_path / "killed.py").write_text(program)
+        run = [sys.executable, str(tmp_path / "killed.py"), str(Path(__file__).parent)]
+        killed = subprocess.run(run, capture_output=True, text=True)
+        decoders = [int(pid) for pid in killed.stdout.split()]
+        assert len(decoders) == 2, killed.stderr
+        for _ in range(100):
+            alive = [pid for pid in decoders if psutil.pid_exists(pid)]
+            if not alive:
+                break
+            time.sleep(0.1)
+        assert not alive
 
     def test_it_reads_no_more_than_a_few_batches_ahead(self) -> None:
         read: list[int] = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from encsearch.config import Config, Context, with_values
+from encsearch.data.loading import feed
 from encsearch.errors import TrainingError, UserError
 from encsearch.reports import MemoryRecorder, Point, Report
 from encsearch.runner.local import run_local
@@ -68,6 +69,7 @@ def test_the_averages_are_over_all_that_an_epoch_counted(toy_config: Config) -> 
     config = with_values(
         toy_config,
         {
+            "train.precision": "fp32",
             "optim.lr": 1e-12,
             "model.dropout": 0,
             "train.epochs": 1,
@@ -82,7 +84,7 @@ def test_the_averages_are_over_all_that_an_epoch_counted(toy_config: Config) -> 
     model = again.state.model.train()
     batches = [
         loss_sums(model(batch.images), batch.labels, loss=again.loss, class_weights=again.plan.class_weights)
-        for batch in islice(again.loaders.train.batches(0), 3)
+        for batch in islice(feed(again.loaders.train.batches(0), again.plan.device), 3)
     ]
     for name in batches[0]:
         value = sum(batch[name].sum.item() for batch in batches)

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from encsearch.config import Config, SearchConfig, with_values
-from encsearch.data.loading import Batch
+from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.train.experiment import build
 from encsearch.train.loop import train_step
@@ -88,9 +88,9 @@ def _measured_peak(config: Config, trace: Path) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         experiment = build(config)
         for _ in range(2):
-            batch = Batch(torch.zeros(size[0], 3, *size[1:]), torch.zeros(size, dtype=torch.int64), ())
-            train_step(experiment.state, batch, config.loss, experiment.plan)
-            del batch
+            inputs = Inputs(torch.zeros(size[0], 3, *size[1:]), torch.zeros(size, dtype=torch.uint8), ())
+            train_step(experiment.state, inputs, config.loss, experiment.plan)
+            del inputs
     profiled.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     memory = [event["args"] for event in events if event.get("name") == "[memory]"]

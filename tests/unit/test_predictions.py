@@ -12,12 +12,13 @@ from torch import nn
 from encsearch.config import Config
 from encsearch.data.codec import decode_mask, encode_png
 from encsearch.data.datasets import DatasetInfo, Sample, evenly_spaced
-from encsearch.data.loading import Batch
+from encsearch.data.loading import Batch, feed
 from encsearch.data.store import Store
 from encsearch.model.encnet import EncNetOutput
 from encsearch.reports import Point, Report
 from encsearch.tracking.run_files import write_predictions
 from encsearch.train.experiment import build
+from encsearch.train.kernels import Kernels
 from encsearch.train.loop import MAX_SIDE_PX, fit, label_maps, shown_epochs
 
 INFO = DatasetInfo("two", ("a", "b"), ((0, 0, 0), (255, 0, 0)))
@@ -41,10 +42,10 @@ def test_the_first_and_the_last_epoch_are_shown_and_at_most_eight() -> None:
 
 
 def test_a_large_map_is_thinned_out_and_stays_one_of_classes() -> None:
-    image = torch.full((1, 3, 10, 2 * MAX_SIDE_PX), -1.0)
-    image[..., MAX_SIDE_PX:] = 1.0
+    image = torch.zeros(1, 10, 2 * MAX_SIDE_PX, 3, dtype=torch.uint8)
+    image[:, :, MAX_SIDE_PX:] = 255
 
-    maps = label_maps(Brightness(), [Batch(image, image[:, 0].long(), ("x",))], device=torch.device("cpu"))
+    maps = label_maps(Brightness(), [Batch(image, image[..., 0], ("x",))], Kernels(torch.device("cpu")))
 
     label_map = decode_mask(base64.b64decode(maps["x"]), "x")
     assert label_map.shape == (5, MAX_SIDE_PX)
@@ -59,7 +60,7 @@ def test_a_training_reports_the_panels_images_on_rank_0_alone(toy_config: Config
     shown = evenly_spaced(Store(toy_config.data.store).split("val"), 4)
     assert list(first.label_maps) == list(last.label_maps) == [sample.id for sample in shown]
     model = experiment.state.model.eval()
-    batches = experiment.loaders.shown()
+    batches = feed(experiment.loaders.shown(), e.plan.device)
     expected = {b.ids[0]: model(b.images).logits.argmax(dim=1)[0].numpy() for b in batches}
     for name, encoded in last.label_maps.items():
         assert (decode_mask(base64.b64decode(encoded), name) == expected[name]).all()

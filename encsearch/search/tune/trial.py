@@ -6,22 +6,26 @@ processes, it costs 0.2 CPU seconds beside the training; a TorchTrainer nested i
 (Ray 2.60, benchmarks/trial_overhead.py).
 """
 
+import gc
 import socket
 import tempfile
 from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 import torch.distributed as dist
 from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
-from encsearch.runner.hardware import describe_hardware, latency_ms
+from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S, describe_hardware, latency_ms
 from encsearch.search.trials import LATENCY
 from encsearch.train.checkpoint import (
     load_checkpoint,
@@ -30,7 +34,7 @@ from encsearch.train.checkpoint import (
     write_best,
     write_newest,
 )
-from encsearch.train.experiment import build
+from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import fit
 
 # Resources of a trial's own process beside several workers; it only waits for them. Ray refuses a bundle
@@ -154,6 +158,9 @@ class TrialWorker:
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self._rank, self._world_size = rank, world_size
+        self._experiment: Experiment | None = None
+        self._reports: Generator[Report, None, None] | None = None
+        self._compiles = False
 
     def rendezvous(self) -> str:
         """Find a free address on this rank's node for the process group."""
@@ -162,17 +169,32 @@ class TrialWorker:
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def join(self, rendezvous: str, backend: str) -> None:
-        dist.init_process_group(backend, init_method=rendezvous, rank=self._rank, world_size=self._world_size)
+        dist.init_process_group(
+            backend,
+            init_method=rendezvous,
+            rank=self._rank,
+            world_size=self._world_size,
+            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+            device_id=torch.device("cuda:0") if backend == "nccl" else None,
+        )
 
     def build(self, config_json: str, fingerprint: str) -> Built:
         """Replace the last training with a new one.
 
         Errors are returned: Tune would start the same trial again if they were raised.
         """
+        self._drop()
         config = from_json(config_json)
+        self._compiles = config.train.compile
         # Ray 2.60 shows every GPU of the node to a process that booked none.
         device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
-        hardware = describe_hardware(device)
+        try:
+            hardware = describe_hardware(device)
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # no GPU, or a driver that is too old for this PyTorch
+            return Built(f"no {device}", f"{device} cannot be used here: {one_line(error)}")
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
         except UserError as error:
@@ -188,17 +210,18 @@ class TrialWorker:
 
     def step(self) -> Report | str:
         """Train one more epoch; return its report, or the reason of a failure."""
+        assert self._reports is not None
         try:
             return next(self._reports)
         except (TrainingError, UserError) as error:
             return str(error)
 
     def latency_ms(self) -> float:
-        return latency_ms(self._experiment)
+        return latency_ms(self._built())
 
     def save(self) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(self._experiment.state, Path(folder))
+            save_checkpoint(self._built().state, Path(folder))
             return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     def load(self, files: dict[str, bytes]) -> int:
@@ -206,8 +229,24 @@ class TrialWorker:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
-            load_checkpoint(self._experiment.state, Path(folder))
-        return self._experiment.state.step // self._experiment.plan.steps_per_epoch
+            load_checkpoint(self._built().state, Path(folder))
+        return self._built().state.step // self._built().plan.steps_per_epoch
+
+    def _built(self) -> Experiment:
+        assert self._experiment is not None
+        return self._experiment
+
+    def _drop(self) -> None:
+        """Free the last training before the next is built: a GPU may not hold both."""
+        if self._reports is not None:
+            self._reports.close()
+        on_gpu = self._experiment is not None and self._experiment.plan.device.type == "cuda"
+        self._experiment = self._reports = None
+        if self._compiles:
+            torch.compiler.reset()  # it compiles eight networks in a process, and no ninth
+        if on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def _start_workers(scaling: ScalingConfig) -> list[Any]:
