@@ -20,7 +20,9 @@ MUTED = (107, 114, 128)
 PAPER = (255, 255, 255)
 GAP = 10
 MARGIN = 24
+BLUE = (0, 73, 119)
 FONT_PX = 17
+SHARE_CELL_PX = 24
 SMALL_PX = 128
 """Images with sides up to this are clearer as plain colours than under an overlay."""
 
@@ -125,6 +127,38 @@ def draw_comparison(
     ]
     titles = ["image", "truth", *label_maps]
     return draw_sheet(rows, titles, [sample.id for sample in samples], info.classes, palette)
+
+
+def draw_shares(
+    shares: NDArray[np.float64], names: Sequence[str], row_title: str, column_title: str
+) -> Image.Image:
+    """Draw shares in [0, 1], (N, N), as cells from white to blue, each from 1 % on with its percentage.
+
+    `names` stand beside the rows and above the columns.
+    """
+    font, small = ImageFont.load_default(13), ImageFont.load_default(10)
+    side = SHARE_CELL_PX * len(names)
+    label = max(_measure_width(font, name) for name in names) + 12
+    left = MARGIN + 20 + label
+    canvas = Image.new("RGB", (left + max(side, 240) + MARGIN, left + side + MARGIN), PAPER)
+    paper = np.asarray(PAPER)
+    colours = np.rint(paper + shares[..., None] * (np.asarray(BLUE) - paper)).astype(np.uint8)
+    canvas.paste(_enlarge(colours, SHARE_CELL_PX), (left, left))
+    columns = Image.new("RGB", (label, side), PAPER)  # turned by a quarter at the end
+    draw, above = ImageDraw.Draw(canvas), ImageDraw.Draw(columns)
+    for number, name in enumerate(names):
+        middle = SHARE_CELL_PX * (number + 0.5)
+        draw.text((left - 8, left + middle), name, INK, font, anchor="rm")
+        above.text((8, middle), name, INK, font, anchor="lm")
+    canvas.paste(columns.transpose(Image.Transpose.ROTATE_90), (left, left - label))
+    for row, column in np.argwhere(shares >= 0.01):
+        centre = (left + SHARE_CELL_PX * (column + 0.5), left + SHARE_CELL_PX * (row + 0.5))
+        share = shares[row, column]
+        draw.text(centre, str(round(100 * share)), PAPER if share > 0.5 else INK, small, anchor="mm")
+    draw.rectangle((left - 1, left - 1, left + side, left + side), outline=MUTED)
+    draw.text((left, MARGIN), column_title, MUTED, font, anchor="lm")
+    draw.text((MARGIN, left - 14), row_title, MUTED, font, anchor="lm")
+    return canvas
 
 
 def _flow(names: Sequence[str], font: Font, width: int) -> list[tuple[int, int]]:

@@ -18,17 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.pictures import draw_comparison
+from encsearch.data.pictures import draw_comparison, draw_shares
 from encsearch.files import write_csv
 from encsearch.reports import Report
-from encsearch.style import LIGHT, look
 
 TABLES, PICTURES = "tables", "pictures"
 # MLflow shows a JSON file as a table only if this tag of the run names it.
@@ -58,7 +56,10 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
         assert len(report.confusion) == len(classes), (len(report.confusion), len(classes))
         rows = [(name, *row) for name, row in zip(classes, report.confusion, strict=True)]
         write_csv(folder / TABLES / "confusion.csv", [("truth \\ prediction", *classes), *rows])
-        _draw_confusion(folder / PICTURES / "confusion.png", np.array(report.confusion), classes)
+        counts = np.array(report.confusion)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        titles = "truth", "prediction (% of the truth's pixels)"
+        draw_shares(shares, classes, *titles).save(folder / PICTURES / "confusion.png")
 
 
 def write_texts(folder: Path, report: Report) -> None:
@@ -96,22 +97,6 @@ def write_predictions(
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a data frame as JSON, split into columns and rows, as MLflow's `log_table` does (3.17)."""
     path.write_text(json.dumps({"columns": columns, "data": rows}) + "\n", encoding="utf-8")
-
-
-@look(LIGHT)
-def _draw_confusion(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side_inch = 3 + 0.25 * len(classes)
-    figure = Figure(figsize=(side_inch, side_inch))  # needs no display, unlike pyplot
-    axes = figure.add_subplot()
-    axes.grid(False)
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(classes)), classes, fontsize=7)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the truth's pixels")
-    figure.savefig(path)
 
 
 def _name_sheet(report: Report) -> str:

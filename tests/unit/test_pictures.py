@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from encsearch.data.pictures import GAP, MARGIN, PAPER, colorize, draw_sheet, overlay
+from encsearch.data.pictures import (
+    BLUE,
+    GAP,
+    MARGIN,
+    PAPER,
+    SHARE_CELL_PX,
+    colorize,
+    draw_shares,
+    draw_sheet,
+    overlay,
+)
 
 PALETTE = np.array([[10, 20, 30], [200, 100, 0]], np.uint8)
 MASK = np.array([[0, 1], [1, 255]], np.uint8)
@@ -67,3 +77,18 @@ def test_long_legend_breaks_into_lines() -> None:
     assert many.width == one.width
     assert many.height > one.height
     assert many.getpixel((many.width - 2, many.height - 2)) == PAPER
+
+
+def test_shares_stand_in_their_row_and_column() -> None:
+    shares = np.array([[1.0, 0.0], [0.5, 0.005]])
+    sheet = np.asarray(draw_shares(shares, ["a", "b"], "truth", "prediction"))
+    side = SHARE_CELL_PX
+    top = left = sheet.shape[0] - MARGIN - 2 * side
+    corners = [[sheet[top + side * row + 1, left + side * column + 1] for column in (0, 1)] for row in (0, 1)]
+    assert corners[0][0].tolist() == list(BLUE)
+    assert corners[0][1].tolist() == list(PAPER)
+    assert corners[1][0].tolist() == [
+        round((white + blue) / 2) for white, blue in zip(PAPER, BLUE, strict=True)
+    ]
+    inner = sheet[top + side + 2 : top + 2 * side - 2, left + side + 2 : left + 2 * side - 2]
+    assert len(np.unique(inner.reshape(-1, 3), axis=0)) == 1, "no number under 1 %"
