@@ -35,6 +35,13 @@ RESAMPLES = 20
 """Number of resamples, and of shuffles; with twenty, a 90 % interval drops the lowest and the highest."""
 
 TREES, TREES_A_RESAMPLE = 64, 16
+DEPTH = 8
+"""Of a tree, whose cost grows with the square of its leaves; deeper ones give the same shares to 0.04."""
+
+MAX_RESAMPLED = 200
+"""Trials of a resample or shuffle at most; in a longer sweep interval and chance are then too wide, not too
+narrow."""
+
 MIN_TRIALS, MIN_TRIALS_A_PATH = 10, 4
 
 MIN_TOP_TRIALS = 5
@@ -133,9 +140,11 @@ def _rate(
         return evaluate(_study(data, chosen, metrics), trees, seed)
 
     whole = shares(everyone, values, TREES)
-    drawn = [rng.integers(len(values), size=len(values)) for _ in range(RESAMPLES)]
+    size = min(len(values), MAX_RESAMPLED)
+    drawn = [rng.integers(len(values), size=size) for _ in range(RESAMPLES)]
     resampled = [shares(chosen, values[chosen], TREES_A_RESAMPLE) for chosen in drawn]
-    shuffled = [shares(everyone, rng.permutation(values), TREES_A_RESAMPLE) for _ in range(RESAMPLES)]
+    shuffles = [(rng.permutation(everyone)[:size], rng.permutation(values)[:size]) for _ in range(RESAMPLES)]
+    shuffled = [shares(chosen, metrics, TREES_A_RESAMPLE) for chosen, metrics in shuffles]
     rated = []
     for path in sorted(whole, key=lambda path: -whole[path]):
         spread = sorted(draw[path] for draw in resampled)
@@ -154,7 +163,7 @@ def _relative(found: Importances) -> Importances:
 
 
 def _fanova(study: optuna.Study, trees: int, seed: int) -> Shares:
-    return _shares(study, FanovaImportanceEvaluator(n_trees=trees, seed=seed))
+    return _shares(study, FanovaImportanceEvaluator(n_trees=trees, max_depth=DEPTH, seed=seed))
 
 
 def _ped_anova(study: optuna.Study, trees: int, seed: int) -> Shares:
