@@ -41,12 +41,13 @@ CONNECT_TIMEOUT_S = 5
 
 
 @contextmanager
-def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
+def ray_session(*, needs: ScalingConfig, dashboard: bool = True) -> Iterator[None]:
     """Connect to Ray for the duration of the block; one training of `needs` fits there.
 
     RAY_ADDRESS names a running cluster; without it a local one is started, with a token of its own, and
-    stopped at the end. An existing connection is reused. Raises PreflightError when the cluster cannot be
-    reached, or has too little for one training, which would wait for ever.
+    stopped at the end. Without `dashboard` that starts sooner, but can run no trials. An existing connection
+    is reused. Raises PreflightError when the cluster cannot be reached, or has too little for one training,
+    which would wait for ever.
     """
     import ray
 
@@ -56,7 +57,7 @@ def ray_session(*, needs: ScalingConfig) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="encsearch-") as empty:
         with _enter_folder(empty):
-            _connect(needs)
+            _connect(needs, dashboard=dashboard)
         try:
             _check_fits(needs, ray.cluster_resources())
             yield
@@ -120,7 +121,7 @@ def _enter_folder(folder: str) -> Iterator[None]:
         os.close(here)
 
 
-def _connect(needs: ScalingConfig) -> None:
+def _connect(needs: ScalingConfig, *, dashboard: bool) -> None:
     import ray
 
     for name, value in (CHEAPER_TRAIN | QUIET | SAFE).items():
@@ -139,7 +140,7 @@ def _connect(needs: ScalingConfig) -> None:
         arguments = {
             "address": "local",
             "num_cpus": _local_cpus(needs),
-            "include_dashboard": True,
+            "include_dashboard": dashboard,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -1,7 +1,7 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
-    with run_sender() as sender, nullcontext() if in_process else ray_session(needs=config.scaling):
+    with run_sender() as sender, _session(config, in_process):
         tracking = sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -88,6 +88,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     summary = replace(summary, run_id=run_ids.get(recorder.run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
+
+
+def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:
+    return nullcontext() if in_process else ray_session(needs=config.scaling, dashboard=False)
 
 
 def _ray_runner() -> Callable[[Config, Path, Recorder], TrainingResult]:
