@@ -187,8 +187,9 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Pixel cross-entropy plus the weighted terms; a weight of 0 switches a term off."""
+    """The weighted terms; a weight of 0 switches a term off. Pixels need cross-entropy, Dice or both."""
 
+    ce_weight: float = Field(1.0, ge=0, le=10, description="weight of the pixel cross-entropy")
     se_weight: float = Field(0.2, ge=0, le=10, description="weight of each SE-loss (alpha)")
     aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
     dice_weight: float = Field(0.0, ge=0, le=10, description="weight of the soft Dice loss")
@@ -202,6 +203,12 @@ class LossConfig(Section):
     ohem_min_share: float = Field(
         1 / 16, gt=0, le=1, description="least share of an image's pixels that OHEM keeps"
     )
+
+    @model_validator(mode="after")
+    def _pixels_have_a_loss(self) -> "LossConfig":
+        if self.ce_weight == self.dice_weight == 0:
+            raise ValueError("ce_weight=0 and dice_weight=0 leave no loss of the pixels; try dice_weight=1")
+        return self
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -257,9 +257,11 @@ def _describe_loss(config: Config) -> Iterator[str]:
         if weight and (name := name_term(term, config.model))
     ]
     yield f"loss: {', plus '.join(terms)}"
-    has_two = loss.aux_weight and name_term("aux_loss", config.model)
-    cross_entropy = "both cross-entropies" if has_two else "the cross-entropy"
-    if loss.ohem_threshold is not None:
+    has_aux = loss.aux_weight and name_term("aux_loss", config.model)
+    if not (loss.ce_weight or has_aux):
+        return
+    cross_entropy = "both cross-entropies" if loss.ce_weight and has_aux else "the cross-entropy"
+    if loss.ohem_threshold is not None and loss.ce_weight:
         yield (
             "only hard pixels in the pixel cross-entropy (OHEM): those whose class has a probability below "
             f"{format_param(loss.ohem_threshold)}, and at least the hardest "

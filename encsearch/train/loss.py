@@ -114,7 +114,7 @@ def class_presence(labels: Tensor, num_classes: int) -> Tensor:
 def _weight(name: TermName, loss: LossConfig) -> float:
     match name:
         case "pixel_loss":
-            return 1.0
+            return loss.ce_weight
         case "se_loss" | "aux_se_loss":
             return loss.se_weight  # the paper's alpha
         case "aux_loss":

@@ -56,6 +56,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("loss.se_weight", 0.35, "0.35 times the SE-loss of the context module"),
     ("loss.aux_weight", 0.45, "0.45 times the cross-entropy of the auxiliary FCN head"),
     ("loss.dice_weight", 0.55, "0.55 times the soft Dice loss"),
+    ("loss.ce_weight", 0.65, "0.65 times pixel cross-entropy"),
     ("loss.dice_weight", 1, "plus the soft Dice loss"),
     ("loss.class_weights", "median_frequency", "classes weighted by median frequency"),
     ("loss.class_weights", {"sky": 1, "road": 2.5, "car": 0}, "sky 1, road 2.5, car 0"),
@@ -171,6 +172,15 @@ def test_an_fcn_is_described_truly_and_whole() -> None:
     assert "SE-loss" not in text
     assert "codewords" not in text
     assert "which classes are anywhere" not in text
+
+
+def test_without_cross_entropy_nothing_of_it_is_named() -> None:
+    alone = {"loss.ce_weight": 0, "loss.dice_weight": 1, "loss.aux_weight": 0, "loss.label_smoothing": 0.1}
+
+    text = card(with_values(BASE, {**alone, "loss.ohem_threshold": 0.7}))
+
+    assert "plus the soft Dice loss\n" in text
+    assert not any(words in text for words in ("cross-entrop", "hard pixels", "label smoothing"))
 
 
 def test_what_has_weight_zero_or_no_branch_is_not_named() -> None:

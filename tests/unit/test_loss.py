@@ -215,6 +215,25 @@ def test_an_ignored_image_changes_nothing() -> None:
     torch.testing.assert_close(with_it, without)
 
 
+def test_dice_alone_leaves_the_cross_entropy_without_a_gradient() -> None:
+    logits, labels = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randint(0, 3, (2, 8, 8))
+    output = EncNetOutput(logits, None, None)
+
+    def gradient(loss: LossConfig, *names: TermName) -> Tensor:
+        terms = loss_sums(output, labels, loss=loss)
+        kept = {name: terms[name] for name in names or terms}
+        divisors = torch.stack([term.divisor for term in kept.values()])
+        (found,) = torch.autograd.grad(weighted_loss(kept, divisors, loss), logits)
+        return found
+
+    alone = LossConfig(ce_weight=0, dice_weight=1)
+    assert torch.equal(gradient(alone), gradient(LossConfig(dice_weight=1), "dice_loss"))
+    halved = LossConfig(ce_weight=0.5)
+    torch.testing.assert_close(gradient(halved), 0.5 * gradient(LossConfig()))
+    with pytest.raises(ValueError, match="leave no loss of the pixels; try dice_weight=1"):
+        LossConfig(ce_weight=0)
+
+
 @pytest.mark.parametrize("name", ["pixel_loss", "aux_loss", "dice_loss"])
 def test_an_ignored_pixel_has_no_gradient(name: str) -> None:
     output, labels = batch()
