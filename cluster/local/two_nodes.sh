@@ -77,7 +77,10 @@ launch() {
   shift
   setsid ray start --block --node-ip-address=127.0.0.1 --disable-usage-stats "$@" \
     >"$NODES_DIR/$role.log" 2>&1 </dev/null &
-  echo $! >"$NODES_DIR/$role.pid"
+  local pid=$!
+  echo $pid >"$NODES_DIR/$role.pid"
+  # For a moment the new process is still this script: `alive` would call it dead, and it has no log yet.
+  while kill -0 $pid 2>/dev/null && ! alive "$role"; do sleep 0.1; done
 }
 
 wait_for_line() {
