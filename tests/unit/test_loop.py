@@ -14,6 +14,7 @@ from encsearch.reports import MemoryRecorder, Point, Report
 from encsearch.runner.local import run_local
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import Experiment, build
+from encsearch.train.kernels import has_bf16
 from encsearch.train.loop import fit, poly
 from encsearch.train.loss import loss_sums, term_weights
 
@@ -105,6 +106,7 @@ def test_every_context_trains_with_any_loss_weight(toy_config: Config, context: 
     assert len(reports_of(build(config))) == 1
 
 
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="the processor has no bfloat16")
 def test_bf16_trains(toy_config: Config) -> None:
     reports = reports_of(build(with_values(toy_config, {"train.precision": "bf16", "train.epochs": 1})))
 
