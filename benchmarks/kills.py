@@ -1,6 +1,6 @@
 """Does a sweep survive kill -9? Drivers, trials and nodes are killed at random, and what is left is compared.
 
-    python -m benchmarks.kills                      # from the repository's root, about half an hour
+    python -m benchmarks.kills                      # from the repository's root, about a quarter of an hour
 
 With --folder a run that was judged there before is not made again.
 

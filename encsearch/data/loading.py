@@ -82,7 +82,7 @@ def feed(
     for batch in batches:
         with torch.cuda.stream(stream) if on_gpu else nullcontext():
             images, labels, colours = (
-                None if tensor is None else _pin(tensor, on_gpu).to(device, non_blocking=True)
+                None if tensor is None else _send(tensor, device)
                 for tensor in (batch.images, batch.labels, batch.colours)
             )
             assert images is not None
@@ -276,9 +276,9 @@ def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _pin(tensor: Tensor, needed: bool) -> Tensor:
-    """In memory that a GPU copies from by itself; from any other the copy would wait for the model."""
-    return tensor.pin_memory() if needed else tensor
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A GPU copies from pinned memory by itself; from any other the copy would wait for the model."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _size(sample: Sample) -> str:

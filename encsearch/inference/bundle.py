@@ -11,7 +11,7 @@ README.md           the model card, for people: purpose, scores and limits of th
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import beside, sha256, sync
 from encsearch.inference.card import ModelFacts, model_card
+from encsearch.inference.segment import Network
 from encsearch.model.encnet import EncNet, EncNetOutput
 from encsearch.train.kernels import Kernels, has_bf16
 
@@ -119,7 +120,7 @@ def weights_digest(folder: Path) -> str:
     return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
 
 
-def place_network(bundle: Bundle, device: torch.device) -> Callable[[Tensor], EncNetOutput]:
+def place_network(bundle: Bundle, device: torch.device) -> Network:
     """The bundle's model, moved to `device`, which computes there as it did in its validation in training.
 
     On a device without bfloat16 a model that was trained in it computes in float32.
