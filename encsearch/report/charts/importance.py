@@ -10,7 +10,14 @@ from matplotlib.ticker import PercentFormatter
 
 from encsearch.report.charts.chart import DASHED, Chart, Omitted, legend_below
 from encsearch.report.facts import at_epoch, common_epoch
-from encsearch.report.importance import RESAMPLES, Importances, importances, rated_paths, trials_needed
+from encsearch.report.importance import (
+    MAX_RESAMPLED,
+    RESAMPLES,
+    Importances,
+    importances,
+    rated_paths,
+    trials_needed,
+)
 from encsearch.report.summary import SweepSummary
 from encsearch.style import Palette
 from encsearch.text import format_count, format_list, format_share, short_names
@@ -40,11 +47,16 @@ def importance_chart(summary: SweepSummary) -> Chart | Omitted:
 
 
 def _basis(num_trials: int, epoch: int | None, metric: str) -> str:
+    fewer = (
+        f" Each resample and shuffle has {MAX_RESAMPLED} of the trials, so that both are rather too wide."
+        if num_trials > MAX_RESAMPLED
+        else ""
+    )
     return (
         f"From the {metric} of {format_count(num_trials, 'trial')} at epoch {epoch}, the last that most of "
         "them reached. Bars are the evaluator's shares, thin lines the 90 % interval over resampled trials, "
         f"the broken line the largest share of any path in {RESAMPLES} shuffles of the values. The two "
-        "evaluators answer different questions and need not agree."
+        f"evaluators answer different questions and need not agree.{fewer}"
     )
 
 

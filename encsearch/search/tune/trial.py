@@ -190,10 +190,7 @@ class TrialWorker:
         device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
         try:
             hardware = describe_hardware(device)
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # no GPU, or a driver that is too old for this PyTorch
+        except (RuntimeError, AssertionError) as error:  # no GPU, or its driver is too old for this PyTorch
             return Built(f"no {device}", f"{device} cannot be used here: {one_line(error)}")
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
