@@ -141,6 +141,13 @@ class ModelConfig(Section):
     scaling: Literal["multiply", "residual"] = Field(
         "multiply", description="multiply: x*gamma; residual: relu(x + x*gamma)"
     )
+    attention: Literal["features", "classes", "both"] = Field(
+        "features",
+        description="what the context scales: features, the logits by the presence of their class, or both",
+    )
+    attention_stages: tuple[int, ...] = Field(
+        (4,), description="[3, 4]: a second context module scales the features of stage 3"
+    )
     encoding_conv: bool = Field(False, description="conv1x1-BN-ReLU before the encoding")
     auxiliary: Literal["fcn", "se", "none"] = Field(
         "se",
@@ -156,6 +163,13 @@ class ModelConfig(Section):
         # Written to __dict__, so that pydantic does not count them as set and another preset replaces them.
         self.__dict__.update(values)
         return self
+
+    @field_validator("attention_stages")
+    @classmethod
+    def _stages_are_known(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if stages not in ((4,), (3, 4)):
+            raise ValueError(f"is [4] or [3, 4], but got {list(stages)}")
+        return stages
 
     @model_validator(mode="after")
     def _backbone_exists(self) -> "ModelConfig":

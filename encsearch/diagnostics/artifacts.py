@@ -57,7 +57,7 @@ def write_diagnostics(bundle: Bundle, samples: Sequence[Sample], folder: Path) -
         shown = evenly_spaced(samples, SHOWN_IMAGES)
         maps = [assignment_map(bundle, sample) for sample in shown]
         draw_assignment(shown, maps, diagnostics.codewords, folder / ASSIGNMENT_FILE)
-    if diagnostics.scaling.classes:
+    if diagnostics.scaling and diagnostics.scaling.classes:
         draw_scaling(diagnostics.scaling, folder / SCALING_FILE)
     return diagnostics
 

@@ -108,11 +108,11 @@ class PresenceFigures:
 
 @dataclass(frozen=True)
 class ContextDiagnostics:
-    """`codewords` is None for the pooled gate, which has none."""
+    """`codewords` is None for the pooled gate, which has none, `scaling` where classes alone are scaled."""
 
     num_images: int
     codewords: CodewordFigures | None
-    scaling: ScalingFigures
+    scaling: ScalingFigures | None
     presence: tuple[PresenceFigures, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,9 +131,10 @@ def from_json(text: str) -> ContextDiagnostics:
 
 def describe_findings(diagnostics: ContextDiagnostics) -> tuple[str, ...]:
     """The findings in the figures, as sentences; `LIMITS` belongs below them."""
-    codewords = diagnostics.codewords
+    codewords, scaling = diagnostics.codewords, diagnostics.scaling
     found = _codeword_findings(codewords) if codewords else []
-    return (*found, *_scaling_findings(diagnostics.scaling), *_presence_findings(diagnostics.presence))
+    found += _scaling_findings(scaling) if scaling else []
+    return (*found, *_presence_findings(diagnostics.presence))
 
 
 def _codeword_findings(figures: CodewordFigures) -> list[str]:

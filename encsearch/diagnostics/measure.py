@@ -41,12 +41,13 @@ def diagnose(bundle: Bundle, samples: Sequence[Sample]) -> ContextDiagnostics | 
     encoding = _get_encoding(context)
     traces = [_trace(bundle, context, sample) for sample in labelled]
     pixels = [trace.pixels for trace in traces if trace.pixels]
+    factors = [trace.scaling_factors for trace in traces if trace.scaling_factors is not None]
     presence = torch.stack([trace.presence for trace in traces])
     classes = bundle.info.classes
     return ContextDiagnostics(
         num_images=len(labelled),
         codewords=codeword_figures(pixels, encoding) if encoding else None,
-        scaling=scaling_figures(torch.stack([t.scaling_factors for t in traces]), presence, classes),
+        scaling=scaling_figures(torch.stack(factors), presence, classes) if factors else None,
         presence=presence_figures(torch.stack([t.probabilities for t in traces]), presence, classes),
     )
 
@@ -166,9 +167,9 @@ def presence_figures(
 
 @dataclass(frozen=True)
 class _Trace:
-    """Values of one image: scaling_factors (C,), probabilities and presence (num_classes,)."""
+    """Values of one image: scaling_factors (C,) or None, probabilities and presence (num_classes,)."""
 
-    scaling_factors: Tensor
+    scaling_factors: Tensor | None
     probabilities: Tensor
     presence: Tensor
     pixels: PixelSums | None
@@ -181,7 +182,7 @@ def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
         presence_logits = bundle.model(_image(bundle, sample)).presence_logits
         assert presence_logits is not None
         return _Trace(
-            scaling_factors=seen["weights"][0].sigmoid(),
+            scaling_factors=seen["weights"][0].sigmoid() if "weights" in seen else None,
             probabilities=presence_logits[0].sigmoid().cpu(),
             presence=class_presence(label[None], len(bundle.info.classes))[0].bool(),
             pixels=pixel_sums(seen["features"].flatten(2)[0].T, encoding) if encoding else None,
@@ -190,8 +191,8 @@ def _trace(bundle: Bundle, context: ContextModule, sample: Sample) -> _Trace:
 
 @contextmanager
 def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
-    """Record the next forward pass: `weights` (B, C) are the scaling factors before the sigmoid; `features`
-    (B, C, H, W) are the encoded features, if there are codewords.
+    """Record the next forward pass: `weights` (B, C) are the scaling factors before the sigmoid, if features
+    are scaled; `features` (B, C, H, W) are the encoded features, if there are codewords.
     """
     seen: dict[str, Tensor] = {}
 
@@ -201,7 +202,9 @@ def _watch(context: ContextModule) -> Iterator[dict[str, Tensor]]:
     def keep_features(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen["features"] = inputs[0].cpu()
 
-    handles = [context.weigh.register_forward_hook(keep_weights)]
+    handles = []
+    if context.weigh is not None:
+        handles.append(context.weigh.register_forward_hook(keep_weights))
     if isinstance(context.semantics, EncodedSemantics):
         handles.append(context.semantics.encoding.register_forward_pre_hook(keep_features))
     try:

@@ -147,11 +147,7 @@ def _describe_network(model: ModelConfig) -> list[str]:
     if model.lateral and model.head == "fcn":
         head += ", which the features of stages 2 and 3 join"
     lines = [f"{head}, dropout {format_param(model.dropout)} before the classifier"]
-    match model.scaling:
-        case "multiply":
-            factors = "its scaling factors multiply the features"
-        case "residual":
-            factors = "the features times its scaling factors are added to the features"
+    factors = _describe_attention(model)
     match model.context:
         case "encoding":
             lines.append(f"context module: {', '.join(_describe_encoding(model))}; {factors}")
@@ -163,12 +159,30 @@ def _describe_network(model: ModelConfig) -> list[str]:
         case "fcn":
             lines.append("auxiliary FCN head on stage 3, only for training")
         case "se":
-            if model.context != "none":
+            if model.context != "none" and 3 not in model.attention_stages:
                 lines.append("auxiliary context module on stage 3, only for training")
         case "none":
             pass
+    if model.context != "none" and 3 in model.attention_stages:
+        lines.append("a second context module scales the features of stage 3")
     corners = "aligned" if model.align_corners else "not aligned"
     return [*lines, f"logits upsampled bilinearly, corners {corners}"]
+
+
+def _describe_attention(model: ModelConfig) -> str:
+    match model.scaling:
+        case "multiply":
+            features = "its scaling factors multiply the features"
+        case "residual":
+            features = "the features times its scaling factors are added to the features"
+    classes = "the logits are multiplied by the presence of their class"
+    match model.attention:
+        case "features":
+            return features
+        case "classes":
+            return classes
+        case "both":
+            return f"{features}; {classes}"
 
 
 def _describe_encoding(model: ModelConfig) -> Iterator[str]:

@@ -25,7 +25,7 @@ class InferenceGraph(nn.Module):
     """The computation of an exported file: images (B, 3, H, W), RGB in 0..1 -> outputs by name.
 
     `logits` (B, num_classes, H, W), and `presence_logits` (B, num_classes) if there is a context module. The
-    auxiliary branches, which only training uses, are left out with their weights.
+    auxiliary branches are left out with their weights where only training uses them.
     """
 
     image_mean: Tensor
@@ -34,7 +34,9 @@ class InferenceGraph(nn.Module):
     def __init__(self, model: EncNet) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval()
-        self.model.aux_head = self.model.aux_context = None
+        self.model.aux_head = None
+        if not self.model.scales_stage3:
+            self.model.aux_context = None
         self.output_names = ("logits",) if model.context is None else ("logits", "presence_logits")
         # Not named `mean`: onnx_ir 1.1 confuses a buffer with a folded constant of the same name.
         self.register_buffer("image_mean", torch.tensor(MEAN)[:, None, None])

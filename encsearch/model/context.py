@@ -16,10 +16,10 @@ from encsearch.model.layers import conv_bn_relu
 
 
 class ContextOutput(NamedTuple):
-    """Scaled features (B, C, H, W) and the logits (B, num_classes) of the SE-loss."""
+    """Features (B, C, H, W), scaled or as they were; logits (B, num_classes) of the SE-loss, or None."""
 
     features: Tensor
-    presence_logits: Tensor
+    presence_logits: Tensor | None
 
 
 def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
@@ -38,28 +38,38 @@ class ContextModule(nn.Module):
 
     With EncodedSemantics it is the paper's Context Encoding Module. The scaling factors
     gamma = sigmoid(W e) multiply the features (paper, `multiply`) or give relu(x + x * gamma) (reference
-    code, `residual`). The presence logits are linear in the same vector (both).
+    code, `residual`); with None features stay as they are. The presence logits are linear in the same
+    vector (both sources); without `has_presence` there are none. What is not asked for has no weights,
+    because DistributedDataParallel waits for the gradient of every weight.
     """
 
     def __init__(
-        self, semantics: nn.Module, channels: int, num_classes: int, scaling: Literal["multiply", "residual"]
+        self,
+        semantics: nn.Module,
+        channels: int,
+        num_classes: int,
+        scaling: Literal["multiply", "residual"] | None,
+        *,
+        has_presence: bool = True,
     ) -> None:
         super().__init__()
         self.semantics = semantics
-        self.weigh = nn.Linear(channels, channels)
-        self.presence = nn.Linear(channels, num_classes)
+        self.weigh = nn.Linear(channels, channels) if scaling else None
+        self.presence = nn.Linear(channels, num_classes) if has_presence else None
         self.scaling = scaling
 
     def forward(self, features: Tensor) -> ContextOutput:
         semantics = self.semantics(features)
-        scaling_factors = torch.sigmoid(self.weigh(semantics))[:, :, None, None]
-        scaled = features * scaling_factors
+        presence_logits = None if self.presence is None else self.presence(semantics)
+        if self.weigh is None:
+            return ContextOutput(features, presence_logits)
+        scaled = features * torch.sigmoid(self.weigh(semantics))[:, :, None, None]
         match self.scaling:
-            case "multiply":
+            case "multiply" | None:
                 pass
             case "residual":
                 scaled = F.relu(features + scaled)
-        return ContextOutput(scaled, self.presence(semantics))
+        return ContextOutput(scaled, presence_logits)
 
 
 class EncodedSemantics(nn.Module):
@@ -100,22 +110,6 @@ class PooledSemantics(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         pooled: Tensor = self.norm(features.mean(dim=(2, 3)))
         return pooled
-
-
-class PresenceHead(nn.Module):
-    """The paper's second Context Encoding Module, on stage 3, only for its SE-loss: nothing is scaled.
-
-    (B, C, H, W) -> presence logits (B, num_classes).
-    """
-
-    def __init__(self, semantics: nn.Module, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.semantics = semantics
-        self.presence = nn.Linear(channels, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.presence(self.semantics(features))
-        return logits
 
 
 class BatchNormOfOne(nn.BatchNorm1d):

@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from encsearch.config import ModelConfig, model_config
-from encsearch.model.backbones import build_backbone
-from encsearch.model.context import ContextModule, PresenceHead, build_semantics
+from encsearch.errors import UserError
+from encsearch.model.backbones import StagedBackbone, build_backbone
+from encsearch.model.context import ContextModule, build_semantics
 from encsearch.model.heads import build_head, classifier, fcn_head
 from encsearch.model.layers import upsample
 
@@ -29,7 +31,9 @@ class EncNet(nn.Module):
 
     A head makes features from the backbone's four stages, a context module scales their channels, then come a
     classifier and bilinear upsampling. With `head="fcn"`, `context="encoding"` is EncNet, `"gate"` replaces
-    the codewords by average pooling, and `"none"` is FCN, which only lacks the context module.
+    the codewords by average pooling, and `"none"` is FCN, which only lacks the context module. With
+    `attention="classes"` the module scales the logits instead, each class by the probability that it is in
+    the image; with `attention_stages=(3, 4)` a second module scales the features that stage 4 takes.
 
     `options` are the other fields of `ModelConfig`, with its defaults: `preset`, `output_stride`, ...
 
@@ -52,17 +56,41 @@ class EncNet(nn.Module):
             lateral=model.lateral,
         )
         semantics = build_semantics(model, model.channels)
-        self.context = semantics and ContextModule(semantics, model.channels, num_classes, model.scaling)
+        match model.attention:
+            case "features":
+                scales_features, self.scales_classes = True, False
+            case "classes":
+                scales_features, self.scales_classes = False, True
+            case "both":
+                scales_features = self.scales_classes = True
+        self.context = semantics and ContextModule(
+            semantics, model.channels, num_classes, model.scaling if scales_features else None
+        )
         self.classifier = classifier(model.channels, num_classes, model.dropout)
         self.aux_head = self.aux_context = None
+        has_loss = False
         match model.auxiliary:
             case "fcn":
                 self.aux_head = fcn_head(stage3, num_classes, model.dropout)
             case "se":
-                aux_semantics = build_semantics(model, stage3)
-                self.aux_context = aux_semantics and PresenceHead(aux_semantics, stage3, num_classes)
+                has_loss = True
             case "none":
                 pass
+        self.scales_stage3 = 3 in model.attention_stages and model.context != "none"
+        aux_semantics = build_semantics(model, stage3) if self.scales_stage3 or has_loss else None
+        if aux_semantics:
+            self.aux_context = ContextModule(
+                aux_semantics,
+                stage3,
+                num_classes,
+                model.scaling if self.scales_stage3 else None,
+                has_presence=has_loss,
+            )
+        if self.scales_stage3 and not isinstance(self.backbone, StagedBackbone):
+            raise UserError(
+                f"model.attention_stages=[3, 4]: {model.backbone} runs as a whole, without a place between "
+                "its stages 3 and 4; give [4], or one of torchvision's networks"
+            )
         self.align_corners = model.align_corners
 
     @classmethod
@@ -70,18 +98,33 @@ class EncNet(nn.Module):
         return cls(num_classes=num_classes, **model.model_dump(exclude_unset=True))
 
     def forward(self, images: Tensor) -> EncNetOutput:
-        stages = self.backbone(images)
+        stages, aux_logits = self._stages(images)
         features = self.head(stages)
-        presence_logits = aux_logits = None
+        presence_logits = None
         if self.context is not None:
             features, presence_logits = self.context(features)
-        logits = self._upsample(self.classifier(features), images)
-        *_, stage3, _ = stages
+        logits = self.classifier(features)
+        if self.scales_classes and presence_logits is not None:
+            logits = logits * torch.sigmoid(presence_logits)[:, :, None, None]
+        logits = self._upsample(logits, images)
+        return EncNetOutput(logits, presence_logits, aux_logits if self.training else None)
+
+    def _stages(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The features of the four stages, and in training the logits of the auxiliary branch."""
+        if self.scales_stage3:
+            assert isinstance(self.backbone, StagedBackbone)
+            assert self.aux_context is not None
+            *finer, stage3 = self.backbone.first_stages(images)
+            stage3, aux_logits = self.aux_context(stage3)
+            stages = [*finer, stage3, self.backbone.last_stage(stage3)]
+        else:
+            stages, aux_logits = self.backbone(images), None
+            *_, stage3, _ = stages
+            if self.training and self.aux_context is not None:
+                _, aux_logits = self.aux_context(stage3)
         if self.training and self.aux_head is not None:
             aux_logits = self._upsample(self.aux_head(stage3), images)
-        if self.training and self.aux_context is not None:
-            aux_logits = self.aux_context(stage3)
-        return EncNetOutput(logits, presence_logits, aux_logits)
+        return stages, aux_logits
 
     def parameter_groups(self, lr: float, head_lr_factor: float) -> list[dict[str, Any]]:
         """Optimizer groups: the backbone at `lr`, everything above it at `lr * head_lr_factor`.

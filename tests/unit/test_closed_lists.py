@@ -31,6 +31,7 @@ LISTS = {
     "codeword_init:": ("config/sections.py", {"model/context.py", "inference/card.py"}),
     "aggregate:": ("config/sections.py", {"model/context.py", "inference/card.py"}),
     "scaling:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
+    "attention:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
     "auxiliary:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
     "class_weights:": ("config/sections.py", {"train/experiment.py", "inference/card.py"}),
     "    precision:": ("config/sections.py", {"train/kernels.py", "inference/card.py"}),

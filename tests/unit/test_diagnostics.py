@@ -191,12 +191,16 @@ def test_the_files_of_a_model_with_codewords(toy_config: Config, tmp_path: Path)
     [
         ({"context": "gate"}, {"context.json", "scaling.png"}),
         ({"num_codewords": 1}, {"context.json", "codewords.png", "scaling.png"}),
+        ({"attention": "classes"}, FILES - {"scaling.png"}),
     ],
 )
 def test_files_that_would_say_nothing_are_left_out(
     model: dict[str, object], files: set[str], toy_config: Config, tmp_path: Path
 ) -> None:
-    write_diagnostics(bundle_of(toy_config, **model), validation(toy_config), tmp_path)
+    diagnostics = write_diagnostics(bundle_of(toy_config, **model), validation(toy_config), tmp_path)
+    assert diagnostics is not None
+    assert from_json((tmp_path / "context.json").read_text()) == diagnostics
+    assert describe_findings(diagnostics)
     assert {path.name for path in tmp_path.iterdir()} == files
 
 

@@ -10,6 +10,7 @@ import torch
 
 import encsearch
 from encsearch.config import Context, ModelConfig
+from encsearch.errors import UserError
 from encsearch.model.context import ContextModule, PooledSemantics, build_semantics
 from encsearch.model.encnet import EncNet
 
@@ -120,6 +121,67 @@ def test_papers_preset_has_a_second_module_for_the_se_loss_of_stage_3() -> None:
     assert output.aux_logits.shape == (2, 5)
     assert mmseg(torch.randn(2, 3, 32, 32)).aux_logits.shape == (2, 5, 32, 32)
     assert small("none", preset="paper").train()(torch.randn(2, 3, 32, 32)).aux_logits is None
+
+
+@pytest.mark.parametrize("auxiliary", ["se", "fcn", "none"])
+@pytest.mark.parametrize("attention", ["features", "classes", "both"])
+@pytest.mark.parametrize("attention_stages", [(4,), (3, 4)])
+def test_every_form_of_attention_trains_every_parameter_and_predicts_alike_in_eval(
+    auxiliary: str, attention: str, attention_stages: tuple[int, ...]
+) -> None:
+    options = {"auxiliary": auxiliary, "attention": attention, "attention_stages": attention_stages}
+    model = small(**options).train()
+    output = model(torch.randn(2, 3, 33, 47))
+    sum(part.square().sum() for part in output if part is not None).backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert not idle, "DistributedDataParallel would wait for them"
+    evaluated = model.eval()(torch.randn(2, 3, 33, 47))
+    assert evaluated.aux_logits is None
+    assert evaluated.logits.shape == (2, 5, 33, 47)
+
+
+def test_without_context_there_is_no_attention() -> None:
+    plain, asked = small("none"), small("none", attention="both", attention_stages=(3, 4))
+    assert plain.state_dict().keys() == asked.state_dict().keys()
+    asked.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 33, 47)
+    torch.testing.assert_close(asked.eval()(images).logits, plain.eval()(images).logits)
+
+
+def test_class_attention_multiplies_a_class_by_its_presence() -> None:
+    """The last layer has one channel a class, so its scaling factor is the presence of that class."""
+    images = torch.randn(2, 3, 32, 32)
+    both = small(attention="both").eval()
+    features = small(attention="features").eval()
+    features.load_state_dict(both.state_dict())
+    scaled, plain = both(images), features(images)
+    assert scaled.presence_logits is not None
+    expected = plain.logits * scaled.presence_logits.sigmoid()[:, :, None, None]
+    torch.testing.assert_close(scaled.logits, expected)
+    classes = small(attention="classes")
+    weigh = {name for name in both.state_dict() if name.startswith("context.weigh")}
+    assert set(both.state_dict()) - set(classes.state_dict()) == weigh
+
+
+def test_attention_on_stage_3_scales_what_stage_4_takes() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    one, two = small().eval(), small(attention_stages=(3, 4)).eval()
+    two.load_state_dict(one.state_dict(), strict=False)
+    assert two.aux_context is not None
+    assert two.aux_context.weigh is not None
+    # Factors of 1 leave the features of stage 3 as they are, and factors of 0 take them all away.
+    for bias, same in ((40.0, True), (-40.0, False)):
+        torch.nn.init.zeros_(two.aux_context.weigh.weight)
+        torch.nn.init.constant_(two.aux_context.weigh.bias, bias)
+        assert torch.allclose(two(images).logits, one(images).logits, atol=1e-6) is same
+
+
+def test_attention_on_stage_3_needs_a_backbone_of_stages() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match="timm:resnet10t runs as a whole"):
+        EncNet("timm:resnet10t", num_classes=5, attention_stages=(3, 4))
+    with pytest.raises(UserError, match=r"attention_stages: is \[4\] or \[3, 4\], but got \[3\]"):
+        small(attention_stages=(3,))
 
 
 def test_reference_joins_stages_2_and_3_and_aligns_corners() -> None:

@@ -16,6 +16,7 @@ import encsearch
 from encsearch.cli.main import cli
 from encsearch.config import Config, with_values
 from encsearch.data.datasets import DatasetInfo
+from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.export import TOLERANCE, compare, export_bundle
@@ -132,6 +133,16 @@ def test_a_file_that_is_off_by_more_than_the_tolerance_is_refused() -> None:
     assert 0 < check.difference <= TOLERANCE
     with pytest.raises(UserError, match=r"a.onnx differs from the model by 0\.0\d+ on 2x3x20x30, more"):
         compare("a.onnx", lambda images: scaled(1.1, images), graph, [(2, 20, 30)])
+
+
+def test_a_module_that_scales_stage_3_is_exported_with_the_rest() -> None:
+    model = untrained(
+        with_values(CONFIG, {"model.attention_stages": [3, 4], "model.attention": "both"})
+    ).model
+    program = trace(InferenceGraph(model), least_side=9).module()
+    images = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(program(images)["logits"], model((images - mean) / std).logits)
 
 
 def test_a_map_of_just_as_many_pixels_as_pspnet_has_bins_is_a_size_like_any_other() -> None:

@@ -6,13 +6,13 @@ from torch import nn
 
 from encsearch.config import DEEP_STEM_BACKBONES, IMAGENET, TIMM_PREFIX, TORCHVISION_BACKBONES
 from encsearch.errors import PreflightError
-from encsearch.model.backbones.base import Backbone
+from encsearch.model.backbones.base import Backbone, StagedBackbone
 from encsearch.model.backbones.resnet import dilate_resnet, resnet
 from encsearch.model.backbones.timm import TimmBackbone, find_published_timm_file, timm_backbone
 from encsearch.model.backbones.tiny import tiny
 from encsearch.model.backbones.weights import find_published_file, read_tensors, select_fitting
 
-__all__ = ["Backbone", "build_backbone", "find_weights", "sync_batch_norms"]
+__all__ = ["Backbone", "StagedBackbone", "build_backbone", "find_weights", "sync_batch_norms"]
 
 
 def build_backbone(name: str, output_stride: int = 8, weights: str | None = None) -> Backbone:

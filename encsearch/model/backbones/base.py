@@ -34,8 +34,18 @@ class StagedBackbone(Backbone):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        stages = self.first_stages(images)
+        return [*stages, self.last_stage(stages[-1])]
+
+    def first_stages(self, images: Tensor) -> list[Tensor]:
+        """Stages 1 to 3, for a context module that scales what the last stage takes."""
         features = self.stem(images)
-        return [features := stage(features) for stage in self.stages]
+        return [features := stage(features) for stage in self.stages[:-1]]
+
+    def last_stage(self, features: Tensor) -> Tensor:
+        """Stage 4, of the features of stage 3."""
+        last: Tensor = self.stages[-1](features)
+        return last
 
 
 def check_stride(name: str, output_stride: int, allowed: Sequence[int]) -> None:
