@@ -1,12 +1,12 @@
 """Does K matter? Every K with both initialisations of the codewords, at a short and a long budget.
 
-    python -m benchmarks.codeword_counts scenes                             # 5 seeds, 140 trainings, 70 CPU minutes
-    python -m benchmarks.codeword_counts camvid --source PATH/TO/CamVid     # 2 seeds, 120 x 90 px, 56 trainings
+    python -m benchmarks.codeword_counts scenes                          # 140 trainings, 70 CPU minutes
+    python -m benchmarks.codeword_counts camvid --source PATH/TO/CamVid  # 56 trainings of 120 x 90 px
 
-On `scenes` the recipe is jobs/recipes/ablation.yaml, on CamVid the one of benchmarks/surface/camvid. Only K and
-`model.codeword_init` change. Figures are of the last epoch on the validation split, in use and dead as
-`encsearch.diagnostics` counts them on its first images. A training that the JSON file has is not run again, and
-`--seeds` takes a part of them, so that two processes can share the work. Prints a Markdown table.
+On `scenes` the recipe is jobs/recipes/ablation.yaml with 5 seeds, on CamVid that of its surface in
+benchmarks/search_surface.py with 2. Only K and `model.codeword_init` change. Figures are of the last epoch on
+the validation split; in use, dead and negative codewords as `encsearch.diagnostics` counts them on its first
+images. A training that the JSON file has is not run again. Prints a Markdown table.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from encsearch.text import format_count
 
 if TYPE_CHECKING:
     from encsearch.config import Config
-    from encsearch.search.ablation.plan import Ablation
+    from encsearch.search.ablation.plan import Ablation, Series
     from encsearch.workflow.ablate.run import Ablated
 
 
@@ -35,7 +35,9 @@ def ablate(
     """Train the paper's ablation of RECIPE side by side, and compare the rows.
 
     FCN, + Encoding, + SE-loss, pooling in the codewords' place, other heads, and the curves over K and alpha,
-    each with every seed, as the recipe's ablate: block says. The scores are those of the last epoch.
+    each with every seed, as the recipe's ablate: block says. The scores are those of the last epoch. FCN,
+    EncNet and the gate are scored again by the size of objects and by the classes that they find in an image,
+    beside a dictionary of visual words.
     """
     from encsearch.cli.progress import progress
     from encsearch.config import load_config
@@ -62,7 +64,7 @@ def _plan_text(config: "Config", plan: "Ablation") -> str:
         f"{table(['row', 'epochs', 'seed', 'name'], rows)}\n\n"
         f"{format_count(len(plan.trainings), 'training')}, {format_count(total, 'epoch')} in all, "
         f"{format_count(len(config.ablate.seeds), 'seed')}; "
-        f"{format_count(len(plan.rescored), 'multi-scale scoring')}"
+        f"{format_count(len(plan.scorings), 'scoring')} after them"
     )
 
 
@@ -77,29 +79,27 @@ def _plan_json(plan: "Ablation") -> dict[str, Any]:
             }
             for training in plan.trainings
         ],
-        "rescored": dict(plan.rescored),
+        "scorings": [asdict(scoring) for scoring in plan.scorings],
     }
 
 
 def _ablated_text(done: "Ablated") -> str:
-    from encsearch.report.ablation import figure_cells, verdicts
-    from encsearch.search.ablation.plan import ENCNET, FCN, shown_metrics
+    from encsearch.report.ablation import column_titles, figure_cells, num_values, select_series, verdicts
 
-    names = shown_metrics(done.story.metric)
-    rows = [
-        [
-            f.point.label,
-            f.point.epochs,
-            len(f.estimates[names[0]].values),
-            *figure_cells(f, done.story.metric),
+    metric = done.story.metric
+    tables = []
+    trained: tuple[Series, ...] = ("rows", "codewords", "se_weights")
+    scored: tuple[tuple[Series, ...], ...] = (("sizes",), ("presence",))
+    for series in (trained, *scored):
+        rows = [
+            [f.point.label, f.point.epochs, num_values(f), *figure_cells(f, metric)]
+            for f in select_series(done.story, *series)
         ]
-        for f in done.story.figures
-    ]
-    header = ["row", "epochs", "n", *(f"{name} %" for name in names), f"minus {FCN}", f"minus {ENCNET}"]
+        if rows:
+            tables += [table(["row", "epochs", "n", *column_titles(series[0], metric)], rows), ""]
     return "\n".join(
         [
-            table(header, rows),
-            "",
+            *tables,
             "[95 % interval of the mean over seeds]; * the interval of the difference excludes 0",
             *verdicts(done.story),
             "",

@@ -339,6 +339,12 @@ class AblateConfig(Section):
         (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         description="for the multi-scale row, with flip; empty: no such row",
     )
+    words: tuple[Annotated[int, Field(ge=2, le=65536)], ...] = Field(
+        (256,), description="sizes of the dictionaries that predict presence without a network"
+    )
+    scene_pattern: str | None = Field(
+        None, description="regular expression whose group is the scene in a sample's id; null: not scored"
+    )
     rows: dict[Annotated[str, Field(pattern=r"^[\w .,()=+-]+$", max_length=60)], dict[str, Any]] = Field(
         {}, description="further rows by name, as path: value"
     )
@@ -353,9 +359,21 @@ class AblateConfig(Section):
             for name, row in rows.items()
         }
 
+    @field_validator("scene_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{pattern} is no regular expression ({error})") from None
+            if groups != 1:
+                raise ValueError(f"{pattern} has {groups} groups; put the scene in one, as in -(\\w+)$")
+        return pattern
+
     @model_validator(mode="after")
     def _no_training_twice(self) -> "AblateConfig":
-        for name in ("seeds", "epochs", "heads", "codewords", "se_weights"):
+        for name in ("seeds", "epochs", "heads", "codewords", "se_weights", "words"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} names a training twice; list each value once")

@@ -84,6 +84,32 @@ def count_images(
     return ImageCounts(tuple(ids[index] for index in order), torch.cat(parts)[order].numpy())
 
 
+@dataclass(frozen=True)
+class ImagePresence:
+    """The labelled images of a set: probabilities and truth of each class's presence, (N, num_classes)."""
+
+    ids: tuple[str, ...]
+    probabilities: Tensor
+    present: Tensor
+
+
+def predict_presence(bundle: Bundle, store: Store, split: str, device: str = "auto") -> ImagePresence:
+    """Predict which classes the images of a split show, for a model with a context module.
+
+    Images without labelled pixels are left out. Raises as `score_bundle` does.
+    """
+    place = find_device(device)
+    _check_classes(bundle, store)
+    ids: list[str] = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    for inputs, found in _segment_batches(bundle, store.split(split), place, None):
+        labelled = (inputs.labels != IGNORE).flatten(1).any(dim=1).tolist()
+        ids += [name for name, counted in zip(inputs.ids, labelled, strict=True) if counted]
+        parts.append(_count_presence(inputs.labels, found))
+    probabilities, present = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return ImagePresence(tuple(ids), probabilities, present)
+
+
 def median_latencies_ms(bundles: Sequence[Bundle], dataset: StoreSplit, device: str = "auto") -> list[float]:
     """Each model's median time in ms to segment the set's first image, measured side by side.
 
@@ -109,17 +135,24 @@ def count(labels: Tensor, found: Segmentation, settings: EvalConfig) -> Totals:
     An image without labelled pixels is left out of presence: which classes it shows is unknown.
     """
     num_classes = found.probabilities.shape[1]
-    presence, present = torch.empty(0, num_classes), torch.empty(0, num_classes, dtype=torch.bool)
-    if found.presence is not None:
-        labelled = (labels != IGNORE).flatten(1).any(dim=1)
-        presence, present = found.presence[labelled], class_presence(labels, num_classes)[labelled].bool()
+    presence, present = _count_presence(labels, found)
     return Totals(
         confusion=confusion_matrix(labels, found.labels, num_classes).cpu(),
         boundary=boundary_counts(labels, found.labels, num_classes).cpu(),
         sizes=size_counts(labels, found.labels, num_classes, settings.object_sizes),
-        presence=presence.cpu(),
-        present=present.cpu(),
+        presence=presence,
+        present=present,
     )
+
+
+def _count_presence(labels: Tensor, found: Segmentation) -> tuple[Tensor, Tensor]:
+    """Probabilities and truth of the N labelled images, (N, num_classes) on the CPU; N is 0 without any."""
+    num_classes = found.probabilities.shape[1]
+    if found.presence is None:
+        return torch.empty(0, num_classes), torch.empty(0, num_classes, dtype=torch.bool)
+    labelled = (labels != IGNORE).flatten(1).any(dim=1)
+    present = class_presence(labels, num_classes)[labelled].bool()
+    return found.presence[labelled].cpu(), present.cpu()
 
 
 def open_same_store(bundle: Bundle) -> Store:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from encsearch.files import write_csv
 from encsearch.report.charts.ablation import draw_curve, draw_rows
-from encsearch.search.ablation.plan import ENCNET, FCN, GATE, AblationResult, PointFigures, shown_metrics
+from encsearch.search.ablation.plan import (
+    ENCNET,
+    FCN,
+    GATE,
+    PRESENCE_METRICS,
+    SIZE_METRICS,
+    AblationResult,
+    PointFigures,
+    Series,
+    shown_metrics,
+)
 from encsearch.search.statistics import Estimate
 from encsearch.text import (
     NOTHING,
@@ -15,18 +25,21 @@ from encsearch.text import (
     format_estimate,
     format_interval,
     format_points,
+    format_share,
 )
 
 REPORT_FILE = "ablation.md"
 PICTURE_FILE = "pictures.png"
+WORDS_FILES = {"patches": "words_of_patches.png", "features": "words_of_features.png"}
 
 
 @dataclass(frozen=True)
 class AblationStory:
     """The content of the report.
 
-    `failures` are reasons by training; `pictures` is the caption of `pictures.png` beside the report, or the
-    reason why there is none.
+    `object_sizes` are the shares of the image where medium and large objects begin. `failures` are reasons
+    by training or scoring; `pictures` is the caption of `pictures.png` beside the report, or the reason why
+    there is none.
     """
 
     name: str
@@ -34,6 +47,7 @@ class AblationStory:
     store: str
     split: str
     seeds: tuple[int, ...]
+    object_sizes: tuple[float, float]
     figures: tuple[PointFigures, ...]
     results: tuple[AblationResult, ...]
     failures: Mapping[str, str]
@@ -46,7 +60,11 @@ def write_report(story: AblationStory, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "ablation.csv", _summary_lines(story))
     write_csv(folder / "trainings.csv", _training_lines(story))
-    rows, codewords, se_weights = (_select_series(story, s) for s in ("rows", "codewords", "se_weights"))
+    rows, codewords, se_weights = (
+        select_series(story, "rows"),
+        select_series(story, "codewords"),
+        select_series(story, "se_weights"),
+    )
     draw_rows(rows, story.metric, folder / "rows.png")
     charts = ["rows.png"]
     if codewords:
@@ -57,29 +75,66 @@ def write_report(story: AblationStory, folder: Path) -> Path:
         charts.append("se_weights.png")
     report = folder / REPORT_FILE
     has_pictures = (folder / PICTURE_FILE).exists()
-    report.write_text(_markdown(story, charts, has_pictures), encoding="utf-8")
+    words = [name for name in WORDS_FILES.values() if (folder / name).exists()]
+    report.write_text(_markdown(story, charts, has_pictures, words), encoding="utf-8")
     return report
 
 
 def verdicts(story: AblationStory) -> list[str]:
-    """Compare EncNet with FCN and with the pooled gate, in one sentence for each pair and budget."""
+    """Compare EncNet with FCN, also on small objects, with the pooled gate, and with the words.
+
+    One sentence for each pair and budget.
+    """
     sentences = []
-    for figures in _select_series(story, "rows"):
-        if figures.point.label == ENCNET and figures.over_fcn:
-            sentences.append(_format_verdict(ENCNET, FCN, figures, figures.over_fcn))
-        if figures.point.label == GATE and figures.over_encnet:
-            sentences.append(_format_verdict(GATE, ENCNET, figures, figures.over_encnet))
+    small, presence = SIZE_METRICS[0], PRESENCE_METRICS[0]
+    for figures in story.figures:
+        point = figures.point
+        compared: tuple[str, str, Estimate | None] | None = None
+        match point.series:
+            case "rows" if point.label == ENCNET:
+                compared = FCN, story.metric, figures.over_fcn.get(story.metric)
+            case "rows" if point.label == GATE:
+                compared = ENCNET, story.metric, figures.over_encnet.get(story.metric)
+            case "sizes" if point.label == ENCNET:
+                compared = FCN, small, figures.over_fcn.get(small)
+            case "presence":
+                compared = ENCNET, presence, figures.over_encnet.get(presence)
+            case _:
+                pass
+        if compared and compared[2]:
+            sentences.append(_format_verdict(figures, *compared[:2], compared[2]))
     return sentences
 
 
+def column_titles(series: Series, metric: str) -> list[str]:
+    """Titles of the cells that `figure_cells` gives for the points of a series."""
+    names = [f"{name} %" for name in shown_metrics(metric, series)]
+    match series:
+        case "rows" | "codewords" | "se_weights":
+            return [*names, f"minus {FCN}", f'minus "{ENCNET}"']
+        case "sizes":
+            return [*names, *(f"{name} minus {FCN}" for name in SIZE_METRICS)]
+        case "presence":
+            return [*names, f'{PRESENCE_METRICS[0]} minus "{ENCNET}"']
+
+
 def figure_cells(figures: PointFigures, metric: str) -> list[str]:
-    """Cells of a table row, in percent: the shown metrics, then the differences from FCN and from EncNet.
+    """Cells of a table row, in percent: the shown metrics, then differences from FCN and from EncNet.
 
     A star marks a difference whose interval excludes 0.
     """
-    estimates = [figures.estimates[name] for name in shown_metrics(metric)]
-    cells = [format_estimate(estimate.mean, estimate.interval) for estimate in estimates]
-    for difference in (figures.over_fcn, figures.over_encnet):
+    series = figures.point.series
+    estimates = [figures.estimates.get(name) for name in shown_metrics(metric, series)]
+    differences: list[Estimate | None]
+    match series:
+        case "rows" | "codewords" | "se_weights":
+            differences = [figures.over_fcn.get(metric), figures.over_encnet.get(metric)]
+        case "sizes":
+            differences = [figures.over_fcn.get(name) for name in SIZE_METRICS]
+        case "presence":
+            differences = [figures.over_encnet.get(PRESENCE_METRICS[0])]
+    cells = [format_estimate(e.mean, e.interval) if e else NOTHING for e in estimates]
+    for difference in differences:
         if difference is None:
             cells.append(NOTHING)
             continue
@@ -88,13 +143,15 @@ def figure_cells(figures: PointFigures, metric: str) -> list[str]:
     return cells
 
 
-def _select_series(story: AblationStory, series: str) -> list[PointFigures]:
-    return [figures for figures in story.figures if figures.point.series == series]
+def select_series(story: AblationStory, *series: Series) -> list[PointFigures]:
+    """The figures of some series, in their order."""
+    return [figures for figures in story.figures if figures.point.series in series]
 
 
-def _format_verdict(row: str, other: str, figures: PointFigures, difference: Estimate) -> str:
+def _format_verdict(figures: PointFigures, other: str, metric: str, difference: Estimate) -> str:
     points = format_points(difference.mean, signed=True)
-    text = f'{format_count(figures.point.epochs, "epoch")}: "{row}" minus "{other}" is {points}'
+    epochs, row = format_count(figures.point.epochs, "epoch"), figures.point.label
+    text = f'{epochs}, {metric}: "{row}" minus "{other}" is {points}'
     if difference.interval is None:
         return f"{text}; one seed gives no interval."
     interval = format_interval(difference.interval, signed=True)
@@ -102,7 +159,7 @@ def _format_verdict(row: str, other: str, figures: PointFigures, difference: Est
     return f"{text} {interval} over {format_count(len(difference.values), 'seed')}: {result}."
 
 
-def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -> str:
+def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool, words: Sequence[str]) -> str:
     parts = [
         f"# Ablation of {story.name}",
         f"Validation split `{story.split}` of `{story.store}`, {format_count(len(story.seeds), 'seed')}. "
@@ -111,20 +168,23 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         + (" One seed gives no interval." if len(story.seeds) == 1 else ""),
         "\n".join(f"- {sentence}" for sentence in verdicts(story)),
     ]
-    rows = _select_series(story, "rows")
-    for epochs in sorted({figures.point.epochs for figures in rows}):
-        of_budget = [figures for figures in rows if figures.point.epochs == epochs]
-        parts += [f"## Rows, {format_count(epochs, 'epoch')}", _table(of_budget, story.metric)]
+    parts += [*_tables_by_budget(story, "rows", "Rows")]
     parts += [
         f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval "
         "excludes 0. Each interval is separate: it is not corrected for the number of comparisons.",
         "![rows](rows.png)",
     ]
-    for series, title, chart in (
+    if sizes := list(_tables_by_budget(story, "sizes", "Objects by size")):
+        medium, large = (format_share(share) for share in story.object_sizes)
+        parts += [*sizes, f"Medium objects begin at {medium} of the image, large ones at {large}."]
+    if presence := list(_tables_by_budget(story, "presence", "Which classes are present")):
+        parts += [*presence, _describe_presence(words), *(f"![{name}]({name})" for name in words)]
+    curves: tuple[tuple[Series, str, str], ...] = (
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
-    ):
-        curve = _select_series(story, series)
+    )
+    for series, title, chart in curves:
+        curve = select_series(story, series)
         if chart in charts:
             parts += [
                 f"## {title}, {format_count(curve[0].point.epochs, 'epoch')}",
@@ -136,7 +196,7 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
         parts.append(f"![pictures]({PICTURE_FILE})")
     if story.failures:
         lines = [f"- {name}: {reason}" for name, reason in story.failures.items()]
-        parts += ["## Failed trainings, left out", "\n".join(lines)]
+        parts += ["## Failed trainings and scorings, left out", "\n".join(lines)]
     total_s = sum(result.seconds for result in story.results)
     parts += [
         "## Cost",
@@ -146,13 +206,32 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool) -
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def _tables_by_budget(story: AblationStory, series: Series, title: str) -> Iterator[str]:
+    rows = select_series(story, series)
+    for epochs in sorted({figures.point.epochs for figures in rows}):
+        of_budget = [figures for figures in rows if figures.point.epochs == epochs]
+        yield f"## {title}, {format_count(epochs, 'epoch')}"
+        yield _table(of_budget, story.metric)
+
+
+def _describe_presence(words: Sequence[str]) -> str:
+    text = (
+        "Words are the centres of k-means, of patches of the training images or of the backbone's features "
+        f'of "{FCN}"; a logistic regression for each class takes their histogram. A class that every image '
+        "has counts with an average precision of 1. The scene is told by a linear layer from the predicted "
+        "presence, which was fitted on the training images."
+    )
+    return f"{text} The pictures show the words used most." if words else text
+
+
 def _table(figures: Sequence[PointFigures], metric: str) -> str:
-    names = [f"{name} %" for name in shown_metrics(metric)]
-    header = ["row", "n", *names, f"minus {FCN}", f'minus "{ENCNET}"', "a training"]
+    series = figures[0].point.series
+    is_scored = series in ("sizes", "presence")
+    header = ["row", "n", *column_titles(series, metric), "a scoring" if is_scored else "a training"]
     lines = [
         [
             f.point.label,
-            str(len(f.estimates[metric].values)),
+            str(num_values(f)),
             *figure_cells(f, metric),
             format_duration(f.seconds),
         ]
@@ -162,21 +241,21 @@ def _table(figures: Sequence[PointFigures], metric: str) -> str:
 
 
 def _summary_lines(story: AblationStory) -> Iterator[Sequence[object]]:
-    """One line for each point; figures in [0, 1]."""
-    names = [*shown_metrics(story.metric), f"minus {FCN}", f"minus {ENCNET}"]
-    yield [
-        "series",
-        "label",
-        "epochs",
-        "n",
-        *(c for n in names for c in (n, f"{n} low", f"{n} high")),
-        "seconds",
-    ]
+    """One line for each metric of each point; figures in [0, 1]."""
+    columns = ("mean", f"minus {FCN}", f"minus {ENCNET}")
+    bounds = [cell for name in columns for cell in (name, f"{name} low", f"{name} high")]
+    yield ["series", "label", "epochs", "metric", "n", *bounds, "seconds"]
     for f in story.figures:
-        estimates = [*(f.estimates[name] for name in shown_metrics(story.metric)), f.over_fcn, f.over_encnet]
-        cells = [cell for estimate in estimates for cell in _csv_cells(estimate)]
-        n = len(f.estimates[story.metric].values)
-        yield [f.point.series, f.point.label, f.point.epochs, n, *cells, f.seconds]
+        for name, found in f.estimates.items():
+            estimates = (found, f.over_fcn.get(name), f.over_encnet.get(name))
+            cells = [cell for estimate in estimates for cell in _csv_cells(estimate)]
+            point = f.point
+            yield [point.series, point.label, point.epochs, name, len(found.values), *cells, f.seconds]
+
+
+def num_values(figures: PointFigures) -> int:
+    """How many seeds a point has; of the first metric, if another lacks some."""
+    return len(next(iter(figures.estimates.values())).values)
 
 
 def _csv_cells(estimate: Estimate | None) -> tuple[object, object, object]:

@@ -16,7 +16,7 @@ from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.ray
 
-# Four rows with two seeds and one step each, and the multi-scale row.
+# Four rows with two seeds and one step each, the multi-scale row, and two dictionaries of 8 words.
 BRIEF = (
     "train.epochs=1",
     "train.steps_per_epoch=1",
@@ -25,6 +25,7 @@ BRIEF = (
     "ablate.codewords=[]",
     "ablate.se_weights=[]",
     "ablate.scales=[0.5,1.0]",
+    "ablate.words=[8]",
 )
 
 
@@ -39,19 +40,24 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
 
     first = ablated()
     assert first["failures"] == {}
-    assert [figures["point"]["label"] for figures in first["figures"]] == [
-        "FCN",
-        "+ Encoding",
-        "+ SE-loss",
-        "+ multi-scale",
-        "pooled gate + SE-loss",
-    ]
-    assert all(len(figures["estimates"]["mIoU"]["values"]) == 2 for figures in first["figures"])
+    labels: dict[str, list[str]] = {}
+    for figures in first["figures"]:
+        labels.setdefault(figures["point"]["series"], []).append(figures["point"]["label"])
+        assert all(len(estimate["values"]) == 2 for estimate in figures["estimates"].values())
+    assert labels == {
+        "rows": ["FCN", "+ Encoding", "+ SE-loss", "+ multi-scale", "pooled gate + SE-loss"],
+        "sizes": ["FCN", "+ SE-loss", "pooled gate + SE-loss"],
+        "presence": ["+ SE-loss", "pooled gate + SE-loss", "8 words of features", "8 words of patches"],
+    }
     folder = shell.folder / first["folder"]
     written = {path.name for path in (folder / "artifacts").iterdir()}
     assert written >= {"ablation.md", "ablation.csv", "trainings.csv", "rows.png", "pictures.png"}
+    assert written >= {"words_of_patches.png", "words_of_features.png"}
     lines = (folder / "trainings.jsonl").read_text()
-    assert len(lines.splitlines()) == 10
+    assert len(lines.splitlines()) == 20, "8 trainings, 2 + 6 + 4 scorings"
+    # Weights that only a scoring needed are gone: FCN's picture and all EncNets stay.
+    kept = {path.name for path in (folder / "models").iterdir()}
+    assert kept == {"FCN-1-epochs-seed0", "SE-loss-1-epochs-seed0", "SE-loss-1-epochs-seed1"}
 
     # As if a kill had come between a training's line and the end of its run.
     trained = json.loads(lines.splitlines()[0])["name"]

@@ -14,8 +14,11 @@ from encsearch.search.ablation.plan import (
     FCN,
     GATE,
     MULTI_SCALE,
+    PRESENCE_METRICS,
+    SIZE_METRICS,
     Ablation,
     AblationResult,
+    Series,
     compute_figures,
     plan_ablation,
 )
@@ -45,9 +48,9 @@ def test_rows_are_trained_at_every_budget_and_curves_at_the_shortest(toy_config:
     ablation = plan_ablation(with_values(toy_config, {**SMALL, "ablate.epochs": [6, 3]}))
 
     assert {p.epochs for p in ablation.points if p.series == "rows"} == {3, 6}
-    assert {p.epochs for p in ablation.points if p.series != "rows"} == {3}
+    assert {p.epochs for p in ablation.points if p.series == "codewords"} == {3}
     config = with_values(toy_config, {**SMALL, "ablate.epochs": [6, 3], "ablate.curve_epochs": 6})
-    assert {p.epochs for p in plan_ablation(config).points if p.series != "rows"} == {6}
+    assert {p.epochs for p in plan_ablation(config).points if p.series == "codewords"} == {6}
 
 
 def test_trainings_carry_the_values_of_their_row(toy_config: Config) -> None:
@@ -63,8 +66,27 @@ def test_trainings_carry_the_values_of_their_row(toy_config: Config) -> None:
 
 def test_the_multi_scale_row_scores_the_weights_of_encnet(toy_config: Config) -> None:
     ablation = plan_ablation(with_values(toy_config, SMALL))
-    assert [ablation.rescored[name] for name in _names(ablation, MULTI_SCALE)] == _names(ablation, ENCNET)
-    assert not plan_ablation(with_values(toy_config, {**SMALL, "ablate.scales": []})).rescored
+    trainings = {scoring.name: scoring.training for scoring in ablation.scorings}
+    assert [trainings[name] for name in _names(ablation, MULTI_SCALE)] == _names(ablation, ENCNET)
+    without = plan_ablation(with_values(toy_config, {**SMALL, "ablate.scales": []}))
+    assert "multi-scale" not in {scoring.kind for scoring in without.scorings}
+
+
+def test_sizes_and_presence_score_the_same_weights_once_and_words_those_of_fcn(toy_config: Config) -> None:
+    values = {**SMALL, "ablate.epochs": [2, 5], "ablate.words": [16, 64]}
+    ablation = plan_ablation(with_values(toy_config, values))
+    planned = {scoring.name: scoring for scoring in ablation.scorings}
+    assert len(planned) == len(ablation.scorings)
+    points = {(p.series, p.label, p.epochs): p.trainings[1] for p in ablation.points}
+    for epochs in (2, 5):
+        assert points["sizes", ENCNET, epochs] == points["presence", ENCNET, epochs]
+        assert planned[points["sizes", FCN, epochs]].training == points["rows", FCN, epochs]
+        features = planned[points["presence", "64 words of features", epochs]]
+        assert (features.kind, features.num_words, features.seed) == ("features", 64, 1)
+        assert features.training == points["rows", FCN, epochs]
+    # Patches do not depend on a training.
+    patches = {points["presence", "16 words of patches", epochs] for epochs in (2, 5)}
+    assert len(patches) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,6 +105,9 @@ def test_the_multi_scale_row_scores_the_weights_of_encnet(toy_config: Config) ->
         ({"loss.se_weight": 0.0}, 'the row "\\+ SE-loss" needs a weight'),
         ({"model.head": "unet"}, "model.head=unet: the ablation goes from FCN to EncNet"),
         ({"ablate.seeds": [1, 1]}, "names a training twice"),
+        ({"ablate.words": [1]}, "greater than or equal to 2"),
+        ({"ablate.scene_pattern": "-(\\w+"}, "is no regular expression"),
+        ({"ablate.scene_pattern": "-\\w+$"}, "has 0 groups; put the scene in one"),
     ],
 )
 def test_what_cannot_be_ablated_is_refused_by_name(
@@ -101,11 +126,10 @@ def test_differences_are_paired_by_seed(toy_config: Config) -> None:
     ]
     by_label = {f.point.label: f for f in compute_figures(ablation, results, "mIoU")}
 
-    gain = by_label[ENCNET].over_fcn
-    assert gain is not None
+    gain = by_label[ENCNET].over_fcn["mIoU"]
     assert gain.values == pytest.approx((0.1, 0.102))
     assert gain.tells_apart
-    assert by_label[FCN].over_fcn is None
+    assert not by_label[FCN].over_fcn
     assert by_label[FCN].estimates["mIoU"].mean == pytest.approx(0.3)
     assert by_label["K=4"].estimates == by_label[ENCNET].estimates, "the same trainings"
 
@@ -115,9 +139,7 @@ def test_a_seed_that_failed_is_left_out_of_the_pairs(toy_config: Config) -> None
     results = [*_results(ablation, FCN, {0: 0.2, 1: 0.4}), *_results(ablation, ENCNET, {1: 0.5})]
     by_label = {f.point.label: f for f in compute_figures(ablation, results, "mIoU")}
 
-    gain = by_label[ENCNET].over_fcn
-    assert gain is not None
-    assert gain.values == pytest.approx((0.1,))
+    assert by_label[ENCNET].over_fcn["mIoU"].values == pytest.approx((0.1,))
     assert GATE not in by_label
 
 
@@ -127,6 +149,9 @@ def test_the_report_shows_every_row_and_says_what_is_told_apart(toy_config: Conf
         *_results(ablation, FCN, {0: 0.2, 1: 0.4}),
         *_results(ablation, ENCNET, {0: 0.3, 1: 0.502}),
         *_results(ablation, GATE, {0: 0.35, 1: 0.45}),
+        *_scores(ablation, "sizes", FCN, SIZE_METRICS[:2], {0: 0.1, 1: 0.2}),
+        *_scores(ablation, "sizes", ENCNET, (*SIZE_METRICS[:2], *PRESENCE_METRICS[:1]), {0: 0.3, 1: 0.402}),
+        *_scores(ablation, "presence", "256 words of patches", PRESENCE_METRICS[:1], {0: 0.5, 1: 0.45}),
     ]
     story = AblationStory(
         name="toy",
@@ -134,6 +159,7 @@ def test_the_report_shows_every_row_and_says_what_is_told_apart(toy_config: Conf
         store="toy",
         split="val",
         seeds=(0, 1),
+        object_sizes=(0.01, 0.1),
         figures=compute_figures(ablation, results, "mIoU"),
         results=tuple(results),
         failures={"K=8-2-epochs-seed0": "non-finite gradient by step 3"},
@@ -142,10 +168,17 @@ def test_the_report_shows_every_row_and_says_what_is_told_apart(toy_config: Conf
     )
     page = write_report(story, tmp_path).read_text()
 
-    told, not_told = verdicts(story)
+    told, not_told, small, words = verdicts(story)
     assert told.endswith("over 2 seeds: told apart.")
     assert not_told.endswith("over 2 seeds: not told apart.")
+    assert small.startswith(f'2 epochs, size/small/mIoU: "{ENCNET}" minus "FCN" is +20.10 points')
+    assert words.startswith(
+        f'2 epochs, presence/mAP: "256 words of patches" minus "{ENCNET}" is +12.40 points'
+    )
     assert f"| {ENCNET} | 2 | 40.10 [" in page
+    assert "| FCN | 2 | 15.00 [" in page, "the table by size"
+    assert "Medium objects begin at 1 % of the image, large ones at 10 %." in page
+    assert "256 words of features" not in page, "a row without results"
     assert "K=8-2-epochs-seed0: non-finite gradient" in page
     for chart in ("rows.png", "codewords.png", "se_weights.png"):
         assert f"({chart})" in page
@@ -172,14 +205,21 @@ def test_a_torn_line_of_a_killed_run_is_no_result(tmp_path: Path) -> None:
 
 
 def _names(ablation: Ablation, label: str) -> list[str]:
-    (point,) = (p for p in ablation.points if p.label == label)
+    base = ("rows", "codewords", "se_weights")
+    (point,) = (p for p in ablation.points if p.label == label and p.series in base)
     return list(point.trainings.values())
 
 
 def _results(ablation: Ablation, label: str, values: dict[int, float]) -> list[AblationResult]:
     """Results of a row, the metric by seed."""
-    (point,) = (p for p in ablation.points if p.label == label)
+    return _scores(ablation, "rows", label, ("mIoU", "pixAcc"), values)
+
+
+def _scores(
+    ablation: Ablation, series: Series, label: str, metrics: tuple[str, ...], values: dict[int, float]
+) -> list[AblationResult]:
+    (point,) = (p for p in ablation.points if (p.series, p.label) == (series, label))
     return [
-        AblationResult(point.trainings[seed], label, seed, 2, {"mIoU": value, "pixAcc": value}, 10.0)
+        AblationResult(point.trainings[seed], label, seed, 2, dict.fromkeys(metrics, value), 10.0)
         for seed, value in values.items()
     ]

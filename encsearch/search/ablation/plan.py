@@ -14,11 +14,17 @@ from typing import Any, Literal
 from encsearch.config import Config, Head, flatten, trial_config, with_values
 from encsearch.errors import UserError
 from encsearch.search.statistics import Estimate, estimate
+from encsearch.text import format_count
 
-Series = Literal["rows", "codewords", "se_weights"]
+Series = Literal["rows", "codewords", "se_weights", "sizes", "presence"]
+ScoringKind = Literal["multi-scale", "whole", "patches", "features"]
 
 FCN, ENCODING, ENCNET, GATE = "FCN", "+ Encoding", "+ SE-loss", "pooled gate + SE-loss"
 MULTI_SCALE = "+ multi-scale"
+# Rows whose weights are scored again for the sizes of objects, and those whose presence is compared.
+SIZED, PRESENT = (FCN, ENCNET, GATE), (ENCNET, GATE)
+SIZE_METRICS = tuple(f"size/{size}/mIoU" for size in ("small", "medium", "large"))
+PRESENCE_METRICS = ("presence/mAP", "presence/precision", "presence/recall", "scene/accuracy")
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
 
@@ -44,15 +50,29 @@ class AblationPoint:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The points that are shown, their trainings, and the results that score a training's weights again.
+class PlannedScoring:
+    """A result that is scored after the trainings, with the weights of `training`.
 
-    `rescored` is result name -> training name, for the multi-scale row.
+    `kind` is `multi-scale`; `whole`, at scale 1, with the sizes of objects and the presence of classes; or
+    the source of a dictionary of `num_words` words, which takes the weights' backbone, or `patches` alone.
     """
+
+    name: str
+    row: str
+    kind: ScoringKind
+    training: str
+    seed: int
+    epochs: int
+    num_words: int = 0
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The points that are shown, their trainings, and what is scored after them."""
 
     points: tuple[AblationPoint, ...]
     trainings: tuple[PlannedTraining, ...]
-    rescored: Mapping[str, str]
+    scorings: tuple[PlannedScoring, ...]
 
     def point(self, label: str, epochs: int) -> AblationPoint:
         """The row `label` at a budget, which must be one of the ablation's."""
@@ -63,7 +83,7 @@ class Ablation:
 class AblationResult:
     """The result of a training: the metrics of its last epoch, and the seconds of all epochs.
 
-    `name` is the training's, also its run's name in MLflow, or the name of a `rescored` result.
+    `name` is the training's, also its run's name in MLflow, or the name of a scoring.
     """
 
     name: str
@@ -93,29 +113,39 @@ def plan_ablation(config: Config) -> Ablation:
             names[seed] = trainings.setdefault(identity, training).name
         points.append(AblationPoint(series, label, x, epochs, names))
     _check_names(tuple(trainings.values()))
-    encnets = [p for p in points if (p.series, p.label) == ("rows", ENCNET) and config.ablate.scales]
-    shown = [s for p in points for s in ([p, _multi_scale(p)] if p in encnets else [p])]
+    scorings: dict[str, PlannedScoring] = {}
+    shown: list[AblationPoint] = []
+    for point in points:
+        shown.append(point)
+        if config.ablate.scales and (point.series, point.label) == ("rows", ENCNET):
+            shown.append(_score(point, "rows", MULTI_SCALE, "multi-scale", scorings))
+    rows = {(point.label, point.epochs): point for point in points if point.series == "rows"}
+    for epochs in budgets(config):
+        fcn = rows[FCN, epochs]
+        shown += [_score(rows[label, epochs], "sizes", label, "whole", scorings) for label in SIZED]
+        shown += [_score(rows[label, epochs], "presence", label, "whole", scorings) for label in PRESENT]
+        for count in config.ablate.words:
+            label = f"{format_count(count, 'word')} of"
+            shown.append(_score(fcn, "presence", f"{label} features", "features", scorings, count))
+            shown.append(_score(fcn, "presence", f"{label} patches", "patches", scorings, count))
     by_seed = sorted(trainings.values(), key=lambda t: config.ablate.seeds.index(t.config.train.seed))
-    return Ablation(
-        points=tuple(shown),
-        trainings=tuple(by_seed),
-        rescored={_rescored(name): name for p in encnets for name in p.trainings.values()},
-    )
+    return Ablation(tuple(shown), tuple(by_seed), tuple(scorings.values()))
 
 
 @dataclass(frozen=True)
 class PointFigures:
-    """The figures of a point's finished trainings, all in [0, 1].
+    """The figures of a point's finished trainings or scorings, all in [0, 1].
 
-    `estimates` are by metric. `over_fcn` and `over_encnet` are the differences of the recipe's metric from
-    the rows "FCN" and "+ SE-loss" at the same budget, seed by seed; None for the row itself and where no
-    seed has both. `seconds` is the median time of a training, or of a scoring.
+    `estimates` are by metric, the first one the metric that the point is judged by. `over_fcn` and
+    `over_encnet` are the differences from the rows "FCN" and "+ SE-loss" at the same budget, seed by seed,
+    by metric too; empty for the row itself and where no seed has both. `seconds` is the median time of a
+    training, or of a scoring.
     """
 
     point: AblationPoint
     estimates: Mapping[str, Estimate]
-    over_fcn: Estimate | None
-    over_encnet: Estimate | None
+    over_fcn: Mapping[str, Estimate]
+    over_encnet: Mapping[str, Estimate]
     seconds: float
 
 
@@ -124,19 +154,32 @@ def compute_figures(
 ) -> tuple[PointFigures, ...]:
     """Compute the figures of every point that has a result, in the order of the points."""
     found = {result.name: result for result in results}
-    rows = {(p.label, p.epochs): _by_seed(p, found) for p in ablation.points if p.series == "rows"}
+    rows = {
+        (_base_series(p.series), p.label, p.epochs): _by_seed(p, found)
+        for p in ablation.points
+        if _base_series(p.series) == p.series
+    }
 
-    def over(label: str, point: AblationPoint) -> Estimate | None:
-        ours, theirs = _by_seed(point, found), rows.get((label, point.epochs), {})
+    def over(label: str, point: AblationPoint) -> dict[str, Estimate]:
+        ours = _by_seed(point, found)
+        theirs = rows.get((_base_series(point.series), label, point.epochs), {})
         if ours == theirs:
-            return None
-        gains = [ours[seed].metrics[metric] - theirs[seed].metrics[metric] for seed in ours if seed in theirs]
-        return estimate(gains) if gains else None
+            return {}
+        pairs = [(ours[seed].metrics, theirs[seed].metrics) for seed in ours if seed in theirs]
+        return {
+            name: estimate([a[name] - b[name] for a, b in pairs])
+            for name in shown_metrics(metric, point.series)
+            if pairs and all(name in metrics for pair in pairs for metrics in pair)
+        }
 
     return tuple(
         PointFigures(
             point,
-            {name: estimate([r.metrics[name] for r in of_it]) for name in shown_metrics(metric)},
+            {
+                name: estimate([r.metrics[name] for r in of_it])
+                for name in shown_metrics(metric, point.series)
+                if all(name in r.metrics for r in of_it)
+            },
             over(FCN, point),
             over(ENCNET, point),
             median(result.seconds for result in of_it),
@@ -146,9 +189,15 @@ def compute_figures(
     )
 
 
-def shown_metrics(metric: str) -> tuple[str, ...]:
-    """The recipe's metric first, then the paper's two."""
-    return tuple(dict.fromkeys((metric, "mIoU", "pixAcc")))
+def shown_metrics(metric: str, series: Series = "rows") -> tuple[str, ...]:
+    """The metrics of a series; of trainings the recipe's metric first, then the paper's two."""
+    match series:
+        case "rows" | "codewords" | "se_weights":
+            return tuple(dict.fromkeys((metric, "mIoU", "pixAcc")))
+        case "sizes":
+            return SIZE_METRICS
+        case "presence":
+            return PRESENCE_METRICS
 
 
 def budgets(config: Config) -> tuple[int, ...]:
@@ -242,13 +291,35 @@ def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[st
         raise UserError(f"ablation row {label!r}: {str(error).removeprefix('override: ')}") from None
 
 
-def _multi_scale(encnet: AblationPoint) -> AblationPoint:
-    names = {seed: _rescored(name) for seed, name in encnet.trainings.items()}
-    return replace(encnet, label=MULTI_SCALE, trainings=names)
+def _score(
+    trained: AblationPoint,
+    series: Series,
+    label: str,
+    kind: ScoringKind,
+    scorings: dict[str, PlannedScoring],
+    num_words: int = 0,
+) -> AblationPoint:
+    """The point that shows what is scored with the weights of `trained`; what it takes joins `scorings`."""
+    names = {}
+    for seed, training in trained.trainings.items():
+        name = f"{training}-{kind}"
+        if num_words:
+            # Patches are the same after any training.
+            budget = "" if kind == "patches" else f"-{trained.epochs}-epochs"
+            name = f"{num_words}-words-of-{kind}{budget}-seed{seed}"
+        row = trained.label if kind == "whole" else label
+        scoring = PlannedScoring(name, row, kind, training, seed, trained.epochs, num_words)
+        names[seed] = scorings.setdefault(name, scoring).name
+    return replace(trained, series=series, label=label, trainings=names)
 
 
-def _rescored(training: str) -> str:
-    return f"{training}-multi-scale"
+def _base_series(series: Series) -> Series:
+    """The series whose rows "FCN" and "+ SE-loss" a series is compared with."""
+    match series:
+        case "rows" | "codewords" | "se_weights":
+            return "rows"
+        case "sizes" | "presence":
+            return series
 
 
 def _by_seed(point: AblationPoint, found: Mapping[str, AblationResult]) -> dict[int, AblationResult]:

@@ -3,15 +3,18 @@
 Files in the folder, in addition to those of every job:
 
     trainings.jsonl      one line for each finished training, which --resume does not train again
-    models/              EncNet's weights for every seed and budget, and FCN's for the picture sheet
+    models/              EncNet's weights for every seed and budget, FCN's for the picture sheet, and until
+                         they are scored those of FCN and the pooled gate
     record/              the events for MLflow
     trials/              the reports of each training, and the last checkpoint of a running one
     training-artifacts/  the tables of each training
 """
 
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -21,21 +24,22 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import read_bundle, write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.report.ablation import PICTURE_FILE, AblationStory, write_report
+from encsearch.report.ablation import PICTURE_FILE, WORDS_FILES, AblationStory, select_series, write_report
 from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
-    MULTI_SCALE,
     Ablation,
     AblationResult,
+    PlannedScoring,
     PlannedTraining,
     budgets,
     compute_figures,
     plan_ablation,
 )
-from encsearch.search.ablation.rescore import rescore
+from encsearch.search.ablation.scoring import Scoring, score_side_by_side, score_weights
+from encsearch.search.ablation.words import score_words
 from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
@@ -137,13 +141,14 @@ def _train_and_compare(
             run_side_by_side(
                 missing, config.scaling, trials, observer, fingerprint=store.fingerprint, room=room
             )
-        _add_multi_scale(config, store, ablation, folder, observer)
+        _score_weights(config, store, ablation, folder, observer)
         story = AblationStory(
             name=config.name,
             metric=config.metric,
             store=store.path.name,
             split=config.data.val_split,
             seeds=config.ablate.seeds,
+            object_sizes=config.eval.object_sizes,
             figures=compute_figures(ablation, observer.results, config.metric),
             results=tuple(observer.results),
             failures=observer.failures,
@@ -172,9 +177,7 @@ class _Observer:
         self.results = [AblationResult(**line) for line in read_lines(folder / RESULTS_FILE)]
         # The folder may have been moved since.
         self.parent = record.main or folder.name
-        encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
-        self._kept = {name for point in encnets for name in point.trainings.values()}
-        self._kept |= {*_pictured(config, ablation).values()}
+        self._kept = _kept(config, ablation) | {scoring.training for scoring in ablation.scorings}
         self._store, self._record, self._folder, self._progress = store, record, folder, progress
 
     def open_recorder(self, training: PlannedTraining) -> Recorder:
@@ -257,32 +260,51 @@ def _check_same(config: Config, folder: Path) -> None:
             )
 
 
-def _add_multi_scale(
+def _score_weights(
     config: Config, store: Store, ablation: Ablation, folder: Path, observer: _Observer
 ) -> None:
-    """Score EncNet's weights of the last epoch at several scales and mirrored, as rows of their own."""
-    found = {result.name: result for result in observer.results}
-    models = {
-        name: _model_folder(folder, training)
-        for name, training in ablation.rescored.items()
-        if training in found and name not in found
-    }
-    changed = {"scales": config.ablate.scales, "flip": True, "background": None}
-    settings = config.eval.model_copy(update=changed)
-    for scored in rescore(models, store.path, settings, config.scaling):
+    """Run the scorings whose training has a result, and drop the weights that only they needed."""
+    found = {result.name for result in observer.results}
+    planned = {s.name: s for s in ablation.scorings if s.training in found and s.name not in found}
+    if planned:
+        observer.say(f"{format_count(len(planned), 'scoring')} of the trained weights to run")
+    scorings = {name: _scoring(config, store, scoring, folder) for name, scoring in planned.items()}
+    for scored in score_side_by_side(scorings, config.scaling):
         if scored.failure:
             observer.failures[scored.name] = scored.failure
             continue
-        trained = found[ablation.rescored[scored.name]]
-        observer.add(
-            replace(
-                trained,
-                name=scored.name,
-                row=MULTI_SCALE,
-                metrics=scored.metrics,
-                seconds=scored.seconds,
-            )
-        )
+        of = planned[scored.name]
+        observer.add(AblationResult(scored.name, of.row, of.seed, of.epochs, scored.metrics, scored.seconds))
+    for scoring in ablation.scorings:
+        if scoring.training not in _kept(config, ablation) and scoring.name not in observer.failures:
+            shutil.rmtree(_model_folder(folder, scoring.training), ignore_errors=True)
+
+
+def _scoring(config: Config, store: Store, planned: PlannedScoring, folder: Path) -> Scoring:
+    """What a worker of Ray runs; its paths are absolute, because it has a working directory of its own."""
+    model, data = _model_folder(folder, planned.training).absolute(), store.path.absolute()
+    scenes = config.ablate.scene_pattern
+    match planned.kind:
+        case "multi-scale":
+            changed = {"scales": config.ablate.scales, "flip": True, "background": None}
+            return partial(score_weights, model, data, config.eval.model_copy(update=changed), None)
+        case "whole":
+            changed = {"background": None}
+            return partial(score_weights, model, data, config.eval.model_copy(update=changed), scenes)
+        case "patches" | "features" as source:
+            is_shown = (planned.seed, planned.num_words) == (config.ablate.seeds[0], config.ablate.words[0])
+            # Patches are counted once for all budgets, features after every budget.
+            is_shown &= source == "patches" or planned.epochs == budgets(config)[-1]
+            picture = (folder / "artifacts" / WORDS_FILES[source]).absolute() if is_shown else None
+            words = planned.num_words
+            return partial(score_words, source, words, planned.seed, model, data, scenes, picture)
+
+
+def _kept(config: Config, ablation: Ablation) -> set[str]:
+    """The trainings whose weights stay in the folder."""
+    encnets = [ablation.point(ENCNET, epochs) for epochs in budgets(config)]
+    kept = {name for point in encnets for name in point.trainings.values()}
+    return kept | {*_pictured(config, ablation).values()}
 
 
 def _pictured(config: Config, ablation: Ablation) -> dict[str, str]:
@@ -311,7 +333,8 @@ def _compare_pictures(config: Config, store: Store, ablation: Ablation, folder: 
 def _means(story: AblationStory) -> Report:
     """The means over seeds as the metrics of the ablation's own run."""
     means = {
-        f"{f.point.label}, {f.point.epochs} epochs": f.estimates[story.metric].mean for f in story.figures
+        f"{f.point.label}, {f.point.epochs} epochs": f.estimates[story.metric].mean
+        for f in select_series(story, "rows", "codewords", "se_weights")
     }
     return Report(epoch=0, step=0, seconds=story.wall_seconds, metrics=means)
 

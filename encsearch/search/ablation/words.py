@@ -1,0 +1,277 @@
+"""The road before EncNet: a dictionary of visual words, their histogram in an image, a linear layer.
+
+This is the bag of words (Csurka et al., "Visual Categorization with Bags of Keypoints", 2004) that the
+paper's Encoding layer makes part of the network: the words are the centres of k-means, an image becomes the
+histogram of the words that are nearest to its descriptors, and one logistic regression for each class says
+whether the image shows it. All are scikit-learn's. Another one tells the scene from the presence of classes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from encsearch.data.datasets import IGNORE, Sample
+from encsearch.data.pictures import draw_sheet
+from encsearch.data.store import Store, StoreSplit
+from encsearch.data.transforms import to_image_tensor
+from encsearch.errors import TrainingError
+from encsearch.files import beside
+from encsearch.inference.bundle import read_bundle
+from encsearch.inference.evaluation import ImagePresence
+from encsearch.metrics.presence import presence_scores
+from encsearch.text import format_share
+
+Source = Literal["patches", "features"]
+SCENE_ACCURACY = "scene/accuracy"
+
+PATCH_PX, PATCH_STEP_PX = 8, 4
+FEATURE_PATCH_PX = 24  # drawn about the place of a feature; what it has seen may be larger
+MAX_IMAGES = 2000  # of the training split, evenly spaced
+MAX_DESCRIPTORS = 100_000  # for k-means, as many of each image
+SHOWN_WORDS, SHOWN_PATCHES = 8, 8
+
+Array = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Described:
+    """An image's descriptors (N, D), and the centres (N, 2) of what they describe: row and column, px."""
+
+    descriptors: Array
+    centres: NDArray[np.int64]
+
+
+Describe = Callable[[Pixels], Described]
+
+
+def score_words(
+    source: Source,
+    num_words: int,
+    seed: int,
+    folder: Path,
+    store: Path,
+    scene_pattern: str | None,
+    picture: Path | None,
+    device: str,
+) -> dict[str, float]:
+    """Learn words on the training split and score on the validation split which classes are present.
+
+    Words of `patches` are of RGB squares; words of `features` are of the last stage of the backbone of the
+    bundle in `folder`, whose splits are taken either way. Returns presence/mAP, presence/precision,
+    presence/recall, and scene/accuracy with a pattern of scenes. `picture` shows the words used most. Raises
+    TrainingError for a training split without as many descriptors as words.
+    """
+    bundle = read_bundle(folder)
+    data = bundle.config.data
+    describe = _patches if source == "patches" else _features(bundle.model.backbone, device)
+    opened, classes = Store(store), bundle.info.classes
+    train, val = opened.split(data.train_split), opened.split(data.val_split)
+    numbers = range(0, len(train), max(1, -(-len(train) // MAX_IMAGES)))
+    taken = _sample(train, numbers, describe, np.random.default_rng(seed))
+    if len(taken.descriptors) < num_words:
+        raise TrainingError(
+            f"{len(taken.descriptors)} descriptors of {len(numbers)} images cannot have {num_words} words; "
+            "give fewer in ablate.words"
+        )
+    scale = StandardScaler().fit(taken.descriptors)
+    words = MiniBatchKMeans(num_words, random_state=seed, n_init=3, batch_size=4096)
+    words.fit(scale.transform(taken.descriptors))
+
+    def count(split: StoreSplit, chosen: Iterable[int]) -> _Counted:
+        return _count(split, chosen, describe, lambda found: words.predict(scale.transform(found)), num_words)
+
+    counted = count(train, numbers), count(val, range(len(val)))
+    found = _presence(*counted, len(classes))
+    scores = presence_scores(found[1].probabilities, found[1].present, classes)
+    named = {
+        "presence/mAP": scores.mean_ap,
+        "presence/precision": scores.precision,
+        "presence/recall": scores.recall,
+        SCENE_ACCURACY: score_scenes(*found, scene_pattern) if scene_pattern else None,
+    }
+    if picture:
+        distances = words.transform(scale.transform(taken.descriptors))
+        size = PATCH_PX if source == "patches" else FEATURE_PATCH_PX
+        _draw_words(train, taken.places, distances, counted[0].shares.mean(axis=0), size, picture)
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def score_scenes(train: ImagePresence, val: ImagePresence, pattern: str) -> float:
+    """The share of validation images whose scene a linear layer tells from the presence of the classes.
+
+    It is fitted on the probabilities of the training split. The scene of an image is what the group of
+    `pattern` matches in its id; images without a match are left out. Raises TrainingError where that leaves
+    fewer than two scenes to tell apart, or nothing to score.
+    """
+    (known, scenes), (asked, truth) = (_scenes(split.ids, pattern) for split in (train, val))
+    if len(set(scenes)) < 2 or not truth:
+        raise TrainingError(
+            f"ablate.scene_pattern={pattern} finds {len(set(scenes))} scenes in the ids of {len(train.ids)} "
+            f"training images, such as {train.ids[0]}, and names {len(truth)} of {len(val.ids)} validation "
+            "images; it takes two scenes and a validation image"
+        )
+    layer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    layer.fit(train.probabilities[known].numpy(), scenes)
+    return float(layer.score(val.probabilities[asked].numpy(), truth))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The labelled images of a split: the share of each word (N, num_words), and their classes."""
+
+    ids: tuple[str, ...]
+    shares: Array
+    classes: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Descriptors (N, D) of several images; `places` (N, 3) are the image's number, row and column."""
+
+    descriptors: Array
+    places: NDArray[np.int64]
+
+
+def _patches(image: Pixels) -> Described:
+    """Squares of PATCH_PX, in 0..1: (N, 3 * PATCH_PX ** 2)."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, (PATCH_PX, PATCH_PX), axis=(0, 1))
+    windows = windows[::PATCH_STEP_PX, ::PATCH_STEP_PX]
+    rows, columns = np.indices(windows.shape[:2]) * PATCH_STEP_PX + PATCH_PX // 2
+    return Described(
+        windows.reshape(rows.size, -1).astype(np.float32) / np.float32(255),
+        np.stack([rows.ravel(), columns.ravel()], axis=1),
+    )
+
+
+def _features(backbone: torch.nn.Module, device: str) -> Describe:
+    backbone = backbone.eval().to(device)
+
+    def describe(image: Pixels) -> Described:
+        with torch.inference_mode():
+            features = backbone(to_image_tensor(image)[None].to(device))[-1][0]
+        _, height, width = features.shape
+        steps = np.array([image.shape[0] / height, image.shape[1] / width])
+        centres = (np.indices((height, width)).reshape(2, -1).T + 0.5) * steps
+        return Described(features.flatten(1).T.float().cpu().numpy(), centres.astype(np.int64))
+
+    return describe
+
+
+def _labelled(split: StoreSplit, numbers: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+    for number in numbers:
+        sample = split[number]
+        if (sample.mask != IGNORE).any():
+            yield number, sample
+
+
+def _sample(
+    split: StoreSplit, numbers: Sequence[int], describe: Describe, rng: np.random.Generator
+) -> _Taken:
+    each = max(1, MAX_DESCRIPTORS // len(numbers))
+    descriptors, places = [], []
+    for number, sample in _labelled(split, numbers):
+        described = describe(sample.image)
+        count = len(described.descriptors)
+        chosen = rng.choice(count, min(each, count), replace=False)
+        descriptors.append(described.descriptors[chosen])
+        centres = described.centres[chosen]
+        places.append(np.column_stack([np.full(len(centres), number), centres]))
+    return _Taken(np.concatenate(descriptors), np.concatenate(places))
+
+
+def _count(
+    split: StoreSplit,
+    numbers: Iterable[int],
+    describe: Describe,
+    find: Callable[[Array], Any],
+    num_words: int,
+) -> _Counted:
+    """`find` gives each descriptor (N, D) its word (N,)."""
+    ids, shares, classes = [], [], []
+    for _, sample in _labelled(split, numbers):
+        words = find(describe(sample.image).descriptors)
+        ids.append(sample.id)
+        shares.append(np.bincount(words, minlength=num_words) / len(words))
+        classes.append(frozenset(np.unique(sample.mask[sample.mask != IGNORE]).tolist()))
+    return _Counted(tuple(ids), np.stack(shares).astype(np.float32), tuple(classes))
+
+
+def _presence(train: _Counted, val: _Counted, num_classes: int) -> tuple[ImagePresence, ImagePresence]:
+    """One logistic regression for each class; one that all training images have, or none, keeps its share.
+
+    It takes the square roots of the shares, whose distance is Hellinger's.
+    """
+    splits = (train, val)
+    present = [
+        np.array([[c in has for c in range(num_classes)] for has in split.classes]) for split in splits
+    ]
+    probabilities = [np.zeros(of_split.shape) for of_split in present]
+    for index, truth in enumerate(present[0].T):
+        if truth.all() or not truth.any():
+            for columns in probabilities:
+                columns[:, index] = truth.mean()
+            continue
+        layer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        layer.fit(np.sqrt(train.shares), truth)
+        for columns, split in zip(probabilities, splits, strict=True):
+            columns[:, index] = layer.predict_proba(np.sqrt(split.shares))[:, 1]
+    first, second = (
+        ImagePresence(split.ids, torch.from_numpy(found), torch.from_numpy(truth))
+        for split, found, truth in zip(splits, probabilities, present, strict=True)
+    )
+    return first, second
+
+
+def _scenes(ids: Sequence[str], pattern: str) -> tuple[list[int], list[str]]:
+    """The numbers of the images that have a scene, and their scenes."""
+    matches = [(number, re.search(pattern, name)) for number, name in enumerate(ids)]
+    named = [(number, match.group(1)) for number, match in matches if match and match.group(1)]
+    return [number for number, _ in named], [scene for _, scene in named]
+
+
+def _draw_words(
+    split: StoreSplit, places: NDArray[np.int64], distances: Array, share: Array, size: int, target: Path
+) -> None:
+    """A row for each of the words used most: the squares of `size` px nearest to it, each of another image.
+
+    distances (N, num_words) are those of the descriptors at `places` (N, 3).
+    """
+    shown = np.argsort(-share)[:SHOWN_WORDS]
+    rows = []
+    for word in shown:
+        nearest: dict[int, Pixels] = {}
+        for place in places[np.argsort(distances[:, word])]:
+            number, row, column = place.tolist()
+            if number not in nearest:
+                nearest[number] = _crop(split[number].image, row, column, size)
+            if len(nearest) == SHOWN_PATCHES:
+                break
+        blank = np.full((size, size, 3), 255, np.uint8)
+        rows.append([*nearest.values(), *[blank] * (SHOWN_PATCHES - len(nearest))])
+    sheet = draw_sheet(
+        rows,
+        ["nearest", *[""] * (SHOWN_PATCHES - 1)],
+        [f"word {rank}: {format_share(float(share[word]))}" for rank, word in enumerate(shown, 1)],
+        min_cell_px=72,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with beside(target) as scratch:
+        sheet.save(scratch, "PNG")
+
+
+def _crop(image: Pixels, row: int, column: int, size: int) -> Pixels:
+    """The square of `size` px about a place; beyond the image it is as its edge."""
+    half = size // 2
+    padded = np.pad(image, ((half, half), (half, half), (0, 0)), mode="edge")
+    return padded[row : row + size, column : column + size]
