@@ -165,16 +165,18 @@ def _ask_sampler(
     study = optuna.create_study(
         storage=storage, sampler=sampler_for(search, number, attempt), directions=directions
     )
-    study.add_trials([as_seen(trial, search.space) for trial in trials])
+    for trial in as_seen(trials, search.space):
+        # Not by `add_trial`, which checks each trial again.
+        storage.create_new_trial(study._study_id, template_trial=trial)
     # Some samplers keep counters there.
     for name, value in study_attributes.items():
         storage.set_study_system_attr(study._study_id, name, value)
-    trial = study.ask()
-    values = draw(trial, search.space)
+    asked = study.ask()
+    values = draw(asked, search.space)
     return Draft(
         values,
         "sampler",
-        storage.get_trial(trial._trial_id).system_attrs,
+        storage.get_trial(asked._trial_id).system_attrs,
         storage.get_study_system_attrs(study._study_id),
     )
 

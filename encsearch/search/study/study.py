@@ -75,6 +75,7 @@ class Study:
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
         is_open = OptunaState.RUNNING
         self._paused = {t.number for t in trials if t.state == is_open and self._is_at_rung(t.number)}
+        self._ended: dict[int, Trial] = {}  # which do not change any more
 
     @property
     def prior(self) -> Prior | None:
@@ -227,7 +228,7 @@ class Study:
 
     def trials(self) -> tuple[Trial, ...]:
         """All trials of this sweep that were started, by number."""
-        return _trials(self._study, self.search)
+        return _trials(self._study, self.search, self._ended)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values that the next `count` trials would get now; nothing is stored."""
@@ -353,7 +354,7 @@ def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
     """
     storage = open_storage(place)
     try:
-        return _trials(optuna.load_study(study_name=name, storage=storage), search)
+        return _trials(optuna.load_study(study_name=name, storage=storage), search, {})
     except KeyError:
         raise PreflightError(f"{without_secrets(place)} has no study {name}") from None
 
@@ -381,9 +382,17 @@ def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any
     return tuple(points)
 
 
-def _trials(study: optuna.Study, search: SearchConfig) -> tuple[Trial, ...]:
+def _trials(study: optuna.Study, search: SearchConfig, ended: dict[int, Trial]) -> tuple[Trial, ...]:
+    """`ended` are trials that were made before, by number, and gets those that have ended since."""
+
+    def one(stored: FrozenTrial) -> Trial:
+        trial = ended.get(stored.number) or _make_trial(stored, search)
+        if stored.state.is_finished():
+            ended[stored.number] = trial
+        return trial
+
     return tuple(
-        _make_trial(trial, search)
+        one(trial)
         for trial in study.get_trials(deepcopy=False)
         if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
     )
