@@ -6,6 +6,7 @@ questions and may rank the paths differently, and with few trials both give shar
 comes with an interval over resampled trials, and with the share that shuffled values reach by chance.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,10 @@ from optuna.importance import (
     PedAnovaImportanceEvaluator,
     get_param_importances,
 )
+from optuna.trial import FrozenTrial, create_trial
 
 from encsearch.config import Dimension
+from encsearch.search.study.storage import study_of
 
 Observation = tuple[Mapping[str, Any], float]
 """A trial's values by path, and the metric."""
@@ -92,7 +95,10 @@ def importances(
     paths = rated_paths(space, trials)
     if not paths or len(trials) < trials_needed(len(paths)):
         return ()
-    data = _Data({path: _distribution(space[path]) for path in paths}, _coordinates(space, paths, trials))
+    distributions = {path: _distribution(space[path]) for path in paths}
+    points = _coordinates(space, paths, trials)
+    frozen = [create_trial(params=point, distributions=distributions, value=0.0) for point in points]
+    data = _Data(distributions, frozen)
     values = np.array([value for _, value in trials])
     fanova = _rate("fANOVA", "share of the variance explained by the path alone", data, values, _fanova, seed)
     ped_anova = _rate("PED-ANOVA", "share in what sets the best trials apart", data, values, _ped_anova, seed)
@@ -120,7 +126,7 @@ class _Data:
     """
 
     distributions: dict[str, BaseDistribution]
-    points: Sequence[dict[str, Any]]
+    trials: Sequence[FrozenTrial]
 
 
 def _rate(
@@ -183,14 +189,10 @@ def _shares(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> Shares:
 def _study(data: _Data, chosen: NDArray[np.int64], values: NDArray[np.float64]) -> optuna.Study:
     """Make a study in memory from the trials `chosen`, which may repeat, with these values."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        optuna.trial.create_trial(
-            params=data.points[index], distributions=data.distributions, value=float(value)
-        )
-        for index, value in zip(chosen, values, strict=True)
-    )
-    return study
+    trials = [copy.copy(data.trials[index]) for index in chosen]
+    for trial, value in zip(trials, values, strict=True):
+        trial.value = float(value)
+    return study_of(trials)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -108,15 +109,21 @@ def _draw_rungs(found: tuple[Bracket, ...], metric: str, figure: Figure, palette
 
 
 def _draw_bracket(plot: Axes, bracket: Bracket, palette: Palette) -> None:
-    numbers = sorted({arrival.number for arrival in bracket.arrivals})
-    step = min(MAX_STEP, SPREAD / len(numbers))
-    for place, number in enumerate(numbers):
-        own = [a for a in bracket.arrivals if a.number == number]
-        shift = (place - (len(numbers) - 1) / 2) * step
-        xs, ys = [bracket.rungs.index(a.epoch) + shift for a in own], [a.value for a in own]
-        plot.plot(xs, ys, color=palette.muted, linewidth=1, alpha=0.5, zorder=2)
-        for x, arrival in zip(xs, own, strict=True):
-            plot.plot(x, arrival.value, zorder=4, **_mark(arrival.went_on, palette))
+    by_trial: dict[int, list[Arrival]] = {}
+    for arrival in sorted(bracket.arrivals, key=lambda a: a.number):
+        by_trial.setdefault(arrival.number, []).append(arrival)
+    step = min(MAX_STEP, SPREAD / len(by_trial))
+    lines: list[list[tuple[float, float]]] = []
+    marks: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for place, own in enumerate(by_trial.values()):
+        shift = (place - (len(by_trial) - 1) / 2) * step
+        lines.append([(bracket.rungs.index(a.epoch) + shift, a.value) for a in own])
+        for point, arrival in zip(lines[-1], own, strict=True):
+            marks[arrival.went_on].append(point)
+    plot.add_collection(LineCollection(lines, colors=palette.muted, linewidths=1, alpha=0.5, zorder=2))
+    for went_on, points in marks.items():
+        xs, ys = zip(*points, strict=True) if points else ((), ())
+        plot.plot(xs, ys, zorder=4, **_mark(went_on, palette))
     labels = [f"epoch {epoch}\n{_fates(bracket, epoch)}" for epoch in bracket.rungs]
     plot.set_xticks(range(len(labels)), labels)
     plot.set_xlim(-0.45, len(labels) - 0.55)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -245,20 +246,21 @@ def _draw_front(
 
 def _draw_curves(curves: list[tuple[Trial, Kind]], metric: str, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
-    for trial, kind in curves:
-        epochs, values = zip(*trial.curve, strict=True)
+    for kind in dict.fromkeys(kind for _, kind in curves):
         is_winner = kind == "winner"
-        axes.plot(
-            epochs,
-            values,
-            color=colour_of(kind, palette),
-            linewidth=2.6 if is_winner else 1.3,
-            linestyle="-" if kind in ("winner", "complete") else DASHED,
-            alpha=1 if is_winner else 0.75,
-            zorder=3 if is_winner else 2,
+        axes.add_collection(
+            LineCollection(
+                [trial.curve for trial, each in curves if each == kind],
+                colors=colour_of(kind, palette),
+                linewidths=2.6 if is_winner else 1.3,
+                linestyles="-" if kind in ("winner", "complete") else [DASHED],
+                alpha=1 if is_winner else 0.75,
+                zorder=3 if is_winner else 2,
+            )
         )
-        if kind != "complete":
-            plot_trials(axes, [(*trial.curve[-1], kind)], palette, scale=0.85)
+    ends = [(*trial.curve[-1], kind) for trial, kind in curves if kind != "complete"]
+    plot_trials(axes, ends, palette, scale=0.85)
+    axes.autoscale_view()
     axes.set_xlabel("epoch")
     show_percent(axes.yaxis, metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

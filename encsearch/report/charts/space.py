@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes as Plot
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -230,17 +231,22 @@ def _draw_parallel(
 ) -> None:
     plot = figure.add_subplot()
     norm = Normalize(*_range([line.value for line in lines]))
-    for line in lines:
-        is_winner, is_whole = line.kind == "winner", line.kind in ("winner", "complete")
-        height = float(norm(line.value))
-        plot.plot(
-            range(len(axes) + 1),
-            [*(line.places.get(axis.path, math.nan) for axis in axes), height],
-            color=palette.hues["green"] if is_winner else palette.shades(height),
-            linewidth=3 if is_winner else 1.6,
-            linestyle="-" if is_whole else DASHED,
-            alpha=1 if is_whole else 0.8,
-            zorder=5 if is_winner else 3,
+    heights = [float(norm(line.value)) for line in lines]
+    for kind in dict.fromkeys(line.kind for line in lines):
+        is_winner, is_whole = kind == "winner", kind in ("winner", "complete")
+        own = [(line, height) for line, height in zip(lines, heights, strict=True) if line.kind == kind]
+        plot.add_collection(
+            LineCollection(
+                [
+                    [*enumerate([*(line.places.get(axis.path, math.nan) for axis in axes), height])]
+                    for line, height in own
+                ],
+                colors=palette.hues["green"] if is_winner else [palette.shades(height) for _, height in own],
+                linewidths=3 if is_winner else 1.6,
+                linestyles="-" if is_whole else [DASHED],
+                alpha=1 if is_whole else 0.8,
+                zorder=5 if is_winner else 3,
+            )
         )
     last = len(axes)
     plot.set_xlim(-0.25, last + 0.1)

@@ -12,13 +12,12 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-import optuna
-from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from encsearch.config import Config, Dimension, SearchConfig, find_active, flatten
 from encsearch.search.study.samplers import as_seen, draw, for_each, grid_points, ordered_values, sampler_for
+from encsearch.search.study.storage import study_of
 
 Values = Mapping[str, Any]
 Origin = Literal["prior", "sampler", "uniform", "remaining"]
@@ -160,23 +159,19 @@ def _ask_sampler(
     study_attributes: Mapping[str, Any],
 ) -> Draft:
     """Ask in a copy of the study in which the trials are `as_seen`."""
-    storage = InMemoryStorage()
     directions = [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * bool(search.minimize)
-    study = optuna.create_study(
-        storage=storage, sampler=sampler_for(search, number, attempt), directions=directions
-    )
-    for trial in as_seen(trials, search.space):
-        # Not by `add_trial`, which checks each trial again.
-        storage.create_new_trial(study._study_id, template_trial=trial)
+    study = study_of(as_seen(trials, search.space), directions)
+    study.sampler = sampler_for(search, number, attempt)
+    storage = study._storage
     # Some samplers keep counters there.
     for name, value in study_attributes.items():
         storage.set_study_system_attr(study._study_id, name, value)
-    asked = study.ask()
-    values = draw(asked, search.space)
+    trial = study.ask()
+    values = draw(trial, search.space)
     return Draft(
         values,
         "sampler",
-        storage.get_trial(asked._trial_id).system_attrs,
+        storage.get_trial(trial._trial_id).system_attrs,
         storage.get_study_system_attrs(study._study_id),
     )
 

@@ -1,12 +1,16 @@
 """The storage of a study: a journal file beside the sweep, or a database that several sweeps share."""
 
+import copy
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
 from encsearch.errors import PreflightError, one_line
@@ -37,6 +41,30 @@ def open_storage(place: str) -> BaseStorage:
         raise PreflightError(f"{path}: the study's journal cannot be used ({error.strerror})") from None
     except ValueError as error:
         raise PreflightError(f"{path}: not a journal of Optuna, or damaged ({one_line(error)})") from None
+
+
+def study_of(
+    trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection] = (StudyDirection.MAXIMIZE,)
+) -> optuna.Study:
+    """A study in memory with ended and running trials whose dicts are not copied: nothing may change them.
+
+    Optuna's own way, `add_trials`, checks and copies each trial again, in four fifths of the time that an ask
+    took at 4,000 trials and a third of that of an importance (5.0).
+    """
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, directions=list(directions))
+    for trial in trials:
+        shared = copy.copy(trial)
+        shared.__class__ = _SharedTrial
+        storage.create_new_trial(study._study_id, template_trial=shared)
+    return study
+
+
+class _SharedTrial(FrozenTrial):
+    """A trial that `InMemoryStorage`, which copies it deeply, takes with the dicts that it has."""
+
+    def __deepcopy__(self, memo: object) -> "_SharedTrial":
+        return copy.copy(self)
 
 
 def repair_journal(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,14 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
     store = check(config, out, measure=False, trials_at_once=None).store
     _check_earlier(earlier, config, store)
     check_database()
-    with run_sender() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+    with run_sender() as sender, ExitStack() as session:
+        session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier)
         with locked(folder):
             _, place = reopen(folder)
-            return _run(config, store, place, folder, sender, progress)
+            return _run(config, store, place, folder, sender, session, progress)
 
 
 def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) -> Checked:
@@ -145,11 +146,12 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), run_sender() as sender, ray_session(needs=_largest(config.scaling, search.confirm)):
+    with locked(folder), run_sender() as sender, ExitStack() as session:
+        session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        return _run(config, store, place, folder, sender, progress)
+        return _run(config, store, place, folder, sender, session, progress)
 
 
 def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
@@ -161,8 +163,15 @@ def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
 
 
 def _run(
-    config: Config, store: Store, place: StudyPlace, folder: Path, sender: Sender, progress: Progress
+    config: Config,
+    store: Store,
+    place: StudyPlace,
+    folder: Path,
+    sender: Sender,
+    session: ExitStack,
+    progress: Progress,
 ) -> Swept:
+    """Search, confirm, and write the report; `session` is Ray's, and is closed once nothing is trained."""
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
@@ -194,6 +203,7 @@ def _run(
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
+            session.close()  # the cluster is free while the report is written
             observer.record_configurations(confirmation)
             if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
                 parent.note({PRICE_TAG: format_money(price)})
