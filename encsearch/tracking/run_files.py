@@ -24,7 +24,7 @@ from PIL import Image
 from encsearch.config import CONFIG_FILE
 from encsearch.data.codec import decode_mask
 from encsearch.data.datasets import DatasetInfo, Sample
-from encsearch.data.pictures import draw_comparison, draw_shares
+from encsearch.data.pictures import draw_comparison, draw_shares, save_png
 from encsearch.files import write_csv
 from encsearch.reports import Report
 
@@ -59,7 +59,7 @@ def write_artifacts(folder: Path, report: Report, classes: Sequence[str], config
         counts = np.array(report.confusion)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         titles = "truth", "prediction (% of the truth's pixels)"
-        draw_shares(shares, classes, *titles).save(folder / PICTURES / "confusion.png")
+        save_png(draw_shares(shares, classes, *titles), folder / PICTURES / "confusion.png")
 
 
 def write_texts(folder: Path, report: Report) -> None:
@@ -89,7 +89,7 @@ def write_predictions(
     target = folder / IMAGES
     target.mkdir(parents=True, exist_ok=True)
     files = target / f"{_name_sheet(report)}.png", target / f"{_name_sheet(report)}+compressed.webp"
-    sheet.save(files[0])
+    save_png(sheet, files[0])
     small.save(files[1])
     return files
 

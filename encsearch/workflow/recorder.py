@@ -6,6 +6,7 @@ from pathlib import Path
 
 from encsearch.config import Config, flatten, to_yaml
 from encsearch.data.datasets import evenly_spaced
+from encsearch.data.pictures import save_png
 from encsearch.data.store import Store
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
@@ -175,7 +176,7 @@ def write_panels(bundle: Bundle, store: Store, artifacts: Path, device: str = "c
     samples = evenly_spaced(store.split(bundle.config.data.val_split), SHOWN_IMAGES)
     target = artifacts / PICTURES / "panels.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle, device)}).save(target)
+    save_png(comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle, device)}), target)
 
 
 def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:
