@@ -118,7 +118,7 @@ def run(config: Config, store: Store) -> Row:
     (report,) = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
     dataset = store.split(config.data.val_split)
     samples = [dataset[index] for index in range(min(NUM_IMAGES, len(dataset)))]
-    bundle = Bundle(experiment.state.model.eval(), config, store.info, {}, store.fingerprint)
+    bundle = Bundle(experiment.state.model.eval(), config, store.info, store.fingerprint, {})
     figures = diagnose(bundle, samples).codewords
     return Row(
         num_codewords=config.model.num_codewords,

@@ -1,7 +1,7 @@
 """A step, an evaluation, a prediction and their memory beside the libraries that people would use instead.
 
     python -m benchmarks.step                # installs the peers in .peers, 5 GB, by uv
-    python -m benchmarks.step --families EncNet --backbone resnet18
+    python -m benchmarks.step --families EncNet --backbone resnet101
 
 Each family is one architecture on one backbone at stride 8: encsearch with its defaults, and a peer as it
 comes and in the number format and memory order that encsearch chose (`same formats`). Each contender is a
@@ -77,7 +77,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--backbone", default="resnet50", help="resnet50 or another of both sides")
+    parser.add_argument("--backbone", default="resnet50", choices=("resnet50", "resnet101"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--venv", type=Path, default=VENV)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
@@ -170,7 +170,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def serve(family: str, name: str, formats: str, backbone: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    before_mib = None
     values, _ = FAMILIES[family]
     build = partial_build(name, values, formats == "same formats", backbone)
     before_mib = rss_mib()
@@ -302,8 +301,6 @@ def mmsegmentation(backbone: str, same_formats: bool) -> Contender:
 
     norm = {"type": "BN", "requires_grad": True}
     ce = {"type": "CrossEntropyLoss", "use_sigmoid": False}
-    wide = backbone not in ("resnet18", "resnet34")
-    widths = [512, 1024, 2048] if wide else [128, 256, 512]
     model = MODELS.build(
         {
             "type": "EncoderDecoder",
@@ -321,7 +318,7 @@ def mmsegmentation(backbone: str, same_formats: bool) -> Contender:
             },
             "decode_head": {
                 "type": "EncHead",
-                "in_channels": widths,
+                "in_channels": [512, 1024, 2048],
                 "in_index": (1, 2, 3),
                 "channels": 512,
                 "num_codes": 32,
@@ -336,9 +333,9 @@ def mmsegmentation(backbone: str, same_formats: bool) -> Contender:
             },
             "auxiliary_head": {
                 "type": "FCNHead",
-                "in_channels": widths[1],
+                "in_channels": 1024,
                 "in_index": 2,
-                "channels": widths[1] // 4,
+                "channels": 256,
                 "num_convs": 1,
                 "concat_input": False,
                 "dropout_ratio": 0.1,

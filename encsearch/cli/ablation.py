@@ -36,8 +36,8 @@ def ablate(
 
     FCN, + Encoding, + SE-loss, pooling in the codewords' place, other heads, and the curves over K and alpha,
     each with every seed, as the recipe's ablate: block says. The scores are those of the last epoch. FCN,
-    EncNet and the gate are scored again by the size of objects and by the classes that they find in an image,
-    beside a dictionary of visual words.
+    EncNet and the gate are scored again by the size of objects; the latter two also by the classes that they
+    find in an image, beside a dictionary of visual words.
     """
     from encsearch.cli.progress import progress
     from encsearch.config import load_config
@@ -84,19 +84,21 @@ def _plan_json(plan: "Ablation") -> dict[str, Any]:
 
 
 def _ablated_text(done: "Ablated") -> str:
-    from encsearch.report.ablation import column_titles, figure_cells, num_values, select_series, verdicts
+    from encsearch.report.ablation import figure_table, num_values, select_series, verdicts
 
     metric = done.story.metric
     tables = []
     trained: tuple[Series, ...] = ("rows", "codewords", "se_weights")
     scored: tuple[tuple[Series, ...], ...] = (("sizes",), ("presence",))
     for series in (trained, *scored):
-        rows = [
-            [f.point.label, f.point.epochs, num_values(f), *figure_cells(f, metric)]
-            for f in select_series(done.story, *series)
-        ]
-        if rows:
-            tables += [table(["row", "epochs", "n", *column_titles(series[0], metric)], rows), ""]
+        figures = select_series(done.story, *series)
+        if figures:
+            titles, cells = figure_table(figures, metric)
+            rows = [
+                [f.point.label, f.point.epochs, num_values(f), *own]
+                for f, own in zip(figures, cells, strict=True)
+            ]
+            tables += [table(["row", "epochs", "n", *titles], rows), ""]
     return "\n".join(
         [
             *tables,

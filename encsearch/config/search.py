@@ -339,8 +339,8 @@ class AblateConfig(Section):
         (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         description="for the multi-scale row, with flip; empty: no such row",
     )
-    words: tuple[Annotated[int, Field(ge=2, le=65536)], ...] = Field(
-        (256,), description="sizes of the dictionaries that predict presence without a network"
+    words: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
+        (256,), description="sizes of the dictionaries of visual words that predict presence"
     )
     scene_pattern: str | None = Field(
         None, description="regular expression whose group is the scene in a sample's id; null: not scored"

@@ -287,6 +287,11 @@ def _check_searchable(path: str) -> None:
         raise ValueError(
             f"search.space: {path} is not searchable; only augment, model, loss, optim and train are"
         )
+    section, _, leaf = path.partition(".")
+    if isinstance(getattr(Config.model_fields[section].default, leaf, None), tuple):
+        raise ValueError(
+            f"search.space: {path} is a list and not searchable; compare its values in ablate.rows"
+        )
 
 
 def _worker_counts(config: Config) -> list[int]:

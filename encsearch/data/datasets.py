@@ -105,8 +105,13 @@ class SegmentationDataset(Protocol):
 
 def evenly_spaced(samples: SegmentationDataset | Sequence[Sample], count: int) -> list[Sample]:
     """`count` samples, or all if there are fewer; always the same ones for the same data set."""
-    indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
-    return [samples[int(index)] for index in dict.fromkeys(indices)]
+    return [samples[index] for index in spaced_indices(len(samples), count)]
+
+
+def spaced_indices(length: int, count: int) -> list[int]:
+    """`count` indices of a sequence of `length`, as far apart as they can be, or all if there are fewer."""
+    indices = np.linspace(0, length - 1, min(count, length)).round().astype(int)
+    return list(dict.fromkeys(indices.tolist()))
 
 
 def default_palette(num_classes: int) -> tuple[Colour, ...]:

@@ -113,6 +113,10 @@ class StoreSplit:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def ids(self) -> list[str]:
+        """The samples' ids, in order; no image is decoded."""
+        return [self._rows[index].id for index in range(len(self))]
+
     def __getitem__(self, index: int) -> Sample:
         """Raises StoreError when the cache has been damaged since it was written."""
         if not 0 <= index < len(self):

@@ -164,7 +164,7 @@ def _describe_network(model: ModelConfig) -> list[str]:
         case "none":
             pass
     if model.context != "none" and 3 in model.attention_stages:
-        lines.append("a second context module scales the features of stage 3")
+        lines.append("the auxiliary context module scales the features of stage 3")
     corners = "aligned" if model.align_corners else "not aligned"
     return [*lines, f"logits upsampled bilinearly, corners {corners}"]
 

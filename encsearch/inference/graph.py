@@ -37,6 +37,8 @@ class InferenceGraph(nn.Module):
         self.model.aux_head = None
         if not self.model.scales_stage3:
             self.model.aux_context = None
+        elif self.model.aux_context is not None:
+            self.model.aux_context.presence = None
         self.output_names = ("logits",) if model.context is None else ("logits", "presence_logits")
         # Not named `mean`: onnx_ir 1.1 confuses a buffer with a folded constant of the same name.
         self.register_buffer("image_mean", torch.tensor(MEAN)[:, None, None])

@@ -64,11 +64,8 @@ class ContextModule(nn.Module):
         if self.weigh is None:
             return ContextOutput(features, presence_logits)
         scaled = features * torch.sigmoid(self.weigh(semantics))[:, :, None, None]
-        match self.scaling:
-            case "multiply" | None:
-                pass
-            case "residual":
-                scaled = F.relu(features + scaled)
+        if self.scaling == "residual":
+            scaled = F.relu(features + scaled)
         return ContextOutput(scaled, presence_logits)
 
 

@@ -47,6 +47,12 @@ class EncNet(nn.Module):
         super().__init__()
         model = model_config(backbone=backbone, num_codewords=num_codewords, **options)
         self.backbone = build_backbone(model.backbone, model.output_stride, model.weights)
+        self.scales_stage3 = 3 in model.attention_stages and model.context != "none"
+        if self.scales_stage3 and not isinstance(self.backbone, StagedBackbone):
+            raise UserError(
+                f"model.attention_stages=[3, 4]: {model.backbone} runs as a whole, without a place between "
+                "its stages 3 and 4; give [4], or one of torchvision's networks"
+            )
         *_, stage3, _ = self.backbone.channels
         self.head = build_head(
             model.head,
@@ -76,7 +82,6 @@ class EncNet(nn.Module):
                 has_loss = True
             case "none":
                 pass
-        self.scales_stage3 = 3 in model.attention_stages and model.context != "none"
         aux_semantics = build_semantics(model, stage3) if self.scales_stage3 or has_loss else None
         if aux_semantics:
             self.aux_context = ContextModule(
@@ -85,11 +90,6 @@ class EncNet(nn.Module):
                 num_classes,
                 model.scaling if self.scales_stage3 else None,
                 has_presence=has_loss,
-            )
-        if self.scales_stage3 and not isinstance(self.backbone, StagedBackbone):
-            raise UserError(
-                f"model.attention_stages=[3, 4]: {model.backbone} runs as a whole, without a place between "
-                "its stages 3 and 4; give [4], or one of torchvision's networks"
             )
         self.align_corners = model.align_corners
 

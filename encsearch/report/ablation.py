@@ -10,6 +10,7 @@ from encsearch.search.ablation.plan import (
     ENCNET,
     FCN,
     GATE,
+    MAX_WORD_IMAGES,
     PRESENCE_METRICS,
     SIZE_METRICS,
     AblationResult,
@@ -65,8 +66,10 @@ def write_report(story: AblationStory, folder: Path) -> Path:
         select_series(story, "codewords"),
         select_series(story, "se_weights"),
     )
-    draw_rows(rows, story.metric, folder / "rows.png")
-    charts = ["rows.png"]
+    charts = []
+    if rows:
+        draw_rows(rows, story.metric, folder / "rows.png")
+        charts.append("rows.png")
     if codewords:
         draw_curve(codewords, rows, story.metric, "codewords K", "pooling\n(K = 0)", folder / "codewords.png")
         charts.append("codewords.png")
@@ -106,8 +109,16 @@ def verdicts(story: AblationStory) -> list[str]:
     return sentences
 
 
-def column_titles(series: Series, metric: str) -> list[str]:
-    """Titles of the cells that `figure_cells` gives for the points of a series."""
+def figure_table(figures: Sequence[PointFigures], metric: str) -> tuple[list[str], list[list[str]]]:
+    """The titles and the rows of a table of points of a series or of like ones, without empty columns."""
+    titles = _column_titles(figures[0].point.series, metric)
+    rows = [_figure_cells(one, metric) for one in figures]
+    kept = [index for index, column in enumerate(zip(*rows, strict=True)) if set(column) != {NOTHING}]
+    return [titles[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
+def _column_titles(series: Series, metric: str) -> list[str]:
+    """Titles of the cells that `_figure_cells` gives for the points of a series."""
     names = [f"{name} %" for name in shown_metrics(metric, series)]
     match series:
         case "rows" | "codewords" | "se_weights":
@@ -118,7 +129,7 @@ def column_titles(series: Series, metric: str) -> list[str]:
             return [*names, f'{PRESENCE_METRICS[0]} minus "{ENCNET}"']
 
 
-def figure_cells(figures: PointFigures, metric: str) -> list[str]:
+def _figure_cells(figures: PointFigures, metric: str) -> list[str]:
     """Cells of a table row, in percent: the shown metrics, then differences from FCN and from EncNet.
 
     A star marks a difference whose interval excludes 0.
@@ -172,13 +183,13 @@ def _markdown(story: AblationStory, charts: Sequence[str], has_pictures: bool, w
     parts += [
         f"Differences are of {story.metric}, paired by seed; a star marks those whose 95 % interval "
         "excludes 0. Each interval is separate: it is not corrected for the number of comparisons.",
-        "![rows](rows.png)",
+        "![rows](rows.png)" if "rows.png" in charts else "",
     ]
     if sizes := list(_tables_by_budget(story, "sizes", "Objects by size")):
         medium, large = (format_share(share) for share in story.object_sizes)
         parts += [*sizes, f"Medium objects begin at {medium} of the image, large ones at {large}."]
     if presence := list(_tables_by_budget(story, "presence", "Which classes are present")):
-        parts += [*presence, _describe_presence(words), *(f"![{name}]({name})" for name in words)]
+        parts += [*presence, _describe_presence(story), *(f"![{name}]({name})" for name in words)]
     curves: tuple[tuple[Series, str, str], ...] = (
         ("codewords", "Number of codewords", "codewords.png"),
         ("se_weights", "Weight of the SE-loss", "se_weights.png"),
@@ -214,28 +225,29 @@ def _tables_by_budget(story: AblationStory, series: Series, title: str) -> Itera
         yield _table(of_budget, story.metric)
 
 
-def _describe_presence(words: Sequence[str]) -> str:
-    text = (
-        "Words are the centres of k-means, of patches of the training images or of the backbone's features "
-        f'of "{FCN}"; a logistic regression for each class takes their histogram. A class that every image '
-        "has counts with an average precision of 1. The scene is told by a linear layer from the predicted "
-        "presence, which was fitted on the training images."
-    )
-    return f"{text} The pictures show the words used most." if words else text
+def _describe_presence(story: AblationStory) -> str:
+    rows = select_series(story, "presence")
+    sentences = ["A class that every image has counts with an average precision of 1."]
+    if any("words" in figures.point.label for figures in rows):
+        sentences.append(
+            "Words are the centres of k-means, of patches of the training images or of the features of the "
+            f'backbone of "{FCN}"; a logistic regression for each class takes their histogram. They see at '
+            f"most {format_count(MAX_WORD_IMAGES, 'training image')}, the networks all."
+        )
+    if any(PRESENCE_METRICS[-1] in figures.estimates for figures in rows):
+        sentences.append(
+            "The scene is told by a linear layer from the predicted presence, fitted on the training images."
+        )
+    return " ".join(sentences)
 
 
 def _table(figures: Sequence[PointFigures], metric: str) -> str:
-    series = figures[0].point.series
-    is_scored = series in ("sizes", "presence")
-    header = ["row", "n", *column_titles(series, metric), "a scoring" if is_scored else "a training"]
+    is_scored = figures[0].point.series in ("sizes", "presence")
+    titles, cells = figure_table(figures, metric)
+    header = ["row", "n", *titles, "a scoring" if is_scored else "a training"]
     lines = [
-        [
-            f.point.label,
-            str(num_values(f)),
-            *figure_cells(f, metric),
-            format_duration(f.seconds),
-        ]
-        for f in figures
+        [f.point.label, str(num_values(f)), *own, format_duration(f.seconds)]
+        for f, own in zip(figures, cells, strict=True)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
@@ -254,8 +266,8 @@ def _summary_lines(story: AblationStory) -> Iterator[Sequence[object]]:
 
 
 def num_values(figures: PointFigures) -> int:
-    """How many seeds a point has; of the first metric, if another lacks some."""
-    return len(next(iter(figures.estimates.values())).values)
+    """How many seeds a point has."""
+    return max((len(estimate.values) for estimate in figures.estimates.values()), default=0)
 
 
 def _csv_cells(estimate: Estimate | None) -> tuple[object, object, object]:

@@ -1,6 +1,7 @@
 """`encsearch ablate` as people use it, and what it refuses to go on with."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,32 @@ def test_only_an_ablation_of_the_same_recipe_is_resumed(
     with pytest.raises(UserError, match=message):
         ablate(with_values(toy_config, values), tmp_path, LineProgress(), resume=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+def test_weights_stay_until_everything_is_scored_with_them(shell: Shell, ray_here: None) -> None:
+    """A scoring that fails is run again when the ablation is resumed, with the weights that it needs."""
+    options = ("ablate", "toy.yaml", *BRIEF, "ablate.seeds=[0]", "ablate.words=[9]", "--json")
+    first = json.loads(shell.encsearch(*options).stdout)
+    folder = shell.folder / first["folder"]
+    results = folder / "trainings.jsonl"
+    lines = results.read_text().splitlines(keepends=True)
+    lost = next(line for line in lines if '"9-words-of-features' in line)
+    results.write_text("".join(line for line in lines if line != lost))
+
+    again = json.loads(shell.encsearch(*options, "--resume", first["folder"]).stdout)
+    assert again["failures"] == {}
+    assert [f["estimates"] for f in again["figures"]] == [f["estimates"] for f in first["figures"]]
+
+    # As a version that kept fewer weights would have left it.
+    shutil.rmtree(folder / "models" / "FCN-1-epochs-seed0")
+    results.write_text("".join(line for line in lines if line != lost))
+    without = json.loads(shell.encsearch(*options, "--resume", first["folder"]).stdout)
+    name = json.loads(lost)["name"]
+    assert without["failures"] == {name: "the weights of FCN-1-epochs-seed0 were not kept"}
+
+
+def test_a_pattern_without_scenes_is_refused_before_anything_is_trained(shell: Shell) -> None:
+    refused = shell.encsearch(
+        "ablate", "toy.yaml", *BRIEF, r"ablate.scene_pattern=_(\w+)$", "--dry-run", code=3
+    )
+    assert "finds 0 scenes in the ids of 48 training images, such as train-000000-" in refused.stderr

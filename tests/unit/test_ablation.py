@@ -85,8 +85,8 @@ def test_sizes_and_presence_score_the_same_weights_once_and_words_those_of_fcn(t
         assert (features.kind, features.num_words, features.seed) == ("features", 64, 1)
         assert features.training == points["rows", FCN, epochs]
     # Patches do not depend on a training.
-    patches = {points["presence", "16 words of patches", epochs] for epochs in (2, 5)}
-    assert len(patches) == 1
+    (patches,) = {points["presence", "16 words of patches", epochs] for epochs in (2, 5)}
+    assert planned[patches].training is None
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,17 @@ def test_sizes_and_presence_score_the_same_weights_once_and_words_those_of_fcn(t
         ({"ablate.rows": {"odd": {"train.seed": 3}}}, "train.seed is set by ablate.seeds"),
         ({"ablate.rows": {"FCN": {"model.dropout": 0.5}}}, "'FCN' is a row of every ablation"),
         ({"ablate.codewords": [2000]}, "ablation row 'K=2000': model.num_codewords=2000"),
-        ({"ablate.rows": {"K=8": {"model.num_codewords": 9}}}, "'K=8' and 'K=8' are different trainings"),
+        ({"ablate.rows": {"K=8": {"model.num_codewords": 9}}}, "'K=8' and 'K=8' are different, but"),
         ({"ablate.rows": {"SE-loss": {"model.dropout": 0.5}}}, "'\\+ SE-loss' and 'SE-loss' are different"),
-        ({"ablate.se_weights": [0.1, 0.10000001]}, "'alpha=0.1' and 'alpha=0.1' are different trainings"),
+        ({"ablate.se_weights": [0.1, 0.10000001]}, "'alpha=0.1' and 'alpha=0.1' are different, but"),
         ({"loss.se_weight": 0.0}, 'the row "\\+ SE-loss" needs a weight'),
         ({"model.head": "unet"}, "model.head=unet: the ablation goes from FCN to EncNet"),
         ({"ablate.seeds": [1, 1]}, "names a training twice"),
         ({"ablate.words": [1]}, "greater than or equal to 2"),
+        (
+            {"ablate.words": [8], "ablate.rows": {"8 words of features": {"model.dropout": 0.5}}},
+            "'8 words of features' and '8 words of features' are different, but",
+        ),
         ({"ablate.scene_pattern": "-(\\w+"}, "is no regular expression"),
         ({"ablate.scene_pattern": "-\\w+$"}, "has 0 groups; put the scene in one"),
     ],

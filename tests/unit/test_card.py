@@ -49,7 +49,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("model.scaling", "residual", "the features times its scaling factors are added to the features"),
     ("model.attention", "classes", "the logits are multiplied by the presence of their class"),
     ("model.attention", "both", "multiply the features; the logits are multiplied"),
-    ("model.attention_stages", [3, 4], "a second context module scales the features of stage 3"),
+    ("model.attention_stages", [3, 4], "the auxiliary context module scales the features of stage 3"),
     ("model.encoding_conv", True, "after a 1x1 convolution"),
     ("model.auxiliary", "se", "the SE-loss of the auxiliary context module"),
     ("model.auxiliary", "none", "the SE-loss of the context module\n"),

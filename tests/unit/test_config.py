@@ -113,6 +113,7 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
             "optim.lr=0.0 is not valid: Input should be greater than 0",
         ),
         ("search.space.train.seed={choice: [1, 2]}", "train.seed is not searchable"),
+        ("search.space.augment.scale={choice: [1, 2]}", "augment.scale is a list and not searchable"),
         ("search.space.model.num_codewords={loguniform: [8, 64]}", "fractional part"),
         ("search.enqueue=[{optim.lr: 5}]", "search.enqueue[0]: optim.lr=5 is outside search.space"),
         ("search.enqueue=[{model.num_codewords: 5}]", "num_codewords=5 is outside search.space"),

@@ -25,6 +25,7 @@ MULTI_SCALE = "+ multi-scale"
 SIZED, PRESENT = (FCN, ENCNET, GATE), (ENCNET, GATE)
 SIZE_METRICS = tuple(f"size/{size}/mIoU" for size in ("small", "medium", "large"))
 PRESENCE_METRICS = ("presence/mAP", "presence/precision", "presence/recall", "scene/accuracy")
+MAX_WORD_IMAGES = 2000  # of the training split, evenly spaced, of which a dictionary learns
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 BUDGET = {"train.epochs": "epochs", "train.seed": "seeds"}
 
@@ -54,13 +55,14 @@ class PlannedScoring:
     """A result that is scored after the trainings, with the weights of `training`.
 
     `kind` is `multi-scale`; `whole`, at scale 1, with the sizes of objects and the presence of classes; or
-    the source of a dictionary of `num_words` words, which takes the weights' backbone, or `patches` alone.
+    the source of a dictionary of `num_words` words: the `features` of the weights' backbone, or `patches`,
+    which need no training and have 0 epochs.
     """
 
     name: str
     row: str
     kind: ScoringKind
-    training: str
+    training: str | None
     seed: int
     epochs: int
     num_words: int = 0
@@ -112,7 +114,6 @@ def plan_ablation(config: Config) -> Ablation:
             identity = json.dumps(flatten(training.config), sort_keys=True)
             names[seed] = trainings.setdefault(identity, training).name
         points.append(AblationPoint(series, label, x, epochs, names))
-    _check_names(tuple(trainings.values()))
     scorings: dict[str, PlannedScoring] = {}
     shown: list[AblationPoint] = []
     for point in points:
@@ -128,6 +129,7 @@ def plan_ablation(config: Config) -> Ablation:
             label = f"{format_count(count, 'word')} of"
             shown.append(_score(fcn, "presence", f"{label} features", "features", scorings, count))
             shown.append(_score(fcn, "presence", f"{label} patches", "patches", scorings, count))
+    _check_names((*trainings.values(), *scorings.values()))
     by_seed = sorted(trainings.values(), key=lambda t: config.ablate.seeds.index(t.config.train.seed))
     return Ablation(tuple(shown), tuple(by_seed), tuple(scorings.values()))
 
@@ -260,16 +262,16 @@ def _check_encnet(config: Config) -> None:
         raise UserError('loss.se_weight=0: the row "+ SE-loss" needs a weight; try 0.2')
 
 
-def _check_names(trainings: Sequence[PlannedTraining]) -> None:
+def _check_names(planned: Sequence[PlannedTraining | PlannedScoring]) -> None:
     """Check that names are unique, because they identify folders and results."""
     rows: dict[str, str] = {}
-    for training in trainings:
-        if training.name in rows:
+    for one in planned:
+        if one.name in rows:
             raise UserError(
-                f"ablation rows {rows[training.name]!r} and {training.row!r} are different trainings, but "
-                "their names are too similar; rename or leave out one"
+                f"ablation rows {rows[one.name]!r} and {one.row!r} are different, but their names are too "
+                "similar; rename or leave out one"
             )
-        rows[training.name] = training.row
+        rows[one.name] = one.row
 
 
 def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[str, int]) -> Config:
@@ -302,14 +304,17 @@ def _score(
     """The point that shows what is scored with the weights of `trained`; what it takes joins `scorings`."""
     names = {}
     for seed, training in trained.trainings.items():
-        name = f"{training}-{kind}"
-        if num_words:
-            # Patches are the same after any training.
-            budget = "" if kind == "patches" else f"-{trained.epochs}-epochs"
-            name = f"{num_words}-words-of-{kind}{budget}-seed{seed}"
         row = trained.label if kind == "whole" else label
-        scoring = PlannedScoring(name, row, kind, training, seed, trained.epochs, num_words)
-        names[seed] = scorings.setdefault(name, scoring).name
+        match kind:
+            case "multi-scale" | "whole":
+                scoring = PlannedScoring(f"{training}-{kind}", row, kind, training, seed, trained.epochs)
+            case "features":
+                name = f"{num_words}-words-of-features-{trained.epochs}-epochs-seed{seed}"
+                scoring = PlannedScoring(name, row, kind, training, seed, trained.epochs, num_words)
+            case "patches":
+                name = f"{num_words}-words-of-patches-seed{seed}"
+                scoring = PlannedScoring(name, row, kind, None, seed, 0, num_words)
+        names[seed] = scorings.setdefault(scoring.name, scoring).name
     return replace(trained, series=series, label=label, trainings=names)
 
 

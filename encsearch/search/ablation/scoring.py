@@ -30,7 +30,10 @@ class Scored:
 
 def score_side_by_side(scorings: Mapping[str, Scoring], scaling: ScalingConfig) -> Iterator[Scored]:
     """Run scorings by name, each with the CPUs and the GPU of one worker, in any order."""
-    task = ray.remote(_run).options(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)
+    # Without a retry: Ray would start one that runs out of memory again and again.
+    task = ray.remote(_run).options(
+        num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_retries=0
+    )
     device = "cuda:0" if scaling.gpus_per_worker else "cpu"
     names = {task.remote(scoring, device): name for name, scoring in scorings.items()}
     waiting = list(names)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +20,27 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from encsearch.data.datasets import IGNORE, Sample
+from encsearch.config import DataConfig
+from encsearch.data.datasets import IGNORE, Sample, spaced_indices
 from encsearch.data.pictures import draw_sheet
 from encsearch.data.store import Store, StoreSplit
 from encsearch.data.transforms import to_image_tensor
-from encsearch.errors import TrainingError
+from encsearch.errors import PreflightError, TrainingError
 from encsearch.files import beside
 from encsearch.inference.bundle import read_bundle
 from encsearch.inference.evaluation import ImagePresence
 from encsearch.metrics.presence import presence_scores
+from encsearch.search.ablation.plan import MAX_WORD_IMAGES
 from encsearch.text import format_share
 
-Source = Literal["patches", "features"]
 SCENE_ACCURACY = "scene/accuracy"
 
 PATCH_PX, PATCH_STEP_PX = 8, 4
 FEATURE_PATCH_PX = 24  # drawn about the place of a feature; what it has seen may be larger
-MAX_IMAGES = 2000  # of the training split, evenly spaced
-MAX_DESCRIPTORS = 100_000  # for k-means, as many of each image
+MAX_DESCRIPTORS, MAX_BYTES = (
+    100_000,
+    2**28,
+)  # for k-means, as many of each image; it takes twice the bytes more
 SHOWN_WORDS, SHOWN_PATCHES = 8, 8
 
 Array = NDArray[np.float32]
@@ -56,28 +59,26 @@ Describe = Callable[[Pixels], Described]
 
 
 def score_words(
-    source: Source,
+    data: DataConfig,
+    folder: Path | None,
     num_words: int,
     seed: int,
-    folder: Path,
-    store: Path,
     scene_pattern: str | None,
     picture: Path | None,
     device: str,
 ) -> dict[str, float]:
     """Learn words on the training split and score on the validation split which classes are present.
 
-    Words of `patches` are of RGB squares; words of `features` are of the last stage of the backbone of the
-    bundle in `folder`, whose splits are taken either way. Returns presence/mAP, presence/precision,
+    The words are of the features of the last stage of the backbone of the bundle in `folder`, or without one
+    of RGB squares. `data.store` is an absolute path. Returns presence/mAP, presence/precision,
     presence/recall, and scene/accuracy with a pattern of scenes. `picture` shows the words used most. Raises
     TrainingError for a training split without as many descriptors as words.
     """
-    bundle = read_bundle(folder)
-    data = bundle.config.data
-    describe = _patches if source == "patches" else _features(bundle.model.backbone, device)
-    opened, classes = Store(store), bundle.info.classes
-    train, val = opened.split(data.train_split), opened.split(data.val_split)
-    numbers = range(0, len(train), max(1, -(-len(train) // MAX_IMAGES)))
+    describe = _features(read_bundle(folder).model.backbone, device) if folder else _patches
+    store = Store(data.store)
+    classes = store.info.classes
+    train, val = store.split(data.train_split), store.split(data.val_split)
+    numbers = spaced_indices(len(train), MAX_WORD_IMAGES)
     taken = _sample(train, numbers, describe, np.random.default_rng(seed))
     if len(taken.descriptors) < num_words:
         raise TrainingError(
@@ -85,8 +86,8 @@ def score_words(
             "give fewer in ablate.words"
         )
     scale = StandardScaler().fit(taken.descriptors)
-    words = MiniBatchKMeans(num_words, random_state=seed, n_init=3, batch_size=4096)
-    words.fit(scale.transform(taken.descriptors))
+    scaled = scale.transform(taken.descriptors, copy=False)
+    words = MiniBatchKMeans(num_words, random_state=seed, n_init=3, batch_size=4096).fit(scaled)
 
     def count(split: StoreSplit, chosen: Iterable[int]) -> _Counted:
         return _count(split, chosen, describe, lambda found: words.predict(scale.transform(found)), num_words)
@@ -101,9 +102,9 @@ def score_words(
         SCENE_ACCURACY: score_scenes(*found, scene_pattern) if scene_pattern else None,
     }
     if picture:
-        distances = words.transform(scale.transform(taken.descriptors))
-        size = PATCH_PX if source == "patches" else FEATURE_PATCH_PX
-        _draw_words(train, taken.places, distances, counted[0].shares.mean(axis=0), size, picture)
+        size = FEATURE_PATCH_PX if folder else PATCH_PX
+        share = counted[0].shares.mean(axis=0)
+        _draw_words(train, _Taken(scaled, taken.places), words.cluster_centers_, share, size, picture)
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -111,19 +112,24 @@ def score_scenes(train: ImagePresence, val: ImagePresence, pattern: str) -> floa
     """The share of validation images whose scene a linear layer tells from the presence of the classes.
 
     It is fitted on the probabilities of the training split. The scene of an image is what the group of
-    `pattern` matches in its id; images without a match are left out. Raises TrainingError where that leaves
-    fewer than two scenes to tell apart, or nothing to score.
+    `pattern` matches in its id; images without a match are left out. Raises as `check_scenes` does.
     """
+    check_scenes(train.ids, val.ids, pattern)
     (known, scenes), (asked, truth) = (_scenes(split.ids, pattern) for split in (train, val))
-    if len(set(scenes)) < 2 or not truth:
-        raise TrainingError(
-            f"ablate.scene_pattern={pattern} finds {len(set(scenes))} scenes in the ids of {len(train.ids)} "
-            f"training images, such as {train.ids[0]}, and names {len(truth)} of {len(val.ids)} validation "
-            "images; it takes two scenes and a validation image"
-        )
     layer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     layer.fit(train.probabilities[known].numpy(), scenes)
     return float(layer.score(val.probabilities[asked].numpy(), truth))
+
+
+def check_scenes(train_ids: Sequence[str], val_ids: Sequence[str], pattern: str) -> None:
+    """Raise PreflightError where `pattern` finds fewer than two scenes to tell apart, or nothing to score."""
+    (_, scenes), (_, truth) = (_scenes(ids, pattern) for ids in (train_ids, val_ids))
+    if len(set(scenes)) < 2 or not truth:
+        raise PreflightError(
+            f"ablate.scene_pattern={pattern} finds {len(set(scenes))} scenes in the ids of {len(train_ids)} "
+            f"training images, such as {train_ids[0]}, and one in {len(truth)} of {len(val_ids)} validation "
+            "images; it takes two scenes and a validation image"
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,9 @@ class _Taken:
 
 
 def _patches(image: Pixels) -> Described:
-    """Squares of PATCH_PX, in 0..1: (N, 3 * PATCH_PX ** 2)."""
+    """Squares of PATCH_PX, in 0..1: (N, 3 * PATCH_PX ** 2); a smaller image is continued as its edge."""
+    lacking = [(0, max(0, PATCH_PX - side)) for side in image.shape[:2]]
+    image = np.pad(image, (*lacking, (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(image, (PATCH_PX, PATCH_PX), axis=(0, 1))
     windows = windows[::PATCH_STEP_PX, ::PATCH_STEP_PX]
     rows, columns = np.indices(windows.shape[:2]) * PATCH_STEP_PX + PATCH_PX // 2
@@ -178,15 +186,17 @@ def _labelled(split: StoreSplit, numbers: Iterable[int]) -> Iterator[tuple[int, 
 def _sample(
     split: StoreSplit, numbers: Sequence[int], describe: Describe, rng: np.random.Generator
 ) -> _Taken:
-    each = max(1, MAX_DESCRIPTORS // len(numbers))
     descriptors, places = [], []
     for number, sample in _labelled(split, numbers):
         described = describe(sample.image)
-        count = len(described.descriptors)
+        count, length = described.descriptors.shape
+        each = max(1, min(MAX_DESCRIPTORS, MAX_BYTES // (4 * length)) // len(numbers))
         chosen = rng.choice(count, min(each, count), replace=False)
         descriptors.append(described.descriptors[chosen])
         centres = described.centres[chosen]
         places.append(np.column_stack([np.full(len(centres), number), centres]))
+    if not descriptors:
+        raise TrainingError(f"none of {len(numbers)} training images has a labelled pixel to learn from")
     return _Taken(np.concatenate(descriptors), np.concatenate(places))
 
 
@@ -241,17 +251,18 @@ def _scenes(ids: Sequence[str], pattern: str) -> tuple[list[int], list[str]]:
 
 
 def _draw_words(
-    split: StoreSplit, places: NDArray[np.int64], distances: Array, share: Array, size: int, target: Path
+    split: StoreSplit, taken: _Taken, words: Array, share: Array, size: int, target: Path
 ) -> None:
     """A row for each of the words used most: the squares of `size` px nearest to it, each of another image.
 
-    distances (N, num_words) are those of the descriptors at `places` (N, 3).
+    words (num_words, D) lie where the descriptors of `taken` do.
     """
     shown = np.argsort(-share)[:SHOWN_WORDS]
     rows = []
     for word in shown:
         nearest: dict[int, Pixels] = {}
-        for place in places[np.argsort(distances[:, word])]:
+        distances = np.linalg.norm(taken.descriptors - words[word], axis=1)
+        for place in taken.places[np.argsort(distances)]:
             number, row, column = place.tolist()
             if number not in nearest:
                 nearest[number] = _crop(split[number].image, row, column, size)

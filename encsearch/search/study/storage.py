@@ -1,6 +1,5 @@
 """The storage of a study: a journal file beside the sweep, or a database that several sweeps share."""
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,25 +45,24 @@ def open_storage(place: str) -> BaseStorage:
 def study_of(
     trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection] = (StudyDirection.MAXIMIZE,)
 ) -> optuna.Study:
-    """A study in memory with ended and running trials whose dicts are not copied: nothing may change them.
+    """A study in memory that takes `trials` over, and does not copy them; their dicts may be shared.
 
-    Optuna's own way, `add_trials`, checks and copies each trial again, in four fifths of the time that an ask
-    took at 4,000 trials and a third of that of an importance (5.0).
+    Optuna's own way, `add_trials`, checks and copies each trial (5.0). That took four fifths of an ask at
+    4,000 trials, and a third of the importances.
     """
     storage = InMemoryStorage()
     study = optuna.create_study(storage=storage, directions=list(directions))
     for trial in trials:
-        shared = copy.copy(trial)
-        shared.__class__ = _SharedTrial
-        storage.create_new_trial(study._study_id, template_trial=shared)
+        trial.__class__ = _OwnTrial
+        storage.create_new_trial(study._study_id, template_trial=trial)
     return study
 
 
-class _SharedTrial(FrozenTrial):
-    """A trial that `InMemoryStorage`, which copies it deeply, takes with the dicts that it has."""
+class _OwnTrial(FrozenTrial):
+    """A trial that `InMemoryStorage`, which copies what it is given, takes as it is."""
 
-    def __deepcopy__(self, memo: object) -> "_SharedTrial":
-        return copy.copy(self)
+    def __deepcopy__(self, memo: object) -> "_OwnTrial":
+        return self
 
 
 def repair_journal(path: Path) -> None:

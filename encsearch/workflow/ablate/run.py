@@ -2,7 +2,7 @@
 
 Files in the folder, in addition to those of every job:
 
-    trainings.jsonl      one line for each finished training, which --resume does not train again
+    trainings.jsonl      one line for each finished training or scoring, which --resume does not run again
     models/              EncNet's weights for every seed and budget, FCN's for the picture sheet, and until
                          they are scored those of FCN and the pooled gate
     record/              the events for MLflow
@@ -13,6 +13,7 @@ Files in the folder, in addition to those of every job:
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from encsearch.search.ablation.plan import (
     plan_ablation,
 )
 from encsearch.search.ablation.scoring import Scoring, score_side_by_side, score_weights
-from encsearch.search.ablation.words import score_words
+from encsearch.search.ablation.words import check_scenes, score_words
 from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
@@ -84,7 +85,8 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     and TrainingError when no EncNet could be trained, after writing the report of the others.
     """
     ablation, store = _planned(config, out, resume)
-    with run_sender() as sender, ray_session(needs=config.scaling):
+    with run_sender() as sender, ExitStack() as session:
+        session.enter_context(ray_session(needs=config.scaling))
         tracking = sender.store()
         folder = resume or new_folder(out, config.name)
         if not resume:
@@ -93,7 +95,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
         with own_record(folder, sender.root) as record:
             sender.follow(folder)
             observer = _Observer(config, store, ablation, record, folder, progress)
-            story, report = _train_and_compare(config, store, ablation, record, observer, folder)
+            story, report = _train_and_compare(config, store, ablation, record, observer, session, folder)
         sender.notify("finished", f"report: {report}")
         summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
         write_summary(folder, summary)
@@ -110,6 +112,9 @@ def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, 
     store = open_store(config)
     resolve_uri(None)
     preflight(config, store, out)
+    if pattern := config.ablate.scene_pattern:
+        train, val = (store.split(name).ids() for name in (config.data.train_split, config.data.val_split))
+        check_scenes(train, val, pattern)
     # One training for each row: of all that preflight checks, only the model differs between rows.
     for row, training in {training.row: training for training in ablation.trainings}.items():
         try:
@@ -122,8 +127,15 @@ def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, 
 
 
 def _train_and_compare(
-    config: Config, store: Store, ablation: Ablation, record: Record, observer: "_Observer", folder: Path
+    config: Config,
+    store: Store,
+    ablation: Ablation,
+    record: Record,
+    observer: "_Observer",
+    session: ExitStack,
+    folder: Path,
 ) -> tuple[AblationStory, Path]:
+    """`session` is Ray's, and is closed before the report is written."""
     started = time.monotonic()
     artifacts = folder / "artifacts"
     parent = start_run(config, store, record, run=observer.parent, kind="ablation", artifacts=artifacts)
@@ -142,6 +154,7 @@ def _train_and_compare(
                 missing, config.scaling, trials, observer, fingerprint=store.fingerprint, room=room
             )
         _score_weights(config, store, ablation, folder, observer)
+        session.close()
         story = AblationStory(
             name=config.name,
             metric=config.metric,
@@ -177,7 +190,8 @@ class _Observer:
         self.results = [AblationResult(**line) for line in read_lines(folder / RESULTS_FILE)]
         # The folder may have been moved since.
         self.parent = record.main or folder.name
-        self._kept = _kept(config, ablation) | {scoring.training for scoring in ablation.scorings}
+        scored = {scoring.training for scoring in ablation.scorings if scoring.training}
+        self._needed = _kept(config, ablation) | scored
         self._store, self._record, self._folder, self._progress = store, record, folder, progress
 
     def open_recorder(self, training: PlannedTraining) -> Recorder:
@@ -212,7 +226,7 @@ class _Observer:
 
     def trained(self, training: PlannedTraining, last: Report, seconds: float, folder: Path) -> None:
         config = training.config
-        if training.name in self._kept:
+        if training.name in self._needed:
             checkpoint = find_newest(folder)
             assert checkpoint is not None, training.name
             bundle = checkpoint_model(config, self._store, checkpoint, last)
@@ -265,39 +279,52 @@ def _score_weights(
 ) -> None:
     """Run the scorings whose training has a result, and drop the weights that only they needed."""
     found = {result.name for result in observer.results}
-    planned = {s.name: s for s in ablation.scorings if s.training in found and s.name not in found}
+    planned = {
+        s.name: s
+        for s in ablation.scorings
+        if s.name not in found and (not s.training or s.training in found)
+    }
+    for name, scoring in list(planned.items()):
+        if scoring.training and not _model_folder(folder, scoring.training).exists():
+            # An earlier version of encsearch has trained it, and kept fewer weights.
+            observer.failures[name] = f"the weights of {scoring.training} were not kept"
+            del planned[name]
     if planned:
         observer.say(f"{format_count(len(planned), 'scoring')} of the trained weights to run")
     scorings = {name: _scoring(config, store, scoring, folder) for name, scoring in planned.items()}
-    for scored in score_side_by_side(scorings, config.scaling):
-        if scored.failure:
-            observer.failures[scored.name] = scored.failure
+    for done in score_side_by_side(scorings, config.scaling):
+        if done.failure:
+            observer.failures[done.name] = done.failure
             continue
-        of = planned[scored.name]
-        observer.add(AblationResult(scored.name, of.row, of.seed, of.epochs, scored.metrics, scored.seconds))
-    for scoring in ablation.scorings:
-        if scoring.training not in _kept(config, ablation) and scoring.name not in observer.failures:
-            shutil.rmtree(_model_folder(folder, scoring.training), ignore_errors=True)
+        of = planned[done.name]
+        observer.add(AblationResult(done.name, of.row, of.seed, of.epochs, done.metrics, done.seconds))
+    scored = {result.name for result in observer.results}
+    missing = {scoring.training for scoring in ablation.scorings if scoring.name not in scored}
+    for training in {scoring.training for scoring in ablation.scorings} - missing - _kept(config, ablation):
+        if training:
+            shutil.rmtree(_model_folder(folder, training), ignore_errors=True)
 
 
 def _scoring(config: Config, store: Store, planned: PlannedScoring, folder: Path) -> Scoring:
     """What a worker of Ray runs; its paths are absolute, because it has a working directory of its own."""
-    model, data = _model_folder(folder, planned.training).absolute(), store.path.absolute()
+    model = _model_folder(folder, planned.training).absolute() if planned.training else None
+    data = config.data.model_copy(update={"store": str(store.path.absolute())})
     scenes = config.ablate.scene_pattern
     match planned.kind:
-        case "multi-scale":
-            changed = {"scales": config.ablate.scales, "flip": True, "background": None}
-            return partial(score_weights, model, data, config.eval.model_copy(update=changed), None)
-        case "whole":
-            changed = {"background": None}
-            return partial(score_weights, model, data, config.eval.model_copy(update=changed), scenes)
+        case "multi-scale" | "whole":
+            assert model, planned.name
+            changed: dict[str, object] = {"background": None}
+            if planned.kind == "multi-scale":
+                changed |= {"scales": config.ablate.scales, "flip": True}
+                scenes = None
+            return partial(
+                score_weights, model, store.path.absolute(), config.eval.model_copy(update=changed), scenes
+            )
         case "patches" | "features" as source:
             is_shown = (planned.seed, planned.num_words) == (config.ablate.seeds[0], config.ablate.words[0])
-            # Patches are counted once for all budgets, features after every budget.
-            is_shown &= source == "patches" or planned.epochs == budgets(config)[-1]
+            is_shown &= planned.epochs in (0, budgets(config)[-1])
             picture = (folder / "artifacts" / WORDS_FILES[source]).absolute() if is_shown else None
-            words = planned.num_words
-            return partial(score_words, source, words, planned.seed, model, data, scenes, picture)
+            return partial(score_words, data, model, planned.num_words, planned.seed, scenes, picture)
 
 
 def _kept(config: Config, ablation: Ablation) -> set[str]:
