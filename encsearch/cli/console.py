@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import click
 
+from encsearch.errors import UserError
 from encsearch.text import NOTHING, format_number
 
 _document: TextIO | None = None  # the process's stdout, once it is kept for the result
@@ -47,9 +48,19 @@ def say(line: str) -> None:
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
-    """Print the command's result on stdout: as JSON, or as text for people."""
+    """Print the command's result on stdout: as JSON, or as text for people.
+
+    Raises UserError where it cannot be written, as to a full disk.
+    """
     shown = json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text
-    print(shown, file=_document or sys.stdout, flush=True)
+    out = _document or sys.stdout
+    try:
+        print(shown, file=out, flush=True)
+    except BrokenPipeError:  # whoever reads has enough, which click knows
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # or Python tries again when it ends
+        raise UserError(f"stdout: the result cannot be written ({error.strerror})") from None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

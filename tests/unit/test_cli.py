@@ -221,3 +221,13 @@ noisy()
     assert found.stderr.split("\n")[:3] == ["(raylet) A worker died", "written past Python", "of a child"]
     shown = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert shown.stdout.endswith("value 1\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_result_that_cannot_be_written_is_one_line(options: list[str], recipe: Path) -> None:
+    program = "from encsearch.cli.main import main; main()"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", program, "config", str(recipe), *options]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == "error: stdout: the result cannot be written (No space left on device)\n"
