@@ -224,7 +224,11 @@ noisy()
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_result_that_cannot_be_written_is_one_line(options: list[str], recipe: Path) -> None:
+def test_a_result_that_cannot_be_written_is_one_line(
+    options: list[str], toy_config: Config, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(toy_config))
     program = "from encsearch.cli.main import main; main()"
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", program, "config", str(recipe), *options]
