@@ -33,7 +33,11 @@ from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import evaluate, fit
 
 RECIPE = "jobs/recipes/demo.yaml"
-PAPERS_HEAD = {"model.preset": "paper", "model.encoding_conv": True}
+PAPERS_HEAD = {
+    "model.preset": "paper",
+    "model.codeword_init": "published",
+    "model.encoding_conv": True,
+}
 DEAD = 0.1  # of an equal share 1 / K of the assignment
 DUPLICATE = 0.95  # cosine of two codewords
 

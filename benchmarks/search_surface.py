@@ -44,6 +44,7 @@ EPOCHS = {
     # As the shipped surfaces were trained; the defaults have changed since.
     "train.precision": "fp32",
     "train.channels_last": False,
+    "model.codeword_init": "published",
 }
 # With --truth: so many of the best cells, with these seeds.
 NUM_TRUE, TRUE_SEEDS = 20, (1, 2, 3)

@@ -76,9 +76,11 @@ class AugmentConfig(Section):
         return self
 
 
-# Where the paper, the authors' published code and mmsegmentation's EncHead differ.
+# Where the paper, the authors' published code and mmsegmentation's EncHead differ. `codeword_init: unit` is
+# ours; it stands with the paper's preset because that is the default (docs/codewords.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
+        "codeword_init": "unit",
         "aggregate": "sum",
         "scaling": "multiply",
         "encoding_conv": False,
@@ -87,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "align_corners": False,
     },
     "reference": {
+        "codeword_init": "published",
         "aggregate": "mean",
         "scaling": "residual",
         "encoding_conv": True,
@@ -95,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "align_corners": True,
     },
     "mmseg": {
+        "codeword_init": "published",
         "aggregate": "mean",
         "scaling": "residual",
         "encoding_conv": True,
@@ -131,7 +135,7 @@ class ModelConfig(Section):
     )
     num_codewords: int = Field(32, ge=1, le=1024, description="K")
     codeword_init: Literal["published", "unit"] = Field(
-        "published", description="unit: features and codewords of length 1, smoothing factors begin at 10"
+        "unit", description="unit: features and codewords of length 1, smoothing factors begin at 10"
     )
     channels: int = Field(512, ge=1, le=16384, description="channels of the features that are encoded, C")
     rescale_encoding: bool = Field(

@@ -191,7 +191,7 @@ def _describe_encoding(model: ModelConfig) -> Iterator[str]:
         yield "after a 1x1 convolution"
     match model.codeword_init:
         case "published":
-            pass
+            yield "codewords as published"
         case "unit":
             yield "features and codewords scaled to length 1"
     match model.aggregate:

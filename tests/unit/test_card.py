@@ -42,7 +42,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("model.context", "gate", "context module: average pooling"),
     ("model.context", "none", "without a context module"),
     ("model.num_codewords", 17, "17 codewords"),
-    ("model.codeword_init", "unit", "features and codewords scaled to length 1"),
+    ("model.codeword_init", "published", "codewords as published"),
     ("model.channels", 96, "head of 96 channels"),
     ("model.rescale_encoding", False, "over the codewords; its"),
     ("model.aggregate", "mean", "averaged over the codewords"),
