@@ -68,7 +68,7 @@ def png(chart: Chart, palette: Palette) -> bytes:
         figure = Figure(figsize=(WIDTH, chart.height))
         chart.draw(figure, palette)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 3})
     return buffer.getvalue()
 
 
