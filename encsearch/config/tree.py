@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from encsearch.config.search import AblateConfig, SearchConfig, find_active
 from encsearch.config.sections import (
     IMAGENET,
+    PRESETS,
     AugmentConfig,
     DataConfig,
     EvalConfig,
@@ -154,10 +155,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: not valid YAML: {one_line(error, None)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
-    for item in overrides:
-        key, value = _parse_override(item)
+    values = dict(map(_parse_override, overrides))
+    for key in values:
         _check_path(key)
-        _set_leaf(tree, key, value)
+    _set_leaves(tree, values)
     return _validate(tree, where=str(path))
 
 
@@ -180,9 +181,9 @@ def check_alias(model_name: str, alias: str) -> None:
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The same configuration with the leaves named by `values` (path -> value) replaced."""
     tree = config.model_dump(mode="json", exclude_unset=True)
-    for path, value in values.items():
+    for path in values:
         _check_path(path)
-        _set_leaf(tree, path, value)
+    _set_leaves(tree, values)
     return _validate(tree, where="override")
 
 
@@ -306,8 +307,7 @@ def _check_point(config: Config, values: Mapping[str, Any]) -> None:
     """Raise ValueError if a point of the space is not a valid configuration of a trial or a finalist."""
     for num_workers in _worker_counts(config):
         tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
-        for path, value in {**values, "scaling.num_workers": num_workers}.items():
-            _set_leaf(tree, path, value)
+        _set_leaves(tree, {**values, "scaling.num_workers": num_workers})
         try:
             Config.model_validate(tree)
         except ValidationError as error:
@@ -328,6 +328,22 @@ def _parse_override(item: str) -> tuple[str, Any]:
     except (yaml.YAMLError, ValueError):
         raise UserError(f"override {item!r}: the value is not valid YAML") from None
     return key, as_number(value)
+
+
+def _set_leaves(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set leaves by path, a preset first, because it takes values away and others may give them.
+
+    A recipe that was written out, such as a sweep's, has every value of its preset; those that are still the
+    preset's are replaced by the new one's.
+    """
+    model = tree.get("model")
+    if "model.preset" in values and isinstance(model, dict):
+        before = PRESETS.get(model.get("preset", ModelConfig.model_fields["preset"].default), {})
+        if before.keys() <= model.keys():
+            for name in [name for name, value in before.items() if model[name] == value]:
+                del model[name]
+    for path, value in values.items():
+        _set_leaf(tree, path, value)
 
 
 def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:

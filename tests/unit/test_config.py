@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -36,6 +37,24 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
     return path
+
+
+def test_a_preset_replaces_the_values_of_another_in_a_recipe_that_was_written_out(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    """A sweep's folder has such a recipe; its trials must be the same networks after a resume."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(toy_config))
+    for value in get_args(ModelConfig.model_fields["preset"].annotation):
+        fresh = with_values(toy_config, {"model.preset": value})
+        assert flatten(with_values(load_config(path), {"model.preset": value})) == flatten(fresh)
+        assert flatten(load_config(path, [f"model.preset={value}"])) == flatten(fresh)
+    other = load_config(path, ["model.scaling=multiply", "model.preset=mmseg"])
+    assert (other.model.aggregate, other.model.scaling, other.model.encoding_conv) == (
+        "mean",
+        "multiply",
+        True,
+    )
 
 
 def test_an_override_wins_over_the_recipe_and_the_recipe_over_the_default(recipe: Path) -> None:
