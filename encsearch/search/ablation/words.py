@@ -41,7 +41,7 @@ MAX_DESCRIPTORS, MAX_BYTES = (
     100_000,
     2**28,
 )  # for k-means, as many of each image; it takes twice the bytes more
-SHOWN_WORDS, SHOWN_PATCHES = 8, 8
+SHOWN_WORDS, SHOWN_PATCHES, FRAME = 8, 8, 200
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -268,7 +268,7 @@ def _draw_words(
                 nearest[number] = _crop(split[number].image, row, column, size)
             if len(nearest) == SHOWN_PATCHES:
                 break
-        blank = np.full((size, size, 3), 255, np.uint8)
+        blank = np.full((size + 2, size + 2, 3), 255, np.uint8)
         rows.append([*nearest.values(), *[blank] * (SHOWN_PATCHES - len(nearest))])
     sheet = draw_sheet(
         rows,
@@ -282,7 +282,8 @@ def _draw_words(
 
 
 def _crop(image: Pixels, row: int, column: int, size: int) -> Pixels:
-    """The square of `size` px about a place; beyond the image it is as its edge."""
+    """The square of `size` px about a place, in a grey frame; beyond the image it is as its edge."""
     half = size // 2
     padded = np.pad(image, ((half, half), (half, half), (0, 0)), mode="edge")
-    return padded[row : row + size, column : column + size]
+    square = padded[row : row + size, column : column + size]
+    return np.pad(square, ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)  # a patch may be as white as paper
