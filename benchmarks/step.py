@@ -3,8 +3,8 @@
     python -m benchmarks.step                # installs the peers in .peers, 5 GB, by uv
     python -m benchmarks.step --families EncNet --backbone resnet101
 
-Each family is one architecture on one backbone at stride 8: encsearch with its defaults, and a peer as it
-comes and in the number format and memory order that encsearch chose (`same formats`). Each contender is a
+Each family is one architecture on one backbone at stride 8: encsearch with its default formats, and a peer as
+it comes and in the number format and memory order that encsearch chose (`same formats`). Each contender is a
 process of one thread; they take turns, one round each, and the figure is the median of the rounds in CPU
 seconds. A step is forward, the losses, backward and SGD on one batch in memory; an evaluation is forward,
 argmax and confusion matrix of a batch; a prediction goes from one uint8 image to its label map. Memory is the

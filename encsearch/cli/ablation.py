@@ -88,9 +88,8 @@ def _ablated_text(done: "Ablated") -> str:
 
     metric = done.story.metric
     tables = []
-    trained: tuple[Series, ...] = ("rows", "codewords", "se_weights")
-    scored: tuple[tuple[Series, ...], ...] = (("sizes",), ("presence",))
-    for series in (trained, *scored):
+    shown: list[tuple[Series, ...]] = [("rows", "codewords", "se_weights"), ("sizes",), ("presence",)]
+    for series in shown:
         figures = select_series(done.story, *series)
         if figures:
             titles, cells = figure_table(figures, metric)

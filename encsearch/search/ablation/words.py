@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,15 +31,14 @@ from encsearch.inference.evaluation import ImagePresence
 from encsearch.metrics.presence import presence_scores
 from encsearch.search.ablation.plan import MAX_WORD_IMAGES
 from encsearch.text import format_share
+from encsearch.train.loss import class_presence
 
 SCENE_ACCURACY = "scene/accuracy"
 
 PATCH_PX, PATCH_STEP_PX = 8, 4
 FEATURE_PATCH_PX = 24  # drawn about the place of a feature; what it has seen may be larger
-MAX_DESCRIPTORS, MAX_BYTES = (
-    100_000,
-    2**28,
-)  # for k-means, as many of each image; it takes twice the bytes more
+# For k-means, as many of each image; it takes twice the bytes more.
+MAX_DESCRIPTORS, MAX_BYTES = 100_000, 2**28
 SHOWN_WORDS, SHOWN_PATCHES, FRAME = 8, 8, 200
 
 Array = NDArray[np.float32]
@@ -89,11 +87,15 @@ def score_words(
     scaled = scale.transform(taken.descriptors, copy=False)
     words = MiniBatchKMeans(num_words, random_state=seed, n_init=3, batch_size=4096).fit(scaled)
 
+    def find(image: Pixels) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = words.predict(scale.transform(describe(image).descriptors))
+        return found
+
     def count(split: StoreSplit, chosen: Iterable[int]) -> _Counted:
-        return _count(split, chosen, describe, lambda found: words.predict(scale.transform(found)), num_words)
+        return _count(split, chosen, len(classes), num_words, find)
 
     counted = count(train, numbers), count(val, range(len(val)))
-    found = _presence(*counted, len(classes))
+    found = _presence(*counted)
     scores = presence_scores(found[1].probabilities, found[1].present, classes)
     named = {
         "presence/mAP": scores.mean_ap,
@@ -134,11 +136,11 @@ def check_scenes(train_ids: Sequence[str], val_ids: Sequence[str], pattern: str)
 
 @dataclass(frozen=True)
 class _Counted:
-    """The labelled images of a split: the share of each word (N, num_words), and their classes."""
+    """The labelled images of a split: the share of each word (N, num_words), presence (N, num_classes)."""
 
     ids: tuple[str, ...]
     shares: Array
-    classes: tuple[frozenset[int], ...]
+    present: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -203,31 +205,28 @@ def _sample(
 def _count(
     split: StoreSplit,
     numbers: Iterable[int],
-    describe: Describe,
-    find: Callable[[Array], Any],
+    num_classes: int,
     num_words: int,
+    find: Callable[[Pixels], NDArray[np.int64]],
 ) -> _Counted:
-    """`find` gives each descriptor (N, D) its word (N,)."""
-    ids, shares, classes = [], [], []
+    """`find` gives the descriptors of an image (H, W, 3) their words (N,)."""
+    ids, shares, present = [], [], []
     for _, sample in _labelled(split, numbers):
-        words = find(describe(sample.image).descriptors)
+        words = find(sample.image)
         ids.append(sample.id)
         shares.append(np.bincount(words, minlength=num_words) / len(words))
-        classes.append(frozenset(np.unique(sample.mask[sample.mask != IGNORE]).tolist()))
-    return _Counted(tuple(ids), np.stack(shares).astype(np.float32), tuple(classes))
+        present.append(class_presence(torch.tensor(sample.mask)[None], num_classes))
+    return _Counted(tuple(ids), np.stack(shares).astype(np.float32), torch.cat(present).bool())
 
 
-def _presence(train: _Counted, val: _Counted, num_classes: int) -> tuple[ImagePresence, ImagePresence]:
+def _presence(train: _Counted, val: _Counted) -> tuple[ImagePresence, ImagePresence]:
     """One logistic regression for each class; one that all training images have, or none, keeps its share.
 
     It takes the square roots of the shares, whose distance is Hellinger's.
     """
     splits = (train, val)
-    present = [
-        np.array([[c in has for c in range(num_classes)] for has in split.classes]) for split in splits
-    ]
-    probabilities = [np.zeros(of_split.shape) for of_split in present]
-    for index, truth in enumerate(present[0].T):
+    probabilities = [np.zeros(split.present.shape) for split in splits]
+    for index, truth in enumerate(train.present.T.numpy()):
         if truth.all() or not truth.any():
             for columns in probabilities:
                 columns[:, index] = truth.mean()
@@ -237,8 +236,8 @@ def _presence(train: _Counted, val: _Counted, num_classes: int) -> tuple[ImagePr
         for columns, split in zip(probabilities, splits, strict=True):
             columns[:, index] = layer.predict_proba(np.sqrt(split.shares))[:, 1]
     first, second = (
-        ImagePresence(split.ids, torch.from_numpy(found), torch.from_numpy(truth))
-        for split, found, truth in zip(splits, probabilities, present, strict=True)
+        ImagePresence(split.ids, torch.from_numpy(found), split.present)
+        for split, found in zip(splits, probabilities, strict=True)
     )
     return first, second
 
