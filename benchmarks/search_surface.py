@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from encsearch.config import Config, load_config, to_json, trial_config, with_values
-from encsearch.data.importers.camvid import import_camvid
+from encsearch.data.importers.sets import plan_set
+from encsearch.data.importers.write import write_plan
 from encsearch.data.scenes import generate_scenes
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines
@@ -85,7 +86,7 @@ def make_camvid(store: Path, source: Path | None) -> None:
             with Image.open(path) as image:
                 method = Image.Resampling.NEAREST if "annot" in target.parent.name else Image.Resampling.BOX
                 image.resize((image.width // 4, image.height // 4), method).save(target)
-        import_camvid(small, store)
+        write_plan(plan_set("camvid", [Path(small)], store.with_name(f".{store.name}.scratch")), store)
 
 
 PLANS = {

@@ -1,15 +1,21 @@
 """`encsearch data import|scenes|check|stats`."""
 
+import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
-from encsearch.text import format_count, format_percent
+from encsearch.text import format_count, format_duration, format_percent
 
 if TYPE_CHECKING:
+    from encsearch.data.importers.pairs import PairSettings
+    from encsearch.data.importers.plan import Plan
+    from encsearch.data.importers.write import OnBad
     from encsearch.data.manifest import Manifest
 
 
@@ -20,34 +26,255 @@ def data() -> None:
 
 @data.group("import")
 def import_() -> None:
-    """Import a data set into a Parquet store."""
+    """Import a data set into a Parquet store.
+
+    SOURCE is a folder, unpacked or with the set's official archives in it, or one archive. What was
+    understood is printed before anything is written; --dry-run stops there.
+    """
 
 
-@import_.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
-def camvid(source: Path, store: Path) -> None:
-    """Import CamVid: train/, trainannot/, val/, valannot/ and optionally test/, testannot/."""
-    from encsearch.data.importers.camvid import import_camvid
-
-    _say_written(import_camvid(source, store), store)
+_ANY = click.Path(path_type=Path)
+Command = Callable[..., None]
 
 
-@import_.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--classes", help="Class names, comma-separated; default: SOURCE/classes.txt.")
-@click.option(
-    "--val-fraction", default=0.2, show_default=True, help="Share for val if there are no train/ and val/."
+def _common_options(command: Command) -> Command:
+    for option in reversed(
+        [
+            click.argument("source", type=_ANY),
+            click.argument("store", type=_ANY),
+            click.option("--limit", type=click.IntRange(1), help="Samples a split at most, evenly spaced."),
+            click.option(
+                "--on-bad",
+                default="fail",
+                show_default=True,
+                type=click.Choice(["fail", "skip"]),
+                help="What to do about a sample that cannot be used; skipped ones are named in the manifest.",
+            ),
+            click.option(
+                "--bad-limit",
+                default=0.05,
+                show_default=True,
+                type=click.FloatRange(0, 1),
+                help="Share of a split that may be skipped.",
+            ),
+            click.option(
+                "--processes", type=click.IntRange(1, 256), help="That decode and write; default: the CPUs."
+            ),
+            click.option(
+                "--dry-run", is_flag=True, help="Write nothing but a sheet of four overlays beside STORE."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _set_command(name: str, text: str, *options: Callable[[Command], Command]) -> None:
+    """Add the command that imports a public data set."""
+
+    @_common_options
+    @click.option("--also", multiple=True, type=_ANY, help="A further folder or archive of the set.")
+    def command(source: Path, also: tuple[Path, ...], **given: Any) -> None:
+        from encsearch.data.importers.sets import SetOptions, plan_set
+
+        chosen = SetOptions(with_sbd=given.pop("with_sbd", False), background=given.pop("background", False))
+        _import(
+            lambda scratch: plan_set(name, (source, *also), scratch, chosen, on_bad=given["on_bad"]), **given
+        )
+
+    for option in options:
+        command = option(command)
+    import_.command(name, help=text)(command)
+
+
+_set_command(
+    "voc",
+    "Import PASCAL VOC 2012: 20 classes and the background.",
+    click.option("--with-sbd", is_flag=True, help="Add SBD's masks to train: 10,582 samples."),
 )
-def folder(source: Path, store: Path, classes: str | None, val_fraction: float) -> None:
-    """Import pairs of files with the same name in images/ and masks/, which may contain train/ and val/."""
-    from encsearch.data.importers.folder import import_folder
+_set_command(
+    "pascal-context",
+    "Import PASCAL-Context, 59 classes, from trainval_merged.json or the .mat files.",
+    click.option("--background", is_flag=True, help="Make the background a class: 60 classes."),
+)
+_set_command("ade20k", "Import ADE20K (the scene parsing challenge of 2016): 150 classes.")
+_set_command("cityscapes", "Import Cityscapes, fine annotations: 19 classes.")
+_set_command("coco-stuff", "Import COCO-Stuff 164k: 171 classes.")
+_set_command(
+    "camvid", "Import CamVid, the SegNet tutorial's grey masks or the original's colours: 11 classes."
+)
 
-    names = [name.strip() for name in classes.split(",")] if classes is not None else None
+
+def _label_options(command: Command) -> Command:
+    for option in reversed(
+        [
+            click.option("--classes", help="Names of the mask values 0, 1, ..., comma-separated."),
+            click.option(
+                "--labels", type=_ANY, help="Table (CSV, JSON) of mask values: value, name, train_id."
+            ),
+            click.option(
+                "--colours",
+                type=_ANY,
+                help="Table (CSV, JSON) of RGB masks: red, green, blue, name, train_id.",
+            ),
+            click.option("--ignore", multiple=True, type=click.IntRange(0, 65535), help="A value to ignore."),
+            click.option(
+                "--split",
+                "split_lists",
+                multiple=True,
+                metavar="NAME=FILE",
+                help="A split by a list of names, one a line.",
+            ),
+            click.option(
+                "--val-fraction",
+                default=0.2,
+                show_default=True,
+                help="Share for val, without lists and folders.",
+            ),
+            click.option("--test-fraction", default=0.0, show_default=True, help="Share for test."),
+            click.option(
+                "--group",
+                help="Regular expression: samples in whose name it finds the same stay in one split.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@import_.command()
+@_common_options
+@click.option("--images", help="Pattern of the images below SOURCE, such as 'frames/{id}.jpg'.")
+@click.option("--masks", help="Pattern of the masks, such as 'frames/{id}_mask.png'.")
+@_label_options
+def folder(source: Path, images: str | None, masks: str | None, **given: Any) -> None:
+    """Import any folder of images and masks.
+
+    Without patterns: images/ and masks/ with files of the same names, in split folders or not.
+    """
+    from encsearch.data.importers.folder import plan_folder
+
+    settings = _pair_settings(given)
+    _import(
+        lambda scratch: plan_folder(
+            source,
+            settings,
+            images=images,
+            masks=masks,
+            on_bad=given["on_bad"],
+            processes=given["processes"] or _num_cpus(),
+            scratch=scratch,
+        ),
+        **given,
+    )
+
+
+@import_.command()
+@_common_options
+@click.option("--image-column", help="Column of the images; default: image, img, ...")
+@click.option("--mask-column", help="Column of the masks; default: annotation, label, mask, ...")
+@_label_options
+def parquet(source: Path, image_column: str | None, mask_column: str | None, **given: Any) -> None:
+    """Import Parquet files with an image and a mask column, as Hugging Face's datasets have them."""
+    from encsearch.data.importers.parquet import plan_parquet
+
+    settings = _pair_settings(given)
+    _import(
+        lambda scratch: plan_parquet(
+            source,
+            settings,
+            image_column=image_column,
+            mask_column=mask_column,
+            on_bad=given["on_bad"],
+            processes=given["processes"] or _num_cpus(),
+            scratch=scratch,
+        ),
+        **given,
+    )
+
+
+def _pair_settings(given: dict[str, Any]) -> "PairSettings":
+    """Take the options of `_label_options` out of `given`."""
+    from encsearch.data.importers.pairs import PairSettings
+
+    classes = given.pop("classes")
+    names = tuple(name.strip() for name in classes.split(",")) if classes is not None else None
     if names and "" in names:
         raise click.BadParameter(f"{classes!r} has an empty class name", param_hint="--classes")
-    _say_written(import_folder(source, store, classes=names, val_fraction=val_fraction), store)
+    lists: dict[str, Path] = {}
+    for item in given.pop("split_lists"):
+        name, equals, file = item.partition("=")
+        if not (name and equals and file) or name in lists:
+            raise click.BadParameter(
+                f"{item!r} is not of the form train=FILE, once each", param_hint="--split"
+            )
+        lists[name] = Path(file)
+    return PairSettings(
+        classes=names,
+        split_lists=lists,
+        **{
+            name: given.pop(name)
+            for name in ("labels", "colours", "ignore", "val_fraction", "test_fraction", "group")
+        },
+    )
+
+
+def _import(
+    make_plan: "Callable[[Path], Plan]",
+    *,
+    store: Path,
+    limit: int | None,
+    on_bad: "OnBad",
+    bad_limit: float,
+    processes: int | None,
+    dry_run: bool,
+) -> None:
+    """Plan an import, say what was understood, and write the store unless it is a dry run."""
+    from encsearch.data.importers.sheet import save_sheet
+    from encsearch.data.importers.write import ImportSettings, import_scratch, write_plan
+    from encsearch.files import check_free
+
+    check_free(store)
+    with import_scratch(store, keep=not dry_run) as scratch:
+        plan = make_plan(scratch).limited(limit)
+        for line in plan.describe():
+            say(line)
+        if dry_run:
+            sheet = save_sheet(plan, store.absolute().with_name(f"{store.name}-sheet.png"))
+            say(f"dry run: nothing was written but {sheet}")
+            return
+        settings = ImportSettings(on_bad, bad_limit, processes or _num_cpus(), _Ticker())
+        manifest = write_plan(plan, store, settings)
+    if manifest.origin:
+        for line in manifest.origin.quarantine:
+            say(f"skipped: {line}")
+    save_sheet(plan, store / "sheet.png")
+    _say_written(manifest, store)
+
+
+class _Ticker:
+    """Says how far an import is, at most every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._started = self._said = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done  # of a resumed import some are done already
+        if now - self._said < self.EVERY_S or done == total:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._started)
+        left = f", {format_duration((total - done) / rate)} left" if rate else ""
+        say(f"{format_count(done)} of {format_count(total, 'sample')}{left}")
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 @data.command()
@@ -68,9 +295,9 @@ def scenes(store: Path, num_train: int, num_val: int, num_test: int, size: int, 
 
 
 @data.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @json_option
-def check(store: Path, as_json: bool) -> None:
+def check(store: str, as_json: bool) -> None:
     """Verify every checksum, decode every sample, look for leaks; exit code 2 if something is wrong."""
     from encsearch.data.audit import check_store
     from encsearch.data.manifest import StoreError
@@ -86,10 +313,10 @@ def check(store: Path, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--split", default="train", show_default=True)
 @json_option
-def stats(store: Path, split: str, as_json: bool) -> None:
+def stats(store: str, split: str, as_json: bool) -> None:
     """Count the pixels and images of each class in a split."""
     from encsearch.data.store import Store
 

@@ -30,6 +30,9 @@ IMAGES_A_LINE = 50  # of progress, where there is no terminal
     type=click.IntRange(min=1),
     help="Images at once, of consecutive images of one size.",
 )
+@click.option(
+    "--as-ids", is_flag=True, help="Write the data set's own ids, for its official tools, not class numbers."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out damaged images instead of refusing all images.")
 @device_option
 @json_option
@@ -38,15 +41,16 @@ def predict(
     arguments: tuple[str, ...],
     out: Path,
     batch_size: int,
+    as_ids: bool,
     skip_bad: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Segment IMAGES (files, or folders with their sub-folders) with MODEL.
 
-    Writes NAME.png, the label map, and NAME.overlay.png, the picture under its classes' colours; sub-folders
-    are kept apart. PATH=VALUE changes the eval section of its recipe, as in eval.flip=true; write ./a.b=c for
-    a file of such a name.
+    Writes NAME.png, a palette PNG of class numbers, and NAME.overlay.png, the picture under its classes'
+    colours; sub-folders are kept apart. PATH=VALUE changes the eval section of its recipe, as in
+    eval.flip=true; write ./a.b=c for a file of such a name.
     """
     from encsearch.inference.label_files import find_damaged, find_images, write_labels
     from encsearch.inference.predictor import Predictor
@@ -54,7 +58,10 @@ def predict(
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     if len(overrides) == len(arguments):
         raise UserError("no images; name files or folders before the overrides")
-    files = find_images([Path(argument) for argument in arguments if not OVERRIDE.match(argument)], out)
+    paths = [Path(argument) for argument in arguments if not OVERRIDE.match(argument)]
+    files, left_out = find_images(paths, out)
+    for reason in left_out:
+        say(f"left out: {reason}")
     predictor = Predictor(bundle_with(model, overrides), device, batch_size)
     damaged = find_damaged(files, skip_bad)
     for reason in damaged.values():
@@ -62,11 +69,11 @@ def predict(
     sound = [file for file in files if file.image not in damaged]
     rows = []
     with _progress(len(sound)) as advance:
-        for found in write_labels(predictor, sound):
+        for found in write_labels(predictor, sound, as_ids=as_ids):
             rows.append(_row(found))
             advance()
     skipped = [{"image": str(image), "skipped": reason} for image, reason in damaged.items()]
-    text = "\n".join(f"{row['labels']}: {', '.join(row['classes'])}" for row in rows)
+    text = "\n".join(f"{row['image']} -> {row['labels']}: {', '.join(row['classes'])}" for row in rows)
     emit(rows + skipped, as_json, text)
 
 

@@ -46,7 +46,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the samples come from; splits are named in the store."""
 
-    store: str = Field(description="folder of the Parquet store that `encsearch data` wrote")
+    store: str = Field(description="the store that `encsearch data` wrote: a folder, or s3://bucket/folder")
     train_split: str = "train"
     val_split: str = "val"
     threads: Positive = Field(2, description="decoding threads a worker")

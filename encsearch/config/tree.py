@@ -227,7 +227,7 @@ def to_json(config: Config) -> str:
     files = {"data.store": config.data.store}
     if config.model.weights and config.model.weights != IMAGENET:
         files["model.weights"] = config.model.weights
-    absolute = {path: str(Path(file).absolute()) for path, file in files.items()}
+    absolute = {path: file if "://" in file else str(Path(file).absolute()) for path, file in files.items()}
     return with_values(config, absolute).model_dump_json(exclude_unset=True)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from encsearch.data.datasets import DatasetInfo, EncodedSample
-from encsearch.data.manifest import SplitManifest, StoreError, read_manifest
+from encsearch.data.manifest import SplitManifest, StoreError
 from encsearch.data.rows import StoreRow, content_line, make_row
 from encsearch.data.shards import read_rows
+from encsearch.data.store import Store
 from encsearch.errors import UserError
 
 
@@ -34,10 +35,11 @@ def check_store(path: str | Path) -> StoreCheck:
     Warnings: a video or scene in two splits, the same image twice in a split, a mask without a labelled
     pixel, a class without one. Raises StoreError when the manifest itself is missing or damaged.
     """
-    store = Path(path)
-    manifest = read_manifest(store)
+    opened = Store(path)
+    store, manifest = opened.path, opened.manifest
     findings = _Findings()
     for name, split in manifest.splits.items():
+        opened.fetch(name)
         _check_split(store, name, split, manifest.info, findings)
     absent = [name for index, name in enumerate(manifest.info.classes) if not findings.class_pixels[index]]
     findings.warnings += [f"class {name} has no pixel in any sound shard" for name in absent]

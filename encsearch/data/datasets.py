@@ -20,7 +20,8 @@ Colour = tuple[int, int, int]
 class DatasetInfo:
     """Name and classes of a data set; the position of a class is its value in the masks.
 
-    `groups` are named subsets of the classes, each of which gets a mIoU of its own.
+    `groups` are named subsets of the classes, each of which gets a mIoU of its own. `ids` are the values of
+    the classes in the set's own label maps, () where they are the positions.
     Raises UserError when the parts do not fit together: they come from people's files.
     """
 
@@ -28,6 +29,7 @@ class DatasetInfo:
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= IGNORE:
@@ -40,6 +42,14 @@ class DatasetInfo:
         if len(self.palette) != len(self.classes):
             colours = format_count(len(self.palette), "colour")
             raise UserError(f"{self.name}: {colours} for {format_count(len(self.classes), 'class')}")
+        for name in (self.name, *self.classes):
+            if not name or name != name.strip() or not name.isprintable():
+                raise UserError(
+                    f"class {name!r}: a name has letters that can be printed, and no space around"
+                )
+        if self.ids and len(set(self.ids)) != len(self.classes):
+            ids = format_count(len(set(self.ids)), "id")
+            raise UserError(f"{self.name}: {ids} for {format_count(len(self.classes), 'class')}")
         for group, members in self.groups.items():
             strangers = [name for name in members if name not in self.classes]
             if strangers:
@@ -47,12 +57,14 @@ class DatasetInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` is its inverse."""
-        return {
+        values = {
             "name": self.name,
             "classes": list(self.classes),
             "palette": [list(colour) for colour in self.palette],
             "groups": {group: list(members) for group, members in self.groups.items()},
         }
+        # Only where there are some: the fingerprint of an older store must stay as it is.
+        return values | ({"ids": list(self.ids)} if self.ids else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DatasetInfo":
@@ -61,6 +73,7 @@ class DatasetInfo:
             classes=tuple(values["classes"]),
             palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
             groups={group: tuple(members) for group, members in values["groups"].items()},
+            ids=tuple(values.get("ids", ())),
         )
 
 

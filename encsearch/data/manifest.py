@@ -39,13 +39,27 @@ class SplitManifest:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a store is from: the importer, the licence of the data, and what the import said.
+
+    `quarantine` names each sample that was skipped, with the reason.
+    """
+
+    importer: str
+    licence: str = ""
+    lines: tuple[str, ...] = ()
+    quarantine: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything that is known about a store without opening a shard."""
+    """Everything that is known about a store without opening a shard; `origin` None: it was generated."""
 
     version: int
     info: DatasetInfo
     fingerprint: str
     splits: Mapping[str, SplitManifest]
+    origin: Origin | None = None
 
     def split(self, name: str) -> SplitManifest:
         """The split `name`. Raises StoreError, listing the splits that exist, if there is none."""
@@ -110,7 +124,19 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
         )
         for name, split in values["splits"].items()
     }
-    return Manifest(values["version"], DatasetInfo.from_dict(values["info"]), values["fingerprint"], splits)
+    info, origin = DatasetInfo.from_dict(values["info"]), values.get("origin")
+    return Manifest(
+        values["version"], info, values["fingerprint"], splits, _parse_origin(origin) if origin else None
+    )
+
+
+def _parse_origin(values: Mapping[str, Any]) -> Origin:
+    return Origin(
+        str(values["importer"]),
+        str(values["licence"]),
+        tuple(map(str, values["lines"])),
+        tuple(map(str, values["quarantine"])),
+    )
 
 
 def _parse_shard(values: Mapping[str, Any]) -> Shard:

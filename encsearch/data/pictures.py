@@ -42,6 +42,16 @@ def overlay(image: Array, mask: Array, palette: Array, alpha: float = 0.5, ignor
     return np.where((mask == ignore)[..., None], image, mixed)
 
 
+def fit(image: Array, mask: Array, width_px: int) -> tuple[Array, Array]:
+    """Image (H, W, 3) and mask (H, W), shrunk to a width of `width_px` if they are wider."""
+    height, width = mask.shape
+    if width <= width_px:
+        return image, mask
+    size = (width_px, max(1, round(height * width_px / width)))
+    smaller = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    return np.asarray(smaller), np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a picture of a trial, for which a sweep's other trials wait: a third faster, a sixth larger."""
     picture.save(path, "PNG", compress_level=1)

@@ -40,6 +40,13 @@ def make_row(sample: EncodedSample, num_classes: int, where: str) -> StoreRow:
     image = decode_image(sample.image, where)
     mask = decode_mask(sample.mask, f"{where} (mask)")
     check_pair(image.shape[:2], mask, num_classes, where)
+    return describe(sample, image, mask, num_classes)
+
+
+def describe(
+    sample: EncodedSample, image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int
+) -> StoreRow:
+    """The row of a sample whose image (H, W, 3) and mask (H, W) are decoded and fit each other."""
     counts = np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
     height, width = mask.shape
     return StoreRow(

@@ -224,7 +224,7 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
     file = next((folder / name for folder in folders if (folder / name).exists()), None)
     if file is None:
         file = _first_writable(folders) / name
-        _build_cache(store, shard, file)
+        _copy_shard(store, shard, file)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -237,7 +237,14 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
     return batches
 
 
-def _build_cache(store: Path, shard: Shard, file: Path) -> None:
+def build_cache(store: Path, shard: Shard) -> None:
+    """Make the Arrow copy of a shard in its store, which its first reader would make. Raises StoreError."""
+    folder = _cache_folders(store)[0]
+    folder.mkdir(exist_ok=True)
+    _copy_shard(store, shard, folder / f"{shard.sha256}.arrow")
+
+
+def _copy_shard(store: Path, shard: Shard, file: Path) -> None:
     """Copy a verified shard. Two processes may do so at once, since each writes and renames its own file."""
     try:
         with beside(file) as scratch:

@@ -25,6 +25,7 @@ from encsearch.data.manifest import (
     manifest_json,
     read_manifest,
 )
+from encsearch.data.remote import fetch_manifest, fetch_shards, is_remote
 from encsearch.data.rows import content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
 from encsearch.data.statistics import SplitStats, median_frequency_weights, split_stats
@@ -69,14 +70,18 @@ def write_store(
 class Store:
     """A store, opened once per job and passed on; splits and statistics that were read are kept.
 
-    It does not notice when the data is replaced: code that must notice opens the store again and compares the
-    fingerprints.
+    `address` is what another process opens it by, `path` the local folder. It does not notice when the data
+    is replaced: code that must notice opens the store again and compares the fingerprints.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read only the manifest. Raises StoreError if it is missing, damaged or of another version."""
-        self.path = Path(path)
-        self.manifest = read_manifest(path)
+        """Read only the manifest. Raises StoreError if it is missing, damaged or of another version.
+
+        `path` is a folder, or a URI of object storage, of which the splits in use come to a local cache.
+        """
+        self.address = str(path) if is_remote(path) else str(Path(path).absolute())
+        self.path = fetch_manifest(self.address) if is_remote(path) else Path(path)
+        self.manifest = read_manifest(self.path)
         self.info, self.fingerprint = self.manifest.info, self.manifest.fingerprint
         self._splits: dict[str, StoreSplit] = {}
         self._stats: dict[str, SplitStats] = {}
@@ -87,18 +92,27 @@ class Store:
         Raises StoreError for a split that is missing or damaged.
         """
         if name not in self._splits:
-            shards = self.manifest.split(name).shards
+            shards = self.fetch(name)
             self._splits[name] = StoreSplit(self.manifest, RowCache(self.path, shards))
         return self._splits[name]
+
+    def fetch(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split, which are local files afterwards. Raises StoreError."""
+        shards = self.manifest.split(split).shards
+        if is_remote(self.address):
+            fetch_shards(self.address, self.path, shards)
+        return shards
 
     def stats(self, split: str) -> SplitStats:
         """The classes and sizes of a split. Raises StoreError."""
         if split not in self._stats:
+            self.fetch(split)
             self._stats[split] = split_stats(self.path, self.manifest, split)
         return self._stats[split]
 
     def median_frequency_weights(self, split: str) -> tuple[float, ...]:
         """Weights that balance the classes of a split; see `statistics`. Raises StoreError and UserError."""
+        self.fetch(split)
         return median_frequency_weights(self.path, self.manifest, split)
 
 

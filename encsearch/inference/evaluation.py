@@ -36,10 +36,16 @@ def score_bundle(
     """Every score of the model on the samples of the split, segmented as its configuration's `eval` says.
 
     `batch_size` is in images, by default the validation batch size of training; it changes no score. Raises
-    UserError when the store's classes are not the model's, when eval.background is none of them, or for an
-    unknown device; PreflightError for a GPU that does not exist here.
+    UserError when the store's classes are not the model's, when eval.background is none of them, for a split
+    without a labelled pixel, as the test splits of some public sets are, or for an unknown device;
+    PreflightError for a GPU that does not exist here.
     """
     place = find_device(device)
+    if not any(stats.pixels for stats in store.stats(split).classes):
+        raise UserError(
+            f"{store.path}: split {split} has no labelled pixel, so nothing can be scored on it; write label "
+            "maps with `encsearch predict` for the set's own server, or take another split"
+        )
     config, classes = bundle.config, store.info.classes
     dataset = store.split(split)
     _check_classes(bundle, store)

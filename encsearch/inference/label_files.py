@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from encsearch.data.codec import IMAGE_SUFFIXES
+from encsearch.data.datasets import DatasetInfo
 from encsearch.data.pictures import overlay
 from encsearch.errors import UserError
 from encsearch.files import beside
 from encsearch.inference.predictor import Prediction, Predictor, read_image
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 OVERLAY = ".overlay.png"
 
 
@@ -39,15 +40,16 @@ class Labels:
     presence: dict[str, float]
 
 
-def find_images(paths: Sequence[Path], out: Path) -> list[LabelledFile]:
-    """Every image in files and folders once, with its results below `out`.
+def find_images(paths: Sequence[Path], out: Path) -> tuple[list[LabelledFile], list[str]]:
+    """Every image in files and folders once, with its results below `out`; and what was left out, and why.
 
     Raises UserError if one does not exist, or a result would overwrite another file.
     """
+    left_out: list[str] = []
     files = [
         LabelledFile(image, out / image.relative_to(folder).with_suffix(".png"))
         for path in paths
-        for folder, image in _images(path, out)
+        for folder, image in _images(path, out, left_out)
     ]
     taken = {file.image.resolve(): file.image for file in files}
     for file in files:
@@ -58,7 +60,7 @@ def find_images(paths: Sequence[Path], out: Path) -> list[LabelledFile]:
                     f"{file.image}: its result {result} would overwrite {other}; choose another --out, and "
                     "predict images with the same name one by one"
                 )
-    return files
+    return files, left_out
 
 
 def find_damaged(files: Sequence[LabelledFile], skip_bad: bool) -> dict[Path, str]:
@@ -81,8 +83,14 @@ def find_damaged(files: Sequence[LabelledFile], skip_bad: bool) -> dict[Path, st
     return damaged
 
 
-def write_labels(predictor: Predictor, files: Sequence[LabelledFile]) -> Iterator[Labels]:
-    """Segment the files and write their results, in order; each is yielded once it is written."""
+def write_labels(
+    predictor: Predictor, files: Sequence[LabelledFile], *, as_ids: bool = False
+) -> Iterator[Labels]:
+    """Segment the files and write their results, in order; each is yielded once it is written.
+
+    A label map is a palette PNG of class numbers or, with `as_ids`, of the data set's own ids, 16-bit grey
+    where an id is over 255.
+    """
     waiting: deque[tuple[LabelledFile, NDArray[np.uint8]]] = deque()  # read, and not yet segmented
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
@@ -93,33 +101,51 @@ def write_labels(predictor: Predictor, files: Sequence[LabelledFile]) -> Iterato
 
     for found in predictor.segment(pictures()):
         file, pixels = waiting.popleft()
-        yield _write(file, pixels, found, predictor)
+        yield _write(file, pixels, found, predictor, as_ids=as_ids)
 
 
-def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
+def draw_label_map(labels: NDArray[np.uint8], info: DatasetInfo, *, as_ids: bool = False) -> Image.Image:
+    """The label map (H, W) as a picture; see `write_labels`."""
+    ids = np.array(info.ids if as_ids and info.ids else range(len(info.classes)), dtype=np.uint16)
+    if ids.max() > 255:
+        return Image.fromarray(ids[labels])
+    colours = np.zeros((256, 3), np.uint8)
+    colours[ids] = info.palette
+    picture = Image.fromarray(ids[labels].astype(np.uint8))
+    picture.putpalette(colours.tobytes())
+    return picture
+
+
+def _images(path: Path, out: Path, left_out: list[str]) -> list[tuple[Path, Path]]:
     """(folder, file) of one image, or of all images below a folder, without earlier results."""
     if not path.exists():
         raise UserError(f"{path}: no such image or folder of images")
     if not path.is_dir():
         return [(path.parent, path)]
     is_inside = path.resolve() in out.resolve().parents
-    found = [
-        (path, file)
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not file.name.endswith(OVERLAY)
-        and file.is_file()
-        and not (is_inside and out.resolve() in file.resolve().parents)
-    ]
+    found = []
+    for file in sorted(path.rglob("*")):
+        if file.is_dir() or (is_inside and out.resolve() in file.resolve().parents):
+            continue
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            left_out.append(f"{file}: its suffix is not one of {', '.join(IMAGE_SUFFIXES)}")
+        elif file.name.endswith(OVERLAY):
+            left_out.append(f"{file}: named as an overlay that an earlier prediction wrote")
+        elif not file.is_file():
+            left_out.append(f"{file}: not a regular file")
+        else:
+            found.append((path, file))
     if not found:
-        raise UserError(f"{path}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{path}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
-def _write(file: LabelledFile, pixels: NDArray[np.uint8], found: Prediction, predictor: Predictor) -> Labels:
+def _write(
+    file: LabelledFile, pixels: NDArray[np.uint8], found: Prediction, predictor: Predictor, *, as_ids: bool
+) -> Labels:
     palette = np.array(predictor.info.palette, dtype=np.uint8)
     _make_folder(file.labels.parent)
-    _save(Image.fromarray(found.labels), file.labels)
+    _save(draw_label_map(found.labels, predictor.info, as_ids=as_ids), file.labels)
     _save(Image.fromarray(overlay(pixels, found.labels, palette)), file.overlay)
     classes = tuple(predictor.info.classes[int(label)] for label in np.unique(found.labels))
     return Labels(file, classes, dict(found.presence or {}))

@@ -27,7 +27,7 @@ def check_nodes(store: Store, out: Path) -> None:
     probe = out.absolute() / f".probe-{secrets.token_hex(4)}"
     probe.touch()
     try:
-        _ask_all(others, str(store.path.absolute()), store.fingerprint, str(probe))
+        _ask_all(others, store.address, store.fingerprint, str(probe))
     finally:
         probe.unlink()
 

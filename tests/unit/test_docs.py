@@ -134,7 +134,7 @@ def _command(words: list[str]) -> tuple[click.Command | None, list[str]]:
         return None, words
     context = click.Context(cli)
     command, rest = cli.get_command(context, names[0]), words[1:]
-    if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         if any(name not in command.commands for name in rest[0].split("|")):
             return None, rest
         command, rest = command.commands[rest[0].split("|")[0]], rest[1:]

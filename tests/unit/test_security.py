@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from encsearch.config import Config, load_config
-from encsearch.data.importers.folder import import_folder
+from encsearch.data.importers.folder import plan_folder
+from encsearch.data.importers.pairs import PairSettings
+from encsearch.data.importers.write import write_plan
 from encsearch.data.manifest import read_manifest
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
@@ -215,7 +217,7 @@ def test_an_importer_shows_nothing_of_a_file_that_a_link_leads_to(tmp_path: Path
         (source / folder).mkdir(parents=True)
         (source / folder / "0001.png").symlink_to(secret)
     with pytest.raises(UserError) as refused:
-        import_folder(source, tmp_path / "store", classes=["a", "b"], val_fraction=0.5)
+        write_plan(plan_folder(source, PairSettings(classes=("a", "b"))), tmp_path / "store")
     assert "hunter2" not in str(refused.value)
     assert not (tmp_path / "store").exists()
 

@@ -1,88 +1,172 @@
-"""Any data set of images and masks that have the same names.
+"""Any folder of images and masks, or an archive of one.
 
-    source/
-      classes.txt                    one name a line, in the order of the mask values
-      images/0001.jpg                PNG or JPEG; stored as they are when they are RGB
-      masks/0001.png                 8-bit grey or palette PNG: class indices, 255 = ignore
+Without patterns these layouts are looked for, in this order, with any suffix:
 
-or, with splits, images/train/, images/val/ (and test/) and the same in masks/.
+    images/{split}/{id}    masks/{split}/{id}
+    {split}/images/{id}    {split}/masks/{id}
+    images/{id}            masks/{id}
+
+`{id}` is what an image and its mask have in common, folders included; `{split}` is train, val or test, or
+another name that is common for one; `*` stands for anything within one name.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
-from encsearch.data.codec import encode_png
-from encsearch.data.datasets import DatasetInfo, EncodedSample, default_palette
-from encsearch.data.importers.pairs import Pair, find_pairs, read_pair
-from encsearch.data.manifest import Manifest
-from encsearch.data.store import write_store
+from encsearch.data.codec import IMAGE_SUFFIXES
+from encsearch.data.importers.pairs import Pairs, PairSettings, divide, plan_pairs
+from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.tree import Tree
+from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError
-from encsearch.text import format_param
+from encsearch.text import format_count
 
-_SPLITS = ("train", "val", "test")
+LAYOUTS = (
+    ("images/{split}/{id}", "masks/{split}/{id}"),
+    ("{split}/images/{id}", "{split}/masks/{id}"),
+    ("images/{id}", "masks/{id}"),
+)
+CLASSES_FILE = "classes.txt"
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_WILDCARDS = {"{id}": "(?P<id>.+)", "{split}": "(?P<split>[^/]+)", "*": "[^/]*"}
+_SHOWN_FOLDERS = 5
 
 
-def import_folder(
-    source: str | Path,
-    store: str | Path,
+def plan_folder(
+    source: Path,
+    settings: PairSettings,
     *,
-    classes: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-) -> Manifest:
-    """Write a store of the pairs in a folder; `classes` None reads them from classes.txt.
+    images: str | None = None,
+    masks: str | None = None,
+    on_bad: OnBad = "fail",
+    processes: int = 1,
+    scratch: Path | None = None,
+) -> Plan:
+    """Read a folder and decide what to write; `images` and `masks` are patterns of names below it.
 
-    Without split folders a sample's name decides whether it is in train or val, so it stays there when others
-    are added. Raises UserError that names the file for anything that cannot be used.
+    Raises UserError that names the file for what cannot be understood or, unless `on_bad` is skip, used.
     """
-    root = Path(source)
-    names = tuple(classes) if classes is not None else _read_classes(root / "classes.txt")
-    info = DatasetInfo(root.resolve().name, names, default_palette(len(names)))
-    pairs = _find_splits(root, val_fraction)
-    return write_store(store, info, {name: _read_samples(found, len(names)) for name, found in pairs.items()})
-
-
-def _find_splits(root: Path, val_fraction: float) -> dict[str, list[Pair]]:
-    images, masks = root / "images", root / "masks"
-    given = [name for name in _SPLITS if (images / name).is_dir() or (masks / name).is_dir()]
-    if given:
-        return {name: find_pairs(images / name, masks / name) for name in given}
-    return _divide(find_pairs(images, masks), val_fraction)
-
-
-def _divide(pairs: list[Pair], val_fraction: float) -> dict[str, list[Pair]]:
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction={format_param(val_fraction)} must be between 0 and 1, as in 0.2")
-    splits: dict[str, list[Pair]] = {"train": [], "val": []}
-    for pair in pairs:
-        splits["val" if _hash_to_position(pair.id) < val_fraction else "train"].append(pair)
-    for name, found in splits.items():
-        if not found:
-            raise UserError(
-                f"val_fraction={format_param(val_fraction)} of {len(pairs)} images leaves {name} empty; "
-                "change it, or make train/ and val/ folders"
-            )
-    return splits
-
-
-def _hash_to_position(sample_id: str) -> float:
-    """A pseudo-random number in 0..1, always the same for the same name."""
-    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big") / 2**64
-
-
-def _read_classes(file: Path) -> tuple[str, ...]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    tree = Tree([source], scratch)
+    root = _common_folder(tree) if source.is_file() else ""
+    classes = f"{root}{CLASSES_FILE}"
+    if settings.needs_classes and classes in tree.files:
+        settings = settings.with_classes(tree.read_lines(classes))
+    elif settings.needs_classes:
         raise UserError(
-            f"{file}: no such file; write one class name a line, or give --classes a,b,c"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({error})") from None
-    return tuple(line.strip() for line in lines if line.strip())
+            f"{source / CLASSES_FILE}: no such file; write one class name a line, or give --classes a,b,c, "
+            "--labels or --colours"
+        )
+    chosen = _choose_layout(tree, root, images, masks)
+    pairs = _find_pairs(tree, root, chosen, on_bad)
+    return plan_pairs("folder", divide(pairs, settings, on_bad), settings, on_bad=on_bad, processes=processes)
 
 
-def _read_samples(pairs: list[Pair], num_classes: int) -> Iterator[EncodedSample]:
-    for pair in pairs:
-        image, mask = read_pair(pair, num_classes)
-        yield EncodedSample(pair.id, image, encode_png(mask), group="")
+def _common_folder(tree: Tree) -> str:
+    """The folder, with its "/", that an archive holds everything in, "" if none."""
+    first = {name.partition("/")[0] for name in tree.files}
+    (only,) = first if len(first) == 1 else ("",)
+    known = {"images", "masks", *SPLIT_NAMES}
+    return f"{only}/" if only and only not in known and only not in tree.files else ""
+
+
+def _choose_layout(tree: Tree, root: str, images: str | None, masks: str | None) -> tuple[str, str]:
+    if images or masks:
+        return images or LAYOUTS[-1][0], masks or LAYOUTS[-1][1]
+    for layout in LAYOUTS[:-1]:
+        pattern = _compile(layout[0], root)
+        matches = (pattern.fullmatch(name) for name in tree.files)
+        if any(match and match["split"] in SPLIT_NAMES for match in matches):
+            return layout
+    return LAYOUTS[-1]
+
+
+def _compile(pattern: str, root: str) -> re.Pattern[str]:
+    """Raises UserError unless the pattern has {id} once, and {split} once at most."""
+    if pattern.count("{id}") != 1 or pattern.count("{split}") > 1:
+        raise UserError(
+            f"pattern {pattern!r}: needs one {{id}} and at most one {{split}}, as in images/{{split}}/{{id}}"
+        )
+    parts = re.split(r"(\{id\}|\{split\}|\*)", pattern)
+    regex = re.escape(root) + "".join(_WILDCARDS.get(part, re.escape(part)) for part in parts)
+    has_suffix = PurePosixPath(pattern).suffix.lower() in IMAGE_SUFFIXES
+    return re.compile(regex if has_suffix else regex + r"\.[^./]*")
+
+
+def _find_pairs(tree: Tree, root: str, patterns: tuple[str, str], on_bad: OnBad) -> Pairs:
+    images, masks = _match(tree, root, patterns)
+    odd = next((name for name in tree.odd if any(_compile(p, root).fullmatch(name) for p in patterns)), None)
+    if odd and on_bad == "fail":
+        raise UserError(f"{tree}/{odd}: {tree.odd[odd]}; remove it, or give --on-bad skip")
+    shown = " and ".join(patterns)
+    if not images:
+        folders = sorted({name.rpartition("/")[0] or "." for name in tree.files})
+        there = f"; it has files in {', '.join(folders[:_SHOWN_FOLDERS])}" if folders else ""
+        raise UserError(
+            f"{tree}: no files like {patterns[0]} that end in {', '.join(IMAGE_SUFFIXES)}{there}; "
+            "give --images and --masks"
+        )
+    without_mask = sorted(images.keys() - masks.keys())
+    without_image = sorted(masks.keys() - images.keys())
+    if on_bad == "fail":
+        for kind, own, pattern, lone, files in (
+            ("mask", "image", patterns[1], without_mask, images),
+            ("image", "mask", patterns[0], without_image, masks),
+        ):
+            if lone:
+                split, sample_id = lone[0]
+                wanted = pattern.replace("{id}", sample_id).replace("{split}", split)
+                count = f"{format_count(len(lone))} of {format_count(len(files), own)} have none"
+                first = tree.files[files[lone[0]]]
+                raise UserError(f"{first}: no {kind} {wanted} ({count}); add it, or give --on-bad skip")
+    tree.left_out.add("an image without a mask", [images[key] for key in without_mask])
+    tree.left_out.add("a mask without an image", [masks[key] for key in without_image])
+    splits: dict[str, list[Entry]] = {}
+    for split, sample_id in sorted(images.keys() & masks.keys()):
+        image, mask = (tree.files[files[split, sample_id]] for files in (images, masks))
+        splits.setdefault(split, []).append(Entry(sample_id, image, MaskFile(mask)))
+    if not splits:
+        raise UserError(f"{tree}: no image has a mask, by the patterns {shown}")
+    ordered = {name: splits[name] for name in ("", *SPLIT_NAMES) if name in splits}
+    line = f"{format_count(sum(map(len, splits.values())), 'pair')} of {shown}"
+    return Pairs(tree.sources[0].resolve().name.partition(".")[0], ordered, tree.left_out, (line,))
+
+
+def _match(
+    tree: Tree, root: str, patterns: Sequence[str]
+) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """(split, id) -> name, of the images and of the masks; what is neither is left out, with the reason."""
+    image_pattern, mask_pattern = (_compile(pattern, root) for pattern in patterns)
+    images: dict[tuple[str, str], str] = {}
+    masks: dict[tuple[str, str], str] = {}
+    for name in tree.names():
+        path = PurePosixPath(name)
+        mask, image = mask_pattern.fullmatch(name), image_pattern.fullmatch(name)
+        match, found = (mask, masks) if mask else (image, images)
+        if any(part.startswith(".") for part in path.parts):
+            tree.left_out.add("hidden", [name])
+        elif match is None:
+            if name != f"{root}{CLASSES_FILE}":
+                tree.left_out.add(f"neither {patterns[0]} nor {patterns[1]}", [name])
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            tree.left_out.add(f"its suffix is not one of {', '.join(IMAGE_SUFFIXES)}", [name])
+        else:
+            given = match.groupdict().get("split") or ""
+            split = SPLIT_NAMES.get(given)
+            if given and split is None:
+                tree.left_out.add(f"{given} is not the name of a split", [name])
+                continue
+            key = split or "", match["id"]
+            if key in found:
+                other = PurePosixPath(found[key]).name
+                raise UserError(f"{tree.files[name]}: {other} has the same name; rename one of them")
+            found[key] = name
+    return images, masks

@@ -1,84 +1,315 @@
-"""Pair images and masks by name, for every importer."""
+"""Pairs of images and masks whose labels and splits people choose: look into them, and plan their import."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
-from encsearch.data.codec import canonical_image, decode_mask, image_size
 from encsearch.data.datasets import IGNORE
-from encsearch.data.rows import check_pair
+from encsearch.data.importers.labels import Label, LabelTable, class_table, read_table
+from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.scan import Scan, scan
+from encsearch.data.importers.tree import LeftOut, read_lines, regular_file
+from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError
+from encsearch.text import format_count, format_list, format_param, format_share
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_MASK_SUFFIXES = (".png",)
+_SHOWN = 12  # values, forms or groups in one line
+_FRAMES = 3  # names that differ in their number alone, from which on they look like frames of a video
+_FRAME_WORDS = re.compile("frame|video|vid|clip|seq", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image file and its mask file; `id` is the name that they share, without the suffix."""
+class PairSettings:
+    """What masks mean, and which pairs are in which split.
 
-    id: str
-    image: Path
-    mask: Path
-
-
-def find_pairs(images: Path, masks: Path) -> list[Pair]:
-    """The pairs of two folders, by name.
-
-    Raises UserError for a folder that is missing or has no image, a file without its partner, two files of
-    one name, and a name that is not UTF-8.
+    `classes` are the names of the values in order; `labels` or `colours` is a table instead. `ignore` are
+    values that are ignored besides 255. `split_lists` are split -> a file of names; without it and without
+    split folders the hash of a name, or of what `group`, a regular expression, finds in it, decides by the
+    fractions.
     """
-    image_files = _files_by_id(images, _IMAGE_SUFFIXES)
-    mask_files = _files_by_id(masks, _MASK_SUFFIXES)
-    if not image_files:
-        raise UserError(f"{images}: no images here; they end in {', '.join(_IMAGE_SUFFIXES)}")
-    without_mask = sorted(image_files.keys() - mask_files.keys())
-    if without_mask:
-        raise UserError(
-            f"{image_files[without_mask[0]]}: no mask {masks / without_mask[0]}.png"
-            f" ({len(without_mask)} of {len(image_files)} images have none)"
-        )
-    without_image = sorted(mask_files.keys() - image_files.keys())
-    if without_image:
-        raise UserError(
-            f"{mask_files[without_image[0]]}: no image of that name in {images}"
-            f" ({len(without_image)} of {len(mask_files)} masks have none)"
-        )
-    return [Pair(name, image_files[name], mask_files[name]) for name in sorted(image_files)]
+
+    classes: tuple[str, ...] | None = None
+    labels: Path | None = None
+    colours: Path | None = None
+    ignore: tuple[int, ...] = ()
+    split_lists: Mapping[str, Path] = field(default_factory=dict)
+    val_fraction: float = 0.2
+    test_fraction: float = 0.0
+    group: str | None = None
+
+    @property
+    def needs_classes(self) -> bool:
+        return self.classes is None and self.labels is None and self.colours is None
+
+    def with_classes(self, classes: Sequence[str]) -> "PairSettings":
+        return replace(self, classes=tuple(classes))
 
 
-def read_pair(pair: Pair, num_classes: int, void: int | None = None) -> tuple[bytes, NDArray[np.uint8]]:
-    """The image as a store keeps it, and the mask (H, W) with `void` made 255.
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a source by split; "" is still to be divided. `lines` say how they were found."""
 
-    Raises UserError that names the file when one is unreadable or they do not fit each other or the classes.
+    name: str
+    splits: Mapping[str, Sequence[Entry]]
+    left_out: LeftOut
+    lines: tuple[str, ...] = ()
+
+
+def divide(pairs: Pairs, settings: PairSettings, on_bad: OnBad) -> Pairs:
+    """Give every pair its group and split.
+
+    Raises UserError for a group that a name does not have, a listed name that is no pair, fractions outside
+    0..1, and a split that stays empty.
     """
-    image = canonical_image(_read(pair.image), str(pair.image))
-    mask = decode_mask(_read(pair.mask), str(pair.mask))
-    if void is not None:
-        mask = np.where(mask == void, np.uint8(IGNORE), mask)
-    check_pair(image_size(image, str(pair.image)), mask, num_classes, str(pair.mask))
-    return image, mask
+    grouped = {
+        name: [replace(entry, group=_find_group(entry.id, settings.group)) for entry in entries]
+        for name, entries in pairs.splits.items()
+    }
+    entries = [entry for found in grouped.values() for entry in found]
+    if settings.split_lists:
+        splits = _divide_by_lists(entries, settings.split_lists, pairs.left_out, on_bad)
+        how = "by lists"
+    elif "" in grouped:
+        if len(grouped) > 1:
+            raise UserError(f"{pairs.name}: some pairs are in split folders and some are not; move them")
+        splits = _divide_by_hash(entries, settings)
+        how = "by the hash of the " + ("group" if settings.group else "name")
+        if not settings.group and (warning := _look_like_frames(entries)):
+            how += f"; warning: {warning}"
+    else:
+        splits, how = grouped, "by folders"
+    counts = ", ".join(f"{name} {format_count(len(found))}" for name, found in splits.items())
+    lines = [*pairs.lines, f"splits: {counts}, {how}"]
+    if settings.group:
+        lines.append(_describe_groups(splits))
+    return Pairs(pairs.name, splits, pairs.left_out, tuple(lines))
 
 
-def _files_by_id(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.suffix.lower() not in suffixes:
-            continue
-        if not file.name.isprintable():  # bytes that are not UTF-8 arrive as unprintable surrogates
-            raise UserError(f"{folder}: the file name {file.name!r} is not printable UTF-8; rename it")
-        if file.stem in files:
-            raise UserError(f"{file}: {files[file.stem].name} has the same name; rename one of them")
-        files[file.stem] = file
-    return files
+def plan_pairs(
+    importer: str, pairs: Pairs, settings: PairSettings, *, on_bad: OnBad = "fail", processes: int = 1
+) -> Plan:
+    """Read all masks, and decide what their values or colours mean.
+
+    Raises UserError for a table that does not fit and, unless `on_bad` is skip, for a pair that is of no use.
+    """
+    splits = pairs.splits
+    if settings.colours:
+        splits = {name: [_with_colours(entry) for entry in entries] for name, entries in splits.items()}
+    entries = [entry for found in splits.values() for entry in found]
+    found = scan(entries, processes)
+    if found.bad and on_bad == "fail":
+        first = found.bad[min(found.bad)]
+        raise UserError(f"{first}{_more_like_it(len(found.bad), len(entries))}")
+    labels, about = _choose_labels(settings, found)
+    labels.info(pairs.name)  # refuses names that cannot be, before their values are looked at
+    _check_known(labels, found, len(entries), on_bad)
+    lines = [*pairs.lines, *_describe(found, labels), *about]
+    if found.bad:
+        lines.append(f"{format_count(len(found.bad), 'pair')} cannot be used and will be skipped")
+    return Plan(importer, pairs.name, labels, splits, pairs.left_out, lines=tuple(lines))
 
 
-def _read(file: Path) -> bytes:
+def _find_group(sample_id: str, pattern: str | None) -> str:
+    if pattern is None:
+        return ""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        match = re.search(pattern, sample_id)
+    except re.error as error:
+        raise UserError(f"--group {pattern}: not a regular expression ({error})") from None
+    if not match:
+        raise UserError(f"--group {pattern}: not found in the name {sample_id}; every name needs a group")
+    return match[1] if match.re.groups else match[0]
+
+
+def _divide_by_lists(
+    entries: Sequence[Entry], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
+) -> dict[str, list[Entry]]:
+    """A line of a list is a name, with or without folders and suffix; what follows a space is not read."""
+    by_name = {name: entry for entry in entries for name in _names_of(entry)}
+    splits: dict[str, list[Entry]] = {}
+    split_of: dict[str, str] = {}
+    for split, path in lists.items():
+        splits[split] = []
+        for line in read_lines(regular_file(path)):
+            name = line.split()[0] if line not in by_name else line
+            entry = by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")))
+            entry = entry or by_name.get(PurePosixPath(name).stem)
+            if entry is None:
+                if on_bad == "fail":
+                    raise UserError(
+                        f"{path}: {name} is not the name of a pair; correct it, or give --on-bad skip"
+                    )
+                left_out.add(f"in the list of {split}, but no pair has the name", [name])
+                continue
+            if entry.id in split_of:
+                raise UserError(
+                    f"{path}: {name} is in the list of {split_of[entry.id]} too; take it out of one"
+                )
+            split_of[entry.id] = split
+            splits[split].append(entry)
+    left_out.add("a pair in no list", [entry.id for entry in entries if entry.id not in split_of])
+    return splits
+
+
+def _names_of(entry: Entry) -> Iterator[str]:
+    yield entry.id
+    yield PurePosixPath(entry.id).name
+    yield entry.image.path.name
+
+
+def _divide_by_hash(entries: Sequence[Entry], settings: PairSettings) -> dict[str, list[Entry]]:
+    for option, fraction in (("val", settings.val_fraction), ("test", settings.test_fraction)):
+        if not (0 < fraction < 1 or (fraction == 0 and option == "test")):
+            raise UserError(f"{option}_fraction={format_param(fraction)} must be between 0 and 1, as in 0.2")
+    parts = {"val": settings.val_fraction, "test": settings.test_fraction}
+    names = ["train", "val", "test"] if settings.test_fraction else ["train", "val"]
+    splits: dict[str, list[Entry]] = {name: [] for name in names}
+    for entry in entries:
+        position = _hash_to_position(entry.group or entry.id)
+        if position < parts["val"]:
+            splits["val"].append(entry)
+        else:
+            splits["test" if position < parts["val"] + parts["test"] else "train"].append(entry)
+    for name, found in splits.items():
+        if not found:
+            groups = len({entry.group for entry in entries})
+            of = format_count(groups, "group") if settings.group else format_count(len(entries), "image")
+            option = "test" if name == "test" else "val"
+            raise UserError(
+                f"{option}_fraction={format_param(parts[option])} of {of} leaves {name} empty; change it, or "
+                "make train/ and val/ folders"
+            )
+    return splits
+
+
+def _hash_to_position(name: str) -> float:
+    """A pseudo-random number in 0..1, always the same for the same name: a sample stays in its split."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def _look_like_frames(entries: Sequence[Entry]) -> str:
+    """A warning if names differ in a number only, so that neighbours of a video may be in train and val."""
+    stems: Counter[str] = Counter()
+    for entry in entries:
+        match = re.fullmatch(r"(.*\D)\d+\D*", entry.id)
+        if match:
+            stems[match[1]] += 1
+    several = len(stems) > 1 and stems.total() >= _FRAMES * len(stems)
+    named = any(_FRAME_WORDS.search(stem) for stem in stems)
+    if not (several or named) or stems.total() < len(entries) / 2:
+        return ""
+    shown = format_list([f"{stem}..." for stem, _ in stems.most_common(3)])
+    return (
+        f"names look like frames of {format_count(len(stems), 'video')} ({shown}), so neighbours can be in "
+        "train and val; give --group, such as --group '^(.*)[^0-9]'"
+    )
+
+
+def _describe_groups(splits: Mapping[str, Sequence[Entry]]) -> str:
+    places: dict[str, set[str]] = {}
+    for split, entries in splits.items():
+        for entry in entries:
+            places.setdefault(entry.group, set()).add(split)
+    line = f"groups: {format_count(len(places))}"
+    apart = [group for group, found in places.items() if len(found) > 1]
+    if apart:
+        line += f"; warning: {format_count(len(apart))} are in more than one split, such as {apart[0]}"
+    return line
+
+
+def _with_colours(entry: Entry) -> Entry:
+    assert isinstance(entry.mask, MaskFile)
+    return replace(entry, mask=replace(entry.mask, colours=True))
+
+
+def _choose_labels(settings: PairSettings, found: Scan) -> tuple[LabelTable, list[str]]:
+    """The table of labels, and lines about what was assumed."""
+    given = {
+        name: value
+        for name, value in (
+            ("--classes", settings.classes), ("--labels", settings.labels), ("--colours", settings.colours)
+        )
+        if value is not None
+    }  # fmt: skip
+    if len(given) > 1:
+        raise UserError(f"give one of {format_list(list(given), 'or')}; they contradict each other")
+    if settings.colours:
+        if settings.ignore:
+            raise UserError("--ignore is for values; in a table of colours leave train_id empty")
+        return read_table(settings.colours, by_colour=True), []
+    if settings.labels:
+        return read_table(settings.labels, by_colour=False).ignoring(settings.ignore), []
+    names = settings.classes or ()
+    values = set(found.pixels)
+    if len(names) == 2 and not settings.ignore and values <= {0, IGNORE} and IGNORE in values:
+        labels = tuple(Label(code, name, name) for code, name in zip((0, IGNORE), names, strict=True))
+        line = f"the masks are binary: 0 is class {names[0]}, and 255 is class {names[1]}, not ignored"
+        return LabelTable(labels, names), [line]
+    return _with_palette(class_table(names, settings.ignore), found), []
+
+
+def _with_palette(table: LabelTable, found: Scan) -> LabelTable:
+    """With the colours of the masks' palette, if all have the same one and it tells the classes apart."""
+    if len(found.palettes) != 1:
+        return table
+    (palette,) = found.palettes
+    labels = [
+        replace(label, colour=palette[label.code]) if label.code < len(palette) else label
+        for label in table.labels
+    ]
+    colours = {label.colour for label in labels if label.class_name}
+    return replace(table, labels=tuple(labels)) if len(colours) == len(table.classes) else table
+
+
+def _check_known(labels: LabelTable, found: Scan, num_masks: int, on_bad: OnBad) -> None:
+    """Raises UserError for values that are in the masks but not in the table, unless those are skipped."""
+    unknown = [code for code in found.pixels if labels.lookup[code] < 0]
+    if unknown and on_bad == "fail":
+        code = max(unknown, key=lambda code: found.masks[code])
+        shown = format_list([labels.format_code(code).split()[-1] for code in sorted(unknown)[:_SHOWN]])
+        raise UserError(
+            f"{found.first[code]}: {labels.format_code(code)} is not a class; known are {labels.describe()}; "
+            f"{format_count(found.masks[code])} of {format_count(num_masks, 'mask')} have it; "
+            f"all that are not known: {shown}"
+        )
+
+
+def _describe(found: Scan, labels: LabelTable) -> Iterator[str]:
+    yield f"masks: {_count_all(found.forms)}"
+    if found.changes:
+        yield f"images: {_count_all(found.changes)}"
+    if found.turned_apart:
+        count = format_count(len(found.turned_apart), "pair")
+        yield (
+            f"warning: {count} have an EXIF orientation in the image or the mask only, such as "
+            f"{found.turned_apart[0]}: each file is turned by its own; look at the sheet"
+        )
+    total = found.pixels.total()
+    names = {
+        label.code: label.name if label.class_name else f"{label.name} (ignored)" for label in labels.labels
+    }
+    shares = [
+        f"{labels.format_code(code).split()[-1]} {names.get(code, 'unknown')} {format_share(count / total)}"
+        for code, count in sorted(found.pixels.items())
+    ]
+    more = f" and {format_count(len(shares) - _SHOWN)} more" if len(shares) > _SHOWN else ""
+    yield f"{'colours' if labels.by_colour else 'values'}: {', '.join(shares[:_SHOWN])}{more}"
+    present = {label.class_name for label in labels.labels if found.pixels[label.code]}
+    absent = [name for name in labels.classes if name not in present]
+    if absent:
+        more = f" and {format_count(len(absent) - _SHOWN)} more" if len(absent) > _SHOWN else ""
+        yield f"warning: no mask has a pixel of class {', '.join(absent[:_SHOWN])}{more}"
+
+
+def _count_all(counts: Counter[str]) -> str:
+    return ", ".join(f"{format_count(count)} {name}" for name, count in counts.most_common(_SHOWN))
+
+
+def _more_like_it(count: int, total: int) -> str:
+    if count == 1:
+        return "; mend it, or give --on-bad skip"
+    of = format_count(total, "pair")
+    return f"; {format_count(count)} of {of} cannot be used; mend them, or give --on-bad skip"

@@ -48,12 +48,12 @@ def score_side_by_side(scorings: Mapping[str, Scoring], scaling: ScalingConfig) 
 
 
 def score_weights(
-    folder: Path, store: Path, settings: EvalConfig, scene_pattern: str | None, device: str
+    folder: Path, store: str, settings: EvalConfig, scene_pattern: str | None, device: str
 ) -> dict[str, float]:
     """Score a bundle on the split of `store` that it was validated on.
 
-    With a pattern of scenes also how well a linear layer tells them from the predicted presence. Paths are
-    absolute, because a worker has its own working directory.
+    With a pattern of scenes also how well a linear layer tells them from the predicted presence. `store` is
+    an address and `folder` absolute, because a worker has its own working directory.
     """
     bundle = read_bundle(folder)
     data = bundle.config.data

@@ -158,7 +158,7 @@ def _train_and_compare(
         story = AblationStory(
             name=config.name,
             metric=config.metric,
-            store=store.path.name,
+            store=Path(store.address).name,
             split=config.data.val_split,
             seeds=config.ablate.seeds,
             object_sizes=config.eval.object_sizes,
@@ -308,7 +308,7 @@ def _score_weights(
 def _scoring(config: Config, store: Store, planned: PlannedScoring, folder: Path) -> Scoring:
     """What a worker of Ray runs; its paths are absolute, because it has a working directory of its own."""
     model = _model_folder(folder, planned.training).absolute() if planned.training else None
-    data = config.data.model_copy(update={"store": str(store.path.absolute())})
+    data = config.data.model_copy(update={"store": store.address})
     scenes = config.ablate.scene_pattern
     match planned.kind:
         case "multi-scale" | "whole":
@@ -318,7 +318,7 @@ def _scoring(config: Config, store: Store, planned: PlannedScoring, folder: Path
                 changed |= {"scales": config.ablate.scales, "flip": True}
                 scenes = None
             return partial(
-                score_weights, model, store.path.absolute(), config.eval.model_copy(update=changed), scenes
+                score_weights, model, store.address, config.eval.model_copy(update=changed), scenes
             )
         case "patches" | "features" as source:
             is_shown = (planned.seed, planned.num_words) == (config.ablate.seeds[0], config.ablate.words[0])

@@ -1,0 +1,91 @@
+"""Parquet files with an image and a mask column, as Hugging Face's `datasets` writes them.
+
+    source/train-00000-of-00004.parquet      (or data/train-..., or any names: then the rows are divided)
+
+A column holds the bytes of a picture, or a struct with them in `bytes`.
+"""
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encsearch.data.importers.folder import SPLIT_NAMES
+from encsearch.data.importers.pairs import Pairs, PairSettings, divide, plan_pairs
+from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.tree import File, ParquetCell, Tree
+from encsearch.data.importers.write import OnBad
+from encsearch.errors import UserError, one_line
+from encsearch.text import format_count, format_list
+
+IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg")
+MASK_COLUMNS = ("annotation", "label", "mask", "labels", "semantic_segmentation", "segmentation_mask", "png")
+_ID_COLUMNS = ("id", "image_id", "file_name", "filename")
+
+
+def plan_parquet(
+    source: Path,
+    settings: PairSettings,
+    *,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    on_bad: OnBad = "fail",
+    processes: int = 1,
+    scratch: Path | None = None,
+) -> Plan:
+    """Read the footers of the Parquet files of a folder, or of one, then all masks, and decide what to write.
+
+    Raises UserError as `plan_folder` does, and for columns that are not there.
+    """
+    if settings.needs_classes:
+        raise UserError(f"{source}: give the class names by --classes a,b,c, --labels or --colours")
+    tree = Tree([source], scratch)
+    splits: dict[str, list[Entry]] = {}
+    for name in tree.names():
+        if not name.endswith(".parquet"):
+            tree.left_out.add("not a .parquet file", [name])
+            continue
+        match = re.match("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)), name.rpartition("/")[2])
+        split = SPLIT_NAMES[match[0]] if match else ""
+        splits.setdefault(split, []).extend(_entries(tree.files[name], image_column, mask_column))
+    if not splits:
+        raise UserError(f"{source}: no .parquet files")
+    count = format_count(sum(map(len, splits.values())), "row")
+    pairs = Pairs(source.resolve().name.partition(".")[0], splits, tree.left_out, (count,))
+    return plan_pairs(
+        "parquet", divide(pairs, settings, on_bad), settings, on_bad=on_bad, processes=processes
+    )
+
+
+def _entries(file: File, image_column: str | None, mask_column: str | None) -> list[Entry]:
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            columns = parquet.schema_arrow.names
+            image = _choose(file, "image", image_column, columns, IMAGE_COLUMNS)
+            mask = _choose(file, "mask", mask_column, columns, MASK_COLUMNS)
+            named = next((name for name in _ID_COLUMNS if name in columns), None)
+            entries: list[Entry] = []
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                ids = parquet.read_row_group(group, columns=[named]).column(0).to_pylist() if named else []
+                size = parquet.metadata.row_group(group).total_byte_size // max(rows, 1)
+                for row in range(rows):
+                    sample_id = str(ids[row]) if named else f"{file.path.stem}-{len(entries):06d}"
+                    cells = (
+                        ParquetCell(file.path, size, file.stamp, group, row, column)
+                        for column in (image, mask)
+                    )
+                    image_cell, mask_cell = cells
+                    entries.append(Entry(sample_id, image_cell, MaskFile(mask_cell)))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a whole Parquet file ({one_line(error)})") from None
+    return entries
+
+
+def _choose(file: File, kind: str, given: str | None, columns: list[str], known: tuple[str, ...]) -> str:
+    chosen = given or next((name for name in known if name in columns), None)
+    if chosen is None or chosen not in columns:
+        wanted = f"no column {given}" if given else f"no {kind} column"
+        raise UserError(f"{file}: {wanted}; it has {format_list(columns)}; give --{kind}-column")
+    return chosen

@@ -1,0 +1,187 @@
+"""What an import will write, decided before anything is written: samples, splits, labels, what is left out.
+
+An entry is a sample to be: it names the files that are read when it is written.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encsearch.data.codec import RawMask, canonical_image, decode_raw_mask, encode_png
+from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample, spaced_indices
+from encsearch.data.importers.labels import LabelTable
+from encsearch.data.importers.tree import File, LeftOut, ParquetCell
+from encsearch.data.rows import StoreRow, check_pair, describe
+from encsearch.errors import UserError, one_line
+from encsearch.text import format_count
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask saved as a picture: of values or, with `colours`, of colours."""
+
+    file: File | ParquetCell
+    colours: bool = False
+
+    def read(self) -> RawMask:
+        return decode_raw_mask(self.file.read(), str(self.file), colours=self.colours)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+@dataclass(frozen=True)
+class MatlabMask:
+    """A mask as a matrix in a MATLAB file; `path` leads to it, as in ("GTcls", "Segmentation")."""
+
+    file: File
+    path: tuple[str, ...]
+
+    def read(self) -> RawMask:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+
+        try:
+            value: Any = loadmat(BytesIO(self.file.read()))
+            for name in self.path:
+                value = value[name]
+                while isinstance(value, np.ndarray) and value.shape in {(1,), (1, 1)} and value.dtype.names:
+                    value = value.reshape(-1)[0]
+                if isinstance(value, np.ndarray) and value.dtype == object:
+                    value = value.item()
+            codes = np.asarray(value).astype(np.int32)
+        except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+            raise UserError(f"{self}: no matrix {'.'.join(self.path)} in it ({one_line(error)})") from None
+        if codes.ndim != 2:
+            raise UserError(f"{self}: {'.'.join(self.path)} is not a matrix of height x width")
+        return RawMask(codes, "MATLAB matrix")
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+@dataclass(frozen=True)
+class RunLengthMask:
+    """Segments in COCO's compressed run-length encoding: one line of JSON, [[category, RLE], ...], in `file`.
+
+    A segment covers the ones before it; what none covers is 0.
+    """
+
+    file: File
+    name: str
+
+    def read(self) -> RawMask:
+        from pycocotools.mask import decode
+
+        try:
+            segments = json.loads(self.file.read())
+            height, width = segments[0][1]["size"]
+            codes = np.zeros((height, width), np.int32)
+            for category, encoded in segments:
+                codes[decode(encoded).astype(bool)] = category
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{self}: not segments in COCO's run-length encoding ({one_line(error)})"
+            ) from None
+        return RawMask(codes, "run lengths")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Mask = MaskFile | MatlabMask | RunLengthMask
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample to be: where its image and mask are. `group` is its video or scene, "" if not known."""
+
+    id: str
+    image: File | ParquetCell
+    mask: Mask
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An import. `lines` say what was understood, for people; `licence` and `lines` go into the store."""
+
+    importer: str
+    name: str
+    labels: LabelTable
+    splits: Mapping[str, Sequence[Entry]]
+    left_out: LeftOut
+    licence: str = ""
+    lines: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def info(self) -> DatasetInfo:
+        return replace(self.labels.info(self.name), groups=self.groups)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(entries) for entries in self.splits.values())
+
+    def describe(self) -> Iterator[str]:
+        """What was understood, a line each, for people."""
+        yield f"{self.name}: {format_count(len(self.labels.classes), 'class')}"
+        yield from self.lines
+        yield from (f"left out: {line}" for line in self.left_out.lines())
+        if self.licence:
+            yield f"licence: {self.licence}"
+
+    def limited(self, limit: int | None) -> "Plan":
+        """At most `limit` samples a split, evenly spaced; None keeps all."""
+        if limit is None:
+            return self
+        kept = {
+            name: [entries[index] for index in spaced_indices(len(entries), limit)]
+            for name, entries in self.splits.items()
+        }
+        whole = format_count(self.num_samples, "sample")
+        line = f"limited to {format_count(limit, 'sample')} a split, evenly spaced, of {whole}"
+        return replace(self, splits=kept, lines=(*self.lines, line))
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises UserError for a split without samples, and an id that is twice in one."""
+    if not plan.splits:
+        raise UserError(f"{plan.name}: no samples")
+    for split, entries in plan.splits.items():
+        if not entries:
+            raise UserError(f"split {split} has no samples; leave it out or give it some")
+        seen: dict[str, Entry] = {}
+        for entry in entries:
+            if entry.id in seen:
+                other = seen[entry.id].image
+                raise UserError(
+                    f"{entry.image}: {other} has the same name in split {split}; rename one of them"
+                )
+            seen[entry.id] = entry
+
+
+def read_row(entry: Entry, labels: LabelTable) -> StoreRow:
+    """Read an entry as a store keeps it. Raises UserError that names the file that cannot be used."""
+    image, pixels = canonical_image(entry.image.read(), str(entry.image))
+    mask = _read_mask(entry, labels)
+    check_pair(pixels.shape[:2], mask, len(labels.classes), str(entry.mask))
+    sample = EncodedSample(entry.id, image, encode_png(mask), entry.group)
+    return describe(sample, pixels, mask, len(labels.classes))
+
+
+def read_sample(entry: Entry, labels: LabelTable) -> Sample:
+    """Read an entry's pixels. Raises UserError as `read_row` does."""
+    _, pixels = canonical_image(entry.image.read(), str(entry.image))
+    mask = _read_mask(entry, labels)
+    check_pair(pixels.shape[:2], mask, len(labels.classes), str(entry.mask))
+    return Sample(entry.id, pixels, mask)
+
+
+def _read_mask(entry: Entry, labels: LabelTable) -> NDArray[np.uint8]:
+    return labels.translate(entry.mask.read().codes, str(entry.mask))

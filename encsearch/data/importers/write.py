@@ -1,0 +1,338 @@
+"""Write a planned import: shards in parallel processes, resumed after a kill, whole or not at all.
+
+A shard is a slice of a split's entries that the sizes of its files decide, so that any number of processes
+writes the same shards. They lie in `.STORE.import` beside the store until all are done; a shard whose entries
+have not changed is taken over from an import that was killed.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from encsearch.data.datasets import DatasetInfo
+from encsearch.data.importers.labels import LabelTable
+from encsearch.data.importers.plan import Entry, Plan, check_plan, read_row
+from encsearch.data.manifest import (
+    MANIFEST_FILE,
+    VERSION,
+    Manifest,
+    Origin,
+    Shard,
+    SplitManifest,
+    content_fingerprint,
+    manifest_json,
+)
+from encsearch.data.rows import content_line
+from encsearch.data.shards import ShardWriter, build_cache
+from encsearch.errors import UserError, one_line
+from encsearch.files import check_free, hold_lock, sync, write_whole
+from encsearch.text import format_count, format_share
+
+OnBad = Literal["fail", "skip"]
+
+_SMALLEST_SHARD, _LARGEST_SHARD = 8 * 2**20, 128 * 2**20  # bytes
+_SHARDS = 16  # of a split at least, where they are not smaller than that
+_PARENT_CHECK_S = 1.0
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """`on_bad` decides about a sample that cannot be used: end the import, or leave it out and name it.
+
+    More than `bad_limit` of a split's samples, a share, end it in any case. `progress` gets the samples that
+    are done and all of them after every shard.
+    """
+
+    on_bad: OnBad = "fail"
+    bad_limit: float = 0.05
+    processes: int = 1
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to write; `key` changes with anything that its rows depend on."""
+
+    split: str
+    file: str
+    key: str
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a task has written; `shard` is None if all of its entries were skipped.
+
+    `lines` are the content lines of its rows as text; `skipped` names an entry and the reason.
+    """
+
+    shard: Shard | None
+    lines: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+@contextmanager
+def import_scratch(store: Path, *, keep: bool) -> Iterator[Path]:
+    """A folder for what a plan needs while it is read and written, deleted with the import's other files.
+
+    Unless `keep` it goes with the block; otherwise after an error only, since `write_plan` deletes it.
+    """
+    building = _building(store)
+    try:
+        yield building / _PARTS
+    except UserError:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _building(store: Path) -> Path:
+    """Where the import of a store is written before it is complete."""
+    return store.absolute().with_name(f".{store.name}.import")
+
+
+def write_plan(plan: Plan, store: str | Path, settings: ImportSettings | None = None) -> Manifest:
+    """Write the store, or nothing.
+
+    Raises UserError when the store is in use, another process imports into it, or a sample cannot be used.
+    What is written stays when the process is killed or interrupted, and goes after any other error.
+    """
+    settings = settings or ImportSettings()
+    store = Path(store)
+    check_plan(plan)
+    check_free(store)
+    building = _building(store)
+    with _locked(building):
+        try:
+            manifest = _write(plan, building, settings)
+            check_free(store)
+            (building / ".lock").unlink()  # it is held until the block ends, whatever its name
+            os.replace(building, store)
+            sync(store.absolute().parent)
+        except UserError:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise UserError(
+                f"{store}: cannot write the store ({one_line(error)}); nothing was left behind"
+            ) from error
+    return manifest
+
+
+def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
+    info = plan.info
+    tasks = list(_divide(plan, settings.on_bad))
+    notes = building / _PARTS
+    notes.mkdir(exist_ok=True)
+    finished = {task.file: found for task in tasks if (found := _taken_over(task, building))}
+    _remove_others(building, {task.file for task in tasks if finished.get(task.file)})
+    done, total = 0, plan.num_samples
+    skipped: dict[str, list[str]] = {split: [] for split in plan.splits}
+    for task, written in _run(plan, info, building, tasks, finished, settings):
+        finished[task.file] = written
+        done += len(task.entries)
+        skipped[task.split] += written.skipped
+        count, of = len(skipped[task.split]), len(plan.splits[task.split])
+        if count > settings.bad_limit * of:
+            raise UserError(
+                f"split {task.split}: {format_count(count)} of {format_count(of, 'sample')} cannot be used, "
+                f"over the limit of {format_share(settings.bad_limit)}; the last one: {written.skipped[-1]}"
+            )
+        settings.progress(done, total)
+    splits = {}
+    for split in plan.splits:
+        parts = [finished[task.file] for task in tasks if task.split == split]
+        splits[split] = _join(split, parts)
+    origin = Origin(
+        plan.importer,
+        plan.licence,
+        (*plan.lines, *plan.left_out.lines()),
+        tuple(f"{split}/{line}" for split, lines in skipped.items() for line in lines),
+    )
+    digests = {name: split.digest for name, split in splits.items()}
+    manifest = Manifest(VERSION, info, content_fingerprint(info, digests), splits, origin)
+    shutil.rmtree(notes)
+    (building / MANIFEST_FILE).write_text(manifest_json(manifest), encoding="utf-8")
+    sync(building / MANIFEST_FILE, building)
+    return manifest
+
+
+def _divide(plan: Plan, on_bad: OnBad) -> Iterator[_Task]:
+    settings = f"{VERSION} {on_bad} {plan.info.to_dict()} {plan.labels!r}"
+    for split, entries in plan.splits.items():
+        sizes = [entry.image.size for entry in entries]
+        target = min(max(sum(sizes) // _SHARDS, _SMALLEST_SHARD), _LARGEST_SHARD)
+        first = number = filled = 0
+        for last, size in enumerate(sizes, start=1):
+            filled += size
+            if filled >= target or last == len(entries):
+                part = entries[first:last]
+                key = hashlib.sha256(f"{settings} {part!r}".encode()).hexdigest()
+                yield _Task(split, f"{split}-{number:05d}.parquet", key, part)
+                first, number, filled = last, number + 1, 0
+
+
+def _run(
+    plan: Plan,
+    info: DatasetInfo,
+    building: Path,
+    tasks: Sequence[_Task],
+    finished: dict[str, _Written],
+    settings: ImportSettings,
+) -> Iterator[tuple[_Task, _Written]]:
+    """Every task with what it wrote, the ones that are finished first, the others as they end."""
+    for task in tasks:
+        if task.file in finished:
+            yield task, finished[task.file]
+    waiting = [task for task in tasks if task.file not in finished]
+    writer = _Writer(building, info, plan.labels, settings.on_bad)
+    if settings.processes == 1 or len(waiting) < 2:
+        for task in waiting:
+            yield task, writer(task)
+        return
+    # Not forked: the parent may have threads, of a data loader or of Arrow, that hold locks.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(settings.processes, len(waiting)),
+        context,
+        initializer=_begin_process,
+        initargs=(os.getpid(), writer),
+    )
+    try:
+        futures: dict[Future[_Written], _Task] = {pool.submit(_write_task, task): task for task in waiting}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process of the import was killed, as happens when memory runs out; give fewer --processes"
+        ) from None
+    finally:
+        # The processes must have ended before the folder is deleted; what has begun is a shard at most.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the shard of a task, its Arrow copy, and a note of it that a resumed import reads."""
+
+    building: Path
+    info: DatasetInfo
+    labels: LabelTable
+    on_bad: OnBad
+
+    def __call__(self, task: _Task) -> _Written:
+        """Raises UserError for a sample that cannot be used and is not to be skipped."""
+        lines: list[str] = []
+        skipped: list[str] = []
+        writer: ShardWriter | None = None
+        try:
+            for entry in task.entries:
+                try:
+                    row = read_row(entry, self.labels)
+                except UserError as error:
+                    if self.on_bad == "fail":
+                        raise
+                    skipped.append(f"{entry.id}: {error}")
+                    continue
+                if writer is None:
+                    writer = ShardWriter(self.building / task.file, self.info)
+                writer.write(row)
+                lines.append(content_line(row).decode())
+            shard = writer.close() if writer else None
+        except BaseException:
+            if writer:
+                writer.abort()
+            raise
+        if shard:
+            build_cache(self.building, shard)
+        written = _Written(shard, tuple(lines), tuple(skipped))
+        write_whole(_note(self.building, task.file), json.dumps({"key": task.key, **asdict(written)}))
+        return written
+
+
+_process: dict[str, _Writer] = {}  # the writer of a process of the pool
+
+
+def _begin_process(parent: int, writer: _Writer) -> None:
+    """Keep the writer, and end this process when its parent has been killed: nobody else would."""
+    _process["writer"] = writer
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which lets the shards be finished
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_task(task: _Task) -> _Written:
+    return _process["writer"](task)
+
+
+def _note(building: Path, file: str) -> Path:
+    return building / _PARTS / f"{file}.json"
+
+
+def _taken_over(task: _Task, building: Path) -> _Written | None:
+    """What an import that was killed has written for the task, None if nothing or something else."""
+    try:
+        values = json.loads(_note(building, task.file).read_bytes())
+        if values["key"] != task.key:
+            return None
+        shard = Shard(**values["shard"]) if values["shard"] else None
+        if shard and (building / shard.file).stat().st_size != shard.bytes:
+            return None
+        return _Written(shard, tuple(values["lines"]), tuple(values["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_others(building: Path, kept: set[str]) -> None:
+    """Remove the shards of an import that was killed and that are not taken over."""
+    for file in building.glob("*.parquet"):
+        if file.name not in kept:
+            file.unlink()
+            _note(building, file.name).unlink(missing_ok=True)
+
+
+def _join(split: str, parts: Sequence[_Written]) -> SplitManifest:
+    digest = hashlib.sha256()
+    for part in parts:
+        for line in part.lines:
+            digest.update(line.encode())
+    shards = tuple(part.shard for part in parts if part.shard)
+    if not shards:
+        raise UserError(f"split {split} has no samples left; all of them were skipped")
+    return SplitManifest(sum(shard.num_samples for shard in shards), digest.hexdigest(), shards)
+
+
+@contextmanager
+def _locked(building: Path) -> Iterator[None]:
+    """Hold the lock of an import. Raises UserError while another process has it."""
+    try:
+        building.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{building.parent}: cannot be written ({error.strerror})") from None
+    with hold_lock(building / ".lock") as is_held:
+        if not is_held:
+            raise UserError(f"{building}: another process imports into this store; wait for it or stop it")
+        yield
