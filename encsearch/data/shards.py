@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from encsearch.data.datasets import IGNORE, DatasetInfo
 from encsearch.data.manifest import VERSION, Shard, StoreError
@@ -114,10 +116,33 @@ def read_rows(store: Path, shard: Shard) -> Iterator[StoreRow]:
             yield _from_columns(columns)
 
 
-def read_facts(store: Path, shard: Shard) -> Iterator[dict[str, Any]]:
-    """height, width, presence and histogram of every row, as a dict. Raises StoreError."""
-    for batch in _read_columns(store, shard, ["height", "width", "presence", "histogram"]):
-        yield from batch.to_pylist()
+@dataclass(frozen=True)
+class Facts:
+    """What the columns of N samples say without decoding.
+
+    `sizes` (N, 2) are height and width, `histogram` (N, num_classes) pixels, both int64.
+    """
+
+    ids: list[str]
+    sizes: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    groups: list[str]
+    image_sha256: list[str]
+
+
+def read_facts(store: Path, shard: Shard) -> Iterator[Facts]:
+    """The facts of a shard, a row group at a time. Raises StoreError."""
+    for batch in _read_columns(store, shard, ["id", "height", "width", "histogram", "group", "sha256"]):
+        histogram = batch.column("histogram").flatten().to_numpy(zero_copy_only=False)
+        yield Facts(
+            ids=batch.column("id").to_pylist(),
+            sizes=np.stack(
+                [batch.column(name).to_numpy().astype(np.int64) for name in ("height", "width")], axis=1
+            ),
+            histogram=histogram.reshape(batch.num_rows, -1).astype(np.int64),
+            groups=batch.column("group").to_pylist(),
+            image_sha256=batch.column("sha256").field("image").to_pylist(),
+        )
 
 
 class RowCache:
