@@ -23,6 +23,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_CACHED_PIXELS = 2**15
 _MEAN_COLOUR = tuple(round(255 * channel) for channel in MEAN)
 
 
@@ -63,10 +64,16 @@ def normalise(images: Tensor, colours: Tensor | None = None) -> Tensor:
             channels[:, channel] += offsets[channel]
         return channels
     # Not a matrix product: on GPUs it would be done in TF32, which has 10 bits, if that is allowed.
-    total = colours[:, :, 3, None, None]
-    for channel in range(3):
-        total = total + colours[:, :, channel, None, None] * channels[:, None, channel]
-    return total
+    mixed = torch.empty_like(channels)
+    batch, _, height, width = channels.shape
+    # On a CPU in parts that stay in its cache.
+    rows = max(1, _CACHED_PIXELS // (batch * width)) if images.device.type == "cpu" else height
+    for part, total in zip(channels.split(rows, dim=2), mixed.split(rows, dim=2), strict=True):
+        torch.mul(colours[:, :, 0, None, None], part[:, None, 0], out=total)
+        total += colours[:, :, 3, None, None]
+        for channel in (1, 2):
+            total += colours[:, :, channel, None, None] * part[:, None, channel]
+    return mixed
 
 
 _Affine = tuple[float, float, float, float, float, float]
