@@ -293,6 +293,8 @@ def _describe_loss(config: Config) -> Iterator[str]:
 
 def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
     """The augmentations that are switched on."""
+    if augment.shorter_side:
+        yield f"shorter side zoomed to {augment.shorter_side} px"
     if augment.crop_size:
         height, width = augment.crop_size
         yield f"crops of {width}x{height} px"
@@ -301,8 +303,6 @@ def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
             "placed on a pixel of a random class of the image with probability "
             f"{format_param(augment.class_uniform)}"
         )
-    if augment.shorter_side:
-        yield f"shorter side zoomed to {augment.shorter_side} px"
     if augment.flip:
         yield f"mirrored with probability {format_param(augment.flip)}"
     if augment.scale != (1, 1):

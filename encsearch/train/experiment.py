@@ -161,6 +161,14 @@ def count_parameters(model: ModelConfig, num_classes: int) -> int:
 
 
 @dataclass(frozen=True)
+class PaddedImages:
+    """Training images that are smaller than the crop (height, width), or the largest that is searched."""
+
+    num_images: int
+    crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Preflight:
     """Facts about a training, found before it begins."""
 
@@ -170,15 +178,7 @@ class Preflight:
     num_parameters: int
     steps_per_epoch: int
     fingerprint: str
-    padded: "PaddedImages | None"
-
-
-@dataclass(frozen=True)
-class PaddedImages:
-    """Training images that are smaller than the crop (height, width), or the largest that is searched."""
-
-    num_images: int
-    crop: tuple[int, int]
+    padded: PaddedImages | None
 
 
 def open_store(config: Config) -> Store:

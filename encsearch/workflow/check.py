@@ -164,7 +164,7 @@ def _describe_padded(padded: PaddedImages, num_train: int) -> str:
     )
     if 2 * padded.num_images <= num_train:
         return smaller
-    return f"warning: {smaller}; try a smaller augment.crop, [height, width], or augment.shorter_side"
+    return f"warning: {smaller}; try a smaller crop, as [height, width], or a larger augment.shorter_side"
 
 
 def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:

@@ -128,6 +128,10 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("augment.shorter_side=4", "augment.shorter_side=4: Input should be greater than or equal to 8"),
         ("augment.blur=2", "augment.blur=2: Input should be less than or equal to 1"),
         ("augment.class_uniform=-1", "augment.class_uniform=-1: Input should be greater than or equal to 0"),
+        (
+            "search.space.augment.crop={choice: [[360, 480], 240]}",
+            "augment.crop.choice: [360, 480] is a list and not searchable; compare lists in ablate.rows",
+        ),
         ("search.space.augment.crop={integer: [4, 480]}", "augment.crop=4 is not valid: is a side of 8 to"),
         ("scaling.num_workers=3", "global_batch_size=16 is not divisible by num_workers=3; try 15 or 18"),
         ("search.confirm.num_workers=5", "is not divisible by num_workers=5; try 15 or 20"),
