@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -234,12 +235,13 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
 
 def _check_sizes(config: Config, store: Store) -> None:
     """All training images of a batch must have the same size."""
-    stored = store.stats(config.data.train_split).sizes
-    sizes = list(dict.fromkeys(config.augment.image_size(*size) for size, _ in stored))
+    sizes: Counter[tuple[int, int]] = Counter()
+    for size, count in store.stats(config.data.train_split).sizes:
+        sizes[config.augment.image_size(*size)] += count
     if len(sizes) == 1:
         return
     if config.train.global_batch_size > config.scaling.num_workers:
-        height, width = sizes[0]
+        ((height, width), _), *_ = sizes.most_common()
         raise PreflightError(
             f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
             "set augment.crop, which makes them equal"
