@@ -36,7 +36,12 @@ class Dimension(Section):
     @field_validator("choice", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, values: Any) -> Any:
-        return [as_number(value) for value in values] if isinstance(values, list) else values
+        if not isinstance(values, list):
+            return values
+        for value in values:
+            if isinstance(value, list):
+                raise ValueError(f"{value} is a list and not searchable; compare lists in ablate.rows")
+        return [as_number(value) for value in values]
 
     @field_validator("when", mode="before")
     @classmethod

@@ -10,6 +10,8 @@ from encsearch.text import format_given
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+LEAST_SIDE, LARGEST_SIDE = 8, 8192  # of a crop, px
+Side = Annotated[int, Field(ge=LEAST_SIDE, le=LARGEST_SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
 Context = Literal["encoding", "gate", "none"]
@@ -56,15 +58,53 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of a training image; one affine warp and one colour matrix carry them out."""
+    """Random changes of a training image: one affine warp, a blur and one colour matrix (docs/encnet.md)."""
 
-    crop: int | None = Field(None, ge=8, le=8192, description="side of the square crop, px; null: image size")
-    flip: Probability = 0.5
+    crop: Side | tuple[Side, Side] | None = Field(
+        None, description="side of a square, or [height, width], px; smaller images are padded; null: whole"
+    )
+    shorter_side: Side | None = Field(
+        None, description="px that each image's shorter side is zoomed to before scale; null: as stored"
+    )
+    flip: Probability = Field(0.5, description="probability of mirroring")
     scale: tuple[float, float] = Field((1.0, 1.0), description="range of the zoom factor")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
     jitter: float = Field(
         0.0, ge=0, le=0.9, description="largest relative change of brightness, contrast, saturation"
     )
+    blur: Probability = Field(
+        0.0, description="probability of a Gaussian blur with a standard deviation of 0 to 1 px"
+    )
+    class_uniform: Probability = Field(
+        0.0, description="probability that the crop must show a pixel of a class drawn from the image's own"
+    )
+
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the crop; None: whole images."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the training images that are made of an image of `height` and `width`."""
+        if self.crop_size:
+            return self.crop_size
+        zoom = self.base_zoom(height, width)
+        return round(zoom * height), round(zoom * width)
+
+    def base_zoom(self, height: int, width: int) -> float:
+        """The zoom before the random one of `scale`."""
+        return self.shorter_side / min(height, width) if self.shorter_side else 1.0
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _crop_is_a_size(cls, given: Any) -> Any:
+        """Checked here, since pydantic reports one error for each branch of the union."""
+        sides = given if isinstance(given, list | tuple) else [given]
+        if given is None or (len(sides) == (2 if sides is given else 1) and all(map(_is_side, sides))):
+            return given
+        raise ValueError(
+            f"is a side of {LEAST_SIDE} to {LARGEST_SIDE} px, [height, width] or null, but got {given!r}"
+        )
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> "AugmentConfig":
@@ -375,6 +415,11 @@ class PromoteConfig(Section):
             name = self.model_name.removesuffix(DECISIONS_SUFFIX)
             raise ValueError(f"model_name={self.model_name} is kept for the decisions on {name}; try {name}")
         return self
+
+
+def _is_side(given: Any) -> bool:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    return is_number and given % 1 == 0 and LEAST_SIDE <= given <= LARGEST_SIDE
 
 
 def as_number(value: Any) -> Any:

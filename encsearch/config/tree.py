@@ -70,15 +70,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_norm_has_values(self) -> "Config":
-        crop, stride, head = self.augment.crop, self.model.output_stride, self.model.head
+        crop, stride, head = self.augment.crop_size, self.model.output_stride, self.model.head
         synchronised = self.scaling.gpus_per_worker > 0 and self.train.sync_bn == "auto"
         lonely = 1 if synchronised else max(_worker_counts(self))
         if self.train.global_batch_size > lonely:
             return self
-        if crop and crop <= stride:
+        if crop and max(crop) <= stride:
             raise ValueError(
-                f"augment.crop={crop} at output_stride={stride} with one image a worker leaves batch norm a "
-                f"single value; try a crop over {stride} or a larger global_batch_size"
+                f"augment.crop={json.dumps(self.augment.crop)} at output_stride={stride} with one image a "
+                f"worker leaves batch norm a single value; try a crop over {stride} or a larger "
+                "global_batch_size"
             )
         match head:
             case "pspnet" | "deeplabv3" | "deeplabv3plus":

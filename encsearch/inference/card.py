@@ -84,9 +84,10 @@ def describe_limits(facts: ModelFacts) -> list[str]:
     if num_images is not None and num_images < FEW_IMAGES:
         images = format_count(num_images, "image")
         found.append(f"The figures come from {images}: differences of a few points mean little.")
-    crop = facts.config.augment.crop
-    if facts.metrics and crop is not None:
-        found.append(f"Trained on crops of {crop}x{crop} px; objects of another scale were not seen.")
+    crop = facts.config.augment.crop_size
+    if facts.metrics and crop:
+        height, width = crop
+        found.append(f"Trained on crops of {width}x{height} px; objects of another scale were not seen.")
     if facts.config.model.context != "none" and not _has_presence(facts.config):
         found.append("Its predictions of class presence mean nothing: its SE-loss had weight 0.")
     if facts.metrics:
@@ -292,8 +293,16 @@ def _describe_loss(config: Config) -> Iterator[str]:
 
 def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
     """The augmentations that are switched on."""
-    if augment.crop:
-        yield f"crops of {augment.crop}x{augment.crop} px"
+    if augment.shorter_side:
+        yield f"shorter side zoomed to {augment.shorter_side} px"
+    if augment.crop_size:
+        height, width = augment.crop_size
+        yield f"crops of {width}x{height} px"
+    if augment.class_uniform:
+        yield (
+            "placed on a pixel of a random class of the image with probability "
+            f"{format_param(augment.class_uniform)}"
+        )
     if augment.flip:
         yield f"mirrored with probability {format_param(augment.flip)}"
     if augment.scale != (1, 1):
@@ -303,6 +312,8 @@ def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
         yield f"rotated by up to {format_param(augment.rotate_deg)} degrees either way"
     if augment.jitter:
         yield f"brightness, contrast and saturation changed by up to {format_share(augment.jitter)}"
+    if augment.blur:
+        yield f"blurred by up to 1 px with probability {format_param(augment.blur)}"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

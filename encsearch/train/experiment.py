@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from encsearch.config import Config, LossConfig, ModelConfig, with_values
+from encsearch.config import Config, LossConfig, ModelConfig, trial_config, with_values
 from encsearch.data.datasets import DatasetInfo, SegmentationDataset, evenly_spaced
 from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.manifest import StoreError
@@ -161,6 +162,14 @@ def count_parameters(model: ModelConfig, num_classes: int) -> int:
 
 
 @dataclass(frozen=True)
+class PaddedImages:
+    """Training images that are smaller than the crop (height, width), or the largest that is searched."""
+
+    num_images: int
+    crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Preflight:
     """Facts about a training, found before it begins."""
 
@@ -170,6 +179,7 @@ class Preflight:
     num_parameters: int
     steps_per_epoch: int
     fingerprint: str
+    padded: PaddedImages | None
 
 
 def open_store(config: Config) -> Store:
@@ -202,6 +212,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         num_parameters=num_parameters,
         steps_per_epoch=config.train.steps_per_epoch or -(-num_train // config.train.global_batch_size),
         fingerprint=store.fingerprint,
+        padded=_find_padded(config, store),
     )
 
 
@@ -223,14 +234,14 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
 
 
 def _check_sizes(config: Config, store: Store) -> None:
-    """Without a crop, all images of a batch must have the same size."""
-    if config.augment.crop:
-        return
-    sizes = store.stats(config.data.train_split).sizes
+    """All training images of a batch must have the same size."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for size, count in store.stats(config.data.train_split).sizes:
+        sizes[config.augment.image_size(*size)] += count
     if len(sizes) == 1:
         return
     if config.train.global_batch_size > config.scaling.num_workers:
-        (height, width), _ = sizes[0]
+        ((height, width), _), *_ = sizes.most_common()
         raise PreflightError(
             f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
             "set augment.crop, which makes them equal"
@@ -240,6 +251,23 @@ def _check_sizes(config: Config, store: Store) -> None:
             f"{config.data.store}: training images have {len(sizes)} sizes, so there is none to rescale the "
             "encoding to; set augment.crop, or model.rescale_encoding=false"
         )
+
+
+def _find_padded(config: Config, store: Store) -> PaddedImages | None:
+    """None without such images. They are counted before the random zoom of `augment.scale`."""
+    searched = config.search.space if config.search else {}
+    worst = ("augment.crop", max), ("augment.shorter_side", min)
+    values = {path: pick(searched[path].values) for path, pick in worst if path in searched}
+    augment = trial_config(config, values).augment
+    crop = augment.crop_size
+    if crop is None:
+        return None
+    num_images = 0
+    for size, count in store.stats(config.data.train_split).sizes:
+        zoom = augment.base_zoom(*size)
+        if any(round(zoom * side) < needed for side, needed in zip(size, crop, strict=True)):
+            num_images += count
+    return PaddedImages(num_images, crop) if num_images else None
 
 
 def _check_models(config: Config, num_classes: int) -> int:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from encsearch.config import Config, SearchConfig
+from encsearch.config import AugmentConfig, Config, SearchConfig
 from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.model.encnet import EncNet
@@ -39,8 +39,8 @@ def training_gib(config: Config, store: Store) -> float:
     libraries, work space of the kernels and fragments come on top. It was not measured on CUDA, where cuDNN's
     work space comes on top.
     """
-    crop, num_classes = config.augment.crop, len(store.info.classes)
-    size = (crop, crop) if crop else _largest_image(store, config.data.train_split)
+    num_classes = len(store.info.classes)
+    size = _largest_image(config.augment, store, config.data.train_split)
     # Built outside FakeTensorMode: timm networks read values back, which fake tensors do not have.
     with torch.device("meta"):
         model = EncNet.from_config(config.model.model_copy(update={"weights": None}), num_classes)
@@ -140,7 +140,7 @@ def _uses_bf16(config: Config) -> bool:
     return torch.cuda.is_available() and has_bf16(torch.device("cuda"))
 
 
-def _largest_image(store: Store, split: str) -> tuple[int, int]:
-    """Height and width of the split's image with the most pixels."""
-    sizes = [size for size, _ in store.stats(split).sizes]
+def _largest_image(augment: AugmentConfig, store: Store, split: str) -> tuple[int, int]:
+    """Height and width of the training image with the most pixels."""
+    sizes = [augment.image_size(*size) for size, _ in store.stats(split).sizes]
     return max(sizes, key=lambda size: size[0] * size[1])

@@ -28,13 +28,20 @@ from encsearch.text import (
     format_price,
 )
 from encsearch.tracking.uris import resolve_uri
-from encsearch.train.experiment import Preflight, count_parameters, existing_folder, open_store, preflight
+from encsearch.train.experiment import (
+    PaddedImages,
+    Preflight,
+    count_parameters,
+    existing_folder,
+    open_store,
+    preflight,
+)
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
 from encsearch.workflow.sweep.folder import named_database
 
 # Paths that change a training step's cost, in addition to those below `model.`.
-SIZING_PATHS = ("augment.crop", "train.global_batch_size", "train.precision")
+SIZING_PATHS = ("augment.crop", "augment.shorter_side", "train.global_batch_size", "train.precision")
 FIRST_POINTS = 5
 # One epoch is one unit of time if nothing was measured.
 UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0, confirm_doubt=0.0)
@@ -139,11 +146,25 @@ def describe_check(config: Config, checked: Checked) -> list[str]:
         f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
         f"global batch size {config.train.global_batch_size}",
     ]
+    if found.padded:
+        text.append(_describe_padded(found.padded, found.num_train))
     if checked.gpu:
         text.append(checked.gpu)
     if config.search and checked.search:
         text += _describe_search(config.search, checked.search)
     return text
+
+
+def _describe_padded(padded: PaddedImages, num_train: int) -> str:
+    """A warning when it is most of the images."""
+    height, width = padded.crop
+    smaller = (
+        f"{format_count(padded.num_images)} of {format_count(num_train, 'training image')} are smaller than "
+        f"the crop of {width}x{height} px and padded with pixels that are ignored"
+    )
+    if 2 * padded.num_images <= num_train:
+        return smaller
+    return f"warning: {smaller}; try a smaller crop, as [height, width], or a larger augment.shorter_side"
 
 
 def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:

@@ -17,6 +17,16 @@ from encsearch.train.experiment import build
 pytestmark = pytest.mark.ray
 
 EPOCHS = 5
+# Everything that draws random numbers.
+AUGMENT = {
+    "crop": [24, 40],
+    "shorter_side": 36,
+    "scale": [0.5, 2],
+    "rotate_deg": 10,
+    "jitter": 0.2,
+    "blur": 0.5,
+    "class_uniform": 0.5,
+}
 
 
 class KillsAWorker(MemoryRecorder):
@@ -36,6 +46,7 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_figure(toy_config: Config
     config = with_values(toy_config, {"scaling.num_workers": 2, "train.epochs": EPOCHS})
     # Epochs that take a moment, so that the kill falls into a running one.
     config = with_values(config, {"train.steps_per_epoch": 40})
+    config = with_values(config, {f"augment.{name}": value for name, value in AUGMENT.items()})
     calm, attacked = MemoryRecorder(), KillsAWorker()
 
     expected = run_ray_train(config, tmp_path / "calm", calm)

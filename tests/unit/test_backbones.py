@@ -82,6 +82,7 @@ def test_dilation_of_the_authors_code() -> None:
 
 def test_tiny_without_context_sees_twenty_pixels_and_no_more() -> None:
     """The generated scenes keep what decides farther away than that."""
+    torch.manual_seed(0)  # with 2 of 300 seeds every ReLU on the way is shut, and nothing is seen
     model = EncNet("tiny", num_classes=4, channels=8, output_stride=4, context="none").eval()
     for size, y, x in ((64, 0, 63), (64, 31, 34), (96, 57, 95)):
         images = torch.randn(1, 3, size, size, requires_grad=True)

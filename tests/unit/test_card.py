@@ -26,10 +26,14 @@ BASE = Config.model_validate(
 # Path, value, what the card then says; of every Literal all members but the base's.
 NAMED: list[tuple[str, Any, str]] = [
     ("augment.crop", 48, "crops of 48x48 px"),
+    ("augment.crop", [360, 480], "crops of 480x360 px"),
+    ("augment.shorter_side", 520, "shorter side zoomed to 520 px"),
     ("augment.flip", 0.25, "mirrored with probability 0.25"),
     ("augment.scale", [0.5, 2.5], "zoomed by 0.5 to 2.5"),
     ("augment.rotate_deg", 15, "rotated by up to 15 degrees"),
     ("augment.jitter", 0.35, "brightness, contrast and saturation changed by up to 35 %"),
+    ("augment.blur", 0.45, "blurred by up to 1 px with probability 0.45"),
+    ("augment.class_uniform", 0.55, "a random class of the image with probability 0.55"),
     ("model.backbone", "resnet18", "backbone resnet18"),
     ("model.weights", "/somewhere/trained.pth", "initial weights: trained.pth"),
     ("model.output_stride", 16, "output stride 16"),

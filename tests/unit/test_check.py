@@ -1,16 +1,22 @@
 """What `encsearch check` finds out about a search before it starts."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from encsearch.config import Config, with_values
+from encsearch.data.datasets import EncodedSample
+from encsearch.data.store import write_store
 from encsearch.errors import PreflightError
 from encsearch.search.budget.forecast import Interval
-from encsearch.train.experiment import count_parameters
+from encsearch.train.experiment import PaddedImages, count_parameters
 from encsearch.workflow.calibration import calibrate
 from encsearch.workflow.check import check, describe_check
+from tests.conftest import TOY_INFO
 
 SPACE = {"model.num_codewords": {"choice": [64, 4]}, "optim.lr": {"loguniform": [0.01, 0.1]}}
 LR = {"optim.lr": {"loguniform": [0.01, 0.1]}}
@@ -32,6 +38,79 @@ def test_without_a_search_it_is_the_preflight_alone(toy_config: Config, tmp_path
 
     assert checked.search is None
     assert "2 epochs of 3 steps, global batch size 8" in describe_check(toy_config, checked)
+
+
+@pytest.mark.parametrize(
+    ("augment", "padded"),
+    [
+        ({}, False),
+        ({"crop": 32}, False),
+        ({"crop": [16, 33]}, True),
+        ({"crop": 48}, True),
+        ({"crop": 48, "shorter_side": 48}, False),
+        ({"crop": 16, "shorter_side": 15}, True),
+    ],
+)
+def test_images_that_are_smaller_than_the_crop_are_counted(
+    toy_config: Config, tmp_path: Path, augment: dict[str, Any], padded: bool
+) -> None:
+    """All of the store's images are 32 px."""
+    config = Config.model_validate({**toy_config.model_dump(exclude_unset=True), "augment": augment})
+
+    checked = check(config, tmp_path, measure=False, trials_at_once=None)
+
+    lines = [line for line in describe_check(config, checked) if "smaller than the crop" in line]
+    assert [line[:58] for line in lines] == padded * [
+        "warning: 24 of 24 training images are smaller than the cro"
+    ]
+    assert (checked.preflight.padded is not None) == padded
+
+
+def test_the_largest_crop_that_is_searched_counts_and_few_images_are_no_warning(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    samples = [
+        EncodedSample(str(number), png(rng, size, 3), png(rng, size), "")
+        for number, size in enumerate([(40, 60), (40, 60), (60, 40), (64, 64), (64, 64), (64, 64)])
+    ]
+    write_store(tmp_path / "mixed", TOY_INFO, {"train": samples, "val": samples})
+    config = with_values(toy_config, {"data.store": str(tmp_path / "mixed"), "augment.crop": [32, 48]})
+    assert check(config, tmp_path, measure=False, trials_at_once=None).preflight.padded == PaddedImages(
+        1, (32, 48)
+    )
+    config = searching(config, space={"augment.crop": {"integer": [16, 64]}})
+
+    checked = check(config, tmp_path, measure=False, trials_at_once=None)
+
+    assert checked.preflight.padded == PaddedImages(3, (64, 64))
+    assert describe_check(config, checked)[3] == (
+        "3 of 6 training images are smaller than the crop of 64x64 px and padded with pixels that are ignored"
+    )
+
+
+def test_without_a_crop_training_images_must_come_to_one_size(toy_config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = [
+        EncodedSample(str(side), png(rng, (side, 2 * side), 3), png(rng, (side, 2 * side)), "")
+        for side in (32, 48)
+    ]
+    write_store(tmp_path / "two", TOY_INFO, {"train": samples, "val": samples})
+    config = with_values(toy_config, {"data.store": str(tmp_path / "two")})
+
+    with pytest.raises(PreflightError, match=r"2 sizes, most of them 64x32; set augment\.crop"):
+        check(config, tmp_path, measure=False, trials_at_once=None)
+
+    config = with_values(config, {"augment.shorter_side": 24})
+    assert check(config, tmp_path, measure=False, trials_at_once=None).preflight.padded is None
+
+
+def png(rng: np.random.Generator, size: tuple[int, ...], channels: int = 0) -> bytes:
+    """Random pixels; without channels a mask of the three classes."""
+    buffer = io.BytesIO()
+    shape, values = ((*size, channels), 256) if channels else (size, NUM_CLASSES)
+    Image.fromarray(rng.integers(0, values, shape, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_every_size_of_the_space_has_its_parameters_and_memory(toy_config: Config, tmp_path: Path) -> None:

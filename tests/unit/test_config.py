@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from encsearch.config import (
+    AugmentConfig,
     Config,
     ModelConfig,
     flatten,
@@ -118,6 +119,20 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("model.num_codewords=0", "model.num_codewords=0: Input should be greater than or equal to 1"),
         ("model.output_stride=16", "output_stride=16 does not exist for tiny"),
         ("augment.scale=[2, 1]", "scale needs 0 < low <= high, but got (low=2, high=1)"),
+        ("augment.crop=4", "augment.crop: is a side of 8 to 8192 px, [height, width] or null, but got 4"),
+        ("augment.crop=[360]", "[height, width] or null, but got [360]"),
+        ("augment.crop=[360, 480, 3]", "[height, width] or null, but got [360, 480, 3]"),
+        ("augment.crop=[360, wide]", "[height, width] or null, but got [360, 'wide']"),
+        ("augment.crop=true", "[height, width] or null, but got True"),
+        ("augment.crop=48.5", "[height, width] or null, but got 48.5"),
+        ("augment.shorter_side=4", "augment.shorter_side=4: Input should be greater than or equal to 8"),
+        ("augment.blur=2", "augment.blur=2: Input should be less than or equal to 1"),
+        ("augment.class_uniform=-1", "augment.class_uniform=-1: Input should be greater than or equal to 0"),
+        (
+            "search.space.augment.crop={choice: [[360, 480], 240]}",
+            "augment.crop.choice: [360, 480] is a list and not searchable; compare lists in ablate.rows",
+        ),
+        ("search.space.augment.crop={integer: [4, 480]}", "augment.crop=4 is not valid: is a side of 8 to"),
         ("scaling.num_workers=3", "global_batch_size=16 is not divisible by num_workers=3; try 15 or 18"),
         ("search.confirm.num_workers=5", "is not divisible by num_workers=5; try 15 or 20"),
         ("promote.alias=v3", "alias=v3 is reserved by MLflow"),
@@ -267,6 +282,26 @@ def test_batch_norm_needs_more_than_one_value(recipe: Path) -> None:
 
     with pytest.raises(UserError, match=r"augment\.crop=8 at output_stride=8 with one image a worker"):
         load_config(recipe, [*one_image, "augment.crop=8"])
+    with pytest.raises(UserError, match=r"augment\.crop=\[8, 8\] at output_stride=8"):
+        load_config(recipe, [*one_image, "augment.crop=[8, 8]"])
+    load_config(recipe, [*one_image, "augment.crop=[8, 9]"])
+
+
+def test_a_crop_is_a_square_or_height_and_width(recipe: Path, tmp_path: Path) -> None:
+    square, wide = (load_config(recipe, [f"augment.crop={crop}"]) for crop in ("480", "[360, 480]"))
+
+    assert (square.augment.crop, square.augment.crop_size) == (480, (480, 480))
+    assert wide.augment.crop == wide.augment.crop_size == (360, 480)
+    assert (flatten(square)["augment.crop"], flatten(wide)["augment.crop"]) == (480, "[360, 480]")
+    (tmp_path / "again.yaml").write_text(to_yaml(wide))
+    assert load_config(tmp_path / "again.yaml").augment == from_json(to_json(wide)).augment == wide.augment
+
+
+def test_the_size_of_training_images() -> None:
+    assert AugmentConfig().image_size(300, 400) == (300, 400)
+    assert AugmentConfig(shorter_side=100).image_size(300, 400) == (100, 133)
+    assert AugmentConfig(shorter_side=100).image_size(400, 300) == (133, 100)
+    assert AugmentConfig(shorter_side=100, crop=(50, 60)).image_size(300, 400) == (50, 60)
 
 
 def test_preset_gives_what_the_recipe_leaves_open() -> None:

@@ -19,7 +19,15 @@ from encsearch.data.loading import Batch, TrainStream, feed, validation_batches
 from encsearch.errors import UserError
 
 INFO = DatasetInfo("toy", ("a", "b"), ((0, 0, 0), (1, 1, 1)))
-AUGMENT = AugmentConfig(crop=8, scale=(0.5, 2), rotate_deg=30, jitter=0.3)
+AUGMENT = AugmentConfig(
+    crop=(8, 12),
+    shorter_side=9,
+    scale=(0.5, 2),
+    rotate_deg=30,
+    jitter=0.3,
+    blur=0.5,
+    class_uniform=0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -132,16 +140,16 @@ class TestTrainStream:
 
     def test_shapes_and_types(self) -> None:
         (batch,) = take(Numbered(5), 1)
-        assert (batch.images.shape, batch.images.dtype) == ((4, 8, 8, 3), torch.uint8)
-        assert (batch.labels.shape, batch.labels.dtype) == ((4, 8, 8), torch.uint8)
+        assert (batch.images.shape, batch.images.dtype) == ((4, 8, 12, 3), torch.uint8)
+        assert (batch.labels.shape, batch.labels.dtype) == ((4, 8, 12), torch.uint8)
         (inputs,) = feed([batch], torch.device("cpu"))
-        assert (inputs.images.shape, inputs.images.dtype) == ((4, 3, 8, 8), torch.float32)
+        assert (inputs.images.shape, inputs.images.dtype) == ((4, 3, 8, 12), torch.float32)
         (inputs,) = feed([batch], torch.device("cpu"), channels_last=True)
         assert inputs.images.is_contiguous(memory_format=torch.channels_last)
 
     def test_sizes_that_differ_need_a_crop(self) -> None:
         mixed = Numbered(10, sizes=((8, 10), (10, 8)))
-        assert take(mixed, 3)[0].images.shape == (4, 8, 8, 3)
+        assert take(mixed, 3)[0].images.shape == (4, 8, 12, 3)
         with pytest.raises(
             UserError, match=r"differ in size: \d is \d+x\d+, \d is \d+x\d+; set augment\.crop"
         ):

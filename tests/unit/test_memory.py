@@ -49,6 +49,17 @@ def test_without_a_crop_the_largest_image_counts(toy_config: Config) -> None:
 
     store = Store(toy_config.data.store)
     assert training_gib(whole, store) == training_gib(image, store)
+    doubled = with_values(whole, {"augment.shorter_side": 64})
+    assert training_gib(doubled, store) == training_gib(with_values(image, {"augment.crop": 64}), store)
+
+
+def test_a_crop_that_is_not_square_counts_as_its_area(toy_config: Config) -> None:
+    store = Store(toy_config.data.store)
+    wide, square = (
+        training_gib(with_values(toy_config, {"augment.crop": crop}), store) for crop in ([32, 128], 64)
+    )
+
+    assert wide == pytest.approx(square, rel=0.01)
 
 
 def test_nothing_is_allocated_or_left_behind(toy_config: Config) -> None:
