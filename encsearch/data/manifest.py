@@ -21,12 +21,17 @@ class StoreError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file, named relative to the store."""
+    """One Parquet file, named relative to the store.
+
+    `footer_sha256` is of its footer alone, "" in stores of before: the pages have checksums of their own, so
+    some columns can be read without the whole file.
+    """
 
     file: str
     sha256: str
     bytes: int
     num_samples: int
+    footer_sha256: str = ""
 
 
 @dataclass(frozen=True)

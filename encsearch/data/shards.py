@@ -7,6 +7,7 @@ so a shard is hashed before it is copied, and every row of the cache is hashed w
 """
 
 import bisect
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ class ShardWriter:
         self._writer.close()
         self._sink.close()
         sync(self.file)
-        return Shard(self.file.name, sha256(self.file), self.file.stat().st_size, self._num_rows)
+        size = self.file.stat().st_size
+        return Shard(self.file.name, sha256(self.file), size, self._num_rows, _footer_sha256(self.file))
 
     def abort(self) -> None:
         """Close the file, which is about to be deleted; the original error is already on its way."""
@@ -111,6 +113,7 @@ class ShardWriter:
 
 def read_rows(store: Path, shard: Shard) -> Iterator[StoreRow]:
     """Every row of a shard in order. Raises StoreError, also if the SHA-256 differs from the manifest's."""
+    _check_shard(store, shard)
     for batch in _read_columns(store, shard, _SCHEMA.names):
         for columns in batch.to_pylist():
             yield _from_columns(columns)
@@ -131,7 +134,15 @@ class Facts:
 
 
 def read_facts(store: Path, shard: Shard) -> Iterator[Facts]:
-    """The facts of a shard, a row group at a time. Raises StoreError."""
+    """The facts of a shard, a row group at a time. Raises StoreError.
+
+    Only these columns are read, a hundredth of the file, and verified by the checksums of their pages.
+    """
+    _check_size(store, shard)
+    if not shard.footer_sha256:
+        _check_shard(store, shard)
+    elif _footer_sha256(store / shard.file) != shard.footer_sha256:
+        raise StoreError(f"{store / shard.file}: damaged, its footer is not the manifest's; restore the file")
     for batch in _read_columns(store, shard, ["id", "height", "width", "histogram", "group", "sha256"]):
         histogram = batch.column("histogram").flatten().to_numpy(zero_copy_only=False)
         yield Facts(
@@ -209,14 +220,23 @@ def _from_columns(columns: dict[str, Any]) -> StoreRow:
 
 
 def _read_columns(store: Path, shard: Shard, columns: list[str]) -> Iterator[Any]:
-    """One record batch per row group; the file is hashed first, and page checksums are verified."""
-    _check_shard(store, shard)
+    """One record batch per row group; the checksums of the pages are verified."""
     try:
         with pq.ParquetFile(store / shard.file, page_checksum_verification=True) as parquet:
             for number in range(parquet.num_row_groups):
                 yield from parquet.read_row_group(number, columns=columns, use_threads=False).to_batches()
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{store / shard.file}: damaged ({one_line(error)}); import it again") from None
+
+
+def _footer_sha256(file: Path) -> str:
+    """Of the end of a Parquet file, where its metadata are; their length stands 8 bytes before the end."""
+    with file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(size - 8, 0))
+        length = int.from_bytes(content.read(4), "little")
+        content.seek(max(size - 8 - length, 0))
+        return hashlib.sha256(content.read()).hexdigest()
 
 
 def _check_shard(store: Path, shard: Shard) -> None:
@@ -274,6 +294,7 @@ def _copy_shard(store: Path, shard: Shard, file: Path) -> None:
     try:
         with beside(file) as scratch:
             with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
+                _check_shard(store, shard)
                 for batch in _read_columns(store, shard, _CACHE_SCHEMA.names):
                     table = pa.Table.from_batches([batch]).flatten()
                     writer.write_table(table.select(_CACHE_SCHEMA.names).cast(_CACHE_SCHEMA))

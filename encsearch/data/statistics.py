@@ -1,4 +1,4 @@
-"""Statistics of a store from the columns of its shards: classes, sizes, context, drift. No image is decoded."""
+"""Statistics of a store from the columns of its shards: classes, sizes, context, drift."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -243,10 +243,20 @@ class TestDamage:
             Store(store).split("val")
         assert len(check_store(store).problems) == 1
 
-    def test_statistics_do_not_trust_a_damaged_shard(self, store: Path) -> None:
-        flip(store / "val-00000.parquet", 500)
-        with pytest.raises(StoreError, match="damaged, its sha256"):
-            Store(store).stats("val")
+    def test_a_flipped_byte_never_gives_wrong_statistics(self, store: Path) -> None:
+        """They read only some columns, so most flips do not concern them."""
+        truth = Store(store).stats("val")
+        shard = store / "val-00000.parquet"
+        whole = shard.read_bytes()
+        noticed = 0
+        for position in np.linspace(0, len(whole) - 1, 600).astype(int):
+            flip(shard, position)
+            try:
+                assert Store(store).stats("val") == truth
+            except StoreError:
+                noticed += 1
+            shard.write_bytes(whole)
+        assert noticed > 20
 
     def test_a_flipped_byte_of_the_cache_never_gives_a_wrong_sample(self, store: Path) -> None:
         truth = Store(store).split("val")[1]
