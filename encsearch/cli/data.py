@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
-from encsearch.text import format_count, format_duration, format_percent
+from encsearch.text import format_count, format_duration, format_percent, format_share
 
 if TYPE_CHECKING:
     from encsearch.data.importers.pairs import PairSettings
     from encsearch.data.importers.plan import Plan
     from encsearch.data.importers.write import OnBad
     from encsearch.data.manifest import Manifest
+    from encsearch.data.statistics import Drift
 
 
 @click.group()
@@ -314,19 +315,51 @@ def check(store: str, as_json: bool) -> None:
 
 @data.command()
 @click.argument("store")
-@click.option("--split", default="train", show_default=True)
+@click.option("--html", type=_ANY, help="Also write a page: charts, the rarest classes, leaks, origin.")
 @json_option
-def stats(store: str, split: str, as_json: bool) -> None:
-    """Count the pixels and images of each class in a split."""
+def stats(store: str, html: Path | None, as_json: bool) -> None:
+    """Classes, which of them come together, how the splits differ, leaks, sizes; no image is decoded."""
     from encsearch.data.store import Store
+    from encsearch.report.dataset import find_facts, write_page
 
-    result = Store(store).stats(split)
+    opened = Store(store)
+    facts = find_facts(opened)
+    names = list(facts.splits)
+    header = ["class", *(f"{name}: % of {kind}" for name in names for kind in ("images", "pixels"))]
     rows = [
-        (c.name, format_count(c.pixels), format_percent(c.pixel_share), format_percent(c.image_share))
-        for c in result.classes
+        [
+            facts.splits[names[0]].classes[index].name,
+            *(
+                format_percent(share)
+                for name in names
+                for one in [facts.splits[name].classes[index]]
+                for share in (one.image_share, one.pixel_share)
+            ),
+        ]
+        for index in range(len(opened.info.classes))
     ]
-    text = table(["class", "pixels", "% of pixels", "% of images"], rows)
-    emit(asdict(result), as_json, text)
+    lines = [
+        f"{name}: {format_count(stats.num_samples, 'image')} of "
+        f"{format_count(len(stats.sizes), 'size')}, {format_share(stats.ignored_share)} of the pixels ignored"
+        for name, stats in facts.splits.items()
+    ]
+    lines += [f"{drift.split} and {drift.other} differ in {_describe(drift)}" for drift in facts.drift]
+    lines += [f"warning: {line}" for line in facts.leaks]
+    lines += [
+        f"warning: {name} has no pixel of {', '.join(absent)}"
+        for name, absent in facts.absent.items()
+        if absent
+    ]
+    if html:
+        say(f"wrote {write_page(facts, opened, html)}")
+    emit(asdict(facts), as_json, "\n".join([table(header, rows), *lines]))
+
+
+def _describe(drift: "Drift") -> str:
+    return (
+        f"{format_share(drift.distance)} of their pixels' classes, most in {drift.largest}: "
+        f"{format_share(drift.shares[0])} and {format_share(drift.shares[1])}"
+    )
 
 
 def _say_written(manifest: "Manifest", store: Path) -> None:

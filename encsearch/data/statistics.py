@@ -11,6 +11,7 @@ import numpy as np
 from encsearch.data.manifest import Manifest
 from encsearch.data.shards import Facts, read_facts
 from encsearch.errors import UserError
+from encsearch.text import format_count
 
 MIN_TOGETHER = 5
 """Images that have both classes, from which on their lift is more than chance."""
@@ -142,11 +143,11 @@ def find_leaks(store: Path, manifest: Manifest) -> list[str]:
                     shared.setdefault((other, split), set()).add(group)
     return [
         *(
-            f"{first} and {second} share {len(names)} images, pixel for pixel, such as {names[0]}"
+            f"{first} and {second} share {format_count(len(names), 'image')}, by their pixels, as {names[0]}"
             for (first, second), names in pixels.items()
         ),
         *(
-            f"{first} and {second} share {len(names)} groups, such as {min(names)}"
+            f"{first} and {second} share {format_count(len(names), 'group')}, such as {min(names)}"
             for (first, second), names in shared.items()
         ),
     ]

@@ -28,7 +28,13 @@ from encsearch.data.manifest import (
 from encsearch.data.remote import fetch_manifest, fetch_shards, is_remote
 from encsearch.data.rows import content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
-from encsearch.data.statistics import SplitStats, median_frequency_weights, split_stats
+from encsearch.data.statistics import (
+    SplitStats,
+    find_leaks,
+    find_rare,
+    median_frequency_weights,
+    split_stats,
+)
 from encsearch.errors import UserError
 from encsearch.files import beside, check_free, sync
 
@@ -109,6 +115,17 @@ class Store:
             self.fetch(split)
             self._stats[split] = split_stats(self.path, self.manifest, split)
         return self._stats[split]
+
+    def leaks(self) -> list[str]:
+        """What two splits share, a line each. Raises StoreError."""
+        for split in self.manifest.splits:
+            self.fetch(split)
+        return find_leaks(self.path, self.manifest)
+
+    def rare(self, split: str, count: int) -> list[int]:
+        """Indices of the samples with most of the rarest classes of a split. Raises StoreError."""
+        self.fetch(split)
+        return find_rare(self.path, self.manifest, split, count)
 
     def median_frequency_weights(self, split: str) -> tuple[float, ...]:
         """Weights that balance the classes of a split; see `statistics`. Raises StoreError and UserError."""

@@ -71,7 +71,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
 
     Raises UserError if the pictures or diagnostics cannot be read.
     """
-    page = _environment().get_template(TEMPLATE)
+    page = environment().get_template(TEMPLATE)
     picture = _picture_uri(target.parent / summary.picture) if summary.picture else None
     context = _context_section(target.parent / summary.context) if summary.context else None
     winner = next((trial for trial in summary.trials if trial.number == summary.winner), None)
@@ -83,7 +83,7 @@ def render(summary: SweepSummary, target: Path) -> Path:
         paragraphs=paragraphs(summary),
         winner=winner,
         figures={
-            section: [_shown(chart, target.parent) for chart in charts]
+            section: [show(chart, target.parent) for chart in charts]
             for section, charts in _charts(summary).items()
         },
         kinds={trial.number: classify_trial(trial, summary) for trial in summary.trials},
@@ -113,12 +113,14 @@ def _charts(summary: SweepSummary) -> dict[str, list[Chart | Omitted]]:
     }
 
 
-def _shown(chart: Chart | Omitted, folder: Path) -> Shown:
+def show(chart: Chart | Omitted, folder: Path | None = None) -> Shown:
+    """Draw a chart for light and for dark paper; with a folder the light one is written there too."""
     if isinstance(chart, Omitted):
         return Shown(chart.title, chart.reason)
     light = png(chart, LIGHT)
-    (folder / chart.file).write_bytes(light)
-    return Shown(chart.title, chart.caption, _png_uri(light), _png_uri(png(chart, DARK)))
+    if folder:
+        (folder / chart.file).write_bytes(light)
+    return Shown(chart.title, chart.caption, png_uri(light), png_uri(png(chart, DARK)))
 
 
 def _context_section(folder: Path) -> ContextSection:
@@ -144,16 +146,18 @@ def _context_section(folder: Path) -> ContextSection:
 def _picture_uri(picture: Path) -> str:
     """A PNG file as a data URI. Raises UserError if it cannot be read."""
     try:
-        return _png_uri(picture.read_bytes())
+        return png_uri(picture.read_bytes())
     except OSError as error:
         raise UserError(f"{picture}: the report's picture cannot be read ({error.strerror})") from None
 
 
-def _png_uri(content: bytes) -> str:
+def png_uri(content: bytes) -> str:
+    """A PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this folder, with the filters that write numbers."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,101 +1,102 @@
-"""Means over seeds and how sure they are."""
+"""What a store's columns say: classes together, drift, leaks, rare classes; and the page that shows it."""
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from encsearch.search.statistics import Spread, blocked, difference, estimate, largest_of, lower_bound, pooled
+from encsearch.data.codec import encode_png
+from encsearch.data.datasets import DatasetInfo, EncodedSample
+from encsearch.data.manifest import Origin
+from encsearch.data.statistics import class_pairs, split_drift
+from encsearch.data.store import Store, write_store
+from encsearch.report.dataset import find_facts, write_page
 
-# Values by seed. Seed 2 is lucky for all; b is 0.01 better than a with every seed, but for 0.001.
-A = {1: 0.50, 2: 0.60, 3: 0.52}
-B = {1: 0.51, 2: 0.611, 3: 0.53}
-C = {1: 0.40, 2: 0.49, 3: 0.43}
-
-
-def test_the_interval_is_students() -> None:
-    """Of 1, 2, 3: mean 2, standard error 0.57735, t of 2 degrees of freedom 4.30265."""
-    found = estimate([1.0, 2.0, 3.0])
-    assert found.interval == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    assert not found.tells_apart
-    assert estimate([1.0, 1.1, 1.2]).tells_apart
-    assert estimate([-1.0, -1.1, -1.2]).tells_apart
+INFO = DatasetInfo(
+    "toy", ("sea", "boat", "road", "car"), ((0, 0, 200), (200, 0, 0), (90, 90, 90), (0, 200, 0))
+)
+SEA, BOAT, ROAD, CAR = range(4)
 
 
-def test_one_value_gives_no_interval_and_tells_nothing_apart() -> None:
-    found = estimate([0.5])
-    assert (found.mean, found.interval, found.tells_apart) == (0.5, None, False)
+def sample(name: str, labels: Sequence[int], group: str = "", seed: int | None = None) -> EncodedSample:
+    """A mask with a column of each label."""
+    rng = np.random.default_rng(abs(hash(name)) if seed is None else seed)
+    mask = np.tile(np.array(labels, np.uint8), (4, 1))
+    image = rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+    return EncodedSample(name, encode_png(image), encode_png(mask), group)
 
 
-def test_groups_lend_each_other_their_variance() -> None:
-    """(1 * 0.02 + 2 * 0.01) / 3; the single value has none of its own and gets an interval."""
-    spread = pooled([[0.1, 0.3], [0.5, 0.6, 0.7], [0.9]])
-    assert spread == Spread(pytest.approx((0.04 / 3) ** 0.5), 3)
-    half = stats.t.ppf(0.975, 3) * spread.deviation
-    assert estimate([0.9], spread).interval == pytest.approx((0.9 - half, 0.9 + half))
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """8 of 10 images of the sea have a boat, all 10 of a road have a car; in val there is no boat."""
+    train = [sample(f"s{n}", [SEA, SEA, BOAT if n < 8 else SEA, 255], group=f"g{n}") for n in range(10)]
+    train += [sample(f"r{n}", [ROAD, CAR, CAR, CAR], group=f"h{n}") for n in range(10)]
+    val = [
+        sample("v0", [SEA, SEA, ROAD, CAR], group="g3"),
+        sample("s1", [SEA] * 4, seed=1),
+        sample("v2", [CAR] * 4),
+    ]
+    val[1] = EncodedSample("copy", train[0].image, val[1].mask, "")
+    write_store(tmp_path / "store", INFO, {"val": val, "train": train})
+    return Store(tmp_path / "store")
 
 
-def test_single_values_have_no_spread() -> None:
-    assert pooled([[0.1], [0.2]]) is None
-    assert blocked([{1: 0.1}, {1: 0.2}]) is None
-    assert difference({1: 0.2}, {1: 0.1}, [{1: 0.2}, {1: 0.1}]).interval is None
+def test_classes_together(store: Store) -> None:
+    stats = store.stats("train")
+    assert stats.together == ((10, 8, 0, 0), (8, 8, 0, 0), (0, 0, 10, 10), (0, 0, 10, 10))
+    first, second = class_pairs(stats)
+    assert (first.first, first.second, first.images, first.lift, first.phi) == (
+        "road",
+        "car",
+        10,
+        2.0,
+        pytest.approx(1),
+    )
+    # P(sea) = 1/2, P(boat) = 2/5, P(both) = 2/5: lift 2, phi (0.4 - 0.2) / sqrt(0.25 * 0.24)
+    assert (second.first, second.images, second.lift) == ("sea", 8, 2.0)
+    assert second.phi == pytest.approx(0.2 / np.sqrt(0.06))
 
 
-def test_the_lower_bound_is_one_sided_and_falls_with_fewer_values() -> None:
-    spread = Spread(0.02, 4)
-    assert lower_bound([0.7, 0.7], spread) == pytest.approx(0.7 - 2.13185 * 0.02 / 2**0.5, abs=1e-6)
-    assert lower_bound([0.7], spread) < lower_bound([0.7, 0.7], spread)
+def test_drift(store: Store) -> None:
+    drift = split_drift(store.stats("train"), store.stats("val"))
+    # train: sea 22/70, boat 8/70, road 10/70, car 30/70; val: sea 6/12, road 1/12, car 5/12
+    assert drift.distance == pytest.approx(6 / 12 - 22 / 70)
+    assert drift.largest == "sea"
+    assert drift.shares == pytest.approx((22 / 70, 6 / 12))
 
 
-def test_with_two_groups_the_difference_is_the_paired_t_test() -> None:
-    expected = stats.ttest_rel(list(B.values()), list(A.values())).confidence_interval()
-    found = difference(B, A, [A, B])
-    assert found.interval == pytest.approx((expected.low, expected.high))
-    assert found.tells_apart
+def test_leaks_by_pixels_and_by_group(store: Store) -> None:
+    assert store.leaks() == [
+        "val and train share 1 image, by their pixels, as copy = s0",
+        "val and train share 1 group, such as g3",
+    ]
 
 
-def test_what_a_seed_does_to_all_alike_does_not_count() -> None:
-    lucky = [{seed: value + 0.3 * (seed == 2) for seed, value in group.items()} for group in (A, B, C)]
-    found = difference(lucky[1], lucky[0], lucky)
-    assert found.mean == pytest.approx(difference(B, A, [A, B, C]).mean)
-    assert found.interval == pytest.approx(difference(B, A, [A, B, C]).interval)
-    assert blocked(lucky).freedom == 4
+def test_the_rarest_classes_are_looked_at(store: Store) -> None:
+    rarest = store.rare("train", 1)
+    assert [store.split("train")[index].id for index in rarest] == ["s0"]  # the first one with most of `boat`
+    assert store.rare("val", 9) == [0, 1, 2]  # road, sea, car
 
 
-def test_a_missing_seed_costs_a_pair_and_a_degree_of_freedom() -> None:
-    short = {1: 0.51, 3: 0.53}
-    assert blocked([A, short, C]).freedom == 3
-    found = difference(short, A, [A, short, C])
-    assert found.values == pytest.approx((0.01, 0.01))
+def test_facts_and_page(store: Store, tmp_path: Path) -> None:
+    facts = find_facts(store)
+    assert list(facts.splits) == ["train", "val"]
+    assert facts.absent == {"train": (), "val": ("boat",)}
+    text = write_page(facts, store, tmp_path / "page.html").read_text()
+    for expected in (
+        "val: boat",
+        "share 1 group, such as g3",
+        "road, car",
+        "Generated, or written by a program",
+    ):
+        assert expected in text
+    assert text.count("data:image/png;base64,") == 5  # two charts for light and dark paper, and a sheet
 
 
-def test_without_a_common_seed_the_means_are_compared() -> None:
-    found = difference({1: 0.6, 2: 0.7}, {3: 0.1, 4: 0.2}, [{1: 0.6, 2: 0.7}, {3: 0.1, 4: 0.2}])
-    expected = stats.ttest_ind([0.6, 0.7], [0.1, 0.2]).confidence_interval()
-    assert found.interval == pytest.approx((expected.low, expected.high))
-    assert found.values == ()
-
-
-def test_where_pairing_leaves_no_freedom_the_means_are_compared() -> None:
-    found = difference({1: 0.6, 2: 0.7}, {1: 0.1}, [{1: 0.6, 2: 0.7}, {1: 0.1}])
-    half = stats.t.ppf(0.975, 1) * pooled([[0.6, 0.7]]).deviation * 1.5**0.5
-    assert found.interval == pytest.approx((0.5 - half, 0.5 + half))
-
-
-def test_the_largest_of_some_normal_values() -> None:
-    assert [largest_of(n) for n in (1, 2, 3)] == pytest.approx([0, math.pi**-0.5, 1.5 * math.pi**-0.5])
-
-
-def test_of_many_intervals_all_hold_together() -> None:
-    """Four equal configurations, seeds that matter: 95 % each is too little for three intervals at once."""
-    rng = np.random.default_rng(0)
-    missed = {1: 0, 3: 0}
-    for _ in range(400):
-        of_seed = rng.normal(0, 0.05, 3)
-        groups = [dict(enumerate(of_seed + rng.normal(0, 0.01, 3))) for _ in range(4)]
-        for comparisons in missed:
-            told = [difference(groups[0], other, groups, comparisons).tells_apart for other in groups[1:]]
-            missed[comparisons] += any(told)
-    assert missed[1] > 30
-    assert missed[3] <= 25
+def test_the_page_says_where_the_data_is_from(store: Store, tmp_path: Path) -> None:
+    manifest = store.manifest
+    object.__setattr__(manifest, "origin", Origin("voc", "some <licence>", ("said",), ("train/x: damaged",)))
+    text = write_page(find_facts(store), store, tmp_path / "page.html").read_text()
+    assert "some &lt;licence&gt;" in text
+    assert "train/x: damaged" in text
