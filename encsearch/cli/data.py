@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -232,24 +233,29 @@ def _import(
 ) -> None:
     """Plan an import, say what was understood, and write the store unless it is a dry run."""
     from encsearch.data.importers.sheet import save_sheet
-    from encsearch.data.importers.write import ImportSettings, import_scratch, write_plan
+    from encsearch.data.importers.write import ImportSettings, import_store
     from encsearch.files import check_free
 
-    check_free(store)
-    with import_scratch(store, keep=not dry_run) as scratch:
-        plan = make_plan(scratch).limited(limit)
-        for line in plan.describe():
+    plans: list[Plan] = []
+
+    def say_plan(scratch: Path) -> "Plan":
+        plans.append(make_plan(scratch).limited(limit))
+        for line in plans[0].describe():
             say(line)
-        if dry_run:
+        return plans[0]
+
+    if dry_run:
+        check_free(store)
+        with TemporaryDirectory() as scratch:
+            plan = say_plan(Path(scratch))
             sheet = save_sheet(plan, store.absolute().with_name(f"{store.name}-sheet.png"))
-            say(f"dry run: nothing was written but {sheet}")
-            return
-        settings = ImportSettings(on_bad, bad_limit, processes or _num_cpus(), _Ticker())
-        manifest = write_plan(plan, store, settings)
+        say(f"dry run: nothing was written but {sheet}")
+        return
+    settings = ImportSettings(on_bad, bad_limit, processes or _num_cpus(), sheet=True, progress=_Ticker())
+    manifest = import_store(store, say_plan, settings)
     if manifest.origin:
         for line in manifest.origin.quarantine:
             say(f"skipped: {line}")
-    save_sheet(plan, store / "sheet.png")
     _say_written(manifest, store)
 
 

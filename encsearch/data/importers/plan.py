@@ -149,6 +149,12 @@ class Plan:
         return replace(self, splits=kept, lines=(*self.lines, line))
 
 
+def describe_source(source: File | ParquetCell | Mask) -> str:
+    """What changes when what would be read does: the kind, the name, the size and the time of change."""
+    file = source if isinstance(source, File | ParquetCell) else source.file
+    return f"{type(source).__name__} {source} {file.size} {file.stamp}"
+
+
 def check_plan(plan: Plan) -> None:
     """Raises UserError for a split without samples, and an id that is twice in one."""
     if not plan.splits:

@@ -115,7 +115,7 @@ def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     own = format_count(len(splits["train"]))
     line = (
         f"train has VOC's {own} and {format_count(len(added))} of SBD's {format_count(len(set(listed)))}; "
-        f"the others are VOC's own"
+        "the others are VOC's own"
     )
     splits["train"] = [*splits["train"], *added]
     return Found("voc2012-aug", labels, splits, (line,), {"train": (10582,), "val": (1449,)})
@@ -126,10 +126,13 @@ def _read_pascal_context(tree: Tree, options: SetOptions, scratch: Path) -> Foun
     root = _root(tree, "VOC2010/JPEGImages", "pascal-context", "JPEGImages", folder=True)
     annotations = tree.find("trainval_merged.json")
     if annotations:
+        tree.read.add(annotations)
         splits = _context_from_json(tree, tree.files[annotations], f"{root}JPEGImages", scratch)
         source = "trainval_merged.json"
     else:
         matrices = {PurePosixPath(name).stem: name for name in tree.files if name.endswith(".mat")}
+        if not matrices:
+            raise _layout_error(tree, "pascal-context")
         splits = {
             split: [
                 Entry(
@@ -201,18 +204,17 @@ def _read_ade20k(tree: Tree, options: SetOptions, scratch: Path) -> Found:
 
 
 def _read_cityscapes(tree: Tree, options: SetOptions, scratch: Path) -> Found:
-    """labelIds, or the labelTrainIds that a tool has made of them; a sample's group is its sequence."""
-    pattern = re.compile(r"(.*/)?leftImg8bit/(train|val|test)/[^/]+/([^/]+)_leftImg8bit\.png")
+    """The labelIds; a sample's group is its sequence. Images and masks may be unpacked into two places."""
+    pattern = re.compile(r"(?:.*/)?leftImg8bit/(train|val|test)/[^/]+/([^/]+)_leftImg8bit\.png")
+    ending = "_gtFine_labelIds.png"
+    masks = {PurePosixPath(name).name: name for name in tree.files if name.endswith(ending)}
     splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
     for name in tree.names():
-        match = pattern.fullmatch(name)
-        if match:
-            sample_id = match[3]
-            mask = name.replace("leftImg8bit/", "gtFine/").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
-            entry = Entry(
-                sample_id, tree.files[name], MaskFile(_file(tree, mask)), sample_id.rpartition("_")[0]
-            )
-            splits[match[2]].append(entry)
+        if match := pattern.fullmatch(name):
+            split, sample_id = match.groups()
+            mask = _file(tree, masks.get(f"{sample_id}{ending}", f"gtFine/{split}/{sample_id}{ending}"))
+            group = sample_id.rpartition("_")[0]
+            splits[split].append(Entry(sample_id, tree.files[name], MaskFile(mask), group))
     if not splits["train"] and not splits["val"]:
         raise _layout_error(tree, "cityscapes")
     lines: tuple[str, ...] = ()
@@ -321,15 +323,17 @@ def _check_whole(found: Found) -> None:
 
 
 def _root(tree: Tree, wanted: str, known: str, below: str, *, folder: bool = False) -> str:
-    """The folder, with its "/", below which `below` is, found by the end of the name `wanted`."""
-    for end in (wanted, below):
-        needle = f"{end}/" if folder else end
-        for name in sorted(tree.files, key=len):
-            place = f"/{name}".find(f"/{needle}") if folder else -1
-            if folder and place >= 0:
-                return name[: place + len(end) - len(below)]
-            if not folder and (name == end or name.endswith(f"/{end}")):
-                return name.removesuffix(below)
+    """The folder, with its "/", of the file or folder `below`: where the name `wanted` is, or the top.
+
+    Raises UserError that shows the set's layout where there is neither.
+    """
+    slash = "/" if folder else ""
+    for name in sorted(tree.files, key=len):
+        place = f"/{name}{slash}".find(f"/{wanted}{slash}")
+        if place >= 0:
+            return name[: place + len(wanted) - len(below)]
+    if any(f"{name}{slash}".startswith(f"{below}{slash}") for name in tree.files):
+        return ""
     raise _layout_error(tree, known)
 
 
@@ -349,7 +353,7 @@ def _leave_out_the_rest(tree: Tree, found: Found) -> None:
         for part in (entry.image, entry.mask)
     }
     for name in tree.names():
-        if str(tree.files[name]) not in used:
+        if name not in tree.read and str(tree.files[name]) not in used:
             folder = PurePosixPath(name).parent
             tree.left_out.add(f"not read: {folder}/", [PurePosixPath(name).name])
 

@@ -9,6 +9,7 @@ from encsearch.data.importers.plan import Plan, read_sample
 from encsearch.data.pictures import colorize, draw_sheet, fit, overlay, save_png
 from encsearch.errors import UserError
 
+SHEET_FILE = "sheet.png"
 SHOWN = 4  # samples
 _TRIED = 8  # entries for each of them
 _CELL_PX = 320

@@ -31,7 +31,7 @@ _SHOWN = 3  # names shown of the files that are left out for one reason
 class File:
     """A file of a tree and where its bytes are: a file, a zip's member, or a span of another file.
 
-    `size` is in bytes; `stamp` changes when the file does.
+    `size` is in bytes; `stamp` changes when the file does. `shown` names it where `path` does not.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class File:
     stamp: int
     member: str = ""
     offset: int = -1
+    shown: str = ""
 
     def read(self) -> bytes:
         """Raises UserError when it cannot be read, or is damaged in its archive."""
@@ -54,7 +55,7 @@ class File:
             raise UserError(f"{self}: cannot be read ({reason})") from None
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
+        return self.shown or str(self.path)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Tree:
     """The regular files below some folders and archives, by their name in POSIX form, `images/0001.jpg`.
 
     Links are followed. `odd` has what is not a regular file, such as a FIFO, with the reason; it is in
-    `left_out` too, to which importers add what they do not use.
+    `left_out` too, to which importers add what they do not use; `read` are lists and tables that were read.
     """
 
     def __init__(self, sources: Sequence[Path], scratch: Path | None, archives: Sequence[str] = ()) -> None:
@@ -121,6 +122,7 @@ class Tree:
         self.sources = tuple(sources)
         self.files: dict[str, File] = {}
         self.odd: dict[str, str] = {}
+        self.read: set[str] = set()
         self.left_out = LeftOut()
         self._scratch = scratch
         for source in sources:
@@ -150,6 +152,7 @@ class Tree:
         """The lines of a text file, stripped, without empty ones. Raises UserError."""
         if name not in self.files:
             raise UserError(f"{self}: no {name}")
+        self.read.add(name)
         return read_lines(self.files[name])
 
     def _add_folder(self, root: Path, archives: Sequence[str]) -> None:
@@ -193,7 +196,10 @@ class Tree:
                 for member in _open_zip(path).infolist():
                     if not member.is_dir():
                         _check_name(member.filename, path)
-                        self.files[member.filename] = File(path, member.file_size, stamp, member.filename)
+                        name = member.filename
+                        self.files[name] = File(
+                            path, member.file_size, stamp, member=name, shown=f"{path}:{name}"
+                        )
                 return
             plain = path if path.name.endswith(".tar") else self._unpack(path)
             with tarfile.open(plain, "r:") as tar:
@@ -201,7 +207,9 @@ class Tree:
                     if entry.isreg():
                         _check_name(entry.name, path)
                         name = entry.name.removeprefix("./")
-                        self.files[name] = File(plain, entry.size, stamp, offset=entry.offset_data)
+                        self.files[name] = File(
+                            plain, entry.size, stamp, offset=entry.offset_data, shown=f"{path}:{name}"
+                        )
         except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"{path}: not a whole archive ({one_line(error)}); fetch it again") from None
 

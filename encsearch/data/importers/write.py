@@ -23,7 +23,8 @@ from typing import Literal
 
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.importers.labels import LabelTable
-from encsearch.data.importers.plan import Entry, Plan, check_plan, read_row
+from encsearch.data.importers.plan import Entry, Plan, check_plan, describe_source, read_row
+from encsearch.data.importers.sheet import SHEET_FILE, save_sheet
 from encsearch.data.manifest import (
     MANIFEST_FILE,
     VERSION,
@@ -52,13 +53,14 @@ _PARTS = ".parts"
 class ImportSettings:
     """`on_bad` decides about a sample that cannot be used: end the import, or leave it out and name it.
 
-    More than `bad_limit` of a split's samples, a share, end it in any case. `progress` gets the samples that
-    are done and all of them after every shard.
+    More than `bad_limit` of a split's samples, a share, end it in any case. With `sheet` the store gets a
+    picture of four samples. `progress` gets the samples that are done and all of them after every shard.
     """
 
     on_bad: OnBad = "fail"
     bad_limit: float = 0.05
     processes: int = 1
+    sheet: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -84,41 +86,24 @@ class _Written:
     skipped: tuple[str, ...]
 
 
-@contextmanager
-def import_scratch(store: Path, *, keep: bool) -> Iterator[Path]:
-    """A folder for what a plan needs while it is read and written, deleted with the import's other files.
-
-    Unless `keep` it goes with the block; otherwise after an error only, since `write_plan` deletes it.
-    """
-    building = _building(store)
-    try:
-        yield building / _PARTS
-    except UserError:
-        keep = False
-        raise
-    finally:
-        if not keep:
-            shutil.rmtree(building, ignore_errors=True)
-
-
-def _building(store: Path) -> Path:
-    """Where the import of a store is written before it is complete."""
-    return store.absolute().with_name(f".{store.name}.import")
-
-
-def write_plan(plan: Plan, store: str | Path, settings: ImportSettings | None = None) -> Manifest:
-    """Write the store, or nothing.
+def import_store(
+    store: str | Path, make_plan: Callable[[Path], Plan], settings: ImportSettings | None = None
+) -> Manifest:
+    """Plan an import and write the store, or nothing; `make_plan` gets a folder for what it unpacks.
 
     Raises UserError when the store is in use, another process imports into it, or a sample cannot be used.
     What is written stays when the process is killed or interrupted, and goes after any other error.
     """
     settings = settings or ImportSettings()
     store = Path(store)
-    check_plan(plan)
     check_free(store)
-    building = _building(store)
+    building = store.absolute().with_name(f".{store.name}.import")
     with _locked(building):
         try:
+            plan = make_plan(building / _PARTS)
+            check_plan(plan)
+            if settings.sheet:
+                save_sheet(plan, building / SHEET_FILE)
             manifest = _write(plan, building, settings)
             check_free(store)
             (building / ".lock").unlink()  # it is held until the block ends, whatever its name
@@ -133,6 +118,11 @@ def write_plan(plan: Plan, store: str | Path, settings: ImportSettings | None = 
                 f"{store}: cannot write the store ({one_line(error)}); nothing was left behind"
             ) from error
     return manifest
+
+
+def write_plan(plan: Plan, store: str | Path, settings: ImportSettings | None = None) -> Manifest:
+    """Write the store of a plan, or nothing; raises as `import_store` does."""
+    return import_store(store, lambda scratch: plan, settings)
 
 
 def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
@@ -183,7 +173,8 @@ def _divide(plan: Plan, on_bad: OnBad) -> Iterator[_Task]:
             filled += size
             if filled >= target or last == len(entries):
                 part = entries[first:last]
-                key = hashlib.sha256(f"{settings} {part!r}".encode()).hexdigest()
+                names = [(e.id, e.group, describe_source(e.image), describe_source(e.mask)) for e in part]
+                key = hashlib.sha256(f"{settings} {names!r}".encode()).hexdigest()
                 yield _Task(split, f"{split}-{number:05d}.parquet", key, part)
                 first, number, filled = last, number + 1, 0
 
