@@ -10,7 +10,8 @@ from encsearch.errors import PreflightError
 from encsearch.search.budget.forecast import Interval
 from encsearch.train.experiment import count_parameters
 from encsearch.workflow.calibration import calibrate
-from encsearch.workflow.check import check, describe_check
+from encsearch.workflow.check import check
+from encsearch.workflow.checked import describe_check
 
 SPACE = {"model.num_codewords": {"choice": [64, 4]}, "optim.lr": {"loguniform": [0.01, 0.1]}}
 LR = {"optim.lr": {"loguniform": [0.01, 0.1]}}

@@ -8,6 +8,7 @@ from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, with_values
 from encsearch.data.store import Store
 from encsearch.reports import Report, Status, TrainingResult
+from encsearch.runner.torch_process import TorchProcess
 from encsearch.search.confirm.finalists import Finalist, group_trainings
 from encsearch.search.confirm.ranking import rank
 from encsearch.search.confirm.trainings import Confirmation
@@ -26,7 +27,13 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.open_recorder(0, toy_config).close("KILLED")
         records.settle([ended])
@@ -42,7 +49,13 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.open_recorder(0, toy_config)
         records.follow(
@@ -72,7 +85,13 @@ def test_each_configuration_of_several_seeds_has_a_run_of_its_means(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.record_configurations(Confirmation(trainings, baseline, trainings[2], ranking))
         means = record.find("trial3-mean")
