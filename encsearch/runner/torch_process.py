@@ -28,8 +28,9 @@ class TorchProcess:
 
     def start(self) -> None:
         """Start the process, unless it runs; it imports torch while the driver goes on."""
-        if self._process:
+        if self._process and self._process.poll() is None:
             return
+        self.end()
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
             # -P: with -m alone a file in the working directory, such as random.py, would be imported and run.

@@ -28,13 +28,12 @@ sys.exit("torch" in sys.modules)
 
 
 def test_it_answers_or_raises_what_was_raised(toy_config: Config, tmp_path: Path) -> None:
-    recipe = {"out": tmp_path, "measure": False, "trials_at_once": None}
     refused = with_values(toy_config, {"metric": "speed"})
     with torch_process() as process:
         first = process.call(os.getpid)
         with pytest.raises(PreflightError, match="metric=speed is not measured on toy"):
-            process.call(check_recipe, refused, **recipe)
-        checked = process.call(check_recipe, toy_config, **recipe)
+            process.call(check_recipe, refused, tmp_path, measure=False, trials_at_once=None)
+        checked = process.call(check_recipe, toy_config, tmp_path, measure=False, trials_at_once=None)
         with pytest.raises(ZeroDivisionError) as raised:
             process.call(divmod, 1, 0)
         assert process.call(os.getpid) == first != os.getpid()

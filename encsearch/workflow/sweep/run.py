@@ -12,6 +12,7 @@ from encsearch.config import (
     Config,
     ConfirmConfig,
     ScalingConfig,
+    SearchConfig,
     require_search,
     to_yaml,
     with_overrides,
@@ -22,7 +23,7 @@ from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import ray_session, rehearse_session
+from encsearch.runner.ray_session import leaving, ray_session, rehearse_session
 from encsearch.runner.torch_process import TorchProcess, torch_process
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import devices_of, spent_by
@@ -91,19 +92,19 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
     nothing could be trained.
     """
     search = require_search(config)
-    with torch_process() as networks:
-        store = open_store(config)
-        found = networks.call(check_recipe, config, out, measure=False, trials_at_once=None).preflight
-        _check_earlier(earlier, config, store)
-        check_database()
-        with run_sender() as sender, ExitStack() as session:
-            session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
-            check_nodes(store, out)
-            sender.store()
-            folder = begin(config, out, store.fingerprint, earlier)
-            with locked(folder):
-                _, place = reopen(folder)
-                return _run(config, store, place, folder, sender, session, networks, found, progress)
+    store = open_store(config)
+    with torch_process() as process:
+        found = process.call(check_recipe, config, out, measure=False, trials_at_once=None).preflight
+    _check_earlier(earlier, config, store)
+    check_database()
+    with run_sender() as sender, _networks(search) as networks, ExitStack() as session:
+        session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
+        check_nodes(store, out)
+        sender.store()
+        folder = begin(config, out, store.fingerprint, earlier)
+        with locked(folder):
+            _, place = reopen(folder)
+            return _run(config, store, place, folder, sender, session, networks, found, progress)
 
 
 def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) -> Checked:
@@ -147,15 +148,15 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
     search = require_search(config)
     store = open_store(config)
-    with torch_process() as networks:
-        found = networks.call(preflight, config, store, folder)
+    with torch_process() as process:
+        found = process.call(preflight, config, store, folder)
     if store.fingerprint != place.fingerprint:
         raise PreflightError(
             f"{config.data.store} holds other data than at the start of the sweep ({store.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), run_sender() as sender, torch_process() as networks, ExitStack() as session:
+    with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, folder)
         sender.store()
@@ -203,11 +204,14 @@ def _run(
                 trials_at_once(study.search, config.scaling),
                 follow=lambda now: progress.sweep(now, config),
             )
-            memory = bool(study.search.limits.memory_gib)
-            if not memory and not any(path.startswith("model.") for path in study.search.space):
-                networks.end()  # it has nothing to measure before the finalists
             trials = run_sweep(
-                config, store, study, folder, observer, keeper, partial(measure, with_memory=memory)
+                config,
+                store,
+                study,
+                folder,
+                observer,
+                keeper,
+                partial(measure, with_memory=bool(study.search.limits.memory_gib)),
             )
             observer.settle(trials)
             if study.is_exhausted() and len(trials) < study.search.budget.trials:
@@ -219,18 +223,20 @@ def _run(
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
-            networks.start()
+            networks.start()  # it will be ready for the first finalist
             confirmation = _confirm(
                 config, store, study, excluded, folder, observer, keeper, measure, progress
             )
-            session.close()  # the cluster is free while the report is written
-            observer.record_configurations(confirmation)
-            if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
-                parent.note({PRICE_TAG: format_money(price)})
-            best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
-            parent.summarize(best)
-            pages = Pages(sender.store(), sender.run_ids(), parent.run)
-            report = write_story(config, store, place, study, confirmation, keeper, pages, folder, networks)
+            with leaving(session):  # the cluster is free while the report is written
+                observer.record_configurations(confirmation)
+                if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
+                    parent.note({PRICE_TAG: format_money(price)})
+                best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
+                parent.summarize(best)
+                pages = Pages(sender.store(), sender.run_ids(), parent.run)
+                report = write_story(
+                    config, store, place, study, confirmation, keeper, pages, folder, networks
+                )
     winner = confirmation.winner
     sender.notify(
         "finished", f"{config.metric} {format_score(best.metrics[config.metric])}, trial {winner.trial}"
@@ -287,6 +293,18 @@ def _confirm(
         excluded=excluded,
         progress=keeper.write_progress,
     )
+
+
+@contextmanager
+def _networks(search: SearchConfig) -> Iterator[TorchProcess]:
+    """The process for a sweep's networks, which starts beside Ray if the search will need it.
+
+    It is not the one of the check, whose memory, also on a GPU, is free during the sweep.
+    """
+    with torch_process() as networks:
+        if search.limits.memory_gib or any(path.startswith("model.") for path in search.space):
+            networks.start()
+        yield networks
 
 
 def _measure(
