@@ -8,8 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from encsearch.config import ScalingConfig
@@ -64,18 +63,6 @@ def ray_session(*, needs: ScalingConfig, dashboard: bool = True) -> Iterator[Non
             yield
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def leaving(session: ExitStack) -> Iterator[None]:
-    """Leave the Ray that `session` has entered, in a thread beside the block, and wait for that at its end.
-
-    A local Ray takes 1.4 s to stop (2.60, two cores), most of which it waits for its processes.
-    """
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        left = beside.submit(session.close)
-        yield
-    left.result()
 
 
 @contextmanager

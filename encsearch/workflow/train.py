@@ -1,7 +1,7 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
-from encsearch.runner.ray_session import leaving, ray_session
+from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import run_sender
@@ -41,9 +41,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
-    with run_sender() as sender, ExitStack() as session:
-        if not in_process:
-            session.enter_context(ray_session(needs=config.scaling, dashboard=False))
+    with run_sender() as sender, _session(config, in_process):
         tracking = sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -60,16 +58,16 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
             )
             steps = format_count(found.steps_per_epoch, "step")
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
-            device = "auto" if config.scaling.gpus_per_worker else "cpu"
             with recording(recorder):
                 run = run_local if in_process else _ray_runner()
                 result = run(config, folder / "checkpoints", recorder)
-                with leaving(session):
-                    bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
-                    write_bundle(bundle, folder / BUNDLE)
-                    write_panels(bundle, store, recorder.artifacts, device)
-                    # It runs where the panels have left the model.
-                    write_context(bundle, store, recorder.artifacts)
+                bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
+                write_bundle(bundle, folder / BUNDLE)
+                # The diagnostics run where the panels have left the model.
+                write_panels(
+                    bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu"
+                )
+                write_context(bundle, store, recorder.artifacts)
         summary = RunSummary(
             kind="training",
             name=config.name,
@@ -91,6 +89,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     summary = replace(summary, run_id=run_ids.get(recorder.run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
+
+
+def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:
+    return nullcontext() if in_process else ray_session(needs=config.scaling, dashboard=False)
 
 
 def _ray_runner() -> Callable[[Config, Path, Recorder], TrainingResult]:

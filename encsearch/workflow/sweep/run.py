@@ -23,7 +23,7 @@ from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
-from encsearch.runner.ray_session import leaving, ray_session, rehearse_session
+from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.runner.torch_process import TorchProcess, torch_process
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import devices_of, spent_by
@@ -227,16 +227,14 @@ def _run(
             confirmation = _confirm(
                 config, store, study, excluded, folder, observer, keeper, measure, progress
             )
-            with leaving(session):  # the cluster is free while the report is written
-                observer.record_configurations(confirmation)
-                if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
-                    parent.note({PRICE_TAG: format_money(price)})
-                best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
-                parent.summarize(best)
-                pages = Pages(sender.store(), sender.run_ids(), parent.run)
-                report = write_story(
-                    config, store, place, study, confirmation, keeper, pages, folder, networks
-                )
+            session.close()  # the cluster is free while the report is written
+            observer.record_configurations(confirmation)
+            if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
+                parent.note({PRICE_TAG: format_money(price)})
+            best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
+            parent.summarize(best)
+            pages = Pages(sender.store(), sender.run_ids(), parent.run)
+            report = write_story(config, store, place, study, confirmation, keeper, pages, folder, networks)
     winner = confirmation.winner
     sender.notify(
         "finished", f"{config.metric} {format_score(best.metrics[config.metric])}, trial {winner.trial}"
