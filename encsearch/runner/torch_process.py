@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class TorchProcess:
-    """The driver's handle; the process starts with the first call, or when `start` is called before."""
+    """The driver's handle; the process starts with the first call, or with `start` before it."""
 
     def __init__(self) -> None:
         self._pipe: Connection | None = None
