@@ -247,6 +247,7 @@ def _training(config: Config) -> Iterator[Any]:
 def _sweep(config: Config, folder: Path) -> None:
     from encsearch.data.store import Store
     from encsearch.reports import MemoryRecorder, Recorder, Report
+    from encsearch.search.ledger import Network
     from encsearch.search.study.study import Proposal, Study
     from encsearch.search.sweep import run_sweep
 
@@ -288,7 +289,7 @@ def _sweep(config: Config, folder: Path) -> None:
     assert config.search
     own = folder / f"encsearch-{config.scaling.num_workers}"
     study = MarkedStudy(str(own / "study.journal"), "overhead", config.search, config.train.epochs)
-    run_sweep(config, Store(config.data.store), study, own, Observer(), Unlimited())
+    run_sweep(config, Store(config.data.store), study, own, Observer(), Unlimited(), lambda _: Network(1))
 
 
 def _sweep_by_command(folder: Path, trials: int) -> None:

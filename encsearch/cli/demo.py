@@ -61,7 +61,7 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     from encsearch.inference.predictor import Predictor, comparison_sheet
     from encsearch.search.confirm.finalists import name_context
     from encsearch.tracking.registry.fetch import load
-    from encsearch.workflow.recorder import checkpoint_model
+    from encsearch.workflow.artifacts import checkpoint_model
 
     store = Store(done.summary.store)
     models = {

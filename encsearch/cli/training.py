@@ -11,7 +11,7 @@ from encsearch.text import format_percent, format_score
 
 if TYPE_CHECKING:
     from encsearch.config import Config
-    from encsearch.workflow.check import Checked
+    from encsearch.workflow.checked import Checked
 
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
@@ -27,7 +27,7 @@ out_option = click.option(
 
 def show(config: "Config", checked: "Checked", as_json: bool) -> None:
     """Print the result of a check; see `workflow.check`."""
-    from encsearch.workflow.check import describe_check
+    from encsearch.workflow.checked import describe_check
 
     search = asdict(checked.search) if checked.search else None
     facts = {**asdict(checked.preflight), "gpu": checked.gpu, "search": search}

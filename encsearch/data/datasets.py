@@ -12,6 +12,8 @@ from encsearch.text import format_count
 
 IGNORE = 255
 """Mask value of pixels that count in neither the loss nor the metrics."""
+SHOWN_IMAGES = 4
+"""The number of validation images whose predictions are shown, the same ones everywhere."""
 
 Colour = tuple[int, int, int]
 

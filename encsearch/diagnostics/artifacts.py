@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from encsearch.data.datasets import Sample, evenly_spaced
+from encsearch.data.datasets import SHOWN_IMAGES, Sample, evenly_spaced
 from encsearch.diagnostics.figures import (
     ASSIGNMENT_FILE,
     CODEWORDS_FILE,
@@ -27,7 +27,6 @@ from encsearch.diagnostics.measure import assignment_map, diagnose
 from encsearch.inference.bundle import Bundle
 from encsearch.style import LIGHT, look
 from encsearch.text import format_count, format_number, format_share
-from encsearch.train.experiment import SHOWN_IMAGES
 
 HEAT_MAPS = 3
 MAX_TICKS = 64

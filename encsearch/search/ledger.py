@@ -26,7 +26,7 @@ from encsearch.search.trials import (
 )
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
-from encsearch.train.checkpoint import checkpoint_bytes, drop_checkpoints
+from encsearch.train.checkpoint_files import checkpoint_bytes, drop_checkpoints
 
 # A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
 # STRAGGLER_MIN_S seconds.

@@ -1,12 +1,11 @@
 """The search of a sweep: the study proposes trials, Ray Tune runs them, the ledger records them."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ray
 
-from encsearch.config import Config, LimitsConfig, ScalingConfig, SearchConfig
+from encsearch.config import Config, ScalingConfig, SearchConfig
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError
 from encsearch.runner.ray_session import trainings_at_once
@@ -15,8 +14,6 @@ from encsearch.search.study.study import Study, known_points
 from encsearch.search.trials import Trial
 from encsearch.search.tune.driver import run_board
 from encsearch.text import format_count
-from encsearch.train.experiment import count_parameters
-from encsearch.train.memory import training_gib
 
 
 def run_sweep(
@@ -26,11 +23,13 @@ def run_sweep(
     folder: Path,
     observer: SweepObserver,
     limiter: Limiter,
+    network: Callable[[Config], Network],
 ) -> tuple[Trial, ...]:
     """Run the study's search on the connected Ray and return all trials, each in a terminal state.
 
-    `folder` gets `trials/` with the reports of each. Trials that an earlier process left open continue. If
-    this process is interrupted, its trials stay open for the next one. Raises TrainingError when every trial
+    `folder` gets `trials/` with the reports of each; `network` measures the size of a trial's network. Trials
+    that an earlier process left open continue. If this process is interrupted, its trials stay open for the
+    next one. Raises TrainingError when every trial
     failed, or `search.budget.max_failed` in a row with one reason.
     """
     search = study.search
@@ -44,7 +43,7 @@ def run_sweep(
         folder=folder,
         fingerprint=store.fingerprint,
         room=trials_at_once(search, config.scaling),
-        network=partial(_network, store=store, limits=search.limits),
+        network=network,
     )
     try:
         run_board(ledger, config.scaling, folder / "tune")
@@ -85,9 +84,3 @@ def _check_any_left(trials: Sequence[Trial], limiter: Limiter) -> None:
     if limiter.must_end():
         raise TrainingError("search.budget was spent before any trial reported; increase it")
     raise TrainingError(f"all of {len(trials)} trials failed: {reasons}")
-
-
-def _network(trial: Config, store: Store, limits: LimitsConfig) -> Network:
-    """Measure a trial's network; its memory only if that is limited, since it takes a second."""
-    gib = training_gib(trial, store) if limits.memory_gib else None
-    return Network(count_parameters(trial.model, len(store.info.classes)), gib)

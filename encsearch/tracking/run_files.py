@@ -7,6 +7,7 @@ config.yaml              the recipe, every default written out
 tables/class_iou.json    per-class IoU as MLflow's table view reads it; class_iou.csv for everything else
 tables/confusion.csv     validation pixels, one row for each true class
 pictures/confusion.png   the same as shares of each row
+pictures/panels.png      truth and predictions for the same validation images in every run
 NAME                     the `texts` of a report, such as profile.txt and lineage/machine_epoch_1.txt
 """
 
@@ -29,6 +30,7 @@ from encsearch.files import write_csv
 from encsearch.reports import Report
 
 TABLES, PICTURES = "tables", "pictures"
+PANELS = Path(PICTURES) / "panels.png"
 # MLflow shows a JSON file as a table only if this tag of the run names it.
 TABLE_TAG = {
     "mlflow.loggedArtifacts": json.dumps([{"path": f"{TABLES}/class_iou.json", "type": "table"}]),
@@ -78,12 +80,9 @@ def write_predictions(
     The maps belong to some of the validation images in `samples`, by id; the rows keep the order of
     `samples`. The run should have IMAGES_TAG.
     """
-    shown = [sample for sample in samples if sample.id in report.label_maps]
-    if not shown:
+    sheet = _draw_label_maps(report, samples, info, f"epoch {report.epoch}")
+    if sheet is None:
         return ()
-    maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
-    rows = [_thin_out(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
-    sheet = draw_comparison(rows, info, {f"epoch {report.epoch}": maps})
     small = sheet.copy()
     small.thumbnail((SMALL_PX, SMALL_PX))
     target = folder / IMAGES
@@ -92,6 +91,26 @@ def write_predictions(
     save_png(sheet, files[0])
     small.save(files[1])
     return files
+
+
+def write_panels(folder: Path, report: Report, samples: Sequence[Sample], info: DatasetInfo) -> None:
+    """Write the report's label maps to PANELS below `folder`, as `write_predictions` does to images/."""
+    sheet = _draw_label_maps(report, samples, info, "prediction")
+    if sheet is not None:
+        (folder / PANELS).parent.mkdir(parents=True, exist_ok=True)
+        save_png(sheet, folder / PANELS)
+
+
+def _draw_label_maps(
+    report: Report, samples: Sequence[Sample], info: DatasetInfo, title: str
+) -> Image.Image | None:
+    """Draw each image, its truth and its label map in the report, under `title`; None without any."""
+    shown = [sample for sample in samples if sample.id in report.label_maps]
+    if not shown:
+        return None
+    maps = [decode_mask(base64.b64decode(report.label_maps[sample.id]), sample.id) for sample in shown]
+    rows = [_thin_out(sample, label_map.shape) for sample, label_map in zip(shown, maps, strict=True)]
+    return draw_comparison(rows, info, {title: maps})
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from statistics import median
 
@@ -14,6 +14,7 @@ from encsearch.data.loading import Batch
 from encsearch.search.budget.rules import CONFIRM_DOUBT, Pace
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import Loaders, fit
+from encsearch.workflow.checked import Calibration
 
 # Seconds for one network after its warm-up; exceeded if a single step takes longer.
 CALIBRATION_S = 5
@@ -25,16 +26,6 @@ TRAINING_SHARE, VALIDATION_SHARE = 0.2, 0.1
 BETWEEN_TRIALS_S = 1.0
 # Standard deviation, as a share, between a network's time alone on the machine and next to others.
 DOUBT = 0.25
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """One worker's seconds to build an experiment, for a step, a validation batch and a whole epoch."""
-
-    build_s: float
-    step_s: float
-    validation_batch_s: float
-    epoch_s: float
 
 
 def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> Calibration:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,18 @@ from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.runner.hardware import describe_gpu, local_device
 from encsearch.runner.ray_session import trainings_at_once
-from encsearch.search.budget.forecast import Forecast, Interval, forecast
+from encsearch.search.budget.forecast import Forecast, forecast
 from encsearch.search.budget.rules import Pace
 from encsearch.search.ledger import Network, find_excess
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
-from encsearch.text import (
-    format_bytes,
-    format_cost,
-    format_count,
-    format_duration,
-    format_params,
-    format_price,
-)
+from encsearch.text import format_bytes
 from encsearch.tracking.uris import resolve_uri
-from encsearch.train.experiment import (
-    PaddedImages,
-    Preflight,
-    count_parameters,
-    existing_folder,
-    open_store,
-    preflight,
-)
+from encsearch.train.experiment import count_parameters
 from encsearch.train.memory import sweep_bytes, training_gib
-from encsearch.workflow.calibration import Calibration, calibrate, pace_of_calibrations
+from encsearch.train.preflight import Preflight, existing_folder, open_store, preflight
+from encsearch.workflow.calibration import calibrate, pace_of_calibrations
+from encsearch.workflow.checked import Calibration, Checked, CheckedNetwork, CheckedSearch
 from encsearch.workflow.sweep.folder import named_database
 
 # Paths that change a training step's cost, in addition to those below `model.`.
@@ -45,51 +32,6 @@ SIZING_PATHS = ("augment.crop", "augment.shorter_side", "train.global_batch_size
 FIRST_POINTS = 5
 # One epoch is one unit of time if nothing was measured.
 UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0, confirm_doubt=0.0)
-
-
-@dataclass(frozen=True)
-class CheckedNetwork:
-    """A network of the space, by the values that determine its size; `refused` is a limit that it exceeds."""
-
-    values: Mapping[str, Any]
-    parameters: int
-    memory_gib: float
-    refused: str | None
-
-
-@dataclass(frozen=True)
-class CheckedSearch:
-    """The expected cost of a sweep.
-
-    `calibrations` were made on `device`, for the networks that need the least memory and the most, in this
-    order. If nothing was measured there are none, and no times.
-    """
-
-    networks: tuple[CheckedNetwork, ...]
-    first_points: tuple[Mapping[str, Any], ...]
-    disk_bytes: int
-    free_bytes: int
-    trials_at_once: int
-    device: str
-    calibrations: tuple[Calibration, ...]
-    trials: Interval
-    epochs: Interval
-    wall_s: Interval | None
-    device_s: Interval | None
-    price: float | None
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The opened store and the results; `search` is None for a recipe without a search block.
-
-    `gpu` describes this machine's GPU, or says why there is none; None for a recipe that books none.
-    """
-
-    store: Store
-    preflight: Preflight
-    gpu: str | None
-    search: CheckedSearch | None
 
 
 def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | None) -> Checked:
@@ -106,7 +48,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     search = config.search
     if search is None:
         gpu = _check_gpu(config, training_gib(config, store)) if config.scaling.gpus_per_worker else None
-        return Checked(store, found, gpu, None)
+        return Checked(found, gpu, None)
     named_database()
     networks = _networks(config, search, store)
     gpu = _check_gpu(config, min(n.memory_gib for n in networks)) if config.scaling.gpus_per_worker else None
@@ -131,75 +73,7 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
         device_s=left.device_s if calibrations else None,
         price=config.scaling.price(left.device_s.median) if calibrations else None,
     )
-    return Checked(store, found, gpu, searched)
-
-
-def describe_check(config: Config, checked: Checked) -> list[str]:
-    """Describe the results for people."""
-    found = checked.preflight
-    text = [
-        f"{config.data.store}: {format_count(found.num_train)} training and {format_count(found.num_val)} "
-        f"validation samples, {format_count(found.num_classes, 'class')}, fingerprint "
-        f"{found.fingerprint[:12]}",
-        f"{config.model.backbone} with context {config.model.context}: "
-        f"{format_count(found.num_parameters, 'parameter')}",
-        f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
-        f"global batch size {config.train.global_batch_size}",
-    ]
-    if found.padded:
-        text.append(_describe_padded(found.padded, found.num_train))
-    if checked.gpu:
-        text.append(checked.gpu)
-    if config.search and checked.search:
-        text += _describe_search(config.search, checked.search)
-    return text
-
-
-def _describe_padded(padded: PaddedImages, num_train: int) -> str:
-    """A warning when it is most of the images."""
-    height, width = padded.crop
-    smaller = (
-        f"{format_count(padded.num_images)} of {format_count(num_train, 'training image')} are smaller than "
-        f"the crop of {width}x{height} px and padded with pixels that are ignored"
-    )
-    if 2 * padded.num_images <= num_train:
-        return smaller
-    return f"warning: {smaller}; try a smaller crop, as [height, width], or a larger augment.shorter_side"
-
-
-def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
-    text = [
-        f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
-        f"{checked.trials_at_once} at once"
-    ]
-    text += [
-        f"  {format_params(network.values) or 'every network'}: "
-        f"{format_count(network.parameters, 'parameter')}, "
-        f"{format_bytes(network.memory_gib * 2**30)} of memory a worker"
-        + (f"; refused: {network.refused}" if network.refused else "")
-        for network in checked.networks
-    ]
-    text += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
-    needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
-    text.append(f"disk: {needed} needed at most, {free} free")
-    return text + _describe_time(checked)
-
-
-def _describe_time(checked: CheckedSearch) -> list[str]:
-    trained = f"{_range(checked.trials)} trials of {_range(checked.epochs)} epochs together"
-    if not checked.wall_s or not checked.device_s:
-        return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
-    low, high, middle = (
-        format_duration(s) for s in (checked.wall_s.low, checked.wall_s.high, checked.wall_s.median)
-    )
-    unit = "GPU" if checked.device.startswith("cuda") else "CPU"
-    epochs = dict.fromkeys(format_duration(calibration.epoch_s) for calibration in checked.calibrations)
-    return [
-        f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "
-        f"{format_cost(checked.device_s.median, unit)}{format_price(checked.price)}; {trained}",
-        f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "
-        "a cluster takes as long only if its devices are alike",
-    ]
+    return Checked(found, gpu, searched)
 
 
 def _check_gpu(config: Config, needed_gib: float) -> str:
@@ -300,8 +174,3 @@ def _enough_free_bytes(out: Path, needed: int) -> int:
             "free some space or choose another folder with --out"
         )
     return free
-
-
-def _range(interval: Interval) -> str:
-    low, high = format_count(round(interval.low)), format_count(round(interval.high))
-    return low if low == high else f"{low} to {high}"

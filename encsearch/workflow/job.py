@@ -15,6 +15,7 @@ from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 
 BUNDLE = Path("artifacts") / "bundle"
+CONTEXT_FOLDER = "context"
 
 
 def new_folder(out: Path, name: str) -> Path:

@@ -5,30 +5,19 @@ from functools import cache
 from pathlib import Path
 
 from encsearch.config import Config, flatten, to_yaml
-from encsearch.data.datasets import evenly_spaced
-from encsearch.data.pictures import save_png
+from encsearch.data.datasets import SHOWN_IMAGES, Sample, evenly_spaced
 from encsearch.data.store import Store
-from encsearch.inference.bundle import Bundle
-from encsearch.inference.predictor import Predictor, comparison_sheet
-from encsearch.model.encnet import EncNet
 from encsearch.reports import Report, Status, best_report
 from encsearch.tracking.lineage import describe_dataset, describe_run, lineage, machine_tags, write_diff
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.tracking.run_files import (
     IMAGES_TAG,
-    PICTURES,
     TABLE_TAG,
     write_artifacts,
+    write_panels,
     write_predictions,
     write_texts,
 )
-from encsearch.train.checkpoint import load_weights
-from encsearch.train.experiment import SHOWN_IMAGES
-
-CONTEXT_FOLDER = "context"
-# Validation images for the diagnostics of the context module, fewer if they are large: 4 Mpx in all, which
-# take a second or two with a small network, but never under the minimum.
-MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
 
 # Not for trials and the trainings of an ablation, which are too many.
 PICTURED = ("training", "finalist", "baseline")
@@ -72,6 +61,12 @@ class TrainingRecorder:
         """Add a tag to the run."""
         self._inner.note({tag: text})
 
+    def draw_panels(self) -> None:
+        """Draw the newest predictions in the reports, for a training whose model is not kept."""
+        newest = next((report for report in reversed(self._reports) if report.label_maps), None)
+        if newest:
+            write_panels(self.artifacts, newest, self._samples(), self._store.info)
+
     def close(self, status: Status) -> None:
         try:
             if self._reports:
@@ -87,9 +82,11 @@ class TrainingRecorder:
         if tags:
             self._inner.note(tags)
         if self._pictured and report.label_maps:
-            samples = evenly_spaced(self._store.split(self._config.data.val_split), SHOWN_IMAGES)
-            for picture in write_predictions(self.artifacts, report, samples, self._store.info):
+            for picture in write_predictions(self.artifacts, report, self._samples(), self._store.info):
                 self._inner.file(picture, str(picture.parent.relative_to(self.artifacts)))
+
+    def _samples(self) -> list[Sample]:
+        return evenly_spaced(self._store.split(self._config.data.val_split), SHOWN_IMAGES)
 
 
 def start_recorder(
@@ -149,44 +146,6 @@ def start_run(
         dataset=describe_dataset(config.data, store),
         artifacts=artifacts,
     )
-
-
-def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
-    """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
-    shape = config.model.model_copy(update={"weights": None})
-    model = EncNet.from_config(shape, len(store.info.classes))
-    load_weights(model, checkpoint)
-    num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
-    return Bundle(
-        model.eval(),
-        config,
-        store.info,
-        store.fingerprint,
-        metrics=scored.metrics if scored else {},
-        class_iou=scored.class_iou if scored else {},
-        num_images=num_images,
-    )
-
-
-def write_panels(bundle: Bundle, store: Store, artifacts: Path, device: str = "cpu") -> None:
-    """Write `pictures/panels.png`: truth and predictions for the same validation images in every run.
-
-    A sweep's driver stays on the CPU: it has booked no GPU, and trials fill the ones that it sees.
-    """
-    samples = evenly_spaced(store.split(bundle.config.data.val_split), SHOWN_IMAGES)
-    target = artifacts / PICTURES / "panels.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_png(comparison_sheet(samples, bundle.info, {"prediction": Predictor(bundle, device)}), target)
-
-
-def write_context(bundle: Bundle, store: Store, artifacts: Path) -> None:
-    """Write `context/`: diagnostics of the context module on validation images, if the model has one."""
-    from encsearch.diagnostics.artifacts import write_diagnostics
-
-    dataset = store.split(bundle.config.data.val_split)
-    affordable = DIAGNOSED_PIXELS // dataset[0].mask.size
-    samples = evenly_spaced(dataset, min(max(affordable, MIN_DIAGNOSED), MAX_DIAGNOSED))
-    write_diagnostics(bundle, samples, artifacts / CONTEXT_FOLDER)
 
 
 @cache

@@ -16,9 +16,10 @@ from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import run_sender
-from encsearch.train.experiment import open_store, preflight
+from encsearch.train.preflight import open_store, preflight
+from encsearch.workflow.artifacts import checkpoint_model, write_context, write_panels
 from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, start_recorder, write_context, write_panels
+from encsearch.workflow.recorder import start_recorder
 
 
 @dataclass(frozen=True)

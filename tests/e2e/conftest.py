@@ -77,11 +77,23 @@ def notices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     server.server_close()
 
 
+# The command line, which says at its end whether its process has come to torch.
+WATCHED = """
+import sys
+from encsearch.cli.main import main
+try:
+    main()
+finally:
+    print("torch is loaded:", "torch" in sys.modules, file=sys.stderr)
+"""
+
+
 @pytest.fixture(scope="session")
 def swept(shell: Shell) -> dict[str, Any]:
-    """What `encsearch sweep --json` says; standard output holds nothing else."""
-    done = shell.run("sweep", "toy.yaml", "--json")
+    """What `encsearch sweep --json` says; standard output holds nothing else, and the driver no torch."""
+    done = shell.run("sweep", "toy.yaml", "--json", program=("python", "-P", "-c", WATCHED))
     assert "Traceback" not in done.stderr
+    assert "torch is loaded: False" in done.stderr
     for event in ("trial 0 COMPLETE", "trial 1 PRUNED", f"next: encsearch promote {shell.folder}/runs/toy-"):
         assert event in done.stderr
     result: dict[str, Any] = json.loads(done.stdout)

@@ -54,9 +54,11 @@ class Shell:
                 main(arguments)
             return _done(arguments, ended.value.code, _read(out), _read(err), code)
 
-    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """As `encsearch`, by the console script in a process of its own."""
-        process = self.start("encsearch", *arguments)
+    def run(
+        self, *arguments: str, code: int = 0, program: Sequence[str] = ("encsearch",)
+    ) -> subprocess.CompletedProcess[str]:
+        """As `encsearch`, by the console script, or another program, in a process of its own."""
+        process = self.start(*program, *arguments)
         out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
         return _done(arguments, process.returncode, out, err, code)
 

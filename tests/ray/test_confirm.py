@@ -11,6 +11,7 @@ from encsearch.files import read_lines
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import FINALISTS_FILE, confirm
+from encsearch.search.ledger import Network
 from encsearch.search.trials import Trial
 
 pytestmark = pytest.mark.ray
@@ -45,13 +46,30 @@ def test_a_second_call_trains_only_what_has_no_line(toy_config: Config, tmp_path
     killed, resumed = Observer(dies_at="trial0-seed2"), Observer()
 
     with pytest.raises(KeyboardInterrupt):
-        confirm(config, plan, TRIALS, tmp_path, killed, store=Store(config.data.store), room=1)
+        confirm(
+            config,
+            plan,
+            TRIALS,
+            tmp_path,
+            killed,
+            store=Store(config.data.store),
+            network=lambda _: Network(1),
+            room=1,
+        )
     gc.collect()  # a killed process would take its actors with it
     with open(tmp_path / FINALISTS_FILE, "a", encoding="utf-8") as file:
         file.write('{"name":"trial0-se')
     over: list[int] = []
     found = confirm(
-        config, plan, TRIALS, tmp_path, resumed, store=Store(config.data.store), room=1, progress=over.append
+        config,
+        plan,
+        TRIALS,
+        tmp_path,
+        resumed,
+        store=Store(config.data.store),
+        network=lambda _: Network(1),
+        room=1,
+        progress=over.append,
     )
 
     assert list(killed.recorders) == ["trial0-seed1", "trial0-seed2"]

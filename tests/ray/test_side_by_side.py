@@ -11,7 +11,8 @@ from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
-from encsearch.train.checkpoint import find_best, find_newest, load_checkpoint
+from encsearch.train.checkpoint import load_checkpoint
+from encsearch.train.checkpoint_files import find_best, find_newest
 from encsearch.train.experiment import build
 
 pytestmark = pytest.mark.ray

@@ -13,10 +13,11 @@ from encsearch.errors import TrainingError
 from encsearch.reports import MemoryRecorder, Recorder
 from encsearch.search.confirm.finalists import Finalist
 from encsearch.search.confirm.trainings import confirm
+from encsearch.search.ledger import Network
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep
 from encsearch.search.trials import Trial, TrialEvent
-from encsearch.train.checkpoint import find_newest
+from encsearch.train.checkpoint_files import find_newest
 
 pytestmark = pytest.mark.ray
 
@@ -59,9 +60,14 @@ class Unlimited:
         return False
 
 
+def size(config: Config) -> Network:
+    """The same for every network."""
+    return Network(1000)
+
+
 def swept(config: Config, folder: Path, observer: Observer) -> tuple[Trial, ...]:
     store = Store(config.data.store)
-    return run_sweep(config, store, study_of(config, folder), folder, observer, Unlimited())
+    return run_sweep(config, store, study_of(config, folder), folder, observer, Unlimited(), size)
 
 
 def study_of(config: Config, folder: Path) -> Study:
@@ -133,7 +139,7 @@ def test_a_finalist_that_diverges_is_told_and_leaves_a_failed_record(
     plan, store = require_search(config).confirm, Store(config.data.store)
 
     with pytest.raises(TrainingError, match="all of 1 finalists failed"):
-        confirm(config, plan, [record], tmp_path, observer, store=store, room=1)
+        confirm(config, plan, [record], tmp_path, observer, store=store, network=size, room=1)
 
     assert observer.recorder.status == "FAILED"
     assert "non-finite gradient by step" in observer.failed["trial0-seed1"]
@@ -180,6 +186,6 @@ def test_trials_that_find_other_data_fail_with_that_reason_and_the_third_one_end
 
     reason = f"has other data here .*, not {store.fingerprint[:12]}"
     with pytest.raises(TrainingError, match=f"3 trials in a row failed with one reason .* {reason}"):
-        run_sweep(config, store, study, tmp_path, Observer(), Unlimited())
+        run_sweep(config, store, study, tmp_path, Observer(), Unlimited(), size)
     assert [trial.state for trial in study.trials()][:3] == ["FAIL"] * 3
     assert len(study.trials()) <= 4, "one may have started meanwhile"

@@ -13,9 +13,11 @@ from encsearch.data.datasets import EncodedSample
 from encsearch.data.store import write_store
 from encsearch.errors import PreflightError
 from encsearch.search.budget.forecast import Interval
-from encsearch.train.experiment import PaddedImages, count_parameters
+from encsearch.train.experiment import count_parameters
+from encsearch.train.preflight import PaddedImages
 from encsearch.workflow.calibration import calibrate
-from encsearch.workflow.check import check, describe_check
+from encsearch.workflow.check import check
+from encsearch.workflow.checked import describe_check
 from tests.conftest import TOY_INFO
 
 SPACE = {"model.num_codewords": {"choice": [64, 4]}, "optim.lr": {"loguniform": [0.01, 0.1]}}

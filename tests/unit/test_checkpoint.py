@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from encsearch.reports import Report, append, distinct_reports
-from encsearch.train.checkpoint import drop_checkpoints, find_newest, read_newest, write_newest
+from encsearch.train.checkpoint_files import drop_checkpoints, find_newest, read_newest, write_newest
 
 
 def test_the_newest_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:

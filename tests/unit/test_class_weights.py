@@ -12,7 +12,8 @@ from encsearch.config import Config, with_values
 from encsearch.data.datasets import DatasetInfo, EncodedSample, default_palette
 from encsearch.data.store import Store, write_store
 from encsearch.errors import PreflightError, UserError
-from encsearch.train.experiment import build, preflight
+from encsearch.train.experiment import build
+from encsearch.train.preflight import preflight
 
 BY_NAME = {"blue": 3.0, "ground": 0.5, "red": 0.0}
 

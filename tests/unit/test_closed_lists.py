@@ -33,7 +33,7 @@ LISTS = {
     "scaling:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
     "attention:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
     "auxiliary:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
-    "class_weights:": ("config/sections.py", {"train/experiment.py", "inference/card.py"}),
+    "class_weights:": ("config/sections.py", {"train/preflight.py", "inference/card.py"}),
     "    precision:": ("config/sections.py", {"train/kernels.py", "inference/card.py"}),
     "TermName =": ("train/loss.py", {"train/loss.py", "inference/card.py"}),
     "TrialState =": ("search/trials.py", {"report/facts.py"}),

@@ -26,12 +26,12 @@ from encsearch.model.layers import _Upsample, most_likely
 from encsearch.reports import MemoryRecorder
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
-from encsearch.search.tune import trial
+from encsearch.search.tune import worker as trial_worker
 from encsearch.train import kernels
 from encsearch.train.experiment import build
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import train_step
-from encsearch.workflow.recorder import checkpoint_model
+from encsearch.workflow.artifacts import checkpoint_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 READ_BACKS = {
@@ -198,7 +198,7 @@ def test_a_worker_frees_its_training_before_it_builds_the_next(
     toy_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fingerprint = Store(toy_config.data.store).fingerprint
-    worker = trial.TrialWorker()
+    worker = trial_worker.TrialWorker()
     assert worker.build(to_json(toy_config), fingerprint).failure is None
     worker.step()
     old = weakref.ref(worker._built().state.model)
@@ -209,7 +209,7 @@ def test_a_worker_frees_its_training_before_it_builds_the_next(
         alive.append(old() is not None)
         return build(*args, **options)
 
-    monkeypatch.setattr(trial, "build", build_then)
+    monkeypatch.setattr(trial_worker, "build", build_then)
     assert worker.build(to_json(toy_config), fingerprint).failure is None
     assert alive == [False]
 
@@ -220,9 +220,9 @@ def test_a_gpu_that_cannot_be_used_refuses_the_trial(
     def fail(device: str) -> str:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nUpdate it")
 
-    monkeypatch.setattr(trial, "describe_hardware", fail)
+    monkeypatch.setattr(trial_worker, "describe_hardware", fail)
     config = with_values(toy_config, {"scaling.gpus_per_worker": 1})
-    built = trial.TrialWorker().build(to_json(config), Store(toy_config.data.store).fingerprint)
+    built = trial_worker.TrialWorker().build(to_json(config), Store(toy_config.data.store).fingerprint)
     assert built.failure is not None
     assert built.failure.startswith("cuda:0 cannot be used here: ")
     assert "driver on your system is too old" in built.failure

@@ -13,7 +13,7 @@ from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.board import RESTARTS, Assignment
-from encsearch.train.checkpoint import find_newest, write_newest
+from encsearch.train.checkpoint_files import find_newest, write_newest
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"

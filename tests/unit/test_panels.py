@@ -8,7 +8,7 @@ from encsearch.data.store import Store
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
-from encsearch.workflow.recorder import checkpoint_model
+from encsearch.workflow.artifacts import checkpoint_model
 
 
 def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:

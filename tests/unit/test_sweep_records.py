@@ -1,18 +1,23 @@
 """What a sweep's runs say after a job that was cut off."""
 
+import base64
 from pathlib import Path
 
 import pytest
 
 from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, with_values
+from encsearch.data.codec import encode_png
+from encsearch.data.datasets import SHOWN_IMAGES, evenly_spaced
 from encsearch.data.store import Store
 from encsearch.reports import Report, Status, TrainingResult
+from encsearch.runner.torch_process import TorchProcess
 from encsearch.search.confirm.finalists import Finalist, group_trainings
 from encsearch.search.confirm.ranking import rank
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.trials import Trial, TrialEvent, TrialState
 from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.run_files import PANELS, write_panels
 from encsearch.workflow.sweep.records import SweepRecords
 
 
@@ -26,7 +31,13 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.open_recorder(0, toy_config).close("KILLED")
         records.settle([ended])
@@ -42,7 +53,13 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.open_recorder(0, toy_config)
         records.follow(
@@ -53,6 +70,37 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
         closed = record.find("trial0")
     assert closed
     assert (closed.status, closed.noted["encsearch.state"]) == ("KILLED", "PRUNED")
+
+
+@pytest.mark.parametrize(("state", "has_panels"), [("PRUNED", True), ("FAIL", False)])
+def test_a_trials_panels_show_the_newest_predictions_that_it_reported(
+    toy_config: Config, tmp_path: Path, state: TrialState, has_panels: bool
+) -> None:
+    store = Store(toy_config.data.store)
+    samples = evenly_spaced(store.split("val"), SHOWN_IMAGES)
+    reports = [
+        Report(
+            epoch,
+            step=epoch,
+            seconds=1.0,
+            metrics={"mIoU": 0.5},
+            label_maps={s.id: base64.b64encode(encode_png(s.mask)).decode() for s in samples[:shown]},
+        )
+        for epoch, shown in ((1, 2), (2, 3), (3, 0))
+    ]
+    with own_record(tmp_path) as record:
+        record.start("sweep", params={}, tags={})
+        records = SweepRecords(toy_config, store, record, "sweep", tmp_path, LineProgress(), TorchProcess())
+        recorder = records.open_recorder(0, toy_config)
+        for report in reports:
+            recorder.log(report)
+        records.trial_ended(TrialEvent(0, {}, state, 3, 0.5), toy_config, tmp_path / "trials" / "0000")
+
+    panels = tmp_path / "trial-artifacts" / "trial0" / PANELS
+    assert panels.exists() == has_panels
+    if has_panels:
+        write_panels(tmp_path, reports[1], samples, store.info)
+        assert panels.read_bytes() == (tmp_path / PANELS).read_bytes()
 
 
 def finalist(config: Config, trial: int | None, seed: int, value: float) -> Finalist:
@@ -72,7 +120,13 @@ def test_each_configuration_of_several_seeds_has_a_run_of_its_means(
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
         records = SweepRecords(
-            toy_config, Store(toy_config.data.store), record, "sweep", tmp_path, LineProgress()
+            toy_config,
+            Store(toy_config.data.store),
+            record,
+            "sweep",
+            tmp_path,
+            LineProgress(),
+            TorchProcess(),
         )
         records.record_configurations(Confirmation(trainings, baseline, trainings[2], ranking))
         means = record.find("trial3-mean")

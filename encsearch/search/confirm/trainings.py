@@ -33,10 +33,10 @@ from encsearch.search.confirm.finalists import (
     to_line,
 )
 from encsearch.search.confirm.ranking import Ranking, Standing, rank
+from encsearch.search.ledger import Network
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
-from encsearch.train.checkpoint import find_best
-from encsearch.train.experiment import count_parameters
+from encsearch.train.checkpoint_files import find_best
 
 # One line for each finished training, which is not trained again.
 FINALISTS_FILE = "finalists.jsonl"
@@ -81,6 +81,7 @@ def confirm(
     observer: ConfirmObserver,
     *,
     store: Store,
+    network: Callable[[Config], Network],
     room: int,
     minimize: str | None = None,
     excluded: Collection[int] = (),
@@ -88,11 +89,12 @@ def confirm(
 ) -> Confirmation:
     """Train every finalist, then the baselines at the winner's values, with every seed of `plan`.
 
-    `minimize` is the search's second objective; trials in `excluded` are not picked. `room` trainings run at
-    once, each in its own folder below `folder`. A second call with the same folder trains only what has no
-    line there, failed trainings included; a killed training continues from its last checkpoint. Lines of
-    trials that are no longer picked, or of another `plan.epochs`, stay and are not ranked. A training that
-    fails is reported and left out. Raises TrainingError when no trial can be picked or no finalist is left.
+    `network` measures the size of a network, `minimize` is the search's second objective; trials in
+    `excluded` are not picked. `room` trainings run at once, each in its own folder below `folder`. A second
+    call with the same folder trains only what has no line there, failed trainings included; a killed training
+    continues from its last checkpoint. Lines of trials that are no longer picked, or of another
+    `plan.epochs`, stay and are not ranked. A training that fails is reported and left out. Raises
+    TrainingError when no trial can be picked or no finalist is left.
     """
     picked = pick_finalists(trials, plan.finalists, excluded)
     if not picked:
@@ -109,7 +111,7 @@ def confirm(
         for r in picked
         for seed in plan.seeds
     ]
-    trained = _train_missing(wanted, store, room, folder, observer, progress)
+    trained = _train_missing(wanted, store, network, room, folder, observer, progress)
     if not trained:
         raise TrainingError(f"all of {len(wanted)} finalists failed, though their trials did not")
     won = rank(group_trainings(trained), minimize=minimize).winner.configuration.trial
@@ -119,7 +121,7 @@ def confirm(
         progress(len(wanted) + count)
 
     baselines = _train_missing(
-        _baselines(config, winner, plan), store, room, folder, observer, progress_after
+        _baselines(config, winner, plan), store, network, room, folder, observer, progress_after
     )
     ranking = rank(group_trainings(trained), group_trainings(baselines), minimize)
     return Confirmation(trained, baselines, winner, ranking)
@@ -160,6 +162,7 @@ def _baselines(config: Config, winner: Finalist, plan: ConfirmConfig) -> list[Pl
 def _train_missing(
     wanted: Sequence[PlannedFinalist],
     store: Store,
+    network: Callable[[Config], Network],
     room: int,
     folder: Path,
     observer: ConfirmObserver,
@@ -171,7 +174,7 @@ def _train_missing(
     known = {one.name: from_line(lines[one.name], one.config, folder) for one in done}
     missing = [one for one in wanted if one.name not in known]
     if missing:
-        trainings = _Trainings(known, store, folder, observer, progress)
+        trainings = _Trainings(known, network, folder, observer, progress)
         run_side_by_side(
             missing,
             missing[0].config.scaling,
@@ -190,12 +193,12 @@ class _Trainings:
     def __init__(
         self,
         known: dict[str, Finalist],
-        store: Store,
+        network: Callable[[Config], Network],
         folder: Path,
         observer: ConfirmObserver,
         progress: Callable[[int], None],
     ) -> None:
-        self._known, self._store, self._folder = known, store, folder
+        self._known, self._network, self._folder = known, network, folder
         self._observer, self._progress = observer, progress
 
     def open_recorder(self, training: PlannedFinalist) -> Recorder:
@@ -206,7 +209,7 @@ class _Trainings:
         reports = tuple(distinct_reports(folder / REPORTS_FILE))
         best = best_report(reports, config.metric)
         result = TrainingResult(reports, best, find_best(folder), seconds)
-        parameters = count_parameters(config.model, len(self._store.info.classes))
+        parameters = self._network(config).parameters
         finalist = Finalist(training.name, training.trial, config, result, parameters)
         self._observer.finalist_trained(finalist)
         self._known[training.name] = finalist

@@ -9,7 +9,7 @@ from encsearch.reports import Recorder, Report
 from encsearch.search.trials import TrialEvent, TrialState
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.search.tune.driver import run_board
-from encsearch.train.checkpoint import drop_checkpoints
+from encsearch.train.checkpoint_files import drop_checkpoints
 
 
 class Planned(Protocol):

@@ -48,11 +48,12 @@ from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import TrackingStore, run_sender
 from encsearch.tracking.uris import resolve_uri
-from encsearch.train.checkpoint import drop_checkpoints, find_newest
-from encsearch.train.experiment import open_store, preflight
+from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
+from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
+from encsearch.workflow.artifacts import checkpoint_model
 from encsearch.workflow.job import Progress, new_folder, write_summary
-from encsearch.workflow.recorder import checkpoint_model, start_recorder, start_run
+from encsearch.workflow.recorder import start_recorder, start_run
 
 RESULTS_FILE = "trainings.jsonl"
 

@@ -8,8 +8,8 @@ from statistics import fmean, stdev
 
 from encsearch.config import Config
 from encsearch.data.store import Store
-from encsearch.inference.bundle import write_bundle
 from encsearch.reports import REPORTS_FILE, Recorder, Report, distinct_reports
+from encsearch.runner.torch_process import TorchProcess
 from encsearch.search.confirm.finalists import Finalist, mean_report, representative
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.ledger import trial_folder
@@ -17,17 +17,15 @@ from encsearch.search.trials import STATUS_OF, Trial, TrialEvent, TrialState, se
 from encsearch.text import format_count, format_money, format_score
 from encsearch.tracking.browse.rows import CONFIGURATION_TAG
 from encsearch.tracking.outbox.record import Record, RunRecord
-from encsearch.train.checkpoint import drop_checkpoints, find_newest
+from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.workflow.job import Progress
 from encsearch.workflow.recorder import (
     TrainingRecorder,
-    checkpoint_model,
     start_recorder,
     start_run,
-    write_context,
-    write_panels,
 )
 from encsearch.workflow.sweep.folder import StudyPlace
+from encsearch.workflow.sweep.networks import keep_finalist
 
 SWEEP_TAG, STATE_TAG, PRICE_TAG = "encsearch.sweep", "encsearch.state", "encsearch.price"
 # In the name of a finalist or a baseline.
@@ -57,10 +55,17 @@ class SweepRecords:
     """
 
     def __init__(
-        self, config: Config, store: Store, record: Record, parent: str, folder: Path, progress: Progress
+        self,
+        config: Config,
+        store: Store,
+        record: Record,
+        parent: str,
+        folder: Path,
+        progress: Progress,
+        networks: TorchProcess,
     ) -> None:
         self._config, self._store, self._record, self._parent = config, store, record, parent
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._networks = folder, progress, networks
         self._trials: dict[int, TrainingRecorder] = {}
         self._states: dict[int, TrialState] = {}
 
@@ -109,10 +114,9 @@ class SweepRecords:
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
         result = finalist.result
-        bundle = checkpoint_model(finalist.config, self._store, result.best_checkpoint, result.best)
-        write_bundle(bundle, artifacts / "bundle")
-        write_panels(bundle, self._store, artifacts)
-        write_context(bundle, self._store, artifacts)
+        self._networks.call(
+            keep_finalist, finalist.config, self._store, result.best_checkpoint, result.best, artifacts
+        )
         self._progress.say(f"{finalist.name}: {finalist.config.metric} {format_score(finalist.value)}")
 
     def finalist_failed(self, name: str, reason: str) -> None:
@@ -202,14 +206,12 @@ class SweepRecords:
         config: Config,
         folder: Path,
     ) -> None:
-        """Record a trial's end, draw its last model's panels, and drop its checkpoint."""
+        """Record a trial's end, draw its last predictions, and drop its checkpoint."""
         recorder.note(STATE_TAG, state)
         if (price := config.scaling.price(cost_s)) is not None:
             recorder.note(PRICE_TAG, format_money(price))
         if reason:
             recorder.note("encsearch.reason", reason)
-        checkpoint = find_newest(folder)
-        if checkpoint and state != "FAIL":
-            bundle = checkpoint_model(config, self._store, checkpoint)
-            write_panels(bundle, self._store, recorder.artifacts)
+        if state != "FAIL":
+            recorder.draw_panels()
         drop_checkpoints(folder)

@@ -1,9 +1,10 @@
 """`encsearch sweep` and `resume`: search, confirm, report; see `folder` for their files."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from encsearch.config import (
@@ -11,6 +12,7 @@ from encsearch.config import (
     Config,
     ConfirmConfig,
     ScalingConfig,
+    SearchConfig,
     require_search,
     to_yaml,
     with_overrides,
@@ -22,10 +24,12 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
+from encsearch.runner.torch_process import TorchProcess, torch_process
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.budget.rules import devices_of, spent_by
 from encsearch.search.confirm.finalists import mean_report
 from encsearch.search.confirm.trainings import Confirmation, confirm
+from encsearch.search.ledger import Network
 from encsearch.search.study.study import Study
 from encsearch.search.sweep import run_sweep, trials_at_once
 from encsearch.search.trials import Trial, flag_trials
@@ -33,8 +37,8 @@ from encsearch.text import format_count, format_money, format_params, format_sco
 from encsearch.tracking.outbox.notices import check_address
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
-from encsearch.train.experiment import open_store, preflight
-from encsearch.workflow.check import Checked, check
+from encsearch.train.preflight import Preflight, open_store, preflight
+from encsearch.workflow.checked import Checked
 from encsearch.workflow.job import Progress, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
@@ -47,6 +51,7 @@ from encsearch.workflow.sweep.folder import (
     open_study,
     reopen,
 )
+from encsearch.workflow.sweep.networks import check_recipe, measure_network
 from encsearch.workflow.sweep.records import PRICE_TAG, SweepRecords, parent_run
 from encsearch.workflow.sweep.story import NEXT_TRIALS, Pages, write_story
 
@@ -87,17 +92,19 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
     nothing could be trained.
     """
     search = require_search(config)
-    store = check(config, out, measure=False, trials_at_once=None).store
+    store = open_store(config)
+    with torch_process() as process:
+        found = process.call(check_recipe, config, out, measure=False, trials_at_once=None).preflight
     _check_earlier(earlier, config, store)
     check_database()
-    with run_sender() as sender, ExitStack() as session:
+    with run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier)
         with locked(folder):
             _, place = reopen(folder)
-            return _run(config, store, place, folder, sender, session, progress)
+            return _run(config, store, place, folder, sender, session, networks, found, progress)
 
 
 def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) -> Checked:
@@ -106,6 +113,8 @@ def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) ->
     With RAY_ADDRESS the cluster's nodes are checked too, and the forecast uses its size. MLflow and a study's
     database are not contacted. Raises what `sweep` does.
     """
+    from encsearch.workflow.check import check  # with torch: no trial is driven from here
+
     search = require_search(config)
     check_address()
     store = open_store(config)
@@ -139,19 +148,20 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
     search = require_search(config)
     store = open_store(config)
-    preflight(config, store, folder)
+    with torch_process() as process:
+        found = process.call(preflight, config, store, folder)
     if store.fingerprint != place.fingerprint:
         raise PreflightError(
             f"{config.data.store} holds other data than at the start of the sweep ({store.fingerprint[:12]}, "
             f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
         )
     check_database()
-    with locked(folder), run_sender() as sender, ExitStack() as session:
+    with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        return _run(config, store, place, folder, sender, session, progress)
+        return _run(config, store, place, folder, sender, session, networks, found, progress)
 
 
 def _check_earlier(earlier: Earlier, config: Config, store: Store) -> None:
@@ -169,9 +179,12 @@ def _run(
     folder: Path,
     sender: Sender,
     session: ExitStack,
+    networks: TorchProcess,
+    found: Preflight,
     progress: Progress,
 ) -> Swept:
     """Search, confirm, and write the report; `session` is Ray's, and is closed once nothing is trained."""
+    measure = partial(_measure, config, store, found, networks)
     study = open_study(config, folder, place)
     if place.warm_start:
         progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
@@ -181,7 +194,7 @@ def _run(
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
         with recording(parent), _report_resume(folder, progress):
-            observer = SweepRecords(config, store, record, parent.run, folder, progress)
+            observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
             keeper = Keeper(
@@ -191,7 +204,15 @@ def _run(
                 trials_at_once(study.search, config.scaling),
                 follow=lambda now: progress.sweep(now, config),
             )
-            trials = run_sweep(config, store, study, folder, observer, keeper)
+            trials = run_sweep(
+                config,
+                store,
+                study,
+                folder,
+                observer,
+                keeper,
+                partial(measure, with_memory=bool(study.search.limits.memory_gib)),
+            )
             observer.settle(trials)
             if study.is_exhausted() and len(trials) < study.search.budget.trials:
                 tried = format_count(len(trials), "configuration")
@@ -202,7 +223,10 @@ def _run(
                 for values in study.would_ask(NEXT_TRIALS):
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
-            confirmation = _confirm(config, store, study, excluded, folder, observer, keeper, progress)
+            networks.start()  # it will be ready for the first finalist
+            confirmation = _confirm(
+                config, store, study, excluded, folder, observer, keeper, measure, progress
+            )
             session.close()  # the cluster is free while the report is written
             observer.record_configurations(confirmation)
             if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
@@ -210,7 +234,7 @@ def _run(
             best = mean_report(confirmation.trainings_of(confirmation.ranking.winner))
             parent.summarize(best)
             pages = Pages(sender.store(), sender.run_ids(), parent.run)
-            report = write_story(config, store, place, study, confirmation, keeper, pages, folder)
+            report = write_story(config, store, place, study, confirmation, keeper, pages, folder, networks)
     winner = confirmation.winner
     sender.notify(
         "finished", f"{config.metric} {format_score(best.metrics[config.metric])}, trial {winner.trial}"
@@ -244,6 +268,7 @@ def _confirm(
     folder: Path,
     observer: SweepRecords,
     keeper: Keeper,
+    network: Callable[[Config], Network],
     progress: Progress,
 ) -> Confirmation:
     plan, reduced = keeper.confirmation()
@@ -260,11 +285,39 @@ def _confirm(
         folder / "finalists",
         observer,
         store=store,
+        network=network,
         room=trials_at_once(study.search, scaling),
         minimize=study.search.minimize,
         excluded=excluded,
         progress=keeper.write_progress,
     )
+
+
+@contextmanager
+def _networks(search: SearchConfig) -> Iterator[TorchProcess]:
+    """The process for a sweep's networks, which starts beside Ray if the search will need it.
+
+    It is not the one of the check, whose memory, also on a GPU, is free during the sweep.
+    """
+    with torch_process() as networks:
+        if search.limits.memory_gib or any(path.startswith("model.") for path in search.space):
+            networks.start()
+        yield networks
+
+
+def _measure(
+    config: Config,
+    store: Store,
+    found: Preflight,
+    networks: TorchProcess,
+    trial: Config,
+    *,
+    with_memory: bool = False,
+) -> Network:
+    """The size of a trial's network; that of the recipe's own is known from the preflight."""
+    if trial.model == config.model and not with_memory:
+        return Network(found.num_parameters)
+    return networks.call(measure_network, trial, store, with_memory=with_memory)
 
 
 @contextmanager

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.config import Config, to_yaml
-from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
 from encsearch.files import write_whole
-from encsearch.inference.bundle import Bundle
-from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.report.page import render
 from encsearch.report.summary import FinalistSummary, SweepSummary, from_json, to_json
+from encsearch.runner.torch_process import TorchProcess
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
@@ -20,11 +18,11 @@ from encsearch.search.study.study import Study
 from encsearch.search.trials import flag_trials
 from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
 from encsearch.tracking.outbox.sender import TrackingStore
-from encsearch.workflow.recorder import CONTEXT_FOLDER, checkpoint_model
+from encsearch.workflow.job import CONTEXT_FOLDER
 from encsearch.workflow.sweep.folder import StudyPlace
+from encsearch.workflow.sweep.networks import compare_models
 
 REPORT_FILE, SWEEP_FILE, PICTURE_FILE = "report.html", "sweep.json", "comparison.png"
-SHEET_IMAGES = 6
 # Number of reported trials that a spent budget left out.
 NEXT_TRIALS = 3
 
@@ -47,10 +45,12 @@ def write_story(
     keeper: Keeper,
     pages: Pages,
     folder: Path,
+    networks: TorchProcess,
 ) -> Path:
     """Write `sweep.json`, the picture sheet and the report; returns the report."""
     artifacts = folder / "artifacts"
-    _compare_models(confirmation, store, artifacts / PICTURE_FILE)
+    compared, split = _find_compared(confirmation), confirmation.winner.config.data.val_split
+    networks.call(compare_models, compared, store, split, artifacts / PICTURE_FILE)
     trials = study.trials()
     story = SweepSummary(
         name=config.name,
@@ -88,20 +88,13 @@ def rewrite_report(folder: Path) -> Path:
     return render(story, folder / "artifacts" / REPORT_FILE)
 
 
-def _compare_models(confirmation: Confirmation, store: Store, target: Path) -> None:
-    """Draw the baselines' and the winner's predictions on the same validation images."""
-    winner = confirmation.winner
+def _find_compared(confirmation: Confirmation) -> dict[str, tuple[Config, Path]]:
+    """The baselines and the winner, as configuration and checkpoint by title."""
     first_of_each = {
-        name_context(f.config.model.context): f for f in reversed((*confirmation.baselines, winner))
+        name_context(f.config.model.context): f
+        for f in reversed((*confirmation.baselines, confirmation.winner))
     }
-    models = {title: Predictor(_bundle(f, store)) for title, f in reversed(first_of_each.items())}
-    samples = evenly_spaced(store.split(winner.config.data.val_split), SHEET_IMAGES)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    comparison_sheet(samples, store.info, models).save(target)
-
-
-def _bundle(finalist: Finalist, store: Store) -> Bundle:
-    return checkpoint_model(finalist.config, store, finalist.result.best_checkpoint)
+    return {title: (f.config, f.result.best_checkpoint) for title, f in reversed(first_of_each.items())}
 
 
 def _links(

@@ -1,0 +1,74 @@
+"""The checkpoints that a training's folder keeps, as files; a sweep's driver needs no torch for them."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from encsearch.files import beside, sync
+
+CHECKPOINT_PREFIX = "checkpoint-epoch"
+BEST = "best"
+
+
+def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
+    """Store a checkpoint's files as the newest in `folder`, whole or not at all, and drop older ones.
+
+    Every file and the folder are synced to disk before the old one is deleted.
+    """
+    target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
+    # Including hidden ones that a kill in this function has left.
+    older = [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]
+    _write_files(target, files)
+    for old in older:
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_best(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Store a checkpoint's files as the best in `folder`, whole or not at all, in the place of another."""
+    _write_files(find_best(folder), files)
+
+
+def find_best(folder: Path) -> Path:
+    """Where `write_best` keeps the best checkpoint."""
+    return folder / BEST
+
+
+def find_newest(folder: Path) -> Path | None:
+    """The checkpoint that `write_newest` kept last, or None."""
+    return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """The size of the checkpoint that is kept in `folder`; 0 if there is none."""
+    newest = find_newest(folder)
+    return sum(path.stat().st_size for path in newest.iterdir()) if newest else 0
+
+
+def read_newest(folder: Path) -> dict[str, bytes]:
+    """The files of the newest checkpoint by name; empty if there is none."""
+    found = find_newest(folder)
+    return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a training that has ended: hundreds would fill the disk.
+
+    A kill leaves each as it was, or hidden from `find_newest`.
+    """
+    for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
+        hidden = folder / f".{path.name}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+    for hidden in folder.glob(f".{CHECKPOINT_PREFIX}*"):
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
+    with beside(target) as scratch:
+        scratch.mkdir(parents=True)
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        sync(*scratch.iterdir(), scratch)
+        shutil.rmtree(target, ignore_errors=True)
+    sync(target.parent)

@@ -1,0 +1,186 @@
+"""What must hold before a training begins: store, splits, class weights, metric, networks, weights, disk."""
+
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from encsearch.config import Config, LossConfig, trial_config, with_values
+from encsearch.data.datasets import DatasetInfo
+from encsearch.data.manifest import StoreError
+from encsearch.data.store import Store
+from encsearch.errors import PreflightError, UserError
+from encsearch.text import format_bytes
+
+# Weights and momentum, 4 bytes each; two checkpoints are kept while a third is written.
+BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+
+
+@dataclass(frozen=True)
+class PaddedImages:
+    """Training images that are smaller than the crop (height, width), or the largest that is searched."""
+
+    num_images: int
+    crop: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Facts about a training, found before it begins."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    num_parameters: int
+    steps_per_epoch: int
+    fingerprint: str
+    padded: PaddedImages | None
+
+
+def open_store(config: Config) -> Store:
+    """Open the recipe's store for a job. Raises PreflightError (exit code 3)."""
+    try:
+        return Store(config.data.store)
+    except StoreError as error:
+        raise PreflightError(str(error)) from None
+
+
+def preflight(config: Config, store: Store, out: Path) -> Preflight:
+    """Check that the recipe can run here: splits, class weights, metric, model, free disk under `out`.
+
+    Raises PreflightError (exit code 3) with the first problem, UserError for an `out` that cannot be written.
+    """
+    try:
+        num_train, num_val = (len(store.split(s)) for s in (config.data.train_split, config.data.val_split))
+        resolve_class_weights(config.loss, store, config.data.train_split)
+    except UserError as error:
+        raise PreflightError(str(error)) from None
+    _check_metric(config.metric, store.info)
+    _check_sizes(config, store)
+    num_parameters = _check_models(config, len(store.info.classes))
+    _check_writable(out)
+    _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
+    return Preflight(
+        num_train=num_train,
+        num_val=num_val,
+        num_classes=len(store.info.classes),
+        num_parameters=num_parameters,
+        steps_per_epoch=config.train.steps_per_epoch or -(-num_train // config.train.global_batch_size),
+        fingerprint=store.fingerprint,
+        padded=_find_padded(config, store),
+    )
+
+
+def existing_folder(out: Path) -> Path:
+    """`out` itself, or the nearest parent folder that exists."""
+    return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+
+
+def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> tuple[float, ...] | None:
+    """The weights of the cross-entropy in the order of the classes, or None if all are equal.
+
+    Raises UserError for names that are not exactly the classes of the store, and for a training split without
+    a labelled pixel.
+    """
+    if loss.class_weights == "none":
+        return None
+    if loss.class_weights == "median_frequency":
+        return store.median_frequency_weights(train_split)
+    info = store.info
+    for name in loss.class_weights:
+        if name not in info.classes:
+            raise UserError(
+                f"loss.class_weights names {name!r}, which is none of the {len(info.classes)} classes of "
+                f"{info.name}; `encsearch data stats` lists them"
+            )
+    missing = [name for name in info.classes if name not in loss.class_weights]
+    if missing:
+        raise UserError(
+            f"loss.class_weights has no weight for {missing[0]!r} ({len(missing)} of the {len(info.classes)} "
+            f"classes of {info.name} lack one); 1 is neutral"
+        )
+    return tuple(loss.class_weights[name] for name in info.classes)
+
+
+def _check_metric(metric: str, info: DatasetInfo) -> None:
+    known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
+    if metric not in known:
+        raise PreflightError(f"metric={metric} is not measured on {info.name}; try one of {', '.join(known)}")
+
+
+def _check_sizes(config: Config, store: Store) -> None:
+    """All training images of a batch must have the same size."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for size, count in store.stats(config.data.train_split).sizes:
+        sizes[config.augment.image_size(*size)] += count
+    if len(sizes) == 1:
+        return
+    if config.train.global_batch_size > config.scaling.num_workers:
+        ((height, width), _), *_ = sizes.most_common()
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, most of them {width}x{height}; "
+            "set augment.crop, which makes them equal"
+        )
+    if config.model.rescale_encoding and config.model.context == "encoding":
+        raise PreflightError(
+            f"{config.data.store}: training images have {len(sizes)} sizes, so there is none to rescale the "
+            "encoding to; set augment.crop, or model.rescale_encoding=false"
+        )
+
+
+def _find_padded(config: Config, store: Store) -> PaddedImages | None:
+    """None without such images. They are counted before the random zoom of `augment.scale`."""
+    searched = config.search.space if config.search else {}
+    worst = ("augment.crop", max), ("augment.shorter_side", min)
+    values = {path: pick(searched[path].values) for path, pick in worst if path in searched}
+    augment = trial_config(config, values).augment
+    crop = augment.crop_size
+    if crop is None:
+        return None
+    num_images = 0
+    for size, count in store.stats(config.data.train_split).sizes:
+        zoom = augment.base_zoom(*size)
+        if any(round(zoom * side) < needed for side, needed in zip(size, crop, strict=True)):
+            num_images += count
+    return PaddedImages(num_images, crop) if num_images else None
+
+
+def _check_models(config: Config, num_classes: int) -> int:
+    """Build every model of the recipe and find its weights; returns the parameter count of the first one.
+
+    The weights are not read. Published ones are fetched here, once, instead of by every worker.
+    """
+    # Here, so that a sweep's driver, which opens the store, has no torch.
+    from encsearch.model.backbones import find_weights
+    from encsearch.train.experiment import count_parameters
+
+    searched = config.search.space if config.search else {}
+    paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
+    points = product(*(searched[path].examples for path in paths)) if paths else ()
+    models = [config.model]
+    models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
+    counts = []
+    for model in models:
+        counts.append(count_parameters(model, num_classes))
+        find_weights(model.backbone, model.weights)
+    return counts[0]
+
+
+def _check_writable(out: Path) -> None:
+    existing = existing_folder(out)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{out}: cannot make a run folder ({existing} is a file or read-only); choose another --out"
+        )
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    existing = existing_folder(out)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise PreflightError(
+            f"{existing}: {format_bytes(free)} are free, but the checkpoints of one training need "
+            f"{format_bytes(needed)}; free some space or choose another folder with --out"
+        )
