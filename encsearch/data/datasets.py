@@ -44,11 +44,9 @@ class DatasetInfo:
         if len(self.palette) != len(self.classes):
             colours = format_count(len(self.palette), "colour")
             raise UserError(f"{self.name}: {colours} for {format_count(len(self.classes), 'class')}")
-        for name in (self.name, *self.classes):
+        for kind, name in (("data set", self.name), *(("class", name) for name in self.classes)):
             if not name or name != name.strip() or not name.isprintable():
-                raise UserError(
-                    f"class {name!r}: a name has letters that can be printed, and no space around"
-                )
+                raise UserError(f"{kind} {name!r}: a name has letters that can be printed, no space around")
         if self.ids and len(set(self.ids)) != len(self.classes):
             ids = format_count(len(set(self.ids)), "id")
             raise UserError(f"{self.name}: {ids} for {format_count(len(self.classes), 'class')}")

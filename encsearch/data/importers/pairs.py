@@ -28,7 +28,7 @@ class PairSettings:
     `classes` are the names of the values in order; `labels` or `colours` is a table instead. `ignore` are
     values that are ignored besides 255. `split_lists` are split -> a file of names; without it and without
     split folders the hash of a name, or of what `group`, a regular expression, finds in it, decides by the
-    fractions.
+    fractions. Raises UserError for options that contradict each other.
     """
 
     classes: tuple[str, ...] | None = None
@@ -39,6 +39,14 @@ class PairSettings:
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        tables = {"--classes": self.classes, "--labels": self.labels, "--colours": self.colours}
+        given = [option for option, value in tables.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(f"give one of {format_list(given, 'or')}; they contradict each other")
+        if self.colours and self.ignore:
+            raise UserError("--ignore is for values; in a table of colours leave train_id empty")
 
     @property
     def needs_classes(self) -> bool:
@@ -227,18 +235,7 @@ def _with_colours(entry: Entry) -> Entry:
 
 def _choose_labels(settings: PairSettings, found: Scan) -> tuple[LabelTable, list[str]]:
     """The table of labels, and lines about what was assumed."""
-    given = {
-        name: value
-        for name, value in (
-            ("--classes", settings.classes), ("--labels", settings.labels), ("--colours", settings.colours)
-        )
-        if value is not None
-    }  # fmt: skip
-    if len(given) > 1:
-        raise UserError(f"give one of {format_list(list(given), 'or')}; they contradict each other")
     if settings.colours:
-        if settings.ignore:
-            raise UserError("--ignore is for values; in a table of colours leave train_id empty")
         return read_table(settings.colours, by_colour=True), []
     if settings.labels:
         return read_table(settings.labels, by_colour=False).ignoring(settings.ignore), []
