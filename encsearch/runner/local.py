@@ -1,14 +1,18 @@
 """Train in this process on one device: for notebooks, benchmarks and machines without Ray."""
 
-import shutil
 import time
 from pathlib import Path
 
 from encsearch.config import Config
-from encsearch.files import beside
-from encsearch.reports import Recorder, Report, TrainingResult, best_report
+from encsearch.reports import REPORTS_FILE, Recorder, TrainingResult, append, best_report, distinct_reports
 from encsearch.runner.hardware import local_device
-from encsearch.train.checkpoint import save_checkpoint
+from encsearch.train.checkpoint import checkpoint_bytes, load_checkpoint
+from encsearch.train.checkpoint_files import (
+    find_best,
+    find_newest,
+    write_best,
+    write_newest,
+)
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 
@@ -16,20 +20,26 @@ from encsearch.train.loop import fit
 def run_local(config: Config, run_dir: Path, recorder: Recorder) -> TrainingResult:
     """Train to the end of the plan on `local_device`, and keep the best checkpoint under `run_dir`.
 
-    Raises what `local_device` raises, TrainingError (non-finite gradient), and closes nothing: the caller
-    owns the recorder.
+    A second call with the same `run_dir` goes on from its newest checkpoint, and first repeats the reports up
+    to there. Raises what `local_device` raises, TrainingError (non-finite gradient), and closes nothing: the
+    caller owns the recorder.
     """
     started = time.monotonic()
     experiment = build(config, device=local_device(config.scaling))
-    best_checkpoint = run_dir / "best"
-    reports: list[Report] = []
+    spool = run_dir / REPORTS_FILE
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if newest := find_newest(run_dir):
+        load_checkpoint(experiment.state, newest)
+    reports = [report for report in distinct_reports(spool) if report.step <= experiment.state.step]
+    for report in reports:
+        recorder.log(report)
     for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
+        append(spool, report)  # first, so that no checkpoint is without its report
         reports.append(report)
+        files = checkpoint_bytes(experiment.state)
         if report is best_report(tuple(reports), config.metric):
-            with beside(best_checkpoint) as scratch:
-                scratch.mkdir(parents=True)
-                save_checkpoint(experiment.state, scratch)
-                shutil.rmtree(best_checkpoint, ignore_errors=True)
+            write_best(run_dir, files)
+        write_newest(run_dir, report.epoch, files)
         recorder.log(report)
     best = best_report(tuple(reports), config.metric)
-    return TrainingResult(tuple(reports), best, best_checkpoint, time.monotonic() - started)
+    return TrainingResult(tuple(reports), best, find_best(run_dir), time.monotonic() - started)

@@ -26,7 +26,7 @@ from encsearch.search.trials import (
 )
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
 from encsearch.text import format_bytes, format_count, format_duration, format_number
-from encsearch.train.checkpoint_files import checkpoint_bytes, drop_checkpoints
+from encsearch.train.checkpoint_files import drop_checkpoints, stored_bytes
 
 # A trial is a straggler if it is silent STRAGGLER_FACTOR times as long as an epoch usually takes, and over
 # STRAGGLER_MIN_S seconds.
@@ -347,7 +347,7 @@ class Ledger(Board[_Entry]):
         self._study.pause(entry.number)
         self._paused[entry.number] = entry
         self._observer.follow(self._event(entry, max(self._study.curve(entry.number).values()), "PAUSED"))
-        sizes = {n: checkpoint_bytes(paused.assignment.folder) for n, paused in self._paused.items()}
+        sizes = {n: stored_bytes(paused.assignment.folder) for n, paused in self._paused.items()}
         for number in sorted(sizes, key=self._standing):
             if sum(sizes.values()) <= self._study.search.disk_gib * 2**30:
                 return

@@ -1,13 +1,52 @@
 """The checkpoints that a training's folder keeps, as files; a sweep's driver needs no torch for them."""
 
+import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from encsearch.files import beside, sync
+from encsearch.errors import UserError
+from encsearch.files import beside, sha256, sync
 
 CHECKPOINT_PREFIX = "checkpoint-epoch"
 BEST = "best"
+CONTENT_FILE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint says of itself: the optimizer step, and the samples that were trained on."""
+
+    step: int
+    samples_seen: int
+
+
+def read_content(folder: Path) -> Content:
+    """Verify every file of a checkpoint, and read its position.
+
+    Raises UserError that names the file when one is missing, damaged or impossible.
+    """
+    path = folder / CONTENT_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        content = Content(values["step"], values["samples_seen"])
+        hashes = dict(values["sha256"])
+        if not all(type(count) is int and count >= 0 for count in (content.step, content.samples_seen)):
+            raise ValueError(f"step {content.step}, samples_seen {content.samples_seen}")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; this is no whole checkpoint") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, not a checkpoint's ({type(error).__name__}: {error})") from None
+    for name, expected in hashes.items():
+        file = folder / Path(name).name
+        try:
+            found = sha256(file)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        if found != expected:
+            raise UserError(f"{file}: damaged, its SHA-256 is not the one that was written with it")
+    return content
 
 
 def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
@@ -39,7 +78,7 @@ def find_newest(folder: Path) -> Path | None:
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
 
 
-def checkpoint_bytes(folder: Path) -> int:
+def stored_bytes(folder: Path) -> int:
     """The size of the checkpoint that is kept in `folder`; 0 if there is none."""
     newest = find_newest(folder)
     return sum(path.stat().st_size for path in newest.iterdir()) if newest else 0

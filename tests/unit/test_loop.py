@@ -1,11 +1,14 @@
 """The training loop: what it reports, what it resumes to, when it gives up."""
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from encsearch.config import Config, Context, with_values
 from encsearch.data.loading import feed
@@ -13,6 +16,7 @@ from encsearch.errors import TrainingError, UserError
 from encsearch.reports import MemoryRecorder, Point, Report
 from encsearch.runner.local import run_local
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.checkpoint_files import read_content
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.kernels import has_bf16
 from encsearch.train.loop import fit, poly
@@ -147,14 +151,81 @@ def test_the_rate_follows_the_poly_schedule(toy_config: Config) -> None:
 def test_a_damaged_checkpoint_is_one_line(toy_config: Config, tmp_path: Path) -> None:
     state = build(toy_config).state
     save_checkpoint(state, tmp_path)
-    (tmp_path / "optimizer.pt").write_bytes(b"not a checkpoint")
+    for name in ("optimizer.pt", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+        with pytest.raises(UserError, match=rf"{name}: damaged, its SHA-256 is not the one"):
+            load_checkpoint(state, tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=rf"{name}: cannot be read \(No such file"):
+            load_checkpoint(state, tmp_path)
+        save_checkpoint(state, tmp_path)
 
-    with pytest.raises(UserError, match="optimizer state cannot be read"):
+
+def test_no_flipped_bit_of_a_checkpoint_is_taken(toy_config: Config, tmp_path: Path) -> None:
+    state = build(toy_config).state
+    save_checkpoint(state, tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("model.safetensors", "optimizer.pt", "checkpoint.json"):
+        whole = (tmp_path / name).read_bytes()
+        for place in rng.integers(0, len(whole), 40):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            (tmp_path / name).write_bytes(bytes(damaged))
+            try:
+                content = read_content(tmp_path)
+            except UserError:
+                continue
+            assert name == "checkpoint.json"  # a digit of the step may have become another
+            assert content.step >= 0
+        (tmp_path / name).write_bytes(whole)
+    load_checkpoint(state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"step": -5, "samples_seen": 0, "sha256": {}}', "step -5"),
+        ('{"step": 1.5, "samples_seen": 0, "sha256": {}}', r"step 1\.5"),
+        ('{"samples_seen": 0, "sha256": {}}', "KeyError: 'step'"),
+        ('{"step": 1, "samples_seen": 0, "sha256": []}', "model weights cannot be read"),
+        ("[]", "TypeError"),
+        ("", "JSONDecodeError"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_one_line(
+    toy_config: Config, tmp_path: Path, content: str, expected: str
+) -> None:
+    (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(UserError, match=expected):
+        load_checkpoint(build(toy_config).state, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(toy_config: Config, tmp_path: Path) -> None:
+    state = build(toy_config).state
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(math.nan)
+    save_checkpoint(state, tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors: holds values that are not finite"):
         load_checkpoint(state, tmp_path)
 
-    (tmp_path / "model.safetensors").write_bytes(b"nor weights")
-    with pytest.raises(UserError, match="model weights cannot be read"):
-        load_checkpoint(state, tmp_path)
+
+def test_a_local_training_goes_on_as_if_nothing_had_happened(toy_config: Config, tmp_path: Path) -> None:
+    whole = run_local(toy_config, tmp_path / "whole", MemoryRecorder())
+
+    class Killed(MemoryRecorder):
+        def log(self, report: Report) -> None:
+            super().log(report)
+            if report.epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(toy_config, tmp_path / "killed", Killed())
+    recorder = MemoryRecorder()
+    resumed = run_local(toy_config, tmp_path / "killed", recorder)
+    assert [report.epoch for report in recorder.reports] == [report.epoch for report in whole.reports]
+    assert resumed.best.metrics["mIoU"] == whole.best.metrics["mIoU"]
+    one, other = (load_file(result.best_checkpoint / "model.safetensors") for result in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_local_runner_keeps_the_checkpoint_of_the_best_report(toy_config: Config, tmp_path: Path) -> None:
@@ -167,4 +238,4 @@ def test_the_local_runner_keeps_the_checkpoint_of_the_best_report(toy_config: Co
     state = build(toy_config).state
     load_checkpoint(state, result.best_checkpoint)
     assert state.step == result.best.step
-    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-epoch00002", "reports.jsonl"]

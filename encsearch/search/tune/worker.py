@@ -16,7 +16,7 @@ from encsearch.config import from_json
 from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.reports import Report
 from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S, describe_hardware, latency_ms
-from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.checkpoint import checkpoint_bytes, load_checkpoint
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import fit
 
@@ -96,9 +96,7 @@ class TrialWorker:
         return latency_ms(self._built())
 
     def save(self) -> dict[str, bytes]:
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(self._built().state, Path(folder))
-            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return checkpoint_bytes(self._built().state)
 
     def load(self, files: dict[str, bytes]) -> int:
         """Continue from a checkpoint; return the number of epochs in it."""
