@@ -52,6 +52,11 @@ def ablate(
         return
     with progress() as shown:
         done = run(config, out, shown, resume=resume)
+    report_ablated(done, as_json)
+
+
+def report_ablated(done: "Ablated", as_json: bool) -> None:
+    """Print the result of an ablation."""
     emit(_ablated_json(done), as_json, _ablated_text(done))
     for name, reason in done.story.failures.items():
         say(f"failed and left out: {name}: {reason}")

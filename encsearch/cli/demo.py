@@ -58,10 +58,10 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
     """Draw test images, their truth, the label maps of a baseline of each context, and the champion's."""
     from encsearch.data.datasets import evenly_spaced
     from encsearch.data.store import Store
+    from encsearch.inference.bundle import checkpoint_model
     from encsearch.inference.predictor import Predictor, comparison_sheet
     from encsearch.search.confirm.finalists import name_context
     from encsearch.tracking.registry.fetch import load
-    from encsearch.workflow.artifacts import checkpoint_model
 
     store = Store(done.summary.store)
     models = {

@@ -20,7 +20,7 @@ COMMANDS = {
     "check": ("training", "Validate a recipe against its data, without training."),
     "train": ("training", "Train one configuration with Ray Train and record it."),
     "sweep": ("sweeping", "Search hyperparameters, confirm the finalists, write a report."),
-    "resume": ("sweeping", "Go on with a sweep that was killed, or extend a finished one."),
+    "resume": ("resuming", "Go on with a job that was killed, or extend a finished sweep."),
     "ablate": ("ablation", "Train the paper's ablation side by side: table, curves, pictures."),
     "report": ("sweeping", "Write the HTML report of a sweep again."),
     "eval": ("models", "Score a model on a split: mIoU, pixAcc, per-class IoU."),

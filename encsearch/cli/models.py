@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import emit, json_option, table
+from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.training import overrides_argument
 from encsearch.errors import UserError
 from encsearch.text import format_percent, format_score
@@ -61,11 +61,13 @@ def eval_(
 def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
     """Fetch a model and change its eval section. Raises UserError for other paths: the model is trained."""
     from encsearch.config import with_overrides
-    from encsearch.tracking.registry.fetch import fetch_bundle
+    from encsearch.tracking.registry.fetch import describe_unfinished, fetch_bundle
 
     for item in overrides:
         if not item.startswith("eval."):
             raise UserError(f"{item}: the model is trained; only paths below eval. can be changed now")
+    if note := describe_unfinished(model):
+        say(note)
     bundle = fetch_bundle(model)
     return replace(bundle, config=with_overrides(bundle.config, overrides))
 

@@ -1,4 +1,4 @@
-"""`encsearch sweep`, `encsearch resume` and `encsearch report`."""
+"""`encsearch sweep` and `encsearch report`."""
 
 import sys
 from dataclasses import asdict
@@ -65,26 +65,7 @@ def sweep(
 
     with progress() as shown:
         done = run(config, out, shown, earlier=earlier)
-    _report_result(done, as_json)
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=absolute)
-@overrides_argument
-@click.option("--extend", type=click.IntRange(min=1), help="Number of trials to add to the plan.")
-@json_option
-def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json: bool) -> None:
-    """Go on with the sweep in FOLDER that was killed or interrupted, or extend a finished one.
-
-    Finished trainings are not run again, others go on from their checkpoints. Only the recipe's budget,
-    scaling, concurrency and confirmation can be changed.
-    """
-    from encsearch.cli.progress import progress
-    from encsearch.workflow.sweep.run import resume as run
-
-    with progress() as shown:
-        done = run(folder, overrides, extend or 0, shown)
-    _report_result(done, as_json)
+    report_swept(done, as_json)
 
 
 @click.command()
@@ -143,7 +124,8 @@ def swept_json(done: "Swept") -> dict[str, object]:
     }
 
 
-def _report_result(done: "Swept", as_json: bool) -> None:
+def report_swept(done: "Swept", as_json: bool) -> None:
+    """Print the result of a sweep. Exits with BUDGET_SPENT if a budget ended it."""
     emit(swept_json(done), as_json, swept_text(done))
     say(f"next: encsearch promote {done.folder}")
     if done.ended_by:

@@ -12,6 +12,7 @@ from encsearch.text import format_percent, format_score
 if TYPE_CHECKING:
     from encsearch.config import Config
     from encsearch.workflow.checked import Checked
+    from encsearch.workflow.train import Trained
 
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
@@ -81,6 +82,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
 
     with progress() as shown:
         done = run(config, out, shown, in_process=in_process)
+    report_trained(done, as_json)
+
+
+def report_trained(done: "Trained", as_json: bool) -> None:
+    """Print the result of a training."""
     best = done.result.best
     rows = [(name, format_percent(iou)) for name, iou in best.class_iou.items()]
     scores = ", ".join(

@@ -24,12 +24,16 @@ from torch import Tensor
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
+from encsearch.data.store import Store
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import beside, sha256, sync
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.inference.segment import Network
 from encsearch.model.encnet import EncNet, EncNetOutput
+from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_reports
+from encsearch.train.checkpoint import load_weights
+from encsearch.train.checkpoint_files import CHECKPOINTS, find_checkpoints
 from encsearch.train.kernels import Kernels, has_bf16
 
 WEIGHTS_FILE = "model.safetensors"
@@ -68,6 +72,39 @@ class Bundle:
     metrics: Mapping[str, float]
     class_iou: Mapping[str, float] = field(default_factory=dict)
     num_images: Mapping[str, int] = field(default_factory=dict)
+
+
+def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
+    """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
+    shape = config.model.model_copy(update={"weights": None})
+    model = EncNet.from_config(shape, len(store.info.classes))
+    load_weights(model, checkpoint)
+    num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
+    return Bundle(
+        model.eval(),
+        config,
+        store.info,
+        store.fingerprint,
+        metrics=scored.metrics if scored else {},
+        class_iou=scored.class_iou if scored else {},
+        num_images=num_images,
+    )
+
+
+def unfinished_model(folder: Path) -> tuple[Bundle, Report] | None:
+    """The best model so far of a training's folder, with its report; None before its first checkpoint.
+
+    Raises UserError when the recipe, the store or the checkpoint cannot be read.
+    """
+    config = load_config(folder / CONFIG_FILE)
+    checkpoints = folder / CHECKPOINTS
+    reports = {report.step: report for report in distinct_reports(checkpoints / REPORTS_FILE)}
+    kept = {content.step: place for place, content in find_checkpoints(checkpoints)}
+    scored = tuple(report for step, report in reports.items() if step in kept)
+    if not scored:
+        return None
+    best = best_report(scored, config.metric)
+    return checkpoint_model(config, Store(config.data.store), kept[best.step], best), best
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:

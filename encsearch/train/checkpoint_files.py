@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from encsearch.files import beside, sha256, sync
 
 CHECKPOINT_PREFIX = "checkpoint-epoch"
 BEST = "best"
+CHECKPOINTS = "checkpoints"  # the folder of a training's, in the folder of its job
 CONTENT_FILE = "checkpoint.json"
 
 
@@ -76,6 +78,14 @@ def find_best(folder: Path) -> Path:
 def find_newest(folder: Path) -> Path | None:
     """The checkpoint that `write_newest` kept last, or None."""
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
+
+
+def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Content]]:
+    """Every whole checkpoint in a training's folder, whoever wrote it: this package or Ray Train."""
+    for path in sorted(folder.glob(f"**/{CONTENT_FILE}")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            with suppress(UserError):
+                yield path.parent, read_content(path.parent)
 
 
 def stored_bytes(folder: Path) -> int:

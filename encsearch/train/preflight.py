@@ -73,6 +73,15 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     )
 
 
+def check_same_data(config: Config, store: Store, fingerprint: str) -> None:
+    """Raise PreflightError when the store does not hold what it held when a job was started."""
+    if store.fingerprint != fingerprint:
+        raise PreflightError(
+            f"{config.data.store} holds other data than at the start of the job ({store.fingerprint[:12]}, "
+            f"not {fingerprint[:12]}); restore it, or start a new job"
+        )
+
+
 def existing_folder(out: Path) -> Path:
     """`out` itself, or the nearest parent folder that exists."""
     return next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())

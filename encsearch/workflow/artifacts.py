@@ -2,38 +2,17 @@
 
 from pathlib import Path
 
-from encsearch.config import Config
 from encsearch.data.datasets import SHOWN_IMAGES, evenly_spaced
 from encsearch.data.pictures import save_png
 from encsearch.data.store import Store
 from encsearch.inference.bundle import Bundle
 from encsearch.inference.predictor import Predictor, comparison_sheet
-from encsearch.model.encnet import EncNet
-from encsearch.reports import Report
 from encsearch.tracking.run_files import PANELS
-from encsearch.train.checkpoint import load_weights
 from encsearch.workflow.job import CONTEXT_FOLDER
 
 # Validation images for the diagnostics of the context module, fewer if they are large: 4 Mpx in all, which
 # take a second or two with a small network, but never under the minimum.
 MAX_DIAGNOSED, MIN_DIAGNOSED, DIAGNOSED_PIXELS = 64, 8, 2**22
-
-
-def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
-    """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
-    shape = config.model.model_copy(update={"weights": None})
-    model = EncNet.from_config(shape, len(store.info.classes))
-    load_weights(model, checkpoint)
-    num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
-    return Bundle(
-        model.eval(),
-        config,
-        store.info,
-        store.fingerprint,
-        metrics=scored.metrics if scored else {},
-        class_iou=scored.class_iou if scored else {},
-        num_images=num_images,
-    )
 
 
 def write_panels(bundle: Bundle, store: Store, artifacts: Path, device: str = "cpu") -> None:

@@ -5,7 +5,7 @@ import secrets
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from encsearch.config import Config
 from encsearch.errors import UserError
@@ -16,6 +16,11 @@ from encsearch.search.trials import TrialEvent
 
 BUNDLE = Path("artifacts") / "bundle"
 CONTEXT_FOLDER = "context"
+BEGUN_FILE, STUDY_FILE, RESULTS_FILE = "training.json", "study.json", "trainings.jsonl"
+
+JobKind = Literal["training", "sweep", "ablation"]
+_MARKS: dict[str, JobKind] = {BEGUN_FILE: "training", STUDY_FILE: "sweep", RESULTS_FILE: "ablation"}
+"""A file that only a job of this kind has, from its start on."""
 
 
 def new_folder(out: Path, name: str) -> Path:
@@ -27,6 +32,16 @@ def new_folder(out: Path, name: str) -> Path:
     except OSError as error:
         raise UserError(f"{out}: cannot make a run folder ({error.strerror}); choose another --out") from None
     return folder
+
+
+def find_kind(folder: Path) -> JobKind:
+    """The kind of the job in a folder, finished or not. Raises UserError if there is none."""
+    for file, kind in _MARKS.items():
+        if (folder / file).is_file():
+            return kind
+    raise UserError(
+        f"{folder}: not the folder of a training, sweep or ablation; it has none of {', '.join(_MARKS)}"
+    )
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:

@@ -51,11 +51,14 @@ class TrainingRecorder:
         self._reports: list[Report] = []
 
     def log(self, report: Report) -> None:
-        if report.epoch > self._inner.last_epoch:
+        """Record and show a report; of one that a resumed training repeats only the scores are kept."""
+        is_new = report.epoch > self._inner.last_epoch
+        if is_new:
             self._store_files(report)
         self._reports.append(report)
         self._inner.log(report)
-        self._follow(report)
+        if is_new:
+            self._follow(report)
 
     def note(self, tag: str, text: str) -> None:
         """Add a tag to the run."""

@@ -1,24 +1,29 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
+from encsearch.data.store import Store
+from encsearch.errors import UserError, one_line
 from encsearch.files import write_whole
-from encsearch.inference.bundle import write_bundle
+from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import Recorder, RunSummary, TrainingResult, recording
+from encsearch.reports import REPORTS_FILE, Recorder, RunSummary, TrainingResult, distinct_reports, recording
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
-from encsearch.text import format_count, format_score
+from encsearch.text import format_count, format_list, format_score
 from encsearch.tracking.outbox.record import own_record
-from encsearch.tracking.outbox.sender import run_sender
-from encsearch.train.preflight import open_store, preflight
-from encsearch.workflow.artifacts import checkpoint_model, write_context, write_panels
-from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
+from encsearch.tracking.outbox.sender import Sender, run_sender
+from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
+from encsearch.train.preflight import check_same_data, open_store, preflight
+from encsearch.workflow.artifacts import write_context, write_panels
+from encsearch.workflow.job import BEGUN_FILE, BUNDLE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 
@@ -42,53 +47,111 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     if in_process:
         local_device(config.scaling)
     with run_sender() as sender, _session(config, in_process):
-        tracking = sender.store()
+        sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        with own_record(folder, sender.root) as record:
-            sender.follow(folder)
-            recorder = start_recorder(
-                config,
-                store,
-                record,
-                run=folder.name,
-                kind="training",
-                artifacts=folder / "artifacts",
-                follow=lambda report: progress.epoch(config.name, report, config),
-            )
-            steps = format_count(found.steps_per_epoch, "step")
-            progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
-            with recording(recorder):
-                run = run_local if in_process else _ray_runner()
-                result = run(config, folder / "checkpoints", recorder)
-                bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
-                write_bundle(bundle, folder / BUNDLE)
-                # The diagnostics run where the panels have left the model.
-                write_panels(
-                    bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu"
-                )
-                write_context(bundle, store, recorder.artifacts)
-        summary = RunSummary(
-            kind="training",
-            name=config.name,
-            metric=config.metric,
-            value=result.best.metrics[config.metric],
-            fingerprint=store.fingerprint,
-            store=config.data.store,
-            split=config.data.val_split,
-            tracking_uri=without_secrets(tracking.uri),
-            experiment_id=tracking.experiment_id,
-            run=recorder.run,
-            run_id=None,
-            bundle=str(BUNDLE),
+        # What a resume needs besides the recipe.
+        begun = {"fingerprint": store.fingerprint, "in_process": in_process}
+        write_whole(folder / BEGUN_FILE, json.dumps(begun) + "\n")
+        steps = format_count(found.steps_per_epoch, "step")
+        progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
+        return _run(config, store, folder, sender, progress, in_process=in_process)
+
+
+def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Trained:
+    """Go on with a training that was killed or interrupted, from its newest checkpoint.
+
+    Raises UserError for a folder that is not a training's, for a change that would make it another training,
+    and while another process trains there; PreflightError when the data has changed.
+    """
+    begun = _read_begun(folder)
+    before = load_config(folder / CONFIG_FILE)
+    config = with_overrides(before, overrides)
+    if config.model_copy(update={"scaling": before.scaling}) != before:
+        raise UserError(
+            f"{format_list(list(overrides))}: the training has begun; only scaling. can be changed now"
         )
-        # Written before the wait: a training stays finished after a Ctrl-C while the store does not answer.
-        write_summary(folder, summary)
-        sender.notify("finished", f"{config.metric} {format_score(summary.value)}")
-        run_ids = sender.run_ids()
+    store = open_store(config)
+    found = preflight(config, store, folder)
+    check_same_data(config, store, begun["fingerprint"])
+    with run_sender() as sender, _session(config, begun["in_process"]):
+        sender.store()
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        done = len(distinct_reports(folder / CHECKPOINTS / REPORTS_FILE))
+        epochs = format_count(config.train.epochs, "epoch")
+        progress.say(
+            f"training {config.name} goes on: {format_count(done)} of {epochs} of "
+            f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
+        )
+        return _run(config, store, folder, sender, progress, in_process=begun["in_process"])
+
+
+def _read_begun(folder: Path) -> dict[str, Any]:
+    path = folder / BEGUN_FILE
+    try:
+        begun: dict[str, Any] = json.loads(path.read_bytes())
+        return {"fingerprint": str(begun["fingerprint"]), "in_process": bool(begun["in_process"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
+
+
+def _run(
+    config: Config, store: Store, folder: Path, sender: Sender, progress: Progress, *, in_process: bool
+) -> Trained:
+    """Train in a folder that has been begun, to the end of its plan."""
+    tracking = sender.store()
+    with own_record(folder, sender.root) as record:
+        sender.follow(folder)
+        recorder = start_recorder(
+            config,
+            store,
+            record,
+            run=folder.name,
+            kind="training",
+            artifacts=folder / "artifacts",
+            follow=lambda report: progress.epoch(config.name, report, config),
+        )
+        with recording(recorder), _report_resume(folder, progress):
+            run = run_local if in_process else _ray_runner()
+            result = run(config, folder / CHECKPOINTS, recorder)
+            bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
+            write_bundle(bundle, folder / BUNDLE)
+            # The diagnostics run where the panels have left the model.
+            write_panels(
+                bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu"
+            )
+            write_context(bundle, store, recorder.artifacts)
+    summary = RunSummary(
+        kind="training",
+        name=config.name,
+        metric=config.metric,
+        value=result.best.metrics[config.metric],
+        fingerprint=store.fingerprint,
+        store=config.data.store,
+        split=config.data.val_split,
+        tracking_uri=without_secrets(tracking.uri),
+        experiment_id=tracking.experiment_id,
+        run=recorder.run,
+        run_id=None,
+        bundle=str(BUNDLE),
+    )
+    # Written before the wait: a training stays finished after a Ctrl-C while the store does not answer.
+    write_summary(folder, summary)
+    drop_checkpoints(folder / CHECKPOINTS)
+    sender.notify("finished", f"{config.metric} {format_score(summary.value)}")
+    run_ids = sender.run_ids()
     summary = replace(summary, run_id=run_ids.get(recorder.run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
+
+
+@contextmanager
+def _report_resume(folder: Path, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"continue with `encsearch resume {folder}`")
+        raise
 
 
 def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:

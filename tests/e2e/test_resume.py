@@ -65,7 +65,7 @@ def place(toy_config: Config, tmp_path: Path) -> Path:
 def test_what_would_make_trials_incomparable_is_refused(place: Path) -> None:
     with pytest.raises(UserError, match=r"model\.channels=8: the sweep has started"):
         resume(place, ["model.channels=8"], 0, LineProgress())
-    with pytest.raises(PreflightError, match="holds other data than at the start of the sweep"):
+    with pytest.raises(PreflightError, match="holds other data than at the start of the job"):
         resume(place, ["search.budget.trials=3"], 0, LineProgress())
 
 

@@ -20,7 +20,7 @@ from encsearch.config import Config, ScalingConfig, to_json, with_values
 from encsearch.data.loading import Inputs, feed
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
-from encsearch.inference.bundle import find_device
+from encsearch.inference.bundle import checkpoint_model, find_device
 from encsearch.inference.evaluation import score_bundle
 from encsearch.model.layers import _Upsample, most_likely
 from encsearch.reports import MemoryRecorder
@@ -31,7 +31,6 @@ from encsearch.train import kernels
 from encsearch.train.experiment import build
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import train_step
-from encsearch.workflow.artifacts import checkpoint_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 READ_BACKS = {

@@ -5,10 +5,10 @@ from pathlib import Path
 from encsearch.config import Config
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import Store
+from encsearch.inference.bundle import checkpoint_model
 from encsearch.inference.predictor import Predictor, comparison_sheet
 from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
-from encsearch.workflow.artifacts import checkpoint_model
 
 
 def test_the_samples_are_spread_over_the_split(toy_store: Path) -> None:

@@ -2,7 +2,7 @@
 
 Files in the folder, in addition to those of every job:
 
-    trainings.jsonl      one line for each finished training or scoring, which --resume does not run again
+    trainings.jsonl      one line for each finished training or scoring, which a resume does not run again
     models/              EncNet's weights for every seed and budget, FCN's for the picture sheet, and until
                          they are scored those of FCN and the pooled gate
     record/              the events for MLflow
@@ -23,7 +23,7 @@ from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, write_whole
-from encsearch.inference.bundle import read_bundle, write_bundle
+from encsearch.inference.bundle import checkpoint_model, read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, WORDS_FILES, AblationStory, select_series, write_report
 from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
@@ -51,11 +51,8 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.artifacts import checkpoint_model
-from encsearch.workflow.job import Progress, new_folder, write_summary
+from encsearch.workflow.job import RESULTS_FILE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import start_recorder, start_run
-
-RESULTS_FILE = "trainings.jsonl"
 
 
 @dataclass(frozen=True)

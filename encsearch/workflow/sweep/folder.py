@@ -23,10 +23,10 @@ from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
-from encsearch.workflow.job import new_folder
+from encsearch.workflow.job import STUDY_FILE, new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
-STUDY_FILE, LOCK_FILE, JOURNAL_FILE = "study.json", "lock", "study.journal"
+LOCK_FILE, JOURNAL_FILE = "lock", "study.journal"
 
 
 @dataclass(frozen=True)

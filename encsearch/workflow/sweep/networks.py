@@ -34,8 +34,8 @@ def measure_network(trial: Config, store: Store, *, with_memory: bool) -> Networ
 
 def keep_finalist(config: Config, store: Store, checkpoint: Path, best: Report, artifacts: Path) -> None:
     """Write what remains of a finalist's model: its bundle, its pictures, its diagnostics."""
-    from encsearch.inference.bundle import write_bundle
-    from encsearch.workflow.artifacts import checkpoint_model, write_context, write_panels
+    from encsearch.inference.bundle import checkpoint_model, write_bundle
+    from encsearch.workflow.artifacts import write_context, write_panels
 
     bundle = checkpoint_model(config, store, checkpoint, best)
     write_bundle(bundle, artifacts / "bundle")
@@ -45,8 +45,8 @@ def keep_finalist(config: Config, store: Store, checkpoint: Path, best: Report, 
 
 def compare_models(models: Mapping[str, tuple[Config, Path]], store: Store, split: str, target: Path) -> None:
     """Draw the predictions of models, by title and given as checkpoints, on the same images of a split."""
+    from encsearch.inference.bundle import checkpoint_model
     from encsearch.inference.predictor import Predictor, comparison_sheet
-    from encsearch.workflow.artifacts import checkpoint_model
 
     samples = evenly_spaced(store.split(split), SHEET_IMAGES)
     predictors = {

@@ -18,7 +18,7 @@ from encsearch.config import (
     with_overrides,
 )
 from encsearch.data.store import Store
-from encsearch.errors import PreflightError, UserError
+from encsearch.errors import UserError
 from encsearch.files import write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import RunSummary, recording
@@ -37,7 +37,7 @@ from encsearch.text import format_count, format_money, format_params, format_sco
 from encsearch.tracking.outbox.notices import check_address
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
-from encsearch.train.preflight import Preflight, open_store, preflight
+from encsearch.train.preflight import Preflight, check_same_data, open_store, preflight
 from encsearch.workflow.checked import Checked
 from encsearch.workflow.job import Progress, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
@@ -150,11 +150,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
     store = open_store(config)
     with torch_process() as process:
         found = process.call(preflight, config, store, folder)
-    if store.fingerprint != place.fingerprint:
-        raise PreflightError(
-            f"{config.data.store} holds other data than at the start of the sweep ({store.fingerprint[:12]}, "
-            f"not {place.fingerprint[:12]}); restore it, or start a new sweep"
-        )
+    check_same_data(config, store, place.fingerprint)
     check_database()
     with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))

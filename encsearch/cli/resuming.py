@@ -1,0 +1,73 @@
+"""`encsearch resume`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from encsearch.cli.console import absolute, emit, json_option
+from encsearch.cli.training import overrides_argument
+from encsearch.errors import UserError
+from encsearch.text import format_score
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), callback=absolute)
+@overrides_argument
+@click.option("--extend", type=click.IntRange(min=1), help="Number of trials to add to a sweep's plan.")
+@json_option
+def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json: bool) -> None:
+    """Go on with the training, sweep or ablation in FOLDER that was killed or interrupted.
+
+    Finished trainings are not run again, others go on from their checkpoints. A finished sweep can be
+    extended. Only a job's scaling can be changed, and a sweep's budget, concurrency and confirmation.
+    """
+    from encsearch.cli.progress import progress
+    from encsearch.workflow.job import find_kind
+
+    kind = find_kind(folder)
+    if extend and kind != "sweep":
+        raise UserError(f"--extend: {folder} holds a {kind}; only a sweep has trials to add")
+    # Each kind is imported where it goes on: the driver of a sweep has no torch.
+    match kind:
+        case "sweep":
+            from encsearch.cli.sweeping import report_swept
+            from encsearch.workflow.sweep.run import resume as resume_sweep
+
+            with progress() as shown:
+                swept = resume_sweep(folder, overrides, extend or 0, shown)
+            report_swept(swept, as_json)
+        case "ablation":
+            _resume_ablation(folder, overrides, as_json)
+        case "training":
+            _resume_training(folder, overrides, as_json)
+
+
+def _resume_ablation(folder: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from encsearch.cli.ablation import report_ablated
+    from encsearch.cli.progress import progress
+    from encsearch.config import CONFIG_FILE, load_config
+    from encsearch.workflow.ablate.run import ablate
+
+    config = load_config(folder / CONFIG_FILE, overrides)
+    with progress() as shown:
+        ablated = ablate(config, folder.parent, shown, resume=folder)
+    report_ablated(ablated, as_json)
+
+
+def _resume_training(folder: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from encsearch.reports import SUMMARY_FILE, read_summary
+
+    if (folder / SUMMARY_FILE).is_file():
+        summary = read_summary(folder)
+        score = f"{summary.metric} {format_score(summary.value)}"
+        text = f"{folder}: the training is finished, {score}; next: encsearch promote {folder}"
+        emit({"folder": str(folder), **asdict(summary)}, as_json, text)
+        return
+    from encsearch.cli.progress import progress
+    from encsearch.cli.training import report_trained
+    from encsearch.workflow.train import resume as resume_training
+
+    with progress() as shown:
+        trained = resume_training(folder, overrides, shown)
+    report_trained(trained, as_json)

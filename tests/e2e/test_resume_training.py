@@ -1,0 +1,83 @@
+"""A training that was killed goes on, and its best model so far can be used meanwhile."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e.shell import Shell
+
+EPOCHS = 5
+
+
+def kill_after(shell: Shell, sign: str, *arguments: str) -> Path:
+    """Start a training, kill it with all of its processes once it says `sign`, and return its folder."""
+    before = set(shell.folder.glob("killed/*"))
+    process = shell.start(
+        "encsearch", "train", "toy.yaml", f"train.epochs={EPOCHS}", "--out", "killed", *arguments
+    )
+    assert process.stderr
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if sign in line:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    assert sign in said[-1], "".join(said)
+    process.stderr.close()
+    (folder,) = set(shell.folder.glob("killed/*")) - before
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "artifacts" / "bundle" / "model.safetensors")
+
+
+def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 2/", "--in-process")
+    used = shell.encsearch("eval", str(folder))
+    assert "the training has not finished; its best checkpoint so far is of epoch" in used.stderr
+    resumed = shell.encsearch("resume", str(folder), "--json")
+    assert "goes on: 2 of 5 epochs" in resumed.stderr or "goes on: 3 of 5 epochs" in resumed.stderr
+    assert "epoch 1/" not in resumed.stderr, "what was shown is not shown again"
+    done = json.loads(resumed.stdout)
+    whole = json.loads(
+        shell.encsearch("train", "toy.yaml", f"train.epochs={EPOCHS}", "--in-process", "--json").stdout
+    )
+    assert done["value"] == whole["value"]
+    assert done["best"]["epoch"] == whole["best"]["epoch"]
+    one, other = weights(folder), weights(shell.folder / whole["folder"])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    finished = shell.encsearch("resume", str(folder))
+    assert "the training is finished, mIoU" in finished.stdout
+    assert not list((folder / "checkpoints").glob("checkpoint-*"))
+
+
+def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 1/", "--in-process")
+    line = shell.refusal("resume", str(folder), "optim.lr=0.5", code=2)
+    assert "optim.lr=0.5: the training has begun; only scaling. can be changed now" in line
+    line = shell.refusal("resume", str(folder), "--extend", "2", code=2)
+    assert "holds a training; only a sweep has trials to add" in line
+    assert "not the folder of a training, sweep or ablation" in shell.refusal(
+        "resume", str(shell.folder), code=2
+    )
+
+
+@pytest.mark.own_ray
+def test_by_ray_train(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 2/")
+    resumed = json.loads(shell.run("resume", str(folder), "--json").stdout)
+    steps = [
+        json.loads(line)["epoch"]
+        for line in (folder / "checkpoints" / "reports.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, EPOCHS + 1)), "every epoch once"
+    assert resumed["kind"] == "training"
+    assert (folder / "run.json").exists()
