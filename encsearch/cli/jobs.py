@@ -22,7 +22,7 @@ address_option = click.option(
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable to set in the job; repeatable."
 )
-@click.argument("command", type=click.Choice(["train", "sweep", "ablate", "promote"]))
+@click.argument("command", type=click.Choice(["train", "sweep", "ablate", "resume", "promote"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(
     address: str | None,

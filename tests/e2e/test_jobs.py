@@ -83,6 +83,22 @@ def test_a_stopped_job_is_no_success_and_its_run_is_killed(submitter: Shell, rec
     assert "was over already" in submitter.run("jobs", "stop", "endless").stderr
 
 
+def test_a_stopped_job_is_resumed_by_another(submitter: Shell, recipe: list[str], shell: Shell) -> None:
+    out = shell.folder / "stopped"
+    longer = [*recipe[:2], "train.epochs=4", "train.steps_per_epoch=100", "--out", str(out), "--in-process"]
+    submitter.run("submit", "--no-wait", "--id", "stopped", "train", *longer)
+    follower = submitter.start("encsearch", "jobs", "logs", "stopped", "--follow")
+    read_until(follower, "stdout", lambda line: "toy epoch 1/" in line)
+    submitter.run("jobs", "stop", "stopped")
+    follower.communicate(timeout=COMMAND_TIMEOUT_S)
+
+    (folder,) = out.iterdir()
+    done = submitter.run("submit", "--id", "resumed", "resume", str(folder))
+    assert "of 4 epochs" in done.stdout
+    assert "best epoch" in done.stdout
+    assert (folder / "run.json").exists()
+
+
 def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: Path) -> None:
     wrong = replace(submitter, variables={**submitter.variables, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     assert "the cluster refused the token" in one_line(wrong.run("jobs", "list", code=3))
