@@ -41,5 +41,12 @@ def first_line(error: object) -> str:
 
 
 def last_line(error: object) -> str:
-    """The last line of a message, for Ray, whose errors are a worker's traceback, the cause at its end."""
-    return [type(error).__name__, *str(error).strip().splitlines()][-1]
+    """The last line of a message, for Ray, whose errors are a worker's traceback, the cause at its end.
+
+    Of Ray's memory monitor, whose last line is advice (2.60), what it measured.
+    """
+    lines = [type(error).__name__, *str(error).strip().splitlines()]
+    measured = next((line for line in lines if line.startswith("Memory on the node")), None)
+    if measured and any("low on memory" in line for line in lines):
+        return f"the node ran low on memory, and Ray ended a process: {measured}"
+    return lines[-1]

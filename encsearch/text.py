@@ -146,6 +146,14 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} GiB" if size < 999.5 else f"{size:,.0f} GiB"
 
 
+def printable(text: str) -> str:
+    """The text with what could command a terminal, or cannot be shown, written as an escape, as in \\x1b."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def format_list(items: Sequence[str], last: str = "and") -> str:
     """As in a, b and c."""
     return f" {last} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

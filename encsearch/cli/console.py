@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from encsearch.errors import UserError
-from encsearch.text import NOTHING, format_number
+from encsearch.text import NOTHING, format_number, printable
 
 _document: TextIO | None = None  # the process's stdout, once it is kept for the result
 
@@ -43,8 +43,8 @@ def absolute(context: click.Context, parameter: click.Parameter, value: Path | N
 
 
 def say(line: str) -> None:
-    """Print one line for people, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print for people, on stderr; names of files and classes command no terminal."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
@@ -52,7 +52,7 @@ def emit(result: Any, as_json: bool, text: str) -> None:
 
     Raises UserError where it cannot be written, as to a full disk.
     """
-    shown = json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else text
+    shown = json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else printable(text)
     out = _document or sys.stdout
     try:
         print(shown, file=out, flush=True)

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(message if is_help else without_secrets(f"error: {' '.join(message.split())}"))
         code = 2
     except (UserError, TrainingError) as error:
-        say(without_secrets(f"error: {error}"))
+        say(without_secrets(f"error: {error}").replace("\n", "\\n"))  # a name with a newline forges no line
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import encsearch
+from encsearch.errors import last_line
 from encsearch.text import (
     capitalize,
     format_bytes,
@@ -30,6 +31,7 @@ from encsearch.text import (
     format_score,
     format_share,
     format_time,
+    printable,
     short_names,
 )
 
@@ -176,3 +178,20 @@ def test_a_price_has_two_digits_and_nothing_is_said_without_one() -> None:
     assert format_price(1204.5) == ", 1,204.50 in money"
     assert format_price(0.119, " a point") == ", 0.12 in money a point"
     assert format_price(None) == ""
+
+
+def test_what_commands_a_terminal_is_shown_as_an_escape() -> None:
+    assert printable("a\x1b[31mb\x07\u202ec\udcff") == r"a\x1b[31mb\x07\u202ec\udcff"
+    assert printable("straße, 東京\n\tnext") == "straße, 東京\n\tnext"
+
+
+def test_the_memory_monitors_last_line_is_not_the_reason() -> None:
+    said = (
+        "Task was killed due to the node running low on memory.\n"
+        "Memory on the node (IP: 10.0.0.1) was 22.40GB / 23.45GB (0.955), over the threshold.\n"
+        "Refer to the documentation on how to address the out of memory issue: ..."
+    )
+    assert last_line(said).startswith(
+        "the node ran low on memory, and Ray ended a process: Memory on the node"
+    )
+    assert last_line("Traceback\nValueError: wrong") == "ValueError: wrong"

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
+from encsearch.errors import last_line
 from encsearch.search.tune.board import Board
 from encsearch.search.tune.trial import TrialTrainable, trial_resources
 
@@ -128,5 +129,5 @@ def _last_line(error_file: Path) -> str:
 
     Shortened, because Ray 2.60 adds a paragraph on possible causes when a process is lost.
     """
-    lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file.exists() else []
-    return shorten(lines[-1], MAX_REASON, placeholder=" ...") if lines else "unknown reason"
+    text = error_file.read_text(encoding="utf-8").strip() if error_file.exists() else ""
+    return shorten(last_line(text), MAX_REASON, placeholder=" ...") if text else "unknown reason"
