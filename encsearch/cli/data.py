@@ -231,8 +231,9 @@ def _import(
     dry_run: bool,
 ) -> None:
     """Plan an import, say what was understood, and write the store unless it is a dry run."""
-    from encsearch.data.importers.sheet import save_sheet
+    from encsearch.data.importers.sheet import read_planned, read_stored, save_sheet
     from encsearch.data.importers.write import ImportSettings, import_scratch, write_plan
+    from encsearch.errors import UserError
     from encsearch.files import check_free
 
     check_free(store)
@@ -241,7 +242,8 @@ def _import(
         for line in plan.describe():
             say(line)
         if dry_run:
-            sheet = save_sheet(plan, store.absolute().with_name(f"{store.name}-sheet.png"))
+            path = store.absolute().with_name(f"{store.name}-sheet.png")
+            sheet = save_sheet(read_planned(plan), plan.info, path)
             say(f"dry run: nothing was written but {sheet}")
             return
         settings = ImportSettings(on_bad, bad_limit, processes or _num_cpus(), _Ticker())
@@ -249,7 +251,11 @@ def _import(
     if manifest.origin:
         for line in manifest.origin.quarantine:
             say(f"skipped: {line}")
-    save_sheet(plan, store / "sheet.png")
+    try:
+        # Not what the plan names: the archives that were unpacked for it are deleted.
+        save_sheet(read_stored(store), manifest.info, store / "sheet.png")
+    except UserError as error:
+        say(f"warning: the store is whole, but has no sheet.png: {error}")
     _say_written(manifest, store)
 
 

@@ -93,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(message if is_help else without_secrets(f"error: {' '.join(message.split())}"))
         code = 2
     except (UserError, TrainingError) as error:
-        say(without_secrets(f"error: {error}"))
+        # The name of a file may have a newline.
+        say(without_secrets(f"error: {' '.join(str(error).splitlines())}"))
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")

@@ -4,8 +4,11 @@ A tree is made of folders and archives. The archives of a folder that are named 
 place: zip and tar files member by member, a compressed tar once it is unpacked to a plain one.
 """
 
+import lzma
 import os
+import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -21,9 +24,11 @@ import pyarrow.parquet as pq
 
 from encsearch.data.codec import IMAGE_SUFFIXES
 from encsearch.errors import UserError, one_line
-from encsearch.text import format_count
+from encsearch.text import format_bytes, format_count
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MISSING = -1  # the size of a file that a list promises, but that the source does not have
+_LARGEST_FILE = 2**31  # bytes; a member of an archive can claim any size
 _SHOWN = 3  # names shown of the files that are left out for one reason
 
 
@@ -41,15 +46,21 @@ class File:
     offset: int = -1
 
     def read(self) -> bytes:
-        """Raises UserError when it cannot be read, or is damaged in its archive."""
+        """Raises UserError when it is missing or too large, cannot be read, or is damaged in its archive."""
+        if self.size == MISSING:
+            raise UserError(f"{self}: not in the source")
+        if self.size > _LARGEST_FILE:
+            raise UserError(f"{self}: {format_bytes(self.size)}, over {format_bytes(_LARGEST_FILE)}")
         try:
             if self.member:
                 return _open_zip(self.path).read(self.member)
-            if self.offset >= 0:
-                descriptor = _open_span(self.path)
-                return os.pread(descriptor, self.size, self.offset)
-            return self.path.read_bytes()
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+            if self.offset < 0:
+                return self.path.read_bytes()
+            data = os.pread(_open_span(self.path), self.size, self.offset)
+            if len(data) != self.size:
+                raise EOFError("the archive ends before it does")
+            return data
+        except _ARCHIVE_DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             raise UserError(f"{self}: cannot be read ({reason})") from None
 
@@ -72,7 +83,7 @@ class ParquetCell:
         """Raises UserError when the file is damaged or the cell holds no bytes."""
         try:
             value = _open_row_group(self.path, self.group, self.column)[self.row].as_py()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
@@ -81,6 +92,23 @@ class ParquetCell:
 
     def __str__(self) -> str:
         return f"{self.path}: column {self.column}, row group {self.group}, row {self.row}"
+
+
+# What the readers of archives raise for damage; zipfile has ValueError for names, RuntimeError for passwords.
+_ARCHIVE_DAMAGE = (
+    OSError,
+    EOFError,
+    MemoryError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class LeftOut:
@@ -187,23 +215,47 @@ class Tree:
         self.left_out.add(reason, [name])
 
     def _add_archive(self, path: Path) -> None:
-        stamp = path.stat().st_mtime_ns
+        stamp = regular_file(path).stamp
         try:
             if path.name.endswith(".zip"):
-                for member in _open_zip(path).infolist():
-                    if not member.is_dir():
-                        _check_name(member.filename, path)
-                        self.files[member.filename] = File(path, member.file_size, stamp, member.filename)
-                return
-            plain = path if path.name.endswith(".tar") else self._unpack(path)
-            with tarfile.open(plain, "r:") as tar:
-                for entry in tar:
-                    if entry.isreg():
-                        _check_name(entry.name, path)
-                        name = entry.name.removeprefix("./")
-                        self.files[name] = File(plain, entry.size, stamp, offset=entry.offset_data)
-        except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+                self._add_zip(path, stamp)
+            else:
+                plain = path if path.name.endswith(".tar") else self._unpack(path)
+                self._add_tar(plain, path, stamp)
+        except _ARCHIVE_DAMAGE as error:
             raise UserError(f"{path}: not a whole archive ({one_line(error)}); fetch it again") from None
+
+    def _add_zip(self, path: Path, stamp: int) -> None:
+        names: set[str] = set()
+        for member in _open_zip(path).infolist():
+            if not member.is_dir():
+                _check_name(member.filename, path)
+                if member.filename in names:
+                    raise zipfile.BadZipFile(f"{member.filename} is in it twice")
+                names.add(member.filename)
+                self.files[member.filename] = File(path, member.file_size, stamp, member.filename)
+
+    def _add_tar(self, plain: Path, path: Path, stamp: int) -> None:
+        """Members of `plain`, a tar, which is called `path` in messages."""
+        with tarfile.open(plain, "r:") as tar:
+            for entry in tar:
+                name = entry.name.removeprefix("./")
+                linked = self.files.get(entry.linkname.removeprefix("./")) if entry.islnk() else None
+                if entry.issparse() or entry.size < 0:
+                    raise tarfile.ReadError(f"{name} has holes or no size")
+                if not entry.isdir():
+                    _check_name(name, path)
+                if entry.isreg():
+                    self.files[name] = File(plain, entry.size, stamp, offset=entry.offset_data)
+                elif linked:  # tar keeps one copy of a file that has several names
+                    self.files[name] = linked
+                elif not entry.isdir():
+                    self._add_odd(name, "not a regular file of its archive")
+            # A damaged header ends the list of tarfile without a word, as two blocks of zeros do.
+            with plain.open("rb") as file:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged or cut after {format_count(tar.offset, 'byte')}")
 
     def _unpack(self, path: Path) -> Path:
         """A compressed tar as a plain one, in which members can be found; it may be there already."""
@@ -228,7 +280,8 @@ def read_lines(file: File) -> list[str]:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({error})") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines, which splits at form feeds and other characters within a name.
+    return [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
 
 
 def regular_file(path: Path) -> File:
@@ -250,11 +303,12 @@ def _check_name(name: str, place: Path) -> None:
 
 
 def _is_loop(root: Path, within: Path) -> bool:
-    """Whether root/within is a link to a folder on the way to it."""
+    """Whether root/within is a link to a folder on the way to it, from the file system's root on."""
     if not (root / within).is_symlink():
         return False
-    above = {os.path.realpath(root / folder) for folder in within.parents}
-    return os.path.realpath(root / within) in above
+    above = {Path(os.path.realpath(root / folder)) for folder in within.parents}
+    above |= set(Path(os.path.realpath(root)).parents)
+    return Path(os.path.realpath(root / within)) in above
 
 
 def _refuse(error: OSError) -> None:
