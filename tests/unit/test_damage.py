@@ -208,6 +208,18 @@ class TestArchives:
         with pytest.raises(UserError, match=r"a\.zip: not a whole archive \(a is in it twice\)"):
             Tree([tmp_path / "a.zip"], None)
 
+    @pytest.mark.parametrize("kind", ["zip", "tar"])
+    def test_an_archive_that_was_replaced_is_read_anew(self, kind: str, source: Path, tmp_path: Path) -> None:
+        for number, seed in enumerate((0, 9)):
+            labels(seed=seed).save(source / "masks" / "0.png")
+            archive = Path(shutil.make_archive(str(tmp_path / "all"), kind, source))
+            os.utime(archive, ns=(number, number))
+            name = next(name for name in Tree([archive], None).files if name.endswith("masks/0.png"))
+            data = Tree([archive], None).files[name].read()
+            np.testing.assert_array_equal(
+                np.asarray(Image.open(BytesIO(data))), np.asarray(labels(seed=seed))
+            )
+
     def test_a_member_that_claims_too_much(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"a\.zip:x: .* over 2"):
             File(tmp_path / "a.zip", 2**40, 0, "x").read()

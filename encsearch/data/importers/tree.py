@@ -53,10 +53,10 @@ class File:
             raise UserError(f"{self}: {format_bytes(self.size)}, over {format_bytes(_LARGEST_FILE)}")
         try:
             if self.member:
-                return _open_zip(self.path).read(self.member)
+                return _open_zip(self.path, self.stamp).read(self.member)
             if self.offset < 0:
                 return self.path.read_bytes()
-            data = os.pread(_open_span(self.path), self.size, self.offset)
+            data = os.pread(_open_span(self.path, self.stamp), self.size, self.offset)
             if len(data) != self.size:
                 raise EOFError("the archive ends before it does")
             return data
@@ -82,7 +82,7 @@ class ParquetCell:
     def read(self) -> bytes:
         """Raises UserError when the file is damaged or the cell holds no bytes."""
         try:
-            value = _open_row_group(self.path, self.group, self.column)[self.row].as_py()
+            value = _open_row_group(self.path, self.stamp, self.group, self.column)[self.row].as_py()
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
         data = value.get("bytes") if isinstance(value, dict) else value
@@ -227,7 +227,7 @@ class Tree:
 
     def _add_zip(self, path: Path, stamp: int) -> None:
         names: set[str] = set()
-        for member in _open_zip(path).infolist():
+        for member in _open_zip(path, stamp).infolist():
             if not member.is_dir():
                 _check_name(member.filename, path)
                 if member.filename in names:
@@ -316,17 +316,20 @@ def _refuse(error: OSError) -> None:
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Open once a process: the directory of an archive of 118,000 images takes a second to read."""
+def _open_zip(path: Path, stamp: int) -> zipfile.ZipFile:
+    """Open once a process: the directory of an archive of 118,000 images takes a second to read.
+
+    `stamp`, here and below, is of the file that is meant: another one may have the same name by now.
+    """
     return zipfile.ZipFile(path)
 
 
 @lru_cache(maxsize=8)
-def _open_span(path: Path) -> int:
+def _open_span(path: Path, stamp: int) -> int:
     return os.open(path, os.O_RDONLY)
 
 
 @lru_cache(maxsize=4)
-def _open_row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
+def _open_row_group(path: Path, stamp: int, group: int, column: str) -> pa.ChunkedArray:
     with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         return parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
