@@ -49,7 +49,7 @@ def fingerprint(source: Path) -> str:
 
 
 class Importing:
-    """The command as a user runs it, the leader of a process group; all its processes have ended afterwards."""
+    """The command as a user runs it, the leader of a process group; all its processes end with the block."""
 
     def __init__(self, source: Path, store: Path, prepare: Callable[[], None] | None = None) -> None:
         self._command = [str(BIN / "encsearch"), "data", "import", "folder", str(source), str(store)]
