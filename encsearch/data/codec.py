@@ -97,6 +97,8 @@ def orientation(image: Image.Image, data: bytes, where: str) -> int:
     # PIL decodes a PNG to look for metadata behind its pixels; most have none.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_METADATA):
         return 1
+    if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:  # what PIL would look into
+        return 1
     with _report_damage(image, where):
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 

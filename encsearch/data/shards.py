@@ -162,13 +162,13 @@ class RowCache:
 
     def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
         self._store, self._shards = store, shards
-        self._batches: list[Any] = []
+        self._columns: list[list[Any]] = []  # of each batch
         self._starts: list[int] = []
         self._num_rows = 0
         for shard in shards:
             _check_size(store, shard)
             for batch in _cached_batches(store, shard):
-                self._batches.append(batch)
+                self._columns.append(batch.columns)
                 self._starts.append(self._num_rows)
                 self._num_rows += batch.num_rows
 
@@ -183,7 +183,7 @@ class RowCache:
         """Raises StoreError when the row differs in any byte from the row that was written."""
         number = bisect.bisect_right(self._starts, index) - 1
         offset = index - self._starts[number]
-        sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
+        sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._columns[number])
         parts = (sample_id, image, mask)
         if None in parts or encoded_sha256(*parts) != sha256:
             folders = format_list([str(folder) for folder in _cache_folders(self._store)], "or")
