@@ -2,7 +2,7 @@
 
     python -m benchmarks.data                                # on generated images
     python -m benchmarks.data --camvid data/CamVid           # folders train and trainannot
-    python -m benchmarks.data --sections aliasing
+    python -m benchmarks.data --sections loader import "first batch"
 
 augmentation  Mirror, zoom of 0.5 to 2, rotation of 10 degrees either way, crop of 480 px, blur, colours and
               normalisation of the same decoded samples, by encsearch and by chains of torchvision's v2
@@ -12,6 +12,16 @@ aliasing      What zooming out by one affine warp loses, with and without averag
               mean squared difference to Pillow's own antialiased resize, of windows at random positions, in
               levels of 255.
 
+loader        `Store.split[i]`, which reads, verifies and decodes a sample, in random order and in shuffled
+              blocks, beside PIL alone, which decodes the same bytes from a list: JPEG of quality 95 and PNG
+              masks, one thread, in turns; CPU milliseconds a sample, medians of the rounds.
+import        `encsearch data import folder` as a process of its own on 2,000 and 20,000 generated pairs of
+              96 x 96, half of the images PNG and half JPEG, by one and by two processes: samples a second of
+              wall time and of CPU time, and the highest sum of resident memory over the process tree,
+              which counts shared pages once a process. One run each; the files are in the page cache.
+first batch   Seconds from the start of a new Python process to the first training batch of 8 crops, with
+              the Arrow copies there and with none, and to the end of the imports. In turns, medians.
+
 Prints Markdown and writes JSON section by section, each with the machine's load.
 """
 
@@ -19,14 +29,21 @@ import argparse
 import io
 import json
 import os
+import resource
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import PIL
+import psutil
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -35,8 +52,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from encsearch.config import AugmentConfig
-from encsearch.data.datasets import IGNORE, Sample
+from encsearch.data.datasets import IGNORE, DatasetInfo, EncodedSample, Sample, default_palette
 from encsearch.data.loading import Batch
+from encsearch.data.store import Store, write_store
 from encsearch.data.transforms import MEAN, STD, _apply_warp, augment_sample, normalise
 
 OUT = Path("benchmarks/results/data.json")
@@ -44,6 +62,10 @@ HEIGHT, WIDTH, CROP = 360, 480, 480
 SAMPLES, ROUNDS, WARM_UP = 24, 15, 1
 SCALE, DEGREES, JITTER, BLUR = (0.5, 2.0), 10, 0.2, 0.5
 GOAL = 4.0  # times the fastest chain of torchvision
+LOADER_GOAL = 0.90  # Pillow's time as a share of the store's
+COPIES, BLOCK = 16, 16  # of each sample in a store; rows of a block
+SMALL, COUNTS = 96, (2000, 20000)  # px; pairs to import
+FIRST_ROUNDS = 7
 ZOOMS = (0.75, 0.55, 0.5, 0.45, 0.35, 0.25)
 
 
@@ -240,10 +262,174 @@ def squared_errors(image: NDArray[np.uint8], zoom: float, rng: np.random.Generat
     return float(np.mean((own_image - truth) ** 2)), float(np.mean((np.asarray(plain) - truth) ** 2))
 
 
+# --- loader ---
+
+
+def encode(samples: Sequence[Sample], copies: int) -> Iterator[EncodedSample]:
+    for copy in range(copies):
+        for sample in samples:
+            image, mask = io.BytesIO(), io.BytesIO()
+            Image.fromarray(sample.image).save(image, "JPEG", quality=95)
+            Image.fromarray(sample.mask).save(mask, "PNG")
+            yield EncodedSample(f"{copy}-{sample.id}", image.getvalue(), mask.getvalue(), "")
+
+
+def make_store(folder: Path, samples: Sequence[Sample], copies: int) -> list[EncodedSample]:
+    classes = tuple(f"class{number}" for number in range(11))
+    encoded = list(encode(samples, copies))
+    write_store(folder, DatasetInfo("bench", classes, default_palette(11)), {"train": encoded})
+    return encoded
+
+
+def measure_loader(samples: Sequence[Sample], rounds: int) -> tuple[dict[str, Any], str]:
+    with TemporaryDirectory() as folder:
+        encoded = make_store(Path(folder) / "store", samples, COPIES)
+        split = Store(Path(folder) / "store").split("train")
+
+        def with_pillow(index: int) -> None:
+            for data in (encoded[index].image, encoded[index].mask):
+                with Image.open(io.BytesIO(data)) as image:
+                    np.asarray(image)
+
+        rng = np.random.default_rng(0)
+        blocks = np.arange(len(encoded)).reshape(-1, BLOCK)
+        orders = {"random": rng.permutation(len(encoded)), "blocks": rng.permutation(blocks).ravel()}
+        contenders: dict[str, tuple[Callable[[int], object], list[int]]] = {
+            "Pillow alone": (with_pillow, orders["random"].tolist()),
+            "store, random order": (split.__getitem__, orders["random"].tolist()),
+            f"store, blocks of {BLOCK}": (split.__getitem__, orders["blocks"].tolist()),
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(WARM_UP + rounds):
+            for name, (read, order) in contenders.items():
+                started = time.process_time()
+                for index in order:
+                    read(index)
+                if turn >= WARM_UP:
+                    times[name].append((time.process_time() - started) / len(order) * 1e3)
+    ms = {name: median(values) for name, values in times.items()}
+    ratios = {name: ms["Pillow alone"] / value for name, value in ms.items()}
+    lines = ["| | CPU ms a sample, lowest to highest | Pillow's share of it |", "|---|---|---|"]
+    for name, values in times.items():
+        span = f"{ms[name]:.2f} ({min(values):.2f}-{max(values):.2f})"
+        lines.append(f"| {name} | {span} | {ratios[name]:.2f} |")
+    lines.append(f"\nThe goal is {LOADER_GOAL:.2f}.")
+    facts = {"cpu_ms": times, "median_cpu_ms": ms, "ratios": ratios, "goal": LOADER_GOAL}
+    return {**facts, "samples_read": len(encoded)}, "\n".join(lines)
+
+
+# --- import ---
+
+
+def write_small(folder: Path, count: int) -> None:
+    """Pairs of 96 x 96: noise that is smooth enough to look like a picture, and a mask of blocks."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "classes.txt").write_text("".join(f"class{number}\n" for number in range(5)))
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        image = coarse.resize((SMALL, SMALL), Image.Resampling.BICUBIC)
+        if number % 2:
+            image.save(folder / "images" / f"{number}.jpg", quality=90)
+        else:
+            image.save(folder / "images" / f"{number}.png", compress_level=1)
+        blocks = np.kron(rng.integers(0, 5, (6, 6), dtype=np.uint8), np.ones((16, 16), np.uint8))
+        Image.fromarray(blocks).save(folder / "masks" / f"{number}.png", compress_level=1)
+
+
+def run_import(source: Path, store: Path, processes: int) -> dict[str, float]:
+    command = [str(Path(sys.executable).with_name("encsearch")), "data", "import", "folder"]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = psutil.Popen(
+        [*command, str(source), str(store), "--processes", str(processes)], stderr=subprocess.DEVNULL
+    )
+    peak = 0
+    while process.poll() is None:
+        resident = 0
+        with suppress(psutil.NoSuchProcess):
+            for one in [process, *process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    resident += one.memory_info().rss
+        peak = max(peak, resident)
+        time.sleep(0.02)
+    wall_s = time.monotonic() - started
+    assert process.returncode == 0, process.returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mib": peak / 2**20}
+
+
+def measure_import(samples: Sequence[Sample], rounds: int) -> tuple[dict[str, Any], str]:
+    found: dict[str, dict[str, float]] = {}
+    lines = ["| samples | processes | samples/s | samples/CPU s | peak MiB |", "|---|---|---|---|---|"]
+    ratios = {}
+    with TemporaryDirectory() as folder:
+        for count in COUNTS:
+            source = Path(folder) / f"source{count}"
+            write_small(source, count)
+            for processes in (1, 2):
+                one = run_import(source, Path(folder) / f"store{count}-{processes}", processes)
+                found[f"{count} samples, {processes} processes"] = one
+                rates = f"{count / one['wall_s']:.0f} | {count / one['cpu_s']:.0f}"
+                lines.append(f"| {count:,} | {processes} | {rates} | {one['peak_mib']:.0f} |")
+    for processes in (1, 2):
+        few, many = (found[f"{count} samples, {processes} processes"]["peak_mib"] for count in COUNTS)
+        ratios[str(processes)] = many / few
+        lines.append(f"\nMemory by {processes}: {many / few:.2f} times as much for ten times the samples.")
+    return {"runs": found, "memory_ratio": ratios}, "\n".join(lines)
+
+
+# --- first batch ---
+
+FIRST_BATCH = """
+import sys
+from encsearch.config import AugmentConfig
+from encsearch.data.loading import TrainStream
+from encsearch.data.store import Store
+print("imported", flush=True)
+split = Store(sys.argv[1]).split("train")
+stream = TrainStream(split, AugmentConfig(crop=321), global_batch_size=8, seed=0)
+batches = stream.batches(0)
+next(batches)
+print("batch", flush=True)
+batches.close()
+"""
+
+
+def measure_first_batch(samples: Sequence[Sample], rounds: int) -> tuple[dict[str, Any], str]:
+    seconds: dict[str, list[float]] = {"imports": [], "copies are there": [], "copies are made": []}
+    with TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        count = len(make_store(store, samples, COPIES))
+        size = sum(file.stat().st_size for file in store.glob("*.parquet"))
+        for turn in range(WARM_UP + FIRST_ROUNDS):
+            for name in ("copies are made", "copies are there"):
+                if name == "copies are made":
+                    shutil.rmtree(store / ".cache", ignore_errors=True)
+                started = time.monotonic()
+                command = [sys.executable, "-c", FIRST_BATCH, str(store)]
+                with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                    assert process.stdout is not None
+                    at = [time.monotonic() - started for _ in process.stdout]
+                if turn >= WARM_UP:
+                    seconds["imports"].append(at[0])
+                    seconds[name].append(at[1])
+    middle = {name: median(values) for name, values in seconds.items()}
+    lines = ["| | s, lowest to highest |", "|---|---|"]
+    for name, values in seconds.items():
+        lines.append(f"| {name} | {middle[name]:.2f} ({min(values):.2f}-{max(values):.2f}) |")
+    facts = {"seconds": seconds, "median_s": middle, "samples_there": count, "shard_bytes": size}
+    return facts, "\n".join(lines)
+
+
 # Each takes the samples and the number of rounds, and returns facts for the JSON and Markdown.
 SECTIONS: dict[str, Callable[[Sequence[Sample], int], tuple[dict[str, Any], str]]] = {
     "augmentation": measure_augmentation,
     "aliasing": measure_aliasing,
+    "loader": measure_loader,
+    "import": measure_import,
+    "first batch": measure_first_batch,
 }
 
 

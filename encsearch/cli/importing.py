@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import say
+from encsearch.errors import UserError
 from encsearch.text import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _import(
     dry_run: bool,
 ) -> None:
     """Plan an import, say what was understood, and write the store unless it is a dry run."""
-    from encsearch.data.importers.sheet import save_sheet
+    from encsearch.data.importers.sheet import read_planned, save_sheet
     from encsearch.data.importers.write import ImportSettings, import_store
     from encsearch.files import check_free
 
@@ -241,7 +242,11 @@ def _import(
         check_free(store)
         with TemporaryDirectory() as scratch:
             plan = say_plan(Path(scratch))
-            sheet = save_sheet(plan, store.absolute().with_name(f"{store.name}-sheet.png"))
+            path = store.absolute().with_name(f"{store.name}-sheet.png")
+            samples = read_planned(plan)
+            if not samples:
+                raise UserError(f"{plan.name}: no sample that was tried can be read; the import says why")
+            sheet = save_sheet(samples, plan.info, path)
         say(f"dry run: nothing was written but {sheet}")
         return
     settings = ImportSettings(on_bad, bad_limit, processes or _num_cpus(), sheet=True, progress=_Ticker())

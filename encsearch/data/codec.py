@@ -5,9 +5,7 @@ PIL does not verify, `png` does.
 """
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from encsearch.data.png import check_chunks, check_pixels
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.text import format_bytes, format_count
 
 MAX_PIXELS = 2**26
@@ -25,13 +23,14 @@ MAX_PIXELS = 2**26
 
 # PIL warns from 89 million pixels on, which are over MAX_PIXELS and refused in one line.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of metadata that it passes over: five lines of a terminal that name no file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """Of the files of a folder that are taken for images."""
 
 # By content, not by name: data sets carry GIF and BMP files named .jpg.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _EXIF_ORIENTATION = 0x0112
 TURNED = "turned by its EXIF orientation"
 _PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
@@ -98,6 +97,8 @@ def orientation(image: Image.Image, data: bytes, where: str) -> int:
     # PIL decodes a PNG to look for metadata behind its pixels; most have none.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_METADATA):
         return 1
+    if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:  # what PIL would look into
+        return 1
     with _report_damage(image, where):
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 
@@ -112,8 +113,9 @@ def decode_raw_mask(data: bytes, where: str, *, colours: bool) -> RawMask:
     with _open_image(data, where) as image:
         check_pixels(data, where)
         bits = _check_lossless(image, data, where)
-        palette, turned = _palette(image), orientation(image, data, where) != 1
+        turned = orientation(image, data, where) != 1
         with _report_damage(image, where):
+            palette = _palette(image)
             pixels = np.asarray(ImageOps.exif_transpose(image))
             mode, kind = image.mode, image.format
             if mode in {"RGBA", "LA", "PA"} or (mode == "RGB" and "transparency" in image.info):
@@ -190,7 +192,7 @@ def _open_image(data: bytes, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError:
         raise UserError(f"{where}: over {format_count(MAX_PIXELS, 'pixel')}; cut it into tiles") from None
-    except _DAMAGE:
+    except Exception:  # a damaged file leads its parser anywhere
         raise UserError(
             f"{where}: not a readable image ({format_bytes(len(data))}); formats: {', '.join(_FORMATS)}"
         ) from None
@@ -254,13 +256,16 @@ def _to_rgb(image: Image.Image, data: bytes, where: str) -> NDArray[np.uint8]:
         raise UserError(f"{where}: a 16-bit grey image; save it with 8 bits, scaled as you see fit")
     turned = orientation(image, data, where) != 1
     with _report_damage(image, where):
-        return np.asarray((ImageOps.exif_transpose(image) if turned else image).convert("RGB"))
+        upright = ImageOps.exif_transpose(image) if turned else image
+        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 @contextmanager
 def _report_damage(image: Image.Image, where: str) -> Iterator[None]:
-    """Turn the parser errors that PIL raises, late, for damaged pixels and metadata into UserError."""
+    """Turn whatever PIL raises, late, for damaged pixels and metadata into UserError."""
     try:
         yield
-    except _DAMAGE as error:
-        raise UserError(f"{where}: damaged {image.format} ({error}); replace the file") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: damaged {image.format} ({one_line(error)}); replace the file") from None

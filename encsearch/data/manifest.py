@@ -92,13 +92,15 @@ def read_manifest(path: str | Path) -> Manifest:
             raise StoreError(
                 f"{store}: no such store; make one with `encsearch data import` or `data scenes`"
             )
+        if file.exists() and not file.is_file():
+            raise StoreError(f"{file}: not a regular file; import the data again")
         values = json.loads(file.read_bytes())
         version = values["version"]
     except FileNotFoundError:
         raise StoreError(f"{store}: not a store, it has no {MANIFEST_FILE}; import the data again") from None
     except OSError as error:
         raise StoreError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StoreError(f"{file}: damaged, not a manifest; import the data again") from None
     if version != VERSION:
         raise StoreError(
@@ -123,16 +125,26 @@ def manifest_json(manifest: Manifest) -> str:
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     splits = {
         name: SplitManifest(
-            num_samples=split["num_samples"],
-            digest=split["digest"],
+            num_samples=_count(split["num_samples"]),
+            digest=str(split["digest"]),
             shards=tuple(_parse_shard(shard) for shard in split["shards"]),
         )
         for name, split in values["splits"].items()
     }
+    for name, split in splits.items():
+        if sum(shard.num_samples for shard in split.shards) != split.num_samples:
+            raise ValueError(f"{name} has not as many samples as its shards")
     info, origin = DatasetInfo.from_dict(values["info"]), values.get("origin")
     return Manifest(
         values["version"], info, values["fingerprint"], splits, _parse_origin(origin) if origin else None
     )
+
+
+def _count(value: Any) -> int:
+    """Raises ValueError unless it is a whole number from 0 on, as sizes and counts are."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def _parse_origin(values: Mapping[str, Any]) -> Origin:
@@ -147,6 +159,8 @@ def _parse_origin(values: Mapping[str, Any]) -> Origin:
 def _parse_shard(values: Mapping[str, Any]) -> Shard:
     """Raises ValueError for a name or hash that would lead out of the store or its cache."""
     shard = Shard(**values)
+    if min(_count(shard.bytes), _count(shard.num_samples)) < 1:
+        raise ValueError(f"{shard.file} is empty")
     if Path(shard.file).name != shard.file or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
         raise ValueError(f"{shard.file}, {shard.sha256}")
     return shard

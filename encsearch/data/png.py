@@ -12,6 +12,7 @@ from encsearch.text import format_count
 
 START = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PALETTE = 3
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row, and the steps between them, of the seven passes of an interlaced picture."""
 
@@ -29,6 +30,8 @@ def check_chunks(data: bytes, where: str) -> None:
             raise UserError(f"{where}: damaged PNG ({name!r} is in the wrong place); save it again")
         seen.add(name)
         previous = name
+    if b"PLTE" not in seen and data[25] == _PALETTE:
+        raise UserError(f"{where}: damaged PNG (its palette is missing); replace the file")
 
 
 def check_pixels(data: bytes, where: str) -> None:
@@ -46,8 +49,11 @@ def check_pixels(data: bytes, where: str) -> None:
         if columns:
             wanted += rows * (1 + (columns * bits * _CHANNELS[colour_type] + 7) // 8)
     packed = b"".join(body for name, body in _chunks(data, where) if name == b"IDAT")
+    stream = zlib.decompressobj()
     try:
-        found = len(zlib.decompressobj().decompress(packed, wanted))
+        found = len(stream.decompress(packed, wanted))
+        # The rest is the checksum of all pixels, Adler-32, which PIL does not look at either.
+        more = len(stream.decompress(stream.unconsumed_tail, 1))
     except zlib.error as error:
         raise UserError(f"{where}: damaged PNG ({error}); replace the file") from None
     if found < wanted:
@@ -55,6 +61,9 @@ def check_pixels(data: bytes, where: str) -> None:
             f"{where}: damaged PNG (it holds {format_count(found)} of {format_count(wanted, 'byte')} of "
             "pixels); replace the file"
         )
+    if more or not stream.eof:
+        fault = "it holds more pixels than its header says" if more else "the end of its pixels is missing"
+        raise UserError(f"{where}: damaged PNG ({fault}); replace the file")
 
 
 def _chunks(data: bytes, where: str) -> Iterator[tuple[bytes, memoryview]]:

@@ -52,6 +52,7 @@ _CACHE_SCHEMA = pa.schema(
         ("sha256.encoded", pa.string()),
     ]
 )
+_SHARD = b"shard"  # key in the metadata of a copy: the SHA-256 of the shard that it is of
 
 
 @dataclass(frozen=True)
@@ -161,13 +162,13 @@ class RowCache:
 
     def __init__(self, store: Path, shards: tuple[Shard, ...]) -> None:
         self._store, self._shards = store, shards
-        self._batches: list[Any] = []
+        self._columns: list[list[Any]] = []  # of each batch
         self._starts: list[int] = []
         self._num_rows = 0
         for shard in shards:
             _check_size(store, shard)
             for batch in _cached_batches(store, shard):
-                self._batches.append(batch)
+                self._columns.append(batch.columns)
                 self._starts.append(self._num_rows)
                 self._num_rows += batch.num_rows
 
@@ -182,8 +183,9 @@ class RowCache:
         """Raises StoreError when the row differs in any byte from the row that was written."""
         number = bisect.bisect_right(self._starts, index) - 1
         offset = index - self._starts[number]
-        sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._batches[number].columns)
-        if encoded_sha256(sample_id, image, mask) != sha256:
+        sample_id, image, mask, sha256 = (column[offset].as_py() for column in self._columns[number])
+        parts = (sample_id, image, mask)
+        if None in parts or encoded_sha256(*parts) != sha256:
             folders = format_list([str(folder) for folder in _cache_folders(self._store)], "or")
             raise StoreError(f"row {index} is damaged in the cache; delete {folders}, they are rebuilt")
         return CachedRow(sample_id, image, mask)
@@ -266,7 +268,7 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
     """The memory-mapped record batches of a shard; the Arrow copy is made first if there is none."""
     name = f"{shard.sha256}.arrow"
     folders = _cache_folders(store)
-    file = next((folder / name for folder in folders if (folder / name).exists()), None)
+    file = next((folder / name for folder in folders if _may_be_read(folder / name)), None)
     if file is None:
         file = _first_writable(folders) / name
         _copy_shard(store, shard, file)
@@ -277,9 +279,22 @@ def _cached_batches(store: Path, shard: Shard) -> list[Any]:
             batch.validate(full=True)  # a flipped offset would read outside the file
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{file}: damaged ({one_line(error)}); delete it, it is rebuilt") from None
-    if reader.schema != _CACHE_SCHEMA or sum(batch.num_rows for batch in batches) != shard.num_samples:
+    is_of_shard = (reader.schema.metadata or {}).get(_SHARD) == shard.sha256.encode()
+    num_rows = sum(batch.num_rows for batch in batches)
+    if reader.schema != _CACHE_SCHEMA or not is_of_shard or num_rows != shard.num_samples:
         raise StoreError(f"{file}: damaged, not the rows of {shard.file}; delete it, it is rebuilt")
     return batches
+
+
+def _may_be_read(file: Path) -> bool:
+    """Whether there is a copy; one of a version that did not note its shard is made again."""
+    if not file.is_file():
+        return False
+    try:
+        with pa.OSFile(str(file)) as source:
+            return pa.ipc.open_file(source).schema.metadata is not None
+    except (OSError, pa.ArrowException):
+        return True  # damaged, as its reader says
 
 
 def build_cache(store: Path, shard: Shard) -> None:
@@ -289,15 +304,21 @@ def build_cache(store: Path, shard: Shard) -> None:
     _copy_shard(store, shard, folder / f"{shard.sha256}.arrow")
 
 
+def shard_files(shard: Shard) -> tuple[str, str]:
+    """The shard and its Arrow copy, relative to the store."""
+    return shard.file, f".cache/{shard.sha256}.arrow"
+
+
 def _copy_shard(store: Path, shard: Shard, file: Path) -> None:
     """Copy a verified shard. Two processes may do so at once, since each writes and renames its own file."""
     try:
         with beside(file) as scratch:
-            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, _CACHE_SCHEMA) as writer:
+            schema = _CACHE_SCHEMA.with_metadata({_SHARD: shard.sha256})
+            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 _check_shard(store, shard)
                 for batch in _read_columns(store, shard, _CACHE_SCHEMA.names):
                     table = pa.Table.from_batches([batch]).flatten()
-                    writer.write_table(table.select(_CACHE_SCHEMA.names).cast(_CACHE_SCHEMA))
+                    writer.write_table(table.select(_CACHE_SCHEMA.names).cast(schema))
             sync(scratch)
     except OSError as error:
         raise StoreError(

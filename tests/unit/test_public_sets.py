@@ -141,7 +141,7 @@ class TestVoc:
         )
         assert manifest.origin is not None
         (line,) = manifest.origin.quarantine
-        assert line.startswith("train/b: VOCdevkit/VOC2012/SegmentationClass/b.png: cannot be read")
+        assert line.startswith("train/b: VOCdevkit/VOC2012/SegmentationClass/b.png: not in the source")
 
 
 def write_context_json(root: Path, segments: Mapping[str, list[tuple[int, NDArray[np.uint8]]]]) -> None:

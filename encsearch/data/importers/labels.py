@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from encsearch.data.datasets import IGNORE, Colour, DatasetInfo, default_palette
 from encsearch.data.importers.tree import regular_file
-from encsearch.errors import UserError
+from encsearch.errors import UserError, one_line
 from encsearch.text import format_count, format_list
 
 _ALIASES = {"id": "value", "r": "red", "g": "green", "b": "blue", "color": "colour", "trainid": "train_id"}
@@ -70,7 +70,11 @@ class LabelTable:
 
     def translate(self, codes: NDArray[np.int32], where: str) -> NDArray[np.uint8]:
         """Codes (H, W) -> train ids (H, W) uint8, 255 = ignored. Raises UserError for one that is unknown."""
-        ids = self.lookup[codes]
+        table = self.lookup
+        outside = (codes < 0) | (codes >= len(table))  # matrices and run lengths have any number
+        if outside.any():
+            raise UserError(f"{where}: mask value {int(codes[outside][0])} is not in 0..{len(table) - 1}")
+        ids = table[codes]
         unknown = ids == _UNKNOWN
         if unknown.any():
             first, count = self.format_code(int(codes[unknown][0])), format_count(int(unknown.sum()), "pixel")
@@ -151,6 +155,7 @@ def _read_csv(text: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         head = [name.strip().lower() for name in next(reader, [])]
         names = [_ALIASES.get(name, name) for name in head]
+        _check_columns(names, where)
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 place = f"{where}: line {reader.line_num}"
@@ -164,9 +169,9 @@ def _read_csv(text: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _read_json(text: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """{"road": [128, 64, 128]}, {"road": 7}, or a list of objects with the columns' names."""
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+        values = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({one_line(error)})") from None
     if isinstance(values, dict):
         values = [
             {"name": name, "colour" if isinstance(v, list | str) else "value": v}
@@ -176,7 +181,20 @@ def _read_json(text: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]
         raise UserError(f'{where}: give {{"name": [red, green, blue], ...}} or a list of objects')
     for number, row in enumerate(values):
         named = {_ALIASES.get(key.lower(), key.lower()): value for key, value in row.items()}
+        _check_columns([_ALIASES.get(key.lower(), key.lower()) for key in row], f"{where}: entry {number}")
         yield f"{where}: entry {number}", named
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Of two equal keys Python takes the last without a word."""
+    _check_columns([key for key, _ in pairs], where)
+    return dict(pairs)
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise UserError(f"{where}: {double!r} is there twice; keep one")
 
 
 def _make_table(rows: Iterator[tuple[str, Mapping[str, Any]]], where: str) -> LabelTable:
@@ -194,7 +212,9 @@ def _make_table(rows: Iterator[tuple[str, Mapping[str, Any]]], where: str) -> La
         if by_colour and colour is None:
             raise UserError(f"{place}: needs a value, or a colour as red, green, blue or #rrggbb")
         code = (
-            _pack(colour) if by_colour and colour else _parse_int(row.get("value"), "value", place, 2**16 - 1)
+            _pack(colour)
+            if by_colour and colour
+            else _parse_int(row.get("value"), "value", place, 2**16 - 1, low=-1)  # -1: what is never drawn
         )
         name = str(row.get("name") or "").strip()
         if not name or not name.isprintable():
@@ -234,6 +254,8 @@ def _parse_colour(row: Mapping[str, Any], place: str) -> Colour | None:
             raise UserError(f"{place}: colour {given!r} is not of the form #rrggbb")
         return tuple(bytes.fromhex(digits[1]))  # type: ignore[return-value]
     channels = given if given else [row.get(name) for name in ("red", "green", "blue")]
+    if not isinstance(channels, list):
+        raise UserError(f"{place}: colour {channels!r} is neither #rrggbb nor [red, green, blue]")
     if all(channel in (None, "") for channel in channels):
         return None
     if len(channels) != 3:
@@ -244,13 +266,12 @@ def _parse_colour(row: Mapping[str, Any], place: str) -> Colour | None:
     return red, green, blue
 
 
-def _parse_int(given: Any, what: str, place: str, high: int) -> int:
-    try:
-        number = int(str(given))
-    except ValueError:
-        raise UserError(f"{place}: {what} {given!r} is not a whole number") from None
-    # A public table has a value of -1 for what is never drawn.
-    if not -1 <= number <= high:
+def _parse_int(given: Any, what: str, place: str, high: int, low: int = 0) -> int:
+    # Not int() alone, which takes 1_0 for ten and the digits of all scripts.
+    if not isinstance(given, int | str) or not re.fullmatch("-?[0-9]{1,9}", str(given)[:20].strip()):
+        raise UserError(f"{place}: {what} {one_line(repr(given), 40)} is not a whole number of 0..{high}")
+    number = int(given)
+    if not low <= number <= high:
         raise UserError(f"{place}: {what} {number} is not in 0..{high}")
     return number
 

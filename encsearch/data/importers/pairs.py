@@ -127,37 +127,48 @@ def _find_group(sample_id: str, pattern: str | None) -> str:
         match = re.search(pattern, sample_id)
     except re.error as error:
         raise UserError(f"--group {pattern}: not a regular expression ({error})") from None
-    if not match:
+    group = match and (match[1] if match.re.groups else match[0])
+    if not group:
         raise UserError(f"--group {pattern}: not found in the name {sample_id}; every name needs a group")
-    return match[1] if match.re.groups else match[0]
+    return group
 
 
 def _divide_by_lists(
     entries: Sequence[Entry], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
 ) -> dict[str, list[Entry]]:
     """A line of a list is a name, with or without folders and suffix; what follows a space is not read."""
-    by_name = {name: entry for entry in entries for name in _names_of(entry)}
+    by_name: dict[str, Entry] = {}
+    ambiguous: dict[str, Entry] = {}
+    for entry in entries:
+        for name in _names_of(entry):
+            if by_name.setdefault(name, entry) is not entry:
+                ambiguous[name] = entry
+    by_name |= {entry.id: entry for entry in entries}
     splits: dict[str, list[Entry]] = {}
     split_of: dict[str, str] = {}
     for split, path in lists.items():
         splits[split] = []
         for line in read_lines(regular_file(path)):
             name = line.split()[0] if line not in by_name else line
-            entry = by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")))
-            entry = entry or by_name.get(PurePosixPath(name).stem)
-            if entry is None:
+            forms = (name, name.removesuffix(PurePosixPath(name).suffix), PurePosixPath(name).stem)
+            form = next((form for form in forms if form in by_name), "")
+            found = by_name.get(form)
+            if found and form in ambiguous and form != found.id:
+                both = f"{found.id} and {ambiguous[form].id}"
+                raise UserError(f"{path}: {name} can be {both}; write the name with its folder")
+            if found is None:
                 if on_bad == "fail":
                     raise UserError(
                         f"{path}: {name} is not the name of a pair; correct it, or give --on-bad skip"
                     )
                 left_out.add(f"in the list of {split}, but no pair has the name", [name])
                 continue
-            if entry.id in split_of:
+            if found.id in split_of:
                 raise UserError(
-                    f"{path}: {name} is in the list of {split_of[entry.id]} too; take it out of one"
+                    f"{path}: {name} is in the list of {split_of[found.id]} too; take it out of one"
                 )
-            split_of[entry.id] = split
-            splits[split].append(entry)
+            split_of[found.id] = split
+            splits[split].append(found)
     left_out.add("a pair in no list", [entry.id for entry in entries if entry.id not in split_of])
     return splits
 

@@ -60,7 +60,7 @@ def plan_parquet(
 
 def _entries(file: File, image_column: str | None, mask_column: str | None) -> list[Entry]:
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with pq.ParquetFile(file.path, page_checksum_verification=True) as parquet:
             columns = parquet.schema_arrow.names
             image = _choose(file, "image", image_column, columns, IMAGE_COLUMNS)
             mask = _choose(file, "mask", mask_column, columns, MASK_COLUMNS)
@@ -69,6 +69,8 @@ def _entries(file: File, image_column: str | None, mask_column: str | None) -> l
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 ids = parquet.read_row_group(group, columns=[named]).column(0).to_pylist() if named else []
+                if named and len(ids) != rows:
+                    raise ValueError(f"{len(ids)} of {rows} rows in row group {group}")
                 size = parquet.metadata.row_group(group).total_byte_size // max(rows, 1)
                 for row in range(rows):
                     sample_id = str(ids[row]) if named else f"{file.path.stem}-{len(entries):06d}"
@@ -78,7 +80,7 @@ def _entries(file: File, image_column: str | None, mask_column: str | None) -> l
                     )
                     image_cell, mask_cell = cells
                     entries.append(Entry(sample_id, image_cell, MaskFile(mask_cell)))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a whole Parquet file ({one_line(error)})") from None
     return entries
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encsearch.data.codec import RawMask, canonical_image, decode_raw_mask, encode_png
+from encsearch.data.codec import MAX_PIXELS, RawMask, canonical_image, decode_raw_mask, encode_png
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample, spaced_indices
 from encsearch.data.importers.labels import LabelTable
 from encsearch.data.importers.tree import File, LeftOut, ParquetCell
@@ -44,21 +44,23 @@ class MatlabMask:
 
     def read(self) -> RawMask:
         from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
 
+        data = self.file.read()
         try:
-            value: Any = loadmat(BytesIO(self.file.read()))
+            value: Any = loadmat(BytesIO(data))
             for name in self.path:
                 value = value[name]
                 while isinstance(value, np.ndarray) and value.shape in {(1,), (1, 1)} and value.dtype.names:
                     value = value.reshape(-1)[0]
                 if isinstance(value, np.ndarray) and value.dtype == object:
                     value = value.item()
-            codes = np.asarray(value).astype(np.int32)
-        except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+            matrix = np.asarray(value)
+            with np.errstate(invalid="ignore"):  # NaN, which differs from what it becomes
+                codes = matrix.astype(np.int32)
+        except Exception as error:  # a damaged file leads its parser anywhere
             raise UserError(f"{self}: no matrix {'.'.join(self.path)} in it ({one_line(error)})") from None
-        if codes.ndim != 2:
-            raise UserError(f"{self}: {'.'.join(self.path)} is not a matrix of height x width")
+        if codes.ndim != 2 or (codes != matrix).any():
+            raise UserError(f"{self}: {'.'.join(self.path)} is not a matrix of height x width whole numbers")
         return RawMask(codes, "MATLAB matrix")
 
     def __str__(self) -> str:
@@ -81,10 +83,14 @@ class RunLengthMask:
         try:
             segments = json.loads(self.file.read())
             height, width = segments[0][1]["size"]
+            if not 0 < height * width <= MAX_PIXELS:
+                raise ValueError(f"{width}x{height}")
             codes = np.zeros((height, width), np.int32)
             for category, encoded in segments:
+                if encoded["size"] != [height, width]:
+                    raise ValueError("segments of different sizes")
                 codes[decode(encoded).astype(bool)] = category
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{self}: not segments in COCO's run-length encoding ({one_line(error)})"
             ) from None
@@ -164,6 +170,8 @@ def check_plan(plan: Plan) -> None:
             raise UserError(f"split {split} has no samples; leave it out or give it some")
         seen: dict[str, Entry] = {}
         for entry in entries:
+            if not entry.id or not entry.id.isprintable():
+                raise UserError(f"{entry.image}: the name {entry.id!r} is empty or cannot be printed")
             if entry.id in seen:
                 other = seen[entry.id].image
                 raise UserError(

@@ -1,9 +1,7 @@
 """Read all masks and the headers of all images before anything is written: what do they hold?"""
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from encsearch.data.codec import TURNED, image_form, upright_size
 from encsearch.data.datasets import Colour
 from encsearch.data.importers.plan import Entry
+from encsearch.data.importers.workers import work
 from encsearch.errors import UserError
 
 MAX_CODES = 1000  # different colours or values; a photograph has more
@@ -54,15 +53,9 @@ def scan(entries: Sequence[Entry], processes: int) -> Scan:
     """
     chunks = [(first, entries[first : first + _CHUNK]) for first in range(0, len(entries), _CHUNK)]
     found = Scan()
-    if processes == 1 or len(chunks) < 2:
-        for chunk in chunks:
-            found.add(_scan_chunk(*chunk))
-            _check_codes(found)
-        return found
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for part in pool.map(_scan_chunk, *zip(*chunks, strict=True)):
-            found.add(part)
-            _check_codes(found)
+    for _, part in work(_scan_chunk, chunks, processes):
+        found.add(part)
+        _check_codes(found)
     return found
 
 
@@ -75,8 +68,9 @@ def _check_codes(found: Scan) -> None:
         )
 
 
-def _scan_chunk(first: int, entries: Sequence[Entry]) -> Scan:
-    found = Scan()
+def _scan_chunk(chunk: tuple[int, Sequence[Entry]]) -> Scan:
+    """What the entries of a chunk hold; it begins with the index of the first."""
+    (first, entries), found = chunk, Scan()
     for index, entry in enumerate(entries, start=first):
         try:
             data = entry.image.read()

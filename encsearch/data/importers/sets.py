@@ -16,14 +16,13 @@ from typing import Any
 from encsearch.data.datasets import IGNORE
 from encsearch.data.importers.labels import Label, LabelTable, shipped_table
 from encsearch.data.importers.plan import Entry, MaskFile, MatlabMask, Plan, RunLengthMask
-from encsearch.data.importers.tree import File, Tree
+from encsearch.data.importers.tree import MISSING, File, Tree
 from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError, one_line
 from encsearch.text import format_count, format_list
 
 _CONTEXT_IDS = 460  # PASCAL-Context numbers 459 classes from 1; 0 is what its JSON does not label
 _BACKGROUND = "background"
-_MISSING = -1  # as a file's size
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,10 @@ def _context_from_json(tree: Tree, file: File, images: str, scratch: Path) -> di
         for one in content["annos_segmentation"]:
             if one["image_id"] in segments:
                 segments[one["image_id"]].append((one["category_id"], one["segmentation"]))
-        phases = [(image["phase"], image["file_name"], image["image_id"]) for image in content["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+        phases = [
+            (str(image["phase"]), str(image["file_name"]), image["image_id"]) for image in content["images"]
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: not the annotations of PASCAL-Context ({one_line(error)})") from None
     del content
     scratch.mkdir(parents=True, exist_ok=True)
@@ -307,14 +308,14 @@ def _same_names(tree: Tree, images: str, masks: str) -> list[Entry]:
 
 def _file(tree: Tree, name: str) -> File:
     """A file of the tree, or one that is missing, which `_check_whole` or its reader says."""
-    return tree.files.get(name) or File(Path(name), _MISSING, 0)
+    return tree.files.get(name) or File(Path(name), MISSING, 0)
 
 
 def _check_whole(found: Found) -> None:
     """Raises UserError if files are missing that the set's lists or names promise."""
     entries = [entry for entries in found.splits.values() for entry in entries]
     files = [file for entry in entries for file in (entry.image, getattr(entry.mask, "file", entry.image))]
-    missing = sorted({str(file) for file in files if file.size == _MISSING})
+    missing = sorted({str(file) for file in files if file.size == MISSING})
     if missing:
         count = f"{format_count(len(missing))} of {format_count(len(files), 'file')} are missing"
         raise UserError(

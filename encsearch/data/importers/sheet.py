@@ -1,10 +1,11 @@
 """The sheet of overlays that shows what an import has understood."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from encsearch.data.datasets import Sample, spaced_indices
+from encsearch.data.datasets import DatasetInfo, Sample, spaced_indices
 from encsearch.data.importers.plan import Plan, read_sample
 from encsearch.data.pictures import colorize, draw_sheet, fit, overlay, save_png
 from encsearch.errors import UserError
@@ -15,27 +16,24 @@ _TRIED = 8  # entries for each of them
 _CELL_PX = 320
 
 
-def save_sheet(plan: Plan, path: Path) -> Path:
-    """Draw images, label maps and overlays of up to SHOWN samples of the plan as a PNG.
+def save_sheet(samples: Sequence[Sample], info: DatasetInfo, path: Path) -> Path:
+    """Draw images, label maps and overlays of some samples as a PNG.
 
-    Samples that cannot be read are passed over. Raises UserError when the file cannot be written.
+    Raises UserError when the file cannot be written.
     """
-    samples = _read_some(plan)
-    if not samples:
-        raise UserError(f"{plan.name}: none of {SHOWN * _TRIED} samples can be read, so none can be shown")
-    palette = np.array(plan.info.palette, np.uint8)
+    palette = np.array(info.palette, np.uint8)
     rows = []
     for sample in samples:
         image, mask = fit(sample.image, sample.mask, _CELL_PX)
         rows.append([image, colorize(mask, palette), overlay(image, mask, palette)])
     titles = ["image", "labels (ignored: black)", "overlay"]
     present = sorted({int(index) for sample in samples for index in np.unique(sample.mask)})
-    shown = [index for index in present if index < len(plan.labels.classes)]
+    shown = [index for index in present if index < len(info.classes)]
     sheet = draw_sheet(
         rows,
         titles,
         [sample.id for sample in samples],
-        [plan.labels.classes[index] for index in shown],
+        [info.classes[index] for index in shown],
         palette[shown],
         _CELL_PX,
     )
@@ -46,7 +44,8 @@ def save_sheet(plan: Plan, path: Path) -> Path:
     return path
 
 
-def _read_some(plan: Plan) -> list[Sample]:
+def read_planned(plan: Plan) -> list[Sample]:
+    """SHOWN samples of a plan, evenly spaced; those that cannot be read are passed over."""
     entries = [entry for entries in plan.splits.values() for entry in entries]
     samples: list[Sample] = []
     for first in spaced_indices(len(entries), SHOWN):

@@ -4,8 +4,11 @@ A tree is made of folders and archives. The archives of a folder that are named 
 place: zip and tar files member by member, a compressed tar once it is unpacked to a plain one.
 """
 
+import lzma
 import os
+import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -21,9 +24,11 @@ import pyarrow.parquet as pq
 
 from encsearch.data.codec import IMAGE_SUFFIXES
 from encsearch.errors import UserError, one_line
-from encsearch.text import format_count
+from encsearch.text import format_bytes, format_count
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MISSING = -1  # the size of a file that a list promises, but that the source does not have
+_LARGEST_FILE = 2**31  # bytes; a member of an archive can claim any size
 _SHOWN = 3  # names shown of the files that are left out for one reason
 
 
@@ -42,20 +47,26 @@ class File:
     shown: str = ""
 
     def read(self) -> bytes:
-        """Raises UserError when it cannot be read, or is damaged in its archive."""
+        """Raises UserError when it is missing or too large, cannot be read, or is damaged in its archive."""
+        if self.size == MISSING:
+            raise UserError(f"{self}: not in the source")
+        if self.size > _LARGEST_FILE:
+            raise UserError(f"{self}: {format_bytes(self.size)}, over {format_bytes(_LARGEST_FILE)}")
         try:
             if self.member:
-                return _open_zip(self.path).read(self.member)
-            if self.offset >= 0:
-                descriptor = _open_span(self.path)
-                return os.pread(descriptor, self.size, self.offset)
-            return self.path.read_bytes()
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                return _open_zip(self.path, self.stamp).read(self.member)
+            if self.offset < 0:
+                return self.path.read_bytes()
+            data = os.pread(_open_span(self.path, self.stamp), self.size, self.offset)
+            if len(data) != self.size:
+                raise EOFError("the archive ends before it does")
+            return data
+        except _ARCHIVE_DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             raise UserError(f"{self}: cannot be read ({reason})") from None
 
     def __str__(self) -> str:
-        return self.shown or str(self.path)
+        return self.shown or (f"{self.path}:{self.member}" if self.member else str(self.path))
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,8 @@ class ParquetCell:
     def read(self) -> bytes:
         """Raises UserError when the file is damaged or the cell holds no bytes."""
         try:
-            value = _open_row_group(self.path, self.group, self.column)[self.row].as_py()
-        except (OSError, pa.ArrowException) as error:
+            value = _open_row_group(self.path, self.stamp, self.group, self.column)[self.row].as_py()
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise UserError(f"{self}: cannot be read ({one_line(error)})") from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
@@ -82,6 +93,23 @@ class ParquetCell:
 
     def __str__(self) -> str:
         return f"{self.path}: column {self.column}, row group {self.group}, row {self.row}"
+
+
+# What the readers of archives raise for damage; zipfile has ValueError for names, RuntimeError for passwords.
+_ARCHIVE_DAMAGE = (
+    OSError,
+    EOFError,
+    MemoryError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class LeftOut:
@@ -190,28 +218,49 @@ class Tree:
         self.left_out.add(reason, [name])
 
     def _add_archive(self, path: Path) -> None:
-        stamp = path.stat().st_mtime_ns
+        stamp = regular_file(path).stamp
         try:
             if path.name.endswith(".zip"):
-                for member in _open_zip(path).infolist():
-                    if not member.is_dir():
-                        _check_name(member.filename, path)
-                        name = member.filename
-                        self.files[name] = File(
-                            path, member.file_size, stamp, member=name, shown=f"{path}:{name}"
-                        )
-                return
-            plain = path if path.name.endswith(".tar") else self._unpack(path)
-            with tarfile.open(plain, "r:") as tar:
-                for entry in tar:
-                    if entry.isreg():
-                        _check_name(entry.name, path)
-                        name = entry.name.removeprefix("./")
-                        self.files[name] = File(
-                            plain, entry.size, stamp, offset=entry.offset_data, shown=f"{path}:{name}"
-                        )
-        except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+                self._add_zip(path, stamp)
+            else:
+                plain = path if path.name.endswith(".tar") else self._unpack(path)
+                self._add_tar(plain, path, stamp)
+        except _ARCHIVE_DAMAGE as error:
             raise UserError(f"{path}: not a whole archive ({one_line(error)}); fetch it again") from None
+
+    def _add_zip(self, path: Path, stamp: int) -> None:
+        names: set[str] = set()
+        for member in _open_zip(path, stamp).infolist():
+            if not member.is_dir():
+                _check_name(member.filename, path)
+                if member.filename in names:
+                    raise zipfile.BadZipFile(f"{member.filename} is in it twice")
+                names.add(member.filename)
+                self.files[member.filename] = File(path, member.file_size, stamp, member.filename)
+
+    def _add_tar(self, plain: Path, path: Path, stamp: int) -> None:
+        """Members of `plain`, a tar, which is called `path` in messages."""
+        with tarfile.open(plain, "r:") as tar:
+            for entry in tar:
+                name = entry.name.removeprefix("./")
+                linked = self.files.get(entry.linkname.removeprefix("./")) if entry.islnk() else None
+                if entry.issparse() or entry.size < 0:
+                    raise tarfile.ReadError(f"{name} has holes or no size")
+                if not entry.isdir():
+                    _check_name(name, path)
+                if entry.isreg():
+                    self.files[name] = File(
+                        plain, entry.size, stamp, offset=entry.offset_data, shown=f"{path}:{name}"
+                    )
+                elif linked:  # tar keeps one copy of a file that has several names
+                    self.files[name] = linked
+                elif not entry.isdir():
+                    self._add_odd(name, "not a regular file of its archive")
+            # A damaged header ends the list of tarfile without a word, as two blocks of zeros do.
+            with plain.open("rb") as file:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged or cut after {format_count(tar.offset, 'byte')}")
 
     def _unpack(self, path: Path) -> Path:
         """A compressed tar as a plain one, in which members can be found; it may be there already."""
@@ -236,7 +285,8 @@ def read_lines(file: File) -> list[str]:
         text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({error})") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines, which splits at form feeds and other characters within a name.
+    return [line.strip() for line in re.split("\r\n|\r|\n", text) if line.strip()]
 
 
 def regular_file(path: Path) -> File:
@@ -258,11 +308,12 @@ def _check_name(name: str, place: Path) -> None:
 
 
 def _is_loop(root: Path, within: Path) -> bool:
-    """Whether root/within is a link to a folder on the way to it."""
+    """Whether root/within is a link to a folder on the way to it, from the file system's root on."""
     if not (root / within).is_symlink():
         return False
-    above = {os.path.realpath(root / folder) for folder in within.parents}
-    return os.path.realpath(root / within) in above
+    above = {Path(os.path.realpath(root / folder)) for folder in within.parents}
+    above |= set(Path(os.path.realpath(root)).parents)
+    return Path(os.path.realpath(root / within)) in above
 
 
 def _refuse(error: OSError) -> None:
@@ -270,17 +321,20 @@ def _refuse(error: OSError) -> None:
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Open once a process: the directory of an archive of 118,000 images takes a second to read."""
+def _open_zip(path: Path, stamp: int) -> zipfile.ZipFile:
+    """Open once a process: the directory of an archive of 118,000 images takes a second to read.
+
+    `stamp`, here and below, is of the file that is meant: another one may have the same name by now.
+    """
     return zipfile.ZipFile(path)
 
 
 @lru_cache(maxsize=8)
-def _open_span(path: Path) -> int:
+def _open_span(path: Path, stamp: int) -> int:
     return os.open(path, os.O_RDONLY)
 
 
 @lru_cache(maxsize=4)
-def _open_row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
+def _open_row_group(path: Path, stamp: int, group: int, column: str) -> pa.ChunkedArray:
     with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         return parquet.read_row_group(group, columns=[column], use_threads=False).column(0)

@@ -7,15 +7,9 @@ have not changed is taken over from an import that was killed.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +18,8 @@ from typing import Literal
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.importers.labels import LabelTable
 from encsearch.data.importers.plan import Entry, Plan, check_plan, describe_source, read_row
-from encsearch.data.importers.sheet import SHEET_FILE, save_sheet
+from encsearch.data.importers.sheet import SHEET_FILE, read_planned, save_sheet
+from encsearch.data.importers.workers import work
 from encsearch.data.manifest import (
     MANIFEST_FILE,
     VERSION,
@@ -36,8 +31,8 @@ from encsearch.data.manifest import (
     manifest_json,
 )
 from encsearch.data.rows import content_line
-from encsearch.data.shards import ShardWriter, build_cache
-from encsearch.errors import UserError, one_line
+from encsearch.data.shards import ShardWriter, build_cache, shard_files
+from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.files import check_free, hold_lock, sync, write_whole
 from encsearch.text import format_count, format_share
 
@@ -45,7 +40,6 @@ OnBad = Literal["fail", "skip"]
 
 _SMALLEST_SHARD, _LARGEST_SHARD = 8 * 2**20, 128 * 2**20  # bytes
 _SHARDS = 16  # of a split at least, where they are not smaller than that
-_PARENT_CHECK_S = 1.0
 _PARTS = ".parts"
 
 
@@ -102,14 +96,15 @@ def import_store(
         try:
             plan = make_plan(building / _PARTS)
             check_plan(plan)
-            if settings.sheet:
-                save_sheet(plan, building / SHEET_FILE)
+            # If no sample can be read, the writing says why.
+            if settings.sheet and (samples := read_planned(plan)):
+                save_sheet(samples, plan.info, building / SHEET_FILE)
             manifest = _write(plan, building, settings)
             check_free(store)
             (building / ".lock").unlink()  # it is held until the block ends, whatever its name
             os.replace(building, store)
             sync(store.absolute().parent)
-        except UserError:
+        except (UserError, TrainingError):  # TrainingError: a note could not be written
             shutil.rmtree(building, ignore_errors=True)
             raise
         except OSError as error:
@@ -131,7 +126,7 @@ def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
     notes = building / _PARTS
     notes.mkdir(exist_ok=True)
     finished = {task.file: found for task in tasks if (found := _taken_over(task, building))}
-    _remove_others(building, {task.file for task in tasks if finished.get(task.file)})
+    _remove_others(building, finished)
     done, total = 0, plan.num_samples
     skipped: dict[str, list[str]] = {split: [] for split in plan.splits}
     for task, written in _run(plan, info, building, tasks, finished, settings):
@@ -193,29 +188,7 @@ def _run(
             yield task, finished[task.file]
     waiting = [task for task in tasks if task.file not in finished]
     writer = _Writer(building, info, plan.labels, settings.on_bad)
-    if settings.processes == 1 or len(waiting) < 2:
-        for task in waiting:
-            yield task, writer(task)
-        return
-    # Not forked: the parent may have threads, of a data loader or of Arrow, that hold locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(settings.processes, len(waiting)),
-        context,
-        initializer=_begin_process,
-        initargs=(os.getpid(), writer),
-    )
-    try:
-        futures: dict[Future[_Written], _Task] = {pool.submit(_write_task, task): task for task in waiting}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process of the import was killed, as happens when memory runs out; give fewer --processes"
-        ) from None
-    finally:
-        # The processes must have ended before the folder is deleted; what has begun is a shard at most.
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from work(writer, waiting, settings.processes)
 
 
 @dataclass(frozen=True)
@@ -257,28 +230,6 @@ class _Writer:
         return written
 
 
-_process: dict[str, _Writer] = {}  # the writer of a process of the pool
-
-
-def _begin_process(parent: int, writer: _Writer) -> None:
-    """Keep the writer, and end this process when its parent has been killed: nobody else would."""
-    _process["writer"] = writer
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which lets the shards be finished
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_task(task: _Task) -> _Written:
-    return _process["writer"](task)
-
-
 def _note(building: Path, file: str) -> Path:
     return building / _PARTS / f"{file}.json"
 
@@ -297,10 +248,11 @@ def _taken_over(task: _Task, building: Path) -> _Written | None:
         return None
 
 
-def _remove_others(building: Path, kept: set[str]) -> None:
-    """Remove the shards of an import that was killed and that are not taken over."""
-    for file in building.glob("*.parquet"):
-        if file.name not in kept:
+def _remove_others(building: Path, finished: Mapping[str, _Written]) -> None:
+    """Remove the shards of an import that was killed and that are not taken over, and parts of files."""
+    kept = {name for written in finished.values() if written.shard for name in shard_files(written.shard)}
+    for file in (*building.glob("*.parquet"), *building.glob(".cache/*")):
+        if str(file.relative_to(building)) not in kept:
             file.unlink()
             _note(building, file.name).unlink(missing_ok=True)
 
