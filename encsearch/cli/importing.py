@@ -15,7 +15,7 @@ from encsearch.text import format_count, format_duration
 
 if TYPE_CHECKING:
     from encsearch.data.importers.pairs import PairSettings
-    from encsearch.data.importers.plan import Plan
+    from encsearch.data.importers.plan import ImportPlan
     from encsearch.data.importers.write import OnBad
     from encsearch.data.manifest import Manifest
 
@@ -216,7 +216,7 @@ def _pair_settings(given: dict[str, Any]) -> "PairSettings":
 
 
 def _import(
-    make_plan: "Callable[[Path], Plan]",
+    make_plan: "Callable[[Path], ImportPlan]",
     *,
     store: Path,
     limit: int | None,
@@ -225,14 +225,14 @@ def _import(
     processes: int | None,
     dry_run: bool,
 ) -> None:
-    """Plan an import, say what was understood, and write the store unless it is a dry run."""
+    """ImportPlan an import, say what was understood, and write the store unless it is a dry run."""
     from encsearch.data.importers.sheet import read_planned, save_sheet
     from encsearch.data.importers.write import ImportSettings, import_store
     from encsearch.files import check_free
 
-    plans: list[Plan] = []
+    plans: list[ImportPlan] = []
 
-    def say_plan(scratch: Path) -> "Plan":
+    def say_plan(scratch: Path) -> "ImportPlan":
         plans.append(make_plan(scratch).limited(limit))
         for line in plans[0].describe():
             say(line)

@@ -26,7 +26,7 @@ from encsearch.data.importers.folder import plan_folder
 from encsearch.data.importers.labels import LabelTable, class_table, read_table
 from encsearch.data.importers.pairs import PairSettings
 from encsearch.data.importers.parquet import plan_parquet
-from encsearch.data.importers.plan import Entry, MatlabMask, RunLengthMask, read_row
+from encsearch.data.importers.plan import MatlabMask, Pair, RunLengthMask, read_row
 from encsearch.data.importers.tree import MISSING, File, Tree, read_lines, regular_file
 from encsearch.data.importers.write import ImportSettings, write_plan
 from encsearch.data.manifest import StoreError, read_manifest
@@ -398,7 +398,7 @@ class TestNothingIsLeft:
         """The copy of a shard whose source has changed, and one that was half written."""
         monkeypatch.setattr(writing, "_SMALLEST_SHARD", 1)
 
-        def interrupt(entry: Entry, table: LabelTable) -> StoreRow:
+        def interrupt(entry: Pair, table: LabelTable) -> StoreRow:
             if entry.id == "7":
                 raise KeyboardInterrupt
             return read_row(entry, table)

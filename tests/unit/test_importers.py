@@ -21,7 +21,7 @@ from encsearch.data.importers import write as writing
 from encsearch.data.importers.folder import plan_folder
 from encsearch.data.importers.labels import LabelTable
 from encsearch.data.importers.pairs import PairSettings
-from encsearch.data.importers.plan import Entry, Plan, read_row
+from encsearch.data.importers.plan import ImportPlan, Pair, read_row
 from encsearch.data.importers.write import ImportSettings, OnBad, write_plan
 from encsearch.data.manifest import Manifest, read_manifest
 from encsearch.data.rows import StoreRow
@@ -56,7 +56,7 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def plan(source: Path, settings: PairSettings | None = None, **options: Any) -> Plan:
+def plan(source: Path, settings: PairSettings | None = None, **options: Any) -> ImportPlan:
     return plan_folder(source, settings or PairSettings(val_fraction=0.4), **options)
 
 
@@ -656,7 +656,7 @@ class TestWriting:
         whole = write_plan(plan(source), tmp_path / "whole")
         read: list[str] = []
 
-        def counting(entry: Entry, labels: LabelTable) -> StoreRow:
+        def counting(entry: Pair, labels: LabelTable) -> StoreRow:
             read.append(entry.id)
             if len(read) == 4:
                 raise KeyboardInterrupt
@@ -674,7 +674,7 @@ class TestWriting:
     def test_a_file_that_changed_is_read_again(
         self, source: Path, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupt(entry: Entry, labels: LabelTable) -> StoreRow:
+        def interrupt(entry: Pair, labels: LabelTable) -> StoreRow:
             if entry.id == "7":
                 raise KeyboardInterrupt
             return read_row(entry, labels)

@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from encsearch.data.audit import check_store
 from encsearch.data.importers.labels import shipped_table
-from encsearch.data.importers.plan import Plan
+from encsearch.data.importers.plan import ImportPlan
 from encsearch.data.importers.sets import SETS, SetOptions, context_table, plan_set
 from encsearch.data.importers.write import ImportSettings, OnBad, write_plan
 from encsearch.data.manifest import Manifest
@@ -50,11 +50,11 @@ def mask(path: Path, values: NDArray[Any], palette: bool = False) -> None:
     picture.save(path)
 
 
-def planned(name: str, root: Path, on_bad: OnBad = "fail", **options: bool) -> Plan:
+def planned(name: str, root: Path, on_bad: OnBad = "fail", **options: bool) -> ImportPlan:
     return plan_set(name, [root], root.parent / "scratch", SetOptions(**options), on_bad=on_bad)
 
 
-def imported(plan: Plan, store: Path) -> tuple[Manifest, dict[str, dict[str, NDArray[np.uint8]]]]:
+def imported(plan: ImportPlan, store: Path) -> tuple[Manifest, dict[str, dict[str, NDArray[np.uint8]]]]:
     """The manifest, and split -> id -> mask."""
     manifest = write_plan(plan, store)
     assert check_store(store).problems == ()

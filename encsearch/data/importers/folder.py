@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from encsearch.data.codec import IMAGE_SUFFIXES
 from encsearch.data.importers.pairs import Pairs, PairSettings, divide, plan_pairs
-from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.plan import ImportPlan, MaskFile, Pair
 from encsearch.data.importers.tree import Tree
 from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError
@@ -50,7 +50,7 @@ def plan_folder(
     on_bad: OnBad = "fail",
     processes: int = 1,
     scratch: Path | None = None,
-) -> Plan:
+) -> ImportPlan:
     """Read a folder and decide what to write; `images` and `masks` are patterns of names below it.
 
     Raises UserError that names the file for what cannot be understood or, unless `on_bad` is skip, used.
@@ -129,10 +129,10 @@ def _find_pairs(tree: Tree, root: str, patterns: tuple[str, str], on_bad: OnBad)
                 raise UserError(f"{first}: no {kind} {wanted} ({count}); add it, or give --on-bad skip")
     tree.left_out.add("an image without a mask", [images[key] for key in without_mask])
     tree.left_out.add("a mask without an image", [masks[key] for key in without_image])
-    splits: dict[str, list[Entry]] = {}
+    splits: dict[str, list[Pair]] = {}
     for split, sample_id in sorted(images.keys() & masks.keys()):
         image, mask = (tree.files[files[split, sample_id]] for files in (images, masks))
-        splits.setdefault(split, []).append(Entry(sample_id, image, MaskFile(mask)))
+        splits.setdefault(split, []).append(Pair(sample_id, image, MaskFile(mask)))
     if not splits:
         raise UserError(f"{tree}: no image has a mask, by the patterns {shown}")
     ordered = {name: splits[name] for name in ("", *SPLIT_NAMES) if name in splits}

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from encsearch.data.datasets import IGNORE
 from encsearch.data.importers.labels import Label, LabelTable, class_table, read_table
-from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.plan import ImportPlan, MaskFile, Pair
 from encsearch.data.importers.scan import Scan, scan
 from encsearch.data.importers.tree import LeftOut, read_lines, regular_file
 from encsearch.data.importers.write import OnBad
@@ -61,7 +61,7 @@ class Pairs:
     """The pairs of a source by split; "" is still to be divided. `lines` say how they were found."""
 
     name: str
-    splits: Mapping[str, Sequence[Entry]]
+    splits: Mapping[str, Sequence[Pair]]
     left_out: LeftOut
     lines: tuple[str, ...] = ()
 
@@ -73,19 +73,19 @@ def divide(pairs: Pairs, settings: PairSettings, on_bad: OnBad) -> Pairs:
     0..1, and a split that stays empty.
     """
     grouped = {
-        name: [replace(entry, group=_find_group(entry.id, settings.group)) for entry in entries]
-        for name, entries in pairs.splits.items()
+        name: [replace(pair, group=_find_group(pair.id, settings.group)) for pair in all_pairs]
+        for name, all_pairs in pairs.splits.items()
     }
-    entries = [entry for found in grouped.values() for entry in found]
+    all_pairs = [pair for found in grouped.values() for pair in found]
     if settings.split_lists:
-        splits = _divide_by_lists(entries, settings.split_lists, pairs.left_out, on_bad)
+        splits = _divide_by_lists(all_pairs, settings.split_lists, pairs.left_out, on_bad)
         how = "by lists"
     elif "" in grouped:
         if len(grouped) > 1:
             raise UserError(f"{pairs.name}: some pairs are in split folders and some are not; move them")
-        splits = _divide_by_hash(entries, settings)
+        splits = _divide_by_hash(all_pairs, settings)
         how = "by the hash of the " + ("group" if settings.group else "name")
-        if not settings.group and (warning := _look_like_frames(entries)):
+        if not settings.group and (warning := _look_like_frames(all_pairs)):
             how += f"; warning: {warning}"
     else:
         splits, how = grouped, "by folders"
@@ -98,26 +98,26 @@ def divide(pairs: Pairs, settings: PairSettings, on_bad: OnBad) -> Pairs:
 
 def plan_pairs(
     importer: str, pairs: Pairs, settings: PairSettings, *, on_bad: OnBad = "fail", processes: int = 1
-) -> Plan:
+) -> ImportPlan:
     """Read all masks, and decide what their values or colours mean.
 
     Raises UserError for a table that does not fit and, unless `on_bad` is skip, for a pair that is of no use.
     """
     splits = pairs.splits
     if settings.colours:
-        splits = {name: [_with_colours(entry) for entry in entries] for name, entries in splits.items()}
-    entries = [entry for found in splits.values() for entry in found]
-    found = scan(entries, processes)
+        splits = {name: [_with_colours(pair) for pair in all_pairs] for name, all_pairs in splits.items()}
+    all_pairs = [pair for found in splits.values() for pair in found]
+    found = scan(all_pairs, processes)
     if found.bad and on_bad == "fail":
         first = found.bad[min(found.bad)]
-        raise UserError(f"{first}{_more_like_it(len(found.bad), len(entries))}")
+        raise UserError(f"{first}{_more_like_it(len(found.bad), len(all_pairs))}")
     labels, about = _choose_labels(settings, found)
     labels.info(pairs.name)  # refuses names that cannot be, before their values are looked at
-    _check_known(labels, found, len(entries), on_bad)
+    _check_known(labels, found, len(all_pairs), on_bad)
     lines = [*pairs.lines, *_describe(found, labels), *about]
     if found.bad:
         lines.append(f"{format_count(len(found.bad), 'pair')} cannot be used and will be skipped")
-    return Plan(importer, pairs.name, labels, splits, pairs.left_out, lines=tuple(lines))
+    return ImportPlan(importer, pairs.name, labels, splits, pairs.left_out, lines=tuple(lines))
 
 
 def _find_group(sample_id: str, pattern: str | None) -> str:
@@ -134,17 +134,17 @@ def _find_group(sample_id: str, pattern: str | None) -> str:
 
 
 def _divide_by_lists(
-    entries: Sequence[Entry], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
-) -> dict[str, list[Entry]]:
+    all_pairs: Sequence[Pair], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
+) -> dict[str, list[Pair]]:
     """A line of a list is a name, with or without folders and suffix; what follows a space is not read."""
-    by_name: dict[str, Entry] = {}
-    ambiguous: dict[str, Entry] = {}
-    for entry in entries:
-        for name in _names_of(entry):
-            if by_name.setdefault(name, entry) is not entry:
-                ambiguous[name] = entry
-    by_name |= {entry.id: entry for entry in entries}
-    splits: dict[str, list[Entry]] = {}
+    by_name: dict[str, Pair] = {}
+    ambiguous: dict[str, Pair] = {}
+    for pair in all_pairs:
+        for name in _names_of(pair):
+            if by_name.setdefault(name, pair) is not pair:
+                ambiguous[name] = pair
+    by_name |= {pair.id: pair for pair in all_pairs}
+    splits: dict[str, list[Pair]] = {}
     split_of: dict[str, str] = {}
     for split, path in lists.items():
         splits[split] = []
@@ -169,33 +169,33 @@ def _divide_by_lists(
                 )
             split_of[found.id] = split
             splits[split].append(found)
-    left_out.add("a pair in no list", [entry.id for entry in entries if entry.id not in split_of])
+    left_out.add("a pair in no list", [pair.id for pair in all_pairs if pair.id not in split_of])
     return splits
 
 
-def _names_of(entry: Entry) -> Iterator[str]:
-    yield entry.id
-    yield PurePosixPath(entry.id).name
-    yield entry.image.path.name
+def _names_of(pair: Pair) -> Iterator[str]:
+    yield pair.id
+    yield PurePosixPath(pair.id).name
+    yield pair.image.path.name
 
 
-def _divide_by_hash(entries: Sequence[Entry], settings: PairSettings) -> dict[str, list[Entry]]:
+def _divide_by_hash(all_pairs: Sequence[Pair], settings: PairSettings) -> dict[str, list[Pair]]:
     for option, fraction in (("val", settings.val_fraction), ("test", settings.test_fraction)):
         if not (0 < fraction < 1 or (fraction == 0 and option == "test")):
             raise UserError(f"{option}_fraction={format_param(fraction)} must be between 0 and 1, as in 0.2")
     parts = {"val": settings.val_fraction, "test": settings.test_fraction}
     names = ["train", "val", "test"] if settings.test_fraction else ["train", "val"]
-    splits: dict[str, list[Entry]] = {name: [] for name in names}
-    for entry in entries:
-        position = _hash_to_position(entry.group or entry.id)
+    splits: dict[str, list[Pair]] = {name: [] for name in names}
+    for pair in all_pairs:
+        position = _hash_to_position(pair.group or pair.id)
         if position < parts["val"]:
-            splits["val"].append(entry)
+            splits["val"].append(pair)
         else:
-            splits["test" if position < parts["val"] + parts["test"] else "train"].append(entry)
+            splits["test" if position < parts["val"] + parts["test"] else "train"].append(pair)
     for name, found in splits.items():
         if not found:
-            groups = len({entry.group for entry in entries})
-            of = format_count(groups, "group") if settings.group else format_count(len(entries), "image")
+            groups = len({pair.group for pair in all_pairs})
+            of = format_count(groups, "group") if settings.group else format_count(len(all_pairs), "image")
             option = "test" if name == "test" else "val"
             raise UserError(
                 f"{option}_fraction={format_param(parts[option])} of {of} leaves {name} empty; change it, or "
@@ -209,16 +209,16 @@ def _hash_to_position(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def _look_like_frames(entries: Sequence[Entry]) -> str:
+def _look_like_frames(all_pairs: Sequence[Pair]) -> str:
     """A warning if names differ in a number only, so that neighbours of a video may be in train and val."""
     stems: Counter[str] = Counter()
-    for entry in entries:
-        match = re.fullmatch(r"(.*\D)\d+\D*", entry.id)
+    for pair in all_pairs:
+        match = re.fullmatch(r"(.*\D)\d+\D*", pair.id)
         if match:
             stems[match[1]] += 1
     several = len(stems) > 1 and stems.total() >= _FRAMES * len(stems)
     named = any(_FRAME_WORDS.search(stem) for stem in stems)
-    if not (several or named) or stems.total() < len(entries) / 2:
+    if not (several or named) or stems.total() < len(all_pairs) / 2:
         return ""
     shown = format_list([f"{stem}..." for stem, _ in stems.most_common(3)])
     return (
@@ -227,11 +227,11 @@ def _look_like_frames(entries: Sequence[Entry]) -> str:
     )
 
 
-def _describe_groups(splits: Mapping[str, Sequence[Entry]]) -> str:
+def _describe_groups(splits: Mapping[str, Sequence[Pair]]) -> str:
     places: dict[str, set[str]] = {}
-    for split, entries in splits.items():
-        for entry in entries:
-            places.setdefault(entry.group, set()).add(split)
+    for split, all_pairs in splits.items():
+        for pair in all_pairs:
+            places.setdefault(pair.group, set()).add(split)
     line = f"groups: {format_count(len(places))}"
     apart = [group for group, found in places.items() if len(found) > 1]
     if apart:
@@ -239,9 +239,9 @@ def _describe_groups(splits: Mapping[str, Sequence[Entry]]) -> str:
     return line
 
 
-def _with_colours(entry: Entry) -> Entry:
-    assert isinstance(entry.mask, MaskFile)
-    return replace(entry, mask=replace(entry.mask, colours=True))
+def _with_colours(pair: Pair) -> Pair:
+    assert isinstance(pair.mask, MaskFile)
+    return replace(pair, mask=replace(pair.mask, colours=True))
 
 
 def _choose_labels(settings: PairSettings, found: Scan) -> tuple[LabelTable, list[str]]:

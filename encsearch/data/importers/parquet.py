@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from encsearch.data.importers.folder import SPLIT_NAMES
 from encsearch.data.importers.pairs import Pairs, PairSettings, divide, plan_pairs
-from encsearch.data.importers.plan import Entry, MaskFile, Plan
+from encsearch.data.importers.plan import ImportPlan, MaskFile, Pair
 from encsearch.data.importers.tree import File, ParquetCell, Tree
 from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError, one_line
@@ -33,7 +33,7 @@ def plan_parquet(
     on_bad: OnBad = "fail",
     processes: int = 1,
     scratch: Path | None = None,
-) -> Plan:
+) -> ImportPlan:
     """Read the footers of the Parquet files of a folder, or of one, then all masks, and decide what to write.
 
     Raises UserError as `plan_folder` does, and for columns that are not there.
@@ -41,7 +41,7 @@ def plan_parquet(
     if settings.needs_classes:
         raise UserError(f"{source}: give the class names by --classes a,b,c, --labels or --colours")
     tree = Tree([source], scratch)
-    splits: dict[str, list[Entry]] = {}
+    splits: dict[str, list[Pair]] = {}
     for name in tree.names():
         if not name.endswith(".parquet"):
             tree.left_out.add("not a .parquet file", [name])
@@ -58,14 +58,14 @@ def plan_parquet(
     )
 
 
-def _entries(file: File, image_column: str | None, mask_column: str | None) -> list[Entry]:
+def _entries(file: File, image_column: str | None, mask_column: str | None) -> list[Pair]:
     try:
         with pq.ParquetFile(file.path, page_checksum_verification=True) as parquet:
             columns = parquet.schema_arrow.names
             image = _choose(file, "image", image_column, columns, IMAGE_COLUMNS)
             mask = _choose(file, "mask", mask_column, columns, MASK_COLUMNS)
             named = next((name for name in _ID_COLUMNS if name in columns), None)
-            entries: list[Entry] = []
+            all_pairs: list[Pair] = []
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 ids = parquet.read_row_group(group, columns=[named]).column(0).to_pylist() if named else []
@@ -73,16 +73,16 @@ def _entries(file: File, image_column: str | None, mask_column: str | None) -> l
                     raise ValueError(f"{len(ids)} of {rows} rows in row group {group}")
                 size = parquet.metadata.row_group(group).total_byte_size // max(rows, 1)
                 for row in range(rows):
-                    sample_id = str(ids[row]) if named else f"{file.path.stem}-{len(entries):06d}"
+                    sample_id = str(ids[row]) if named else f"{file.path.stem}-{len(all_pairs):06d}"
                     cells = (
                         ParquetCell(file.path, size, file.stamp, group, row, column)
                         for column in (image, mask)
                     )
                     image_cell, mask_cell = cells
-                    entries.append(Entry(sample_id, image_cell, MaskFile(mask_cell)))
+                    all_pairs.append(Pair(sample_id, image_cell, MaskFile(mask_cell)))
     except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a whole Parquet file ({one_line(error)})") from None
-    return entries
+    return all_pairs
 
 
 def _choose(file: File, kind: str, given: str | None, columns: list[str], known: tuple[str, ...]) -> str:

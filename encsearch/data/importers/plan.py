@@ -1,6 +1,6 @@
 """What an import will write, decided before anything is written: samples, splits, labels, what is left out.
 
-An entry is a sample to be: it names the files that are read when it is written.
+An pair is a sample to be: it names the files that are read when it is written.
 """
 
 import json
@@ -104,7 +104,7 @@ Mask = MaskFile | MatlabMask | RunLengthMask
 
 
 @dataclass(frozen=True)
-class Entry:
+class Pair:
     """A sample to be: where its image and mask are. `group` is its video or scene, "" if not known."""
 
     id: str
@@ -114,13 +114,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportPlan:
     """An import. `lines` say what was understood, for people; `licence` and `lines` go into the store."""
 
     importer: str
     name: str
     labels: LabelTable
-    splits: Mapping[str, Sequence[Entry]]
+    splits: Mapping[str, Sequence[Pair]]
     left_out: LeftOut
     licence: str = ""
     lines: tuple[str, ...] = ()
@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def num_samples(self) -> int:
-        return sum(len(entries) for entries in self.splits.values())
+        return sum(len(pairs) for pairs in self.splits.values())
 
     def describe(self) -> Iterator[str]:
         """What was understood, a line each, for people."""
@@ -142,13 +142,13 @@ class Plan:
         if self.licence:
             yield f"licence: {self.licence}"
 
-    def limited(self, limit: int | None) -> "Plan":
+    def limited(self, limit: int | None) -> "ImportPlan":
         """At most `limit` samples a split, evenly spaced; None keeps all."""
         if limit is None:
             return self
         kept = {
-            name: [entries[index] for index in spaced_indices(len(entries), limit)]
-            for name, entries in self.splits.items()
+            name: [pairs[index] for index in spaced_indices(len(pairs), limit)]
+            for name, pairs in self.splits.items()
         }
         whole = format_count(self.num_samples, "sample")
         line = f"limited to {format_count(limit, 'sample')} a split, evenly spaced, of {whole}"
@@ -161,41 +161,41 @@ def describe_source(source: File | ParquetCell | Mask) -> str:
     return f"{type(source).__name__} {source} {file.size} {file.stamp}"
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: ImportPlan) -> None:
     """Raises UserError for a split without samples, and an id that is twice in one."""
     if not plan.splits:
         raise UserError(f"{plan.name}: no samples")
-    for split, entries in plan.splits.items():
-        if not entries:
+    for split, pairs in plan.splits.items():
+        if not pairs:
             raise UserError(f"split {split} has no samples; leave it out or give it some")
-        seen: dict[str, Entry] = {}
-        for entry in entries:
-            if not entry.id or not entry.id.isprintable():
-                raise UserError(f"{entry.image}: the name {entry.id!r} is empty or cannot be printed")
-            if entry.id in seen:
-                other = seen[entry.id].image
+        seen: dict[str, Pair] = {}
+        for pair in pairs:
+            if not pair.id or not pair.id.isprintable():
+                raise UserError(f"{pair.image}: the name {pair.id!r} is empty or cannot be printed")
+            if pair.id in seen:
+                other = seen[pair.id].image
                 raise UserError(
-                    f"{entry.image}: {other} has the same name in split {split}; rename one of them"
+                    f"{pair.image}: {other} has the same name in split {split}; rename one of them"
                 )
-            seen[entry.id] = entry
+            seen[pair.id] = pair
 
 
-def read_row(entry: Entry, labels: LabelTable) -> StoreRow:
-    """Read an entry as a store keeps it. Raises UserError that names the file that cannot be used."""
-    image, pixels = canonical_image(entry.image.read(), str(entry.image))
-    mask = _read_mask(entry, labels)
-    check_pair(pixels.shape[:2], mask, len(labels.classes), str(entry.mask))
-    sample = EncodedSample(entry.id, image, encode_png(mask), entry.group)
+def read_row(pair: Pair, labels: LabelTable) -> StoreRow:
+    """Read an pair as a store keeps it. Raises UserError that names the file that cannot be used."""
+    image, pixels = canonical_image(pair.image.read(), str(pair.image))
+    mask = _read_mask(pair, labels)
+    check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
+    sample = EncodedSample(pair.id, image, encode_png(mask), pair.group)
     return describe(sample, pixels, mask, len(labels.classes))
 
 
-def read_sample(entry: Entry, labels: LabelTable) -> Sample:
-    """Read an entry's pixels. Raises UserError as `read_row` does."""
-    _, pixels = canonical_image(entry.image.read(), str(entry.image))
-    mask = _read_mask(entry, labels)
-    check_pair(pixels.shape[:2], mask, len(labels.classes), str(entry.mask))
-    return Sample(entry.id, pixels, mask)
+def read_sample(pair: Pair, labels: LabelTable) -> Sample:
+    """Read an pair's pixels. Raises UserError as `read_row` does."""
+    _, pixels = canonical_image(pair.image.read(), str(pair.image))
+    mask = _read_mask(pair, labels)
+    check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
+    return Sample(pair.id, pixels, mask)
 
 
-def _read_mask(entry: Entry, labels: LabelTable) -> NDArray[np.uint8]:
-    return labels.translate(entry.mask.read().codes, str(entry.mask))
+def _read_mask(pair: Pair, labels: LabelTable) -> NDArray[np.uint8]:
+    return labels.translate(pair.mask.read().codes, str(pair.mask))

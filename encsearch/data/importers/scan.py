@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from encsearch.data.codec import TURNED, image_form, upright_size
 from encsearch.data.datasets import Colour
-from encsearch.data.importers.plan import Entry
+from encsearch.data.importers.plan import Pair
 from encsearch.data.importers.workers import work
 from encsearch.errors import UserError
 
 MAX_CODES = 1000  # different colours or values; a photograph has more
-_CHUNK = 256  # entries a process reads at once
+_CHUNK = 256  # pairs a process reads at once
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Scan:
 
     `forms` counts how masks are saved, `changes` what is changed in images. `palettes` are those of the masks
     that have one, two at most. `turned_apart` are the samples of whose image and mask only one has an EXIF
-    orientation. `bad` is entry index -> reason.
+    orientation. `bad` is pair index -> reason.
     """
 
     pixels: Counter[int] = field(default_factory=Counter)
@@ -46,12 +46,12 @@ class Scan:
         self.bad |= other.bad
 
 
-def scan(entries: Sequence[Entry], processes: int) -> Scan:
+def scan(pairs: Sequence[Pair], processes: int) -> Scan:
     """Read the masks whole, and of the images the headers.
 
     Raises UserError for more than MAX_CODES values or colours, which are no labels.
     """
-    chunks = [(first, entries[first : first + _CHUNK]) for first in range(0, len(entries), _CHUNK)]
+    chunks = [(first, pairs[first : first + _CHUNK]) for first in range(0, len(pairs), _CHUNK)]
     found = Scan()
     for _, part in work(_scan_chunk, chunks, processes):
         found.add(part)
@@ -68,34 +68,34 @@ def _check_codes(found: Scan) -> None:
         )
 
 
-def _scan_chunk(chunk: tuple[int, Sequence[Entry]]) -> Scan:
-    """What the entries of a chunk hold; it begins with the index of the first."""
-    (first, entries), found = chunk, Scan()
-    for index, entry in enumerate(entries, start=first):
+def _scan_chunk(chunk: tuple[int, Sequence[Pair]]) -> Scan:
+    """What the pairs of a chunk hold; it begins with the index of the first."""
+    (first, pairs), found = chunk, Scan()
+    for index, pair in enumerate(pairs, start=first):
         try:
-            data = entry.image.read()
-            change = image_form(data, str(entry.image))
-            height, width = upright_size(data, str(entry.image))
-            raw = entry.mask.read()
+            data = pair.image.read()
+            change = image_form(data, str(pair.image))
+            height, width = upright_size(data, str(pair.image))
+            raw = pair.mask.read()
             if raw.codes.shape != (height, width):
                 mask_height, mask_width = raw.codes.shape
                 turned = "; is only one of them turned by EXIF?" if (width, height) == raw.codes.shape else ""
                 sizes = f"the image is {width}x{height} but its mask {mask_width}x{mask_height}"
-                raise UserError(f"{entry.mask}: {sizes}{turned}")
+                raise UserError(f"{pair.mask}: {sizes}{turned}")
         except UserError as error:
             found.bad[index] = str(error)
             continue
         for code, count in _count(raw.codes).items():
             found.pixels[code] += count
             found.masks[code] += 1
-            found.first.setdefault(code, str(entry.mask))
+            found.first.setdefault(code, str(pair.mask))
             if len(found.pixels) > MAX_CODES:
                 return found
         found.forms[raw.form] += 1
         if change:
             found.changes[change] += 1
         if raw.turned != (TURNED in change):
-            found.turned_apart.append(entry.id)
+            found.turned_apart.append(pair.id)
         if raw.palette and raw.palette not in found.palettes and len(found.palettes) < 2:
             found.palettes.append(raw.palette)
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 from encsearch.data.datasets import IGNORE
 from encsearch.data.importers.labels import Label, LabelTable, shipped_table
-from encsearch.data.importers.plan import Entry, MaskFile, MatlabMask, Plan, RunLengthMask
+from encsearch.data.importers.plan import ImportPlan, MaskFile, MatlabMask, Pair, RunLengthMask
 from encsearch.data.importers.tree import MISSING, File, Tree
 from encsearch.data.importers.write import OnBad
 from encsearch.errors import UserError, one_line
@@ -53,7 +53,7 @@ class Found:
 
     name: str
     labels: LabelTable
-    splits: Mapping[str, Sequence[Entry]]
+    splits: Mapping[str, Sequence[Pair]]
     lines: tuple[str, ...] = ()
     counts: Mapping[str, tuple[int, ...]] | None = None
 
@@ -65,8 +65,8 @@ def plan_set(
     options: SetOptions | None = None,
     *,
     on_bad: OnBad = "fail",
-) -> Plan:
-    """Plan the import of a public data set from folders and archives.
+) -> ImportPlan:
+    """ImportPlan the import of a public data set from folders and archives.
 
     `scratch` is a folder for what must be unpacked. Raises UserError when the layout is not the set's or,
     unless `on_bad` is skip, files are missing.
@@ -79,7 +79,9 @@ def plan_set(
     _leave_out_the_rest(tree, found)
     counts = known.counts if found.counts is None else found.counts
     lines = [*found.lines, _describe_counts(found.splits, counts)]
-    return Plan(name, found.name, found.labels, found.splits, tree.left_out, known.licence, tuple(lines))
+    return ImportPlan(
+        name, found.name, found.labels, found.splits, tree.left_out, known.licence, tuple(lines)
+    )
 
 
 def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
@@ -89,7 +91,7 @@ def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     for split in ("train", "val"):
         ids = tree.read_lines(f"{root}ImageSets/Segmentation/{split}.txt")
         splits[split] = [
-            Entry(
+            Pair(
                 sample_id,
                 _file(tree, f"{root}JPEGImages/{sample_id}.jpg"),
                 MaskFile(_file(tree, f"{root}SegmentationClass/{sample_id}.png")),
@@ -99,7 +101,7 @@ def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     labels = shipped_table("voc")
     if not options.with_sbd:
         return Found("voc2012", labels, splits)
-    taken = {entry.id for entries in splits.values() for entry in entries}
+    taken = {pair.id for pairs in splits.values() for pair in pairs}
     sbd = _root(tree, "dataset/cls", "voc", "cls", folder=True)
     listed = [name for part in ("train", "val") for name in tree.read_lines(f"{sbd}{part}.txt")]
     added = []
@@ -110,7 +112,7 @@ def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
             tree, f"{sbd}img/{sample_id}.jpg"
         )
         mask = MatlabMask(_file(tree, f"{sbd}cls/{sample_id}.mat"), ("GTcls", "Segmentation"))
-        added.append(Entry(sample_id, image, mask))
+        added.append(Pair(sample_id, image, mask))
     own = format_count(len(splits["train"]))
     line = (
         f"train has VOC's {own} and {format_count(len(added))} of SBD's {format_count(len(set(listed)))}; "
@@ -134,7 +136,7 @@ def _read_pascal_context(tree: Tree, options: SetOptions, scratch: Path) -> Foun
             raise _layout_error(tree, "pascal-context")
         splits = {
             split: [
-                Entry(
+                Pair(
                     sample_id,
                     _file(tree, f"{root}JPEGImages/{sample_id}.jpg"),
                     MatlabMask(tree.files[matrices[sample_id]], ("LabelMap",)),
@@ -165,7 +167,7 @@ def context_table(*, background: bool) -> LabelTable:
     return replace(table, labels=(first, *table.labels), classes=(_BACKGROUND, *table.classes))
 
 
-def _context_from_json(tree: Tree, file: File, images: str, scratch: Path) -> dict[str, list[Entry]]:
+def _context_from_json(tree: Tree, file: File, images: str, scratch: Path) -> dict[str, list[Pair]]:
     """Split the JSON into a line of segments for each image, which a process reads without all the others."""
     if find_spec("pycocotools") is None:
         raise UserError(f"{file}: its run lengths need pycocotools; pip install 'encsearch[coco]'")
@@ -183,14 +185,14 @@ def _context_from_json(tree: Tree, file: File, images: str, scratch: Path) -> di
     del content
     scratch.mkdir(parents=True, exist_ok=True)
     lines = scratch / "context-segments.jsonl"
-    splits: dict[str, list[Entry]] = {"train": [], "val": []}
+    splits: dict[str, list[Pair]] = {"train": [], "val": []}
     with lines.open("wb") as out:
         for phase, name, image_id in phases:
             if phase in splits:
                 line = json.dumps(segments[image_id]).encode() + b"\n"
                 span = File(lines, len(line), file.stamp, offset=out.tell())
                 mask = RunLengthMask(span, f"{file}: {name}")
-                splits[phase].append(Entry(PurePosixPath(name).stem, _file(tree, f"{images}/{name}"), mask))
+                splits[phase].append(Pair(PurePosixPath(name).stem, _file(tree, f"{images}/{name}"), mask))
                 out.write(line)
     return splits
 
@@ -209,13 +211,13 @@ def _read_cityscapes(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     pattern = re.compile(r"(?:.*/)?leftImg8bit/(train|val|test)/[^/]+/([^/]+)_leftImg8bit\.png")
     ending = "_gtFine_labelIds.png"
     masks = {PurePosixPath(name).name: name for name in tree.files if name.endswith(ending)}
-    splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
+    splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for name in tree.names():
         if match := pattern.fullmatch(name):
             split, sample_id = match.groups()
             mask = _file(tree, masks.get(f"{sample_id}{ending}", f"gtFine/{split}/{sample_id}{ending}"))
             group = sample_id.rpartition("_")[0]
-            splits[split].append(Entry(sample_id, tree.files[name], MaskFile(mask), group))
+            splits[split].append(Pair(sample_id, tree.files[name], MaskFile(mask), group))
     if not splits["train"] and not splits["val"]:
         raise _layout_error(tree, "cityscapes")
     lines: tuple[str, ...] = ()
@@ -231,11 +233,11 @@ def _read_coco_stuff(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     for name in tree.names():
         if match := pattern.fullmatch(name):
             files.setdefault((match[1], match[2]), {})[match[3]] = name
-    splits: dict[str, list[Entry]] = {"train": [], "val": []}
+    splits: dict[str, list[Pair]] = {"train": [], "val": []}
     for (split, sample_id), found in files.items():
         if "png" in found:
             image = found.get("jpg", found["png"].replace(".png", ".jpg"))
-            splits[split].append(Entry(sample_id, _file(tree, image), MaskFile(tree.files[found["png"]])))
+            splits[split].append(Pair(sample_id, _file(tree, image), MaskFile(tree.files[found["png"]])))
     if not any(splits.values()):
         raise _layout_error(tree, "coco-stuff")
     return Found("coco-stuff", shipped_table("coco-stuff"), {k: v for k, v in splits.items() if v})
@@ -248,10 +250,10 @@ def _read_camvid(tree: Tree, options: SetOptions, scratch: Path) -> Found:
         return _read_camvid_colours(tree, colours)
     root = _root(tree, "trainannot", "camvid", "trainannot", folder=True)
     splits = {
-        split: [replace(entry, group=_video(entry.id)) for entry in entries]
+        split: [replace(pair, group=_video(pair.id)) for pair in pairs]
         for split in ("train", "val", "test")
         if split != "test" or any(tree.names(f"{root}test"))
-        for entries in [_same_names(tree, f"{root}{split}", f"{root}{split}annot")]
+        for pairs in [_same_names(tree, f"{root}{split}", f"{root}{split}annot")]
     }
     return Found("camvid", shipped_table("camvid"), splits, (_SHARED_VIDEO,))
 
@@ -260,12 +262,12 @@ def _read_camvid_colours(tree: Tree, masks: Mapping[str, str]) -> Found:
     images = {
         PurePosixPath(name).stem: name for name in tree.names() if name.endswith(".png") and name not in masks
     }
-    splits: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
+    splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for mask, stem in masks.items():
         sample_id = PurePosixPath(stem).name
         image = _file(tree, images.get(sample_id, f"701_StillsRaw_full/{sample_id}.png"))
-        entry = Entry(sample_id, image, MaskFile(tree.files[mask], colours=True), _video(sample_id))
-        splits[_camvid_split(sample_id)].append(entry)
+        pair = Pair(sample_id, image, MaskFile(tree.files[mask], colours=True), _video(sample_id))
+        splits[_camvid_split(sample_id)].append(pair)
     lines = ("32 colours merged to 11 classes; other merges are in use", _SHARED_VIDEO)
     return Found("camvid", shipped_table("camvid-32"), {k: v for k, v in splits.items() if v}, lines)
 
@@ -286,7 +288,7 @@ def _video(sample_id: str) -> str:
     return sample_id.partition("_")[0]
 
 
-def _same_names(tree: Tree, images: str, masks: str) -> list[Entry]:
+def _same_names(tree: Tree, images: str, masks: str) -> list[Pair]:
     """The pairs of two folders; a file without its partner is a pair whose other half is missing."""
     image_files, mask_files = (
         {
@@ -297,7 +299,7 @@ def _same_names(tree: Tree, images: str, masks: str) -> list[Entry]:
         for folder in (images, masks)
     )
     return [
-        Entry(
+        Pair(
             name,
             _file(tree, image_files.get(name, f"{images}/{name}")),
             MaskFile(_file(tree, mask_files.get(name, f"{masks}/{name}.png"))),
@@ -313,8 +315,8 @@ def _file(tree: Tree, name: str) -> File:
 
 def _check_whole(found: Found) -> None:
     """Raises UserError if files are missing that the set's lists or names promise."""
-    entries = [entry for entries in found.splits.values() for entry in entries]
-    files = [file for entry in entries for file in (entry.image, getattr(entry.mask, "file", entry.image))]
+    pairs = [pair for pairs in found.splits.values() for pair in pairs]
+    files = [file for pair in pairs for file in (pair.image, getattr(pair.mask, "file", pair.image))]
     missing = sorted({str(file) for file in files if file.size == MISSING})
     if missing:
         count = f"{format_count(len(missing))} of {format_count(len(files), 'file')} are missing"
@@ -348,10 +350,7 @@ def _layout_error(tree: Tree, known: str) -> UserError:
 def _leave_out_the_rest(tree: Tree, found: Found) -> None:
     """Name every file that is not read, by its folder."""
     used = {
-        str(part)
-        for entries in found.splits.values()
-        for entry in entries
-        for part in (entry.image, entry.mask)
+        str(part) for pairs in found.splits.values() for pair in pairs for part in (pair.image, pair.mask)
     }
     for name in tree.names():
         if name not in tree.read and str(tree.files[name]) not in used:
@@ -359,12 +358,12 @@ def _leave_out_the_rest(tree: Tree, found: Found) -> None:
             tree.left_out.add(f"not read: {folder}/", [PurePosixPath(name).name])
 
 
-def _describe_counts(splits: Mapping[str, Sequence[Entry]], official: Mapping[str, tuple[int, ...]]) -> str:
+def _describe_counts(splits: Mapping[str, Sequence[Pair]], official: Mapping[str, tuple[int, ...]]) -> str:
     parts = []
-    for split, entries in splits.items():
-        part = f"{split} {format_count(len(entries))}"
+    for split, pairs in splits.items():
+        part = f"{split} {format_count(len(pairs))}"
         expected = official.get(split, ())
-        if expected and len(entries) not in expected:
+        if expected and len(pairs) not in expected:
             part += f" (officially {format_list([format_count(count) for count in expected], 'or')})"
         parts.append(part)
     return f"splits: {', '.join(parts)}"

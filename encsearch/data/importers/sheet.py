@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from encsearch.data.datasets import DatasetInfo, Sample, spaced_indices
-from encsearch.data.importers.plan import Plan, read_sample
+from encsearch.data.importers.plan import ImportPlan, read_sample
 from encsearch.data.pictures import colorize, draw_sheet, fit, overlay, save_png
 from encsearch.errors import UserError
 
 SHEET_FILE = "sheet.png"
 SHOWN = 4  # samples
-_TRIED = 8  # entries for each of them
+_TRIED = 8  # pairs for each of them
 _CELL_PX = 320
 
 
@@ -44,14 +44,14 @@ def save_sheet(samples: Sequence[Sample], info: DatasetInfo, path: Path) -> Path
     return path
 
 
-def read_planned(plan: Plan) -> list[Sample]:
+def read_planned(plan: ImportPlan) -> list[Sample]:
     """SHOWN samples of a plan, evenly spaced; those that cannot be read are passed over."""
-    entries = [entry for entries in plan.splits.values() for entry in entries]
+    pairs = [pair for pairs in plan.splits.values() for pair in pairs]
     samples: list[Sample] = []
-    for first in spaced_indices(len(entries), SHOWN):
-        for entry in entries[first : first + _TRIED]:
+    for first in spaced_indices(len(pairs), SHOWN):
+        for pair in pairs[first : first + _TRIED]:
             try:
-                samples.append(read_sample(entry, plan.labels))
+                samples.append(read_sample(pair, plan.labels))
                 break
             except UserError:
                 continue

@@ -1,7 +1,7 @@
 """Write a planned import: shards in parallel processes, resumed after a kill, whole or not at all.
 
-A shard is a slice of a split's entries that the sizes of its files decide, so that any number of processes
-writes the same shards. They lie in `.STORE.import` beside the store until all are done; a shard whose entries
+A shard is a slice of a split's pairs that the sizes of its files decide, so that any number of processes
+writes the same shards. They lie in `.STORE.import` beside the store until all are done; a shard whose pairs
 have not changed is taken over from an import that was killed.
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.importers.labels import LabelTable
-from encsearch.data.importers.plan import Entry, Plan, check_plan, describe_source, read_row
+from encsearch.data.importers.plan import ImportPlan, Pair, check_plan, describe_source, read_row
 from encsearch.data.importers.sheet import SHEET_FILE, read_planned, save_sheet
 from encsearch.data.importers.workers import work
 from encsearch.data.manifest import (
@@ -65,14 +65,14 @@ class _Task:
     split: str
     file: str
     key: str
-    entries: Sequence[Entry]
+    pairs: Sequence[Pair]
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What a task has written; `shard` is None if all of its entries were skipped.
+    """What a task has written; `shard` is None if all of its pairs were skipped.
 
-    `lines` are the content lines of its rows as text; `skipped` names an entry and the reason.
+    `lines` are the content lines of its rows as text; `skipped` names an pair and the reason.
     """
 
     shard: Shard | None
@@ -81,9 +81,9 @@ class _Written:
 
 
 def import_store(
-    store: str | Path, make_plan: Callable[[Path], Plan], settings: ImportSettings | None = None
+    store: str | Path, make_plan: Callable[[Path], ImportPlan], settings: ImportSettings | None = None
 ) -> Manifest:
-    """Plan an import and write the store, or nothing; `make_plan` gets a folder for what it unpacks.
+    """ImportPlan an import and write the store, or nothing; `make_plan` gets a folder for what it unpacks.
 
     Raises UserError when the store is in use, another process imports into it, or a sample cannot be used.
     What is written stays when the process is killed or interrupted, and goes after any other error.
@@ -115,12 +115,12 @@ def import_store(
     return manifest
 
 
-def write_plan(plan: Plan, store: str | Path, settings: ImportSettings | None = None) -> Manifest:
+def write_plan(plan: ImportPlan, store: str | Path, settings: ImportSettings | None = None) -> Manifest:
     """Write the store of a plan, or nothing; raises as `import_store` does."""
     return import_store(store, lambda scratch: plan, settings)
 
 
-def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
+def _write(plan: ImportPlan, building: Path, settings: ImportSettings) -> Manifest:
     info = plan.info
     tasks = list(_divide(plan, settings.on_bad))
     notes = building / _PARTS
@@ -131,7 +131,7 @@ def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
     skipped: dict[str, list[str]] = {split: [] for split in plan.splits}
     for task, written in _run(plan, info, building, tasks, finished, settings):
         finished[task.file] = written
-        done += len(task.entries)
+        done += len(task.pairs)
         skipped[task.split] += written.skipped
         count, of = len(skipped[task.split]), len(plan.splits[task.split])
         if count > settings.bad_limit * of:
@@ -158,16 +158,16 @@ def _write(plan: Plan, building: Path, settings: ImportSettings) -> Manifest:
     return manifest
 
 
-def _divide(plan: Plan, on_bad: OnBad) -> Iterator[_Task]:
+def _divide(plan: ImportPlan, on_bad: OnBad) -> Iterator[_Task]:
     settings = f"{VERSION} {on_bad} {plan.info.to_dict()} {plan.labels!r}"
-    for split, entries in plan.splits.items():
-        sizes = [entry.image.size for entry in entries]
+    for split, pairs in plan.splits.items():
+        sizes = [pair.image.size for pair in pairs]
         target = min(max(sum(sizes) // _SHARDS, _SMALLEST_SHARD), _LARGEST_SHARD)
         first = number = filled = 0
         for last, size in enumerate(sizes, start=1):
             filled += size
-            if filled >= target or last == len(entries):
-                part = entries[first:last]
+            if filled >= target or last == len(pairs):
+                part = pairs[first:last]
                 names = [(e.id, e.group, describe_source(e.image), describe_source(e.mask)) for e in part]
                 key = hashlib.sha256(f"{settings} {names!r}".encode()).hexdigest()
                 yield _Task(split, f"{split}-{number:05d}.parquet", key, part)
@@ -175,7 +175,7 @@ def _divide(plan: Plan, on_bad: OnBad) -> Iterator[_Task]:
 
 
 def _run(
-    plan: Plan,
+    plan: ImportPlan,
     info: DatasetInfo,
     building: Path,
     tasks: Sequence[_Task],
@@ -206,13 +206,13 @@ class _Writer:
         skipped: list[str] = []
         writer: ShardWriter | None = None
         try:
-            for entry in task.entries:
+            for pair in task.pairs:
                 try:
-                    row = read_row(entry, self.labels)
+                    row = read_row(pair, self.labels)
                 except UserError as error:
                     if self.on_bad == "fail":
                         raise
-                    skipped.append(f"{entry.id}: {error}")
+                    skipped.append(f"{pair.id}: {error}")
                     continue
                 if writer is None:
                     writer = ShardWriter(self.building / task.file, self.info)
