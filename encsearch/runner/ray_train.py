@@ -22,10 +22,11 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
-from encsearch.errors import TrainingError, last_line
+from encsearch.errors import TrainingError, UserError, last_line
 from encsearch.reports import REPORTS_FILE, Recorder, Report, SpoolReader, TrainingResult, append, forwarding
 from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from encsearch.train.checkpoint_files import find_before
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 from encsearch.train.state import TrainState
@@ -129,7 +130,7 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
-            load_checkpoint(experiment.state, Path(folder))
+            _load_newest(experiment.state, Path(folder), Path(checkpoint.path))
     # The record shows where a training went on after a lost worker.
     resumed = {"resumed_from_step": float(experiment.state.step)}
     try:
@@ -138,6 +139,18 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
     except TrainingError as error:
         return str(error)
     return None
+
+
+def _load_newest(state: TrainState, folder: Path, stored: Path) -> None:
+    """Go on from a checkpoint or, if it is damaged, from the one before in the same storage."""
+    try:
+        load_checkpoint(state, folder)
+    except UserError as error:
+        before = find_before(stored)
+        if before is None:
+            raise
+        logging.getLogger(__name__).warning("%s; going on from %s", error, before.name)
+        load_checkpoint(state, before)
 
 
 def _publish(report: Report, state: TrainState, rank: int) -> None:

@@ -1,8 +1,9 @@
 """The checkpoints that a training's folder keeps, as files; a sweep's driver needs no torch for them."""
 
 import json
+import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +52,18 @@ def read_content(folder: Path) -> Content:
     return content
 
 
-def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes]) -> None:
-    """Store a checkpoint's files as the newest in `folder`, whole or not at all, and drop older ones.
+def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes], *, keep: int = 1) -> None:
+    """Store a checkpoint's files as the newest in `folder`, whole or not at all; the newest `keep` stay.
 
-    Every file and the folder are synced to disk before the old one is deleted.
+    Every file and the folder are synced to disk before an old one is deleted.
     """
     target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
-    # Including hidden ones that a kill in this function has left.
-    older = [*folder.glob(f"{CHECKPOINT_PREFIX}*"), *folder.glob(f".{CHECKPOINT_PREFIX}*")]
+    older = sorted(path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if path != target)
+    # Hidden ones are what a kill in this function has left.
+    dropped = [*older[: len(older) - (keep - 1)], *folder.glob(f".{CHECKPOINT_PREFIX}*")]
     _write_files(target, files)
-    for old in older:
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+    for old in dropped:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_best(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -80,6 +81,31 @@ def find_newest(folder: Path) -> Path | None:
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
 
 
+def find_intact(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written, the best one if no other is; None without any.
+
+    One that is damaged is named in the log, and passed over: the training goes on from an earlier step.
+    """
+    newest_first = sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"), reverse=True)
+    return next(_intact([*newest_first, find_best(folder)]), None)
+
+
+def find_before(checkpoint: Path) -> Path | None:
+    """The newest intact checkpoint beside and before one of Ray Train's, which is damaged."""
+    names = sorted((path for path in checkpoint.parent.glob("checkpoint_*") if path.is_dir()), reverse=True)
+    return next(_intact(path for path in names if path.name < checkpoint.name), None)
+
+
+def _intact(candidates: Iterable[Path]) -> Iterator[Path]:
+    for path in candidates:
+        if path.is_dir():
+            try:
+                read_content(path)
+                yield path
+            except UserError as error:
+                logging.getLogger(__name__).warning("%s; looking for the checkpoint before", error)
+
+
 def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Content]]:
     """Every whole checkpoint in a training's folder, whoever wrote it: this package or Ray Train."""
     for path in sorted(folder.glob(f"**/{CONTENT_FILE}")):
@@ -95,8 +121,8 @@ def stored_bytes(folder: Path) -> int:
 
 
 def read_newest(folder: Path) -> dict[str, bytes]:
-    """The files of the newest checkpoint by name; empty if there is none."""
-    found = find_newest(folder)
+    """The files of the newest intact checkpoint by name; empty if there is none."""
+    found = find_intact(folder)
     return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
 
 

@@ -71,8 +71,12 @@ def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
 
 
 @pytest.mark.own_ray
-def test_by_ray_train(shell: Shell) -> None:
-    folder = kill_after(shell, "epoch 2/")
+def test_by_ray_train_and_from_the_checkpoint_before_a_damaged_one(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 3/")
+    newest = max((folder / "checkpoints" / "ray").glob("checkpoint_*/model.safetensors"))
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
     resumed = json.loads(shell.run("resume", str(folder), "--json").stdout)
     steps = [
         json.loads(line)["epoch"]

@@ -1,26 +1,69 @@
 """A job's folder: the newest checkpoint whole or not at all, and every epoch's report once."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from encsearch.reports import Report, append, distinct_reports
-from encsearch.train.checkpoint_files import drop_checkpoints, find_newest, read_newest, write_newest
+from encsearch.train.checkpoint_files import (
+    drop_checkpoints,
+    find_before,
+    find_intact,
+    find_newest,
+    read_newest,
+    write_best,
+    write_newest,
+)
+
+
+def whole(**files: bytes) -> dict[str, bytes]:
+    """Files of a checkpoint, with the one that says what they are."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    content = json.dumps({"step": 1, "samples_seen": 8, "sha256": hashes})
+    return {**files, "checkpoint.json": content.encode()}
+
+
+def test_a_damaged_one_is_passed_over_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for epoch in (1, 2, 3):
+        write_newest(tmp_path, epoch, whole(model=b"%d" % epoch), keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "checkpoint-epoch00003" / "model").write_bytes(b"?")
+    assert read_newest(tmp_path) == whole(model=b"2")
+    (line,) = caplog.messages
+    assert "checkpoint-epoch00003/model: damaged, its SHA-256 is not the one" in line
+    (tmp_path / "checkpoint-epoch00002" / "checkpoint.json").unlink()
+    assert find_intact(tmp_path) is None
+    write_best(tmp_path, whole(model=b"best"))
+    assert find_intact(tmp_path) == tmp_path / "best"
+
+
+def test_of_ray_trains_the_one_before_is_found(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        folder = tmp_path / f"checkpoint_2026-01-0{number}"
+        folder.mkdir()
+        for name, content in whole(model=b"m").items():
+            (folder / name).write_bytes(content)
+    assert find_before(tmp_path / "checkpoint_2026-01-03") == tmp_path / "checkpoint_2026-01-02"
+    (tmp_path / "checkpoint_2026-01-02" / "model").write_bytes(b"?")
+    assert find_before(tmp_path / "checkpoint_2026-01-03") == tmp_path / "checkpoint_2026-01-01"
+    assert find_before(tmp_path / "checkpoint_2026-01-01") is None
 
 
 def test_the_newest_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
     assert read_newest(tmp_path) == {}
     for epoch in (9, 10):
-        write_newest(tmp_path, epoch, {"model": b"%d" % epoch, "optimizer": b"o"})
+        write_newest(tmp_path, epoch, whole(model=b"%d" % epoch, optimizer=b"o"))
 
-    assert read_newest(tmp_path) == {"model": b"10", "optimizer": b"o"}
+    assert read_newest(tmp_path) == whole(model=b"10", optimizer=b"o")
     assert len(list(tmp_path.iterdir())) == 1
-    write_newest(tmp_path, 10, {"model": b"again"})
-    assert read_newest(tmp_path) == {"model": b"again"}
+    write_newest(tmp_path, 10, whole(model=b"again"))
+    assert read_newest(tmp_path) == whole(model=b"again")
 
 
 def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_newest(tmp_path, 1, {"model": b"whole"})
+    write_newest(tmp_path, 1, whole(model=b"whole"))
 
     def killed(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
@@ -28,12 +71,12 @@ def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_newest(tmp_path, 2, {"model": b"half"})
+            write_newest(tmp_path, 2, whole(model=b"half"))
 
-    assert read_newest(tmp_path) == {"model": b"whole"}
+    assert read_newest(tmp_path) == whole(model=b"whole")
     (tmp_path / ".checkpoint-epoch00002.0123.tmp").mkdir()  # of a kill that nothing could clean up after
-    write_newest(tmp_path, 2, {"model": b"second"})
-    assert read_newest(tmp_path) == {"model": b"second"}
+    write_newest(tmp_path, 2, whole(model=b"second"))
+    assert read_newest(tmp_path) == whole(model=b"second")
     assert len(list(tmp_path.iterdir())) == 1
     drop_checkpoints(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -52,7 +95,7 @@ def test_of_an_epoch_that_was_trained_again_the_first_report_stands(tmp_path: Pa
 def test_a_kill_while_dropping_leaves_no_part_of_a_checkpoint_to_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_newest(tmp_path, 1, {"model": b"m", "optimizer": b"o"})
+    write_newest(tmp_path, 1, whole(model=b"m", optimizer=b"o"))
 
     def killed(path: Path, ignore_errors: bool) -> None:
         if path.exists():

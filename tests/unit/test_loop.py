@@ -238,4 +238,9 @@ def test_the_local_runner_keeps_the_checkpoint_of_the_best_report(toy_config: Co
     state = build(toy_config).state
     load_checkpoint(state, result.best_checkpoint)
     assert state.step == result.best.step
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-epoch00002", "reports.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best",
+        "checkpoint-epoch00001",
+        "checkpoint-epoch00002",
+        "reports.jsonl",
+    ]
