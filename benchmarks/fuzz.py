@@ -209,7 +209,7 @@ def run_case(seed: int, case: int, inputs: "Inputs", place: Path) -> dict[str, A
     inputs.copy(kind, damaged.root)
     call = made.changes[change](damaged)
     skip = made.command == "import" and rng.random() < 0.25
-    outcome, said = judge(made, damaged, call, place, inputs.samples(kind), skip)
+    outcome, said = judge(made, damaged, call, place, inputs, kind, skip)
     return {
         "case": case,
         "input": kind,
@@ -222,7 +222,10 @@ def run_case(seed: int, case: int, inputs: "Inputs", place: Path) -> dict[str, A
 # --- running and judging ---
 
 
-def judge(made: "Kind", case: "Case", call: str, place: Path, truth: Samples, skip: bool) -> tuple[str, str]:
+def judge(
+    made: "Kind", case: "Case", call: str, place: Path, inputs: "Inputs", kind: str, skip: bool
+) -> tuple[str, str]:
+    truth, usual = inputs.samples(kind), inputs.usual(kind)
     store = place / "store" if made.command == "import" else case.root
     commands: list[list[str]] = []
     if made.command == "import":
@@ -258,7 +261,7 @@ def judge(made: "Kind", case: "Case", call: str, place: Path, truth: Samples, sk
     except Exception as error:
         fault = refusal(error)
         return ("refused", str(error)) if fault is None else ("TRACEBACK", fault)
-    return compare(found, truth, call, text, case)
+    return compare(found, truth, call, text, usual, case)
 
 
 def read_anyway(store: Path, truth: Samples, call: str) -> tuple[str, str] | None:
@@ -280,7 +283,9 @@ def refusal(error: Exception) -> str | None:
     return "".join(traceback.format_exception(error)[-2:])
 
 
-def compare(found: Samples, truth: Samples, call: str, text: str, case: "Case") -> tuple[str, str]:
+def compare(
+    found: Samples, truth: Samples, call: str, text: str, usual: set[str], case: "Case"
+) -> tuple[str, str]:
     other = [name for name, pixels in found.items() if name in truth and truth[name] != pixels]
     if other:
         return call, f"{other[0]} differs"
@@ -288,7 +293,8 @@ def compare(found: Samples, truth: Samples, call: str, text: str, case: "Case") 
     if strangers:
         return (call if call != SURE or not case.renames else SOUND), f"{sorted(strangers)[0]} is new"
     if missing:
-        named = any(word in text for word in ("left out:", "skipped:", "cannot be used"))
+        lines = set(text.splitlines()) - usual
+        named = any(word in line for line in lines for word in ("left out:", "skipped:", "cannot be used"))
         return ("left out" if named else call), f"{sorted(missing)[0]} is missing"
     return "same", ""
 
@@ -384,12 +390,17 @@ class Inputs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._samples: dict[str, Samples] = {}
+        self._usual: dict[str, set[str]] = {}
 
     def copy(self, kind: str, to: Path) -> None:
         shutil.copytree(self._make(kind), to, symlinks=True)
 
     def samples(self, kind: str) -> Samples:
         return self._samples[kind]
+
+    def usual(self, kind: str) -> set[str]:
+        """The lines that are said of the sound input."""
+        return self._usual.get(kind, set())
 
     def _make(self, kind: str) -> Path:
         root = self._folder / kind.replace(" ", "-")
@@ -407,6 +418,7 @@ class Inputs:
             command = ["data", "import", made.importer, source, str(store), "--processes", "1", *words]
             code, text = run_command(command, self._folder / "log")
             assert code == 0, f"{kind}: {text}"
+            self._usual[kind] = set(text.splitlines())
         self._samples[kind] = read_samples(store)
         return root
 

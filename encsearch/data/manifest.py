@@ -123,6 +123,7 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
+    json.dumps(values, ensure_ascii=False).encode()  # raises ValueError for half a character
     splits = {
         name: SplitManifest(
             num_samples=_count(split["num_samples"]),

@@ -1,6 +1,7 @@
 """A row of a store: a sample and the facts derived from it, so that statistics need no decoding."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,12 @@ def check_pair(image_size: tuple[int, ...], mask: NDArray[np.uint8], num_classes
             f"{where}: mask value {strangers[0]} is not a class; the {num_classes} classes are "
             f"0..{num_classes - 1}, and {IGNORE} is ignored"
         )
+
+
+def check_split_name(name: str) -> None:
+    """Raises UserError for a name that its shards cannot have."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"split {name!r}: a split's name has only letters, digits, _ and -")
 
 
 def encoded_sha256(sample_id: str, image: bytes, mask: bytes) -> str:

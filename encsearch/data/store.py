@@ -8,7 +8,6 @@ store/
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +25,7 @@ from encsearch.data.manifest import (
     read_manifest,
 )
 from encsearch.data.remote import fetch_manifest, fetch_shards, is_remote
-from encsearch.data.rows import content_line, make_row
+from encsearch.data.rows import check_split_name, content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
 from encsearch.data.statistics import (
     SplitStats,
@@ -159,8 +158,7 @@ class StoreSplit:
 def _write_split(
     folder: Path, name: str, info: DatasetInfo, samples: Iterable[EncodedSample], shard_bytes: int
 ) -> SplitManifest:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"split {name!r}: a split's name has only letters, digits, _ and -")
+    check_split_name(name)
     shards: list[Shard] = []
     ids: set[str] = set()
     digest = hashlib.sha256()

@@ -126,6 +126,12 @@ class TestTables:
         with pytest.raises(UserError, match=r"9\.png can be city/9 and town/9; write the name with its"):
             plan_folder(source, settings)
 
+    def test_a_split_that_would_be_written_elsewhere(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text("0\n1\n")
+        planned = plan_folder(source, PairSettings(split_lists={"../../train": tmp_path / "list.txt"}))
+        with pytest.raises(UserError, match=r"split '\.\./\.\./train': a split's name has only letters"):
+            write_plan(planned, tmp_path / "store")
+
     def test_a_group_that_is_optional_in_its_expression(self, source: Path) -> None:
         with pytest.raises(UserError, match="not found in the name 0; every name needs a group"):
             plan_folder(source, PairSettings(group="(x)?"))
@@ -338,6 +344,8 @@ class TestStore:
             lambda values: values["splits"]["val"]["shards"][0].update(bytes="x"),
             lambda values: values["splits"]["val"]["shards"][0].update(num_samples=True),
             lambda values: values["splits"]["val"]["shards"][0].update(bytes=-5),
+            lambda values: values["splits"]["val"]["shards"][0].update(file="\ud800"),
+            lambda values: values["splits"].update({"\ud800": values["splits"]["val"]}),
         ],
     )
     def test_counts_in_the_manifest(self, change: Callable[[dict[str, Any]], object], store: Path) -> None:

@@ -16,7 +16,7 @@ from encsearch.data.codec import MAX_PIXELS, RawMask, canonical_image, decode_ra
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample, spaced_indices
 from encsearch.data.importers.labels import LabelTable
 from encsearch.data.importers.tree import File, LeftOut, ParquetCell
-from encsearch.data.rows import StoreRow, check_pair, describe
+from encsearch.data.rows import StoreRow, check_pair, check_split_name, describe
 from encsearch.errors import UserError, one_line
 from encsearch.text import format_count
 
@@ -162,10 +162,11 @@ def describe_source(source: File | ParquetCell | Mask) -> str:
 
 
 def check_plan(plan: ImportPlan) -> None:
-    """Raises UserError for a split without samples, and an id that is twice in one."""
+    """Raises UserError for a split without samples or a name that is none, and an id that is twice in one."""
     if not plan.splits:
         raise UserError(f"{plan.name}: no samples")
     for split, pairs in plan.splits.items():
+        check_split_name(split)
         if not pairs:
             raise UserError(f"split {split} has no samples; leave it out or give it some")
         seen: dict[str, Pair] = {}
