@@ -146,3 +146,10 @@ class EncNet(nn.Module):
         """
         height, width = images.shape[-2:]
         return upsample(logits, (height, width), align_corners=self.align_corners)
+
+
+def count_parameters(model: ModelConfig, num_classes: int) -> int:
+    """The number of parameters of the network, all of them trained; it is built without storage."""
+    with torch.device("meta"):
+        network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
+    return sum(parameter.numel() for parameter in network.parameters())

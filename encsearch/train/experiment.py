@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from encsearch.config import Config, LossConfig, ModelConfig
+from encsearch.config import Config, LossConfig
 from encsearch.data.datasets import SHOWN_IMAGES, DatasetInfo, SegmentationDataset, evenly_spaced
 from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.store import Store
@@ -115,13 +115,6 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
         network = cast(nn.Module, torch.compile(network))
     optimizer = new_optimizer(model, config.optim, fused=on_gpu and config.train.fused_optimizer)
     return TrainState(model=model, network=network, optimizer=optimizer)
-
-
-def count_parameters(model: ModelConfig, num_classes: int) -> int:
-    """The number of parameters of the network, all of them trained; it is built without storage."""
-    with torch.device("meta"):
-        network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:

@@ -163,7 +163,7 @@ def _check_models(config: Config, num_classes: int) -> int:
     """
     # Here, so that a sweep's driver, which opens the store, has no torch.
     from encsearch.model.backbones import find_weights
-    from encsearch.train.experiment import count_parameters
+    from encsearch.model.encnet import count_parameters
 
     searched = config.search.space if config.search else {}
     paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]

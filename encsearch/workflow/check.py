@@ -11,6 +11,7 @@ import torch
 from encsearch.config import Config, LimitsConfig, SearchConfig, find_active, trial_config
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError
+from encsearch.model.encnet import count_parameters
 from encsearch.runner.hardware import describe_gpu, local_device
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, forecast
@@ -20,7 +21,6 @@ from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes
 from encsearch.tracking.uris import resolve_uri
-from encsearch.train.experiment import count_parameters
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.train.preflight import Preflight, existing_folder, open_store, preflight
 from encsearch.workflow.calibration import calibrate, pace_of_calibrations

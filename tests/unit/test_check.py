@@ -12,8 +12,8 @@ from encsearch.config import Config, with_values
 from encsearch.data.datasets import EncodedSample
 from encsearch.data.store import write_store
 from encsearch.errors import PreflightError
+from encsearch.model.encnet import count_parameters
 from encsearch.search.budget.forecast import Interval
-from encsearch.train.experiment import count_parameters
 from encsearch.train.preflight import PaddedImages
 from encsearch.workflow.calibration import calibrate
 from encsearch.workflow.check import check

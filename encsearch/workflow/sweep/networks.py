@@ -25,7 +25,7 @@ def check_recipe(config: Config, out: Path, *, measure: bool, trials_at_once: in
 
 def measure_network(trial: Config, store: Store, *, with_memory: bool) -> Network:
     """Measure a trial's network; its memory only on request, since it takes a second."""
-    from encsearch.train.experiment import count_parameters
+    from encsearch.model.encnet import count_parameters
     from encsearch.train.memory import training_gib
 
     gib = training_gib(trial, store) if with_memory else None
