@@ -6,13 +6,16 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from encsearch.config import Config, EvalConfig, with_values
+from encsearch.data.codec import encode_png
+from encsearch.data.datasets import EncodedSample
 from encsearch.data.manifest import read_manifest
-from encsearch.data.store import Store
+from encsearch.data.store import Store, write_store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle
@@ -182,3 +185,12 @@ def test_a_perfect_prediction_scores_one_everywhere(bundle: Bundle) -> None:
     totals = count(labels, Segmentation(guess, probabilities, present), EvalConfig())
 
     assert set(summarize(totals, bundle.info, "ground").to_metrics().values()) == {1.0}
+
+
+def test_a_split_without_labels_is_not_scored(bundle: Bundle, tmp_path: Path) -> None:
+    """As the test split of Cityscapes, whose masks are void."""
+    image = encode_png(np.zeros((32, 32, 3), np.uint8))
+    void = EncodedSample("x", image, encode_png(np.full((32, 32), 255, np.uint8)), "")
+    write_store(tmp_path / "void", bundle.info, {"test": [void]})
+    with pytest.raises(UserError, match="split test has no labelled pixel, so nothing can be scored on it"):
+        score_bundle(bundle, Store(tmp_path / "void"), "test")
