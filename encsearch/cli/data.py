@@ -1,5 +1,6 @@
 """`encsearch data import|scenes|check|stats`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from encsearch.text import format_count, format_percent, format_share
 
 if TYPE_CHECKING:
     from encsearch.data.statistics import Drift
+
+MAX_NAMES = 12  # in one line
 
 
 @click.group()
@@ -94,7 +97,7 @@ def stats(store: str, html: Path | None, as_json: bool) -> None:
     lines += [f"{drift.split} and {drift.other} differ in {_describe(drift)}" for drift in facts.drift]
     lines += [f"warning: {line}" for line in facts.leaks]
     lines += [
-        f"warning: {name} has no pixel of {', '.join(absent)}"
+        f"warning: {name} has no pixel of {_shorten(absent)}"
         for name, absent in facts.absent.items()
         if absent
     ]
@@ -104,7 +107,13 @@ def stats(store: str, html: Path | None, as_json: bool) -> None:
 
 
 def _describe(drift: "Drift") -> str:
-    return (
-        f"{format_share(drift.distance)} of their pixels' classes, most in {drift.largest}: "
-        f"{format_share(drift.shares[0])} and {format_share(drift.shares[1])}"
-    )
+    text = f"{format_share(drift.distance)} of their pixels' classes"
+    if not drift.distance:
+        return text
+    shares = " and ".join(map(format_share, drift.shares))
+    return f"{text}, most in {drift.largest}: {shares}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {format_count(more)} more" if more > 0 else "")

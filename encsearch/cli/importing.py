@@ -225,7 +225,7 @@ def _import(
     processes: int | None,
     dry_run: bool,
 ) -> None:
-    """ImportPlan an import, say what was understood, and write the store unless it is a dry run."""
+    """Plan an import, say what was understood, and write the store unless it is a dry run."""
     from encsearch.data.importers.sheet import read_planned, save_sheet
     from encsearch.data.importers.write import ImportSettings, import_store
     from encsearch.files import check_free

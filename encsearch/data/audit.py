@@ -39,7 +39,7 @@ def check_store(path: str | Path) -> StoreCheck:
     store, manifest = opened.path, opened.manifest
     findings = _Findings()
     for name, split in manifest.splits.items():
-        opened.fetch(name)
+        opened.fetch(name, verify=True)
         _check_split(store, name, split, manifest.info, findings)
     absent = [name for index, name in enumerate(manifest.info.classes) if not findings.class_pixels[index]]
     findings.warnings += [f"class {name} has no pixel in any sound shard" for name in absent]

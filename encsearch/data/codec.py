@@ -35,6 +35,9 @@ _EXIF_ORIENTATION = 0x0112
 TURNED = "turned by its EXIF orientation"
 _PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _TIFF_BITS_PER_SAMPLE = 258
+# As PIL names them; the others are lossy, or not known to be exact.
+_LOSSLESS_TIFF = {"raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "group3", "group4"}
+_LOSSLESS_TIFF |= {"tiff_ccitt", "tiff_raw_16", "lzma", "zstd"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def canonical_image(data: bytes, where: str) -> tuple[bytes, NDArray[np.uint8]]:
     """
     with _open_image(data, where) as image:
         check_pixels(data, where)
-        plain = image.format in {"PNG", "JPEG"} and image.mode == "RGB"
+        plain = image.format in {"PNG", "JPEG", "MPO"} and image.mode == "RGB"
         pixels = _to_rgb(image, data, where)
         kept = plain and orientation(image, data, where) == 1
     return (data if kept else encode_png(pixels)), pixels
@@ -81,6 +84,7 @@ def image_form(data: bytes, where: str) -> str:
     Only the header is read. Raises UserError as `decode_image` does.
     """
     with _open_image(data, where) as image:
+        _check_depth(image, where)
         changes = []
         if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
             changes.append("transparency dropped")
@@ -100,7 +104,8 @@ def orientation(image: Image.Image, data: bytes, where: str) -> int:
     if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:  # what PIL would look into
         return 1
     with _report_damage(image, where):
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        found = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return found if 2 <= found <= 8 else 1  # some cameras write 0
 
 
 def decode_raw_mask(data: bytes, where: str, *, colours: bool) -> RawMask:
@@ -203,7 +208,8 @@ def _open_image(data: bytes, where: str) -> Image.Image:
         )
     check_chunks(data, where)
     with _report_damage(image, where):
-        if getattr(image, "is_animated", False):
+        # The further pictures of a camera's JPEG are previews, or of another focus.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             frames = format_count(getattr(image, "n_frames", None), "picture")
             raise UserError(f"{where}: {frames} in one {image.format}; save the one that you mean")
     return image
@@ -211,7 +217,13 @@ def _open_image(data: bytes, where: str) -> Image.Image:
 
 def _check_lossless(image: Image.Image, data: bytes, where: str) -> int:
     """Bits of a grey value or palette index of a mask file. Raises UserError where values are not exact."""
-    lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:4096])
+    lossy = image.format in {"JPEG", "MPO"} or (image.format == "WEBP" and b"VP8L" not in data[:4096])
+    compression = image.info.get("compression")
+    if image.format == "TIFF" and compression not in _LOSSLESS_TIFF:
+        raise UserError(
+            f"{where}: a TIFF of compression {compression}, which may smear the values of a mask; save masks "
+            "as PNG"
+        )
     if lossy:
         raise UserError(f"{where}: a lossy {image.format} smears the values of a mask; save masks as PNG")
     if image.mode in {"F", "CMYK", "YCbCr", "LAB", "HSV", "I"} and image.format != "PNG":
@@ -252,12 +264,18 @@ def _pack(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def _to_rgb(image: Image.Image, data: bytes, where: str) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):
-        raise UserError(f"{where}: a 16-bit grey image; save it with 8 bits, scaled as you see fit")
+    _check_depth(image, where)
     turned = orientation(image, data, where) != 1
     with _report_damage(image, where):
         upright = ImageOps.exif_transpose(image) if turned else image
         return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _check_depth(image: Image.Image, where: str) -> None:
+    """Raise UserError for an image that PIL would cut off at 255."""
+    if image.mode.startswith("I") or image.mode == "F":
+        kind = "floating-point" if image.mode == "F" else "16-bit"
+        raise UserError(f"{where}: a {kind} grey image; save it with 8 bits, scaled as you see fit")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from encsearch.data.datasets import IGNORE, DatasetInfo, Sample
+from encsearch.data.datasets import IGNORE, Colour, DatasetInfo, Sample
 
 Array = NDArray[np.uint8]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -28,9 +28,9 @@ SMALL_PX = 128
 """Images with sides up to this are clearer as plain colours than under an overlay."""
 
 
-def colorize(mask: Array, palette: Array) -> Array:
-    """The mask (H, W) in the colours of its classes, (H, W, 3); a number without a colour is black."""
-    table = np.zeros((256, 3), np.uint8)
+def colorize(mask: Array, palette: Array, ignored: Colour = (0, 0, 0)) -> Array:
+    """The mask (H, W) in the colours of its classes, (H, W, 3), other numbers in the colour `ignored`."""
+    table = np.full((256, 3), ignored, np.uint8)
     table[: len(palette)] = palette
     return table[mask]
 
@@ -123,6 +123,27 @@ class _Grid:
     @property
     def bottom(self) -> int:
         return self.corner(self.shape[0], 0)[1] - GAP
+
+
+def draw_labelled(samples: Sequence[Sample], info: DatasetInfo, width_px: int) -> Image.Image:
+    """One row per sample: the image, its labels with ignored pixels white, and both; a legend below.
+
+    Pictures wider than `width_px` are shrunk to it.
+    """
+    palette = np.array(info.palette, dtype=np.uint8)
+    rows = []
+    for sample in samples:
+        image, mask = fit(sample.image, sample.mask, width_px)
+        rows.append([image, colorize(mask, palette, PAPER), overlay(image, mask, palette)])
+    present = sorted({int(index) for sample in samples for index in np.unique(sample.mask)} - {IGNORE})
+    return draw_sheet(
+        rows,
+        ["image", "labels (ignored: white)", "overlay"],
+        [sample.id for sample in samples],
+        [info.classes[index] for index in present],
+        palette[present],
+        width_px,
+    )
 
 
 def draw_comparison(

@@ -5,6 +5,7 @@ as AWS's tools do; AWS_ENDPOINT_URL, or `?endpoint_override=HOST:PORT&scheme=htt
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from encsearch.data.manifest import MANIFEST_FILE, Shard, StoreError
-from encsearch.errors import one_line
+from encsearch.errors import UserError, one_line
 from encsearch.files import beside, hold_lock, sha256, sync, user_cache
 from encsearch.text import format_bytes
 
@@ -48,14 +49,24 @@ def fetch_manifest(address: str) -> Path:
     return folder
 
 
-def fetch_shards(address: str, folder: Path, shards: Iterable[Shard]) -> None:
-    """Fetch the shards that are not in `folder` yet, one process at a time. Raises StoreError."""
+def check_local(store: str | Path) -> None:
+    """Raise UserError for a URI, which `Path` takes for a folder called s3:, as the place of a new store."""
+    if re.match(r"[a-z][a-z0-9+]*:/", str(store)):
+        raise UserError(f"{store}: a store is written to a folder; copy it to object storage from there")
+
+
+def fetch_shards(address: str, folder: Path, shards: Iterable[Shard], *, verify: bool) -> None:
+    """Fetch the shards that are not in `folder` yet, one process at a time; `verify`: or that are damaged.
+
+    Raises StoreError.
+    """
     for shard in shards:
         file = folder / shard.file
         with hold_lock(folder / f".{shard.file}.lock", _OTHER_PROCESS_S) as is_held:
             if not is_held:
                 raise StoreError(f"{file}: another process has been fetching it for an hour; stop it")
-            if not (file.exists() and file.stat().st_size == shard.bytes):
+            is_there = file.exists() and file.stat().st_size == shard.bytes
+            if not is_there or (verify and sha256(file) != shard.sha256):
                 _fetch(address, file, shard)
 
 

@@ -128,19 +128,22 @@ def split_drift(stats: SplitStats, other: SplitStats) -> Drift:
 
 def find_leaks(store: Path, manifest: Manifest) -> list[str]:
     """What two splits share, a line each: images with the same pixels, and groups. Raises StoreError."""
-    images: dict[str, tuple[str, str]] = {}
-    groups: dict[str, str] = {}
-    pixels: dict[tuple[str, str], list[str]] = {}
-    shared: dict[tuple[str, str], set[str]] = {}
+    images: dict[str, dict[str, str]] = {}
+    groups: dict[str, set[str]] = {}
     for split in manifest.splits:
         for facts in _facts(store, manifest, split):
             for sample_id, group, digest in zip(facts.ids, facts.groups, facts.image_sha256, strict=True):
-                first, name = images.setdefault(digest, (split, sample_id))
-                if first != split:
-                    pixels.setdefault((first, split), []).append(f"{name} = {sample_id}")
-                other = groups.setdefault(group, split) if group else split
-                if other != split:
-                    shared.setdefault((other, split), set()).add(group)
+                images.setdefault(digest, {}).setdefault(split, sample_id)
+                if group:
+                    groups.setdefault(group, set()).add(split)
+    pixels: dict[tuple[str, str], list[str]] = {}
+    for places in images.values():
+        for first, second in combinations(places, 2):
+            pixels.setdefault((first, second), []).append(f"{places[first]} = {places[second]}")
+    shared: dict[tuple[str, str], set[str]] = {}
+    for group, splits in groups.items():
+        for pair in combinations((split for split in manifest.splits if split in splits), 2):
+            shared.setdefault(pair, set()).add(group)
     return [
         *(
             f"{first} and {second} share {format_count(len(names), 'image')}, by their pixels, as {names[0]}"

@@ -20,11 +20,12 @@ from encsearch.data.manifest import (
     Manifest,
     Shard,
     SplitManifest,
+    StoreError,
     content_fingerprint,
     manifest_json,
     read_manifest,
 )
-from encsearch.data.remote import fetch_manifest, fetch_shards, is_remote
+from encsearch.data.remote import check_local, fetch_manifest, fetch_shards, is_remote
 from encsearch.data.rows import check_split_name, content_line, make_row
 from encsearch.data.shards import RowCache, ShardWriter
 from encsearch.data.statistics import (
@@ -53,6 +54,7 @@ def write_store(
     errors of the iterables pass through.
     """
     store = Path(path)
+    check_local(store)
     try:
         check_free(store)
         with beside(store) as building:
@@ -98,14 +100,23 @@ class Store:
         """
         if name not in self._splits:
             shards = self.fetch(name)
-            self._splits[name] = StoreSplit(self.manifest, RowCache(self.path, shards))
+            try:
+                rows = RowCache(self.path, shards)
+            except StoreError:
+                if not is_remote(self.address):
+                    raise
+                rows = RowCache(self.path, self.fetch(name, verify=True))
+            self._splits[name] = StoreSplit(self.manifest, rows)
         return self._splits[name]
 
-    def fetch(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split, which are local files afterwards. Raises StoreError."""
+    def fetch(self, split: str, *, verify: bool = False) -> tuple[Shard, ...]:
+        """The shards of a split, which are local files afterwards; `verify` fetches damaged ones again.
+
+        Raises StoreError.
+        """
         shards = self.manifest.split(split).shards
         if is_remote(self.address):
-            fetch_shards(self.address, self.path, shards)
+            fetch_shards(self.address, self.path, shards, verify=verify)
         return shards
 
     def stats(self, split: str) -> SplitStats:

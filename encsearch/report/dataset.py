@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from encsearch.data.datasets import IGNORE, Sample
-from encsearch.data.pictures import colorize, draw_sheet, fit, overlay
+from encsearch.data.pictures import draw_labelled
 from encsearch.data.statistics import ClassPair, Drift, SplitStats, class_pairs, split_drift
 from encsearch.data.store import Store
-from encsearch.errors import UserError
 from encsearch.files import write_whole
 from encsearch.report.charts.dataset import drift_chart, together_chart
 from encsearch.report.page import environment, png_uri, show
@@ -58,7 +55,7 @@ def find_facts(store: Store) -> StoreFacts:
 
 
 def write_page(facts: StoreFacts, store: Store, target: Path) -> Path:
-    """Write the page, one HTML file with its pictures in it. Raises UserError when it cannot be written."""
+    """Write the page, one HTML file with its pictures in it. Raises TrainingError if that fails."""
     first = next(iter(facts.splits.values()))
     charts = [together_chart(first), drift_chart(list(facts.splits.values()))]
     text = (
@@ -75,33 +72,15 @@ def write_page(facts: StoreFacts, store: Store, target: Path) -> Path:
             num_sizes=NUM_SIZES,
         )
     )
-    try:
-        write_whole(target, text)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+    write_whole(target, text)
     return target
 
 
 def _draw_rare(store: Store, split: str) -> str:
     """A sheet of the samples with most of the rarest classes, as a data URI."""
     samples = store.split(split)
-    palette = np.array(store.info.palette, np.uint8)
-    shown = [_shrink(samples[index]) for index in store.rare(split, NUM_RARE)]
-    present = sorted({int(index) for one in shown for index in np.unique(one.mask) if index != IGNORE})
-    sheet = draw_sheet(
-        [[one.image, colorize(one.mask, palette), overlay(one.image, one.mask, palette)] for one in shown],
-        ["image", "labels (ignored: black)", "overlay"],
-        [one.id for one in shown],
-        [store.info.classes[index] for index in present],
-        palette[present],
-        _CELL_PX,
-    )
-    return _to_uri(sheet)
-
-
-def _shrink(sample: Sample) -> Sample:
-    image, mask = fit(sample.image, sample.mask, _CELL_PX)
-    return Sample(sample.id, image, mask)
+    shown = [samples[index] for index in store.rare(split, NUM_RARE)]
+    return _to_uri(draw_labelled(shown, store.info, _CELL_PX))
 
 
 def _to_uri(picture: Image.Image) -> str:

@@ -123,7 +123,10 @@ class TestTables:
         listed.write_text("1\ncity/9\n")  # an id comes before a name in a folder
         assert [entry.id for entry in plan_folder(source, settings).splits["train"]] == ["1", "city/9"]
         listed.write_text("9.png\n")
-        with pytest.raises(UserError, match=r"9\.png can be city/9 and town/9; write the name with its"):
+        with pytest.raises(
+            UserError,
+            match=r"9\.png can be images/city/9\.png and images/town/9\.png; write the name with its",
+        ):
             plan_folder(source, settings)
 
     def test_a_split_that_would_be_written_elsewhere(self, source: Path, tmp_path: Path) -> None:

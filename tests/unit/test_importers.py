@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,10 +23,12 @@ from encsearch.data.importers import write as writing
 from encsearch.data.importers.folder import plan_folder
 from encsearch.data.importers.labels import LabelTable
 from encsearch.data.importers.pairs import PairSettings
+from encsearch.data.importers.parquet import plan_parquet
 from encsearch.data.importers.plan import ImportPlan, Pair, read_row
 from encsearch.data.importers.write import ImportSettings, OnBad, write_plan
 from encsearch.data.manifest import Manifest, read_manifest
 from encsearch.data.rows import StoreRow
+from encsearch.data.scenes import generate_scenes
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.files import hold_lock
@@ -212,8 +216,11 @@ def deep_colours() -> bytes:
 deep_grey = Image.fromarray(np.full((6, 8), 300, np.uint16))
 
 SPOILED = {
-    "missing mask": (unlink("masks/3.png"), r"images/3\.png: no mask masks/3 \(1 of 8 images have none\)"),
-    "orphan mask": (unlink("images/3.png"), r"masks/3\.png: no image images/3 \(1 of 8 masks have none\)"),
+    "missing mask": (
+        unlink("masks/3.png"),
+        r"images/3\.png: no mask masks/\{id\} for it \(1 of 8 images without\)",
+    ),
+    "orphan mask": (unlink("images/3.png"), r"masks/3\.png: no image images/\{id\} for it \(1 of 8 masks w"),
     "size mismatch": (
         save("masks/3.png", labels((8, 5))),
         r"masks/3\.png: the image is 8x6 but its mask 8x5; mend it, or give --on-bad skip",
@@ -221,7 +228,7 @@ SPOILED = {
     "value out of range": (
         save("masks/3.png", labels(high=5)),
         r"masks/3\.png: mask value \d is not a class; known are values 0\.\.2, 255; 1 of 8 masks have it; "
-        "all that are not known: 3 and 4",
+        "not known are 3 and 4",
     ),
     "RGB mask": (
         save("masks/3.png", picture()),
@@ -318,9 +325,9 @@ def test_folder_refuses_a_name_that_is_not_utf8(source: Path, tmp_path: Path) ->
 
 
 def test_folder_refuses_a_split_without_samples(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"val_fraction=1e-09 of 8 images leaves val empty"):
+    with pytest.raises(UserError, match="--val-fraction 1e-09 of 8 images leaves val empty"):
         import_folder(source, tmp_path / "store", val_fraction=1e-9)
-    with pytest.raises(UserError, match=r"val_fraction=1\.5 must be between 0 and 1"):
+    with pytest.raises(UserError, match=r"--val-fraction 1\.5 must be between 0 and 1"):
         import_folder(source, tmp_path / "store", val_fraction=1.5)
 
 
@@ -453,7 +460,7 @@ class TestMasks:
         picture().save(bare / "images" / "5.png", exif=exif)
         lines = plan(bare, PairSettings(classes=CLASSES, val_fraction=0.4)).lines
         assert any(
-            "1 pair have an EXIF orientation in the image or the mask only, such as 5" in x for x in lines
+            "1 pair with an EXIF orientation in the image or the mask only, such as 5" in x for x in lines
         )
 
     def test_a_palette_gives_the_colours(self, bare: Path) -> None:
@@ -488,6 +495,41 @@ class TestMasks:
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
         data += chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
         np.testing.assert_array_equal(decode_raw_mask(data, "x", colours=False).codes, ROWS)
+
+    def test_what_smears_or_cuts_off_values_is_refused(self, bare: Path) -> None:
+        write_masks(bare, ROWS)
+        Image.fromarray(ROWS).save(bare / "masks" / "3.png", "TIFF", compression="jpeg")
+        settings = PairSettings(classes=CLASSES, val_fraction=0.4)
+        with pytest.raises(UserError, match=r"masks/3\.png: a TIFF of compression jpeg, which may smear"):
+            plan(bare, settings)
+        for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+            Image.fromarray(ROWS).save(bare / "masks" / "3.png", "TIFF", compression=compression)
+            plan(bare, settings)
+        Image.fromarray(np.zeros((6, 8), np.float32)).save(bare / "images" / "3.png", "TIFF")
+        with pytest.raises(UserError, match=r"images/3\.png: a floating-point grey image"):
+            plan(bare, settings)
+
+    def test_one_name_for_binary_masks_is_not_enough(self, bare: Path) -> None:
+        write_masks(bare, (ROWS > 0).astype(np.uint8) * 255)
+        with pytest.raises(
+            UserError, match=r"the masks hold 0 and 255, of which one is crack; name both: --classes b"
+        ):
+            plan(bare, PairSettings(classes=("crack",), val_fraction=0.4))
+
+    def test_an_orientation_of_0_is_none(self, bare: Path) -> None:
+        write_masks(bare, ROWS)
+        exif = Image.Exif()
+        exif[0x0112] = 0
+        picture().save(bare / "images" / "5.png", "JPEG", exif=exif)
+        lines = plan(bare, PairSettings(classes=CLASSES, val_fraction=0.4)).lines
+        assert not any("EXIF" in line for line in lines)
+
+    def test_a_cameras_jpeg_with_a_preview_is_its_first_picture(self, bare: Path, tmp_path: Path) -> None:
+        write_masks(bare, ROWS)
+        first, second = picture(seed=5), picture(seed=6)
+        first.save(bare / "images" / "5.png", "MPO", save_all=True, append_images=[second], quality=100)
+        manifest = import_folder(bare, tmp_path / "store", classes=CLASSES, val_fraction=0.4)
+        assert sum(split.num_samples for split in manifest.splits.values()) == 8
 
 
 class TestNames:
@@ -536,6 +578,43 @@ class TestNames:
             assert manifest.info.classes == CLASSES
             assert manifest.info.name == "data"
 
+    def test_a_macs_archive(self, source: Path, tmp_path: Path) -> None:
+        packed = tmp_path / "packed"
+        shutil.copytree(source, packed / "My Data")
+        (packed / "__MACOSX" / "My Data" / "images").mkdir(parents=True)
+        (packed / "__MACOSX" / "My Data" / "images" / "._0.png").write_bytes(b"x")
+        archive = Path(shutil.make_archive(str(tmp_path / "Data"), "zip", packed))
+        archive = archive.rename(archive.with_suffix(".ZIP"))
+        planned = plan(archive, PairSettings(val_fraction=0.4), scratch=tmp_path / "scratch")
+        assert planned.num_samples == 8
+
+    def test_a_pattern_that_says_more_wins(self, tmp_path: Path) -> None:
+        root = tmp_path / "source"
+        root.mkdir()
+        for number in range(6):
+            picture(seed=number).save(root / f"{number}_rgb.png")
+            Image.fromarray(ROWS).save(root / f"{number}.png")
+        settings = PairSettings(classes=CLASSES, val_fraction=0.4)
+        planned = plan(root, settings, images="{id}_rgb.*", masks="{id}.png")
+        assert sorted(p.id for s in planned.splits.values() for p in s) == [str(n) for n in range(6)]
+
+    def test_a_split_in_the_name(self, tmp_path: Path) -> None:
+        root = tmp_path / "source"
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True)
+        for name in ("train_cam_0", "train_cam_1", "val_cam_0", "dev_cam_0"):
+            picture().save(root / "images" / f"{name}.png")
+            Image.fromarray(ROWS).save(root / "masks" / f"{name}.png")
+        pattern = "/{split}_{id}.png"
+        planned = plan(
+            root, PairSettings(classes=CLASSES), images=f"images{pattern}", masks=f"masks{pattern}"
+        )
+        assert {k: [p.id for p in v] for k, v in planned.splits.items()} == {
+            "train": ["cam_0", "cam_1"],
+            "val": ["cam_0"],
+        }
+        assert any("is not the name of a split" in line for line in planned.left_out.lines())
+
     def test_hidden_and_foreign_files_are_named(self, source: Path) -> None:
         (source / "images" / ".DS_Store").write_bytes(b"x")
         (source / "images" / "8.heic").write_bytes(b"x")
@@ -562,7 +641,49 @@ class TestSplits:
             "train": ["0", "1", "2", "3"],
             "val": ["4", "5"],
         }
-        assert list(planned.left_out.lines()) == ["2 files: a pair in no list (6, 7)"]
+        assert list(planned.left_out.lines()) == ["2 files: a pair in no list (images/6.png, images/7.png)"]
+
+    def test_lists_beside_split_folders_mean_the_right_files(self, tmp_path: Path) -> None:
+        root = tmp_path / "source"
+        for split, value in (("train", 0), ("val", 1)):
+            for kind in ("images", "masks"):
+                (root / kind / split).mkdir(parents=True)
+            for number in range(4):
+                picture(seed=10 * value + number).save(root / "images" / split / f"{number}.png")
+                mask = Image.fromarray(np.full((6, 8), value, np.uint8))
+                mask.save(root / "masks" / split / f"{number}.png")
+        (tmp_path / "train.txt").write_text("train/0\nimages/train/1.png\n")
+        (tmp_path / "val.txt").write_text("val/2\n")
+        lists = {name: tmp_path / f"{name}.txt" for name in ("train", "val")}
+        settings = PairSettings(classes=CLASSES, split_lists=lists)
+        planned = plan(root, settings)
+        assert [p.name for p in planned.splits["train"]] == ["images/train/0.png", "images/train/1.png"]
+        assert [p.name for p in planned.splits["val"]] == ["images/val/2.png"]
+        assert "5 files: a pair in no list" in "".join(planned.left_out.lines())
+        (tmp_path / "val.txt").write_text("2\n")
+        with pytest.raises(
+            UserError, match=r"2 can be images/train/2\.png and images/val/2\.png; write the name"
+        ):
+            plan(root, settings)
+
+    def test_names_with_spaces_and_of_an_archive(self, source: Path, tmp_path: Path) -> None:
+        for kind in ("images", "masks"):
+            (source / kind / "1.png").rename(source / kind / "a name.png")
+        archive = Path(shutil.make_archive(str(tmp_path / "data"), "zip", source))
+        (tmp_path / "train.txt").write_text("0.png\nimages/a name.png\n")
+        (tmp_path / "val.txt").write_text("masks/2.png\n")
+        lists = {name: tmp_path / f"{name}.txt" for name in ("train", "val")}
+        for place in (source, archive):
+            planned = plan(place, PairSettings(split_lists=lists))
+            assert {k: [p.id for p in v] for k, v in planned.splits.items()} == {
+                "train": ["0", "a name"],
+                "val": ["2"],
+            }
+
+    def test_a_split_that_is_not_there_is_said(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "train.txt").write_text("0\n1\n")
+        lines = plan(source, PairSettings(split_lists={"train": tmp_path / "train.txt"})).lines
+        assert "warning: there is no val split" in lines
 
     def test_lists_that_cannot_be(self, source: Path, tmp_path: Path) -> None:
         one, two = tmp_path / "one.txt", tmp_path / "two.txt"
@@ -584,11 +705,15 @@ class TestSplits:
                 Image.fromarray(ROWS).save(root / "masks" / f"clip{video}_{number:03d}.png")
         warned = plan(root, PairSettings(classes=CLASSES, val_fraction=0.4))
         assert any("names look like frames of 6 videos (clipa_..., " in line for line in warned.lines)
-        grouped = plan(root, PairSettings(classes=CLASSES, val_fraction=0.4, group="^(.*)_"))
+        grouped = plan(root, PairSettings(classes=CLASSES, val_fraction=0.4, group=r"^(.*\D)\d+\D*$"))
         assert not any("look like frames" in line for line in grouped.lines)
         groups = {name: {entry.group for entry in found} for name, found in grouped.splits.items()}
-        assert groups["train"] | groups["val"] == {f"clip{video}" for video in "abcdef"}
+        assert groups["train"] | groups["val"] == {f"clip{video}_" for video in "abcdef"}
         assert not groups["train"] & groups["val"]
+
+    def test_a_group_for_each_sample_is_said(self, source: Path) -> None:
+        lines = plan(source, PairSettings(val_fraction=0.4, group="^(.*)$")).lines
+        assert "groups: 8; warning: every sample is a group of its own" in lines
 
     def test_numbers_alone_do_not_look_like_frames(self, source: Path) -> None:
         assert not any("look like frames" in line for line in plan(source).lines)
@@ -613,9 +738,9 @@ class TestBad:
         (source / "masks" / "5.png").unlink()
         manifest = import_folder(source, tmp_path / "store", on_bad="skip", val_fraction=0.4)
         assert manifest.origin is not None
-        (line,) = manifest.origin.quarantine
-        assert re.match(r"(train|val)/3: .*images/3\.png: not a readable image \(0 bytes\)", line)
-        assert "1 file: an image without a mask (images/5.png)" in manifest.origin.lines
+        unread, lone = sorted(manifest.origin.quarantine, key=lambda line: line.split("/")[1])
+        assert re.match(r"(train|val)/3: .*images/3\.png: not a readable image \(0 bytes\)", unread)
+        assert re.match(r"(train|val)/5: mask of 5: not in the source", lone)
         assert sum(split.num_samples for split in manifest.splits.values()) == 6
         assert read_manifest(tmp_path / "store") == manifest
 
@@ -709,3 +834,50 @@ class TestWriting:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard for each sample."""
     monkeypatch.setattr(writing, "_SMALLEST_SHARD", 1)
+
+
+class TestParquet:
+    def write(self, path: Path, numbers: range, **more: list[Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = [{"bytes": png(picture(seed=number)), "path": f"{number}.png"} for number in numbers]
+        masks = [{"bytes": png(labels(seed=number)), "path": None} for number in numbers]
+        pq.write_table(pa.table({"image": images, "mask": masks, **more}), path)
+
+    def test_the_folders_of_a_hub_are_the_splits(self, tmp_path: Path) -> None:
+        root = tmp_path / "source"
+        self.write(root / "default" / "train" / "0000.parquet", range(4), label=list(range(4)))
+        self.write(root / "default" / "train" / "0001.parquet", range(4, 6), label=[4, 5])
+        self.write(root / "default" / "validation" / "0000.parquet", range(6, 8), label=[6, 7])
+        planned = plan_parquet(root, PairSettings(classes=CLASSES))
+        manifest = write_plan(planned, tmp_path / "store")
+        assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 6, "val": 2}
+        stored = Store(tmp_path / "store").split("val")[1]
+        assert stored.id == "default/validation/0000-000001"
+        np.testing.assert_array_equal(stored.mask, np.asarray(labels(seed=7)))
+
+    def test_a_split_is_a_whole_word(self, tmp_path: Path) -> None:
+        root = tmp_path / "source"
+        self.write(root / "train-00000-of-00001.parquet", range(3))
+        self.write(root / "val.parquet", range(3, 5))
+        planned = plan_parquet(root, PairSettings(classes=CLASSES))
+        assert {name: len(pairs) for name, pairs in planned.splits.items()} == {"train": 3, "val": 2}
+        self.write(tmp_path / "other" / "valuable.parquet", range(12))
+        assert set(plan_parquet(tmp_path / "other", PairSettings(classes=CLASSES)).splits) == {"train", "val"}
+
+    def test_columns_that_hold_no_files(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"image": [b"x"], "label": [1]}), tmp_path / "train.parquet")
+        with pytest.raises(
+            UserError, match="no mask column of picture files; there are image; give --mask-column"
+        ):
+            plan_parquet(tmp_path / "train.parquet", PairSettings(classes=CLASSES))
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "file:///tmp/x", "s3:/bucket/x"])
+def test_a_store_is_not_written_to_an_address(source: Path, place: str) -> None:
+    for store in (place, Path(place)):
+        with pytest.raises(
+            UserError, match="a store is written to a folder; copy it to object storage from there"
+        ):
+            write_plan(plan(source), store)
+        with pytest.raises(UserError, match="a store is written to a folder"):
+            generate_scenes(store, num_train=1, num_val=1, num_test=1)

@@ -36,7 +36,9 @@ def test_the_sets_own_ids_for_its_tools() -> None:
 
 def test_ids_over_255_are_16_bit_grey(tmp_path: Path) -> None:
     info = context_table(background=False).info("pascal-context-59")
-    draw_label_map(np.array([[info.classes.index("tvmonitor"), 58]], np.uint8), info, as_ids=True).save(tmp_path / "x.png")
+    draw_label_map(np.array([[info.classes.index("tvmonitor"), 58]], np.uint8), info, as_ids=True).save(
+        tmp_path / "x.png"
+    )
     with Image.open(tmp_path / "x.png") as stored:
         np.testing.assert_array_equal(np.asarray(stored), [[427, 458]])
 

@@ -129,6 +129,13 @@ class TestVoc:
         assert manifest.origin is not None
         assert "splits: train 3 (officially 10,582), val 1 (officially 1,449)" in manifest.origin.lines
 
+    def test_sbd_that_is_not_there(self, root: Path) -> None:
+        write_voc(root, "VOC2012", ["a"], ["b"])
+        with pytest.raises(
+            UserError, match=r"VOC without SBD; add benchmark_RELEASE/dataset or benchmark\.tgz"
+        ):
+            planned("voc", root, with_sbd=True)
+
     def test_a_listed_file_that_is_missing(self, root: Path, tmp_path: Path) -> None:
         voc = write_voc(root, "VOC2012", ["a", "b", "c"], ["d"])
         (voc / "SegmentationClass" / "b.png").unlink()
@@ -330,6 +337,11 @@ class TestCamvid:
         np.testing.assert_array_equal(masks["val"]["0016E5_07959"], stripes(0, 5, 10, 255))
         leaks = [line for line in check_store(tmp_path / "store").warnings if line.startswith("group")]
         assert leaks == ["group 0016E5 is in train and val: its scores are optimistic"]
+
+    def test_without_val_that_is_said(self, root: Path) -> None:
+        self.write_grey(root, train=["0001TP_006690"])
+        plan = planned("camvid", root)
+        assert plan.lines == ("splits: train 1 (officially 367)", "warning: there is no val split")
 
     def test_test_is_taken_where_there_is_one(self, root: Path) -> None:
         self.write_grey(root, train=["0001TP_006690"], val=["0016E5_07959"], test=["Seq05VD_f00000"])

@@ -57,6 +57,23 @@ def test_a_shard_that_is_not_the_manifests(address: str, tmp_path: Path) -> None
     assert list(store.path.glob("*.parquet")) == []
 
 
+def test_what_was_damaged_here_is_fetched_again(address: str) -> None:
+    store = Store(address)
+    truth = store.split("train")[0]
+    for file in (*store.path.glob("train-*.parquet"), *store.path.glob(".cache/*")):
+        data = bytearray(file.read_bytes())
+        data[1000] ^= 1
+        file.write_bytes(data)
+    for cached in store.path.glob(".cache/*"):
+        cached.unlink()
+    assert (Store(address).split("train")[0].image == truth.image).all()
+    (shard,) = store.path.glob("train-*.parquet")
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    assert check_store(address).problems == ()
+
+
 @pytest.mark.parametrize("address", ["foo://bucket/x", "file:///nowhere/at/all", "s3://"])
 def test_an_address_that_leads_nowhere_is_one_line(address: str) -> None:
     with pytest.raises(StoreError, match=r"^(foo://bucket/x|file:///nowhere|s3://)") as caught:

@@ -73,6 +73,21 @@ def test_leaks_by_pixels_and_by_group(store: Store) -> None:
     ]
 
 
+def test_leaks_between_any_two_splits(tmp_path: Path) -> None:
+    one = sample("a", [SEA, ROAD], seed=1)
+    splits = {
+        name: [one, sample(f"{name}-own", [SEA, CAR], seed=n)]
+        for n, name in ((2, "train"), (3, "val"), (4, "test"))
+    }
+    splits["val"].append(EncodedSample("again", one.image, one.mask, ""))
+    write_store(tmp_path / "store", INFO, splits)
+    assert Store(tmp_path / "store").leaks() == [
+        "train and val share 1 image, by their pixels, as a = a",
+        "train and test share 1 image, by their pixels, as a = a",
+        "val and test share 1 image, by their pixels, as a = a",
+    ]
+
+
 def test_the_rarest_classes_are_looked_at(store: Store) -> None:
     rarest = store.rare("train", 1)
     assert [store.split("train")[index].id for index in rarest] == ["s0"]  # the first one with most of `boat`

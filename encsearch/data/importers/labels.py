@@ -210,7 +210,10 @@ def _make_table(rows: Iterator[tuple[str, Mapping[str, Any]]], where: str) -> La
         if has_value == by_colour:
             raise UserError(f"{place}: some rows have a value and some have none; give all of them one")
         if by_colour and colour is None:
-            raise UserError(f"{place}: needs a value, or a colour as red, green, blue or #rrggbb")
+            raise UserError(
+                f"{place}: needs a value, or a colour as red, green, blue or #rrggbb; the columns are "
+                f"{format_list([repr(name) for name in row])}"
+            )
         code = (
             _pack(colour)
             if by_colour and colour

@@ -78,7 +78,7 @@ def divide(pairs: Pairs, settings: PairSettings, on_bad: OnBad) -> Pairs:
     }
     all_pairs = [pair for found in grouped.values() for pair in found]
     if settings.split_lists:
-        splits = _divide_by_lists(all_pairs, settings.split_lists, pairs.left_out, on_bad)
+        splits = _divide_by_lists(grouped, settings.split_lists, pairs.left_out, on_bad)
         how = "by lists"
     elif "" in grouped:
         if len(grouped) > 1:
@@ -91,6 +91,7 @@ def divide(pairs: Pairs, settings: PairSettings, on_bad: OnBad) -> Pairs:
         splits, how = grouped, "by folders"
     counts = ", ".join(f"{name} {format_count(len(found))}" for name, found in splits.items())
     lines = [*pairs.lines, f"splits: {counts}, {how}"]
+    lines += [f"warning: there is no {name} split" for name in ("train", "val") if not splits.get(name)]
     if settings.group:
         lines.append(_describe_groups(splits))
     return Pairs(pairs.name, splits, pairs.left_out, tuple(lines))
@@ -134,55 +135,60 @@ def _find_group(sample_id: str, pattern: str | None) -> str:
 
 
 def _divide_by_lists(
-    all_pairs: Sequence[Pair], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
+    grouped: Mapping[str, Sequence[Pair]], lists: Mapping[str, Path], left_out: LeftOut, on_bad: OnBad
 ) -> dict[str, list[Pair]]:
-    """A line of a list is a name, with or without folders and suffix; what follows a space is not read."""
-    by_name: dict[str, Pair] = {}
-    ambiguous: dict[str, Pair] = {}
-    for pair in all_pairs:
-        for name in _names_of(pair):
-            if by_name.setdefault(name, pair) is not pair:
-                ambiguous[name] = pair
-    by_name |= {pair.id: pair for pair in all_pairs}
+    """A line of a list is a name, with or without folders and suffix; what follows a space may be a mask."""
+    all_pairs: list[Pair] = []
+    named: dict[str, list[int]] = {}  # each form of a name -> numbers of pairs
+    for folder, pairs in grouped.items():
+        for pair in pairs:
+            for form in {pair.id, f"{folder}/{pair.id}", pair.name, *_forms(pair.id), *_forms(pair.name)}:
+                named.setdefault(form, []).append(len(all_pairs))
+            all_pairs.append(pair)
     splits: dict[str, list[Pair]] = {}
-    split_of: dict[str, str] = {}
+    split_of: dict[int, str] = {}
     for split, path in lists.items():
         splits[split] = []
         for line in read_lines(regular_file(path)):
-            name = line.split()[0] if line not in by_name else line
-            forms = (name, name.removesuffix(PurePosixPath(name).suffix), PurePosixPath(name).stem)
-            form = next((form for form in forms if form in by_name), "")
-            found = by_name.get(form)
-            if found and form in ambiguous and form != found.id:
-                both = f"{found.id} and {ambiguous[form].id}"
-                raise UserError(f"{path}: {name} can be {both}; write the name with its folder")
-            if found is None:
+            forms = (form for text in (line, line.split()[0]) for form in (text, *_forms(text)))
+            numbers = next((named[form] for form in forms if form in named), [])
+            exact = [number for number in numbers if all_pairs[number].id == line]
+            numbers = exact if len(exact) == 1 else numbers
+            if len(numbers) > 1:
+                both = format_list([all_pairs[number].name for number in numbers[:2]])
+                raise UserError(f"{path}: {line} can be {both}; write the name with its folder")
+            if not numbers:
                 if on_bad == "fail":
                     raise UserError(
-                        f"{path}: {name} is not the name of a pair; correct it, or give --on-bad skip"
+                        f"{path}: {line} is not the name of a pair; correct it, or give --on-bad skip"
                     )
-                left_out.add(f"in the list of {split}, but no pair has the name", [name])
+                left_out.add(f"in the list of {split}, but no pair has the name", [line])
                 continue
-            if found.id in split_of:
+            (number,) = numbers
+            if number in split_of:
                 raise UserError(
-                    f"{path}: {name} is in the list of {split_of[found.id]} too; take it out of one"
+                    f"{path}: {line} is in the list of {split_of[number]} too; take it out of one"
                 )
-            split_of[found.id] = split
-            splits[split].append(found)
-    left_out.add("a pair in no list", [pair.id for pair in all_pairs if pair.id not in split_of])
+            split_of[number] = split
+            splits[split].append(all_pairs[number])
+    left_out.add(
+        "a pair in no list", [p.name for number, p in enumerate(all_pairs) if number not in split_of]
+    )
     return splits
 
 
-def _names_of(pair: Pair) -> Iterator[str]:
-    yield pair.id
-    yield PurePosixPath(pair.id).name
-    yield pair.image.path.name
+def _forms(name: str) -> tuple[str, str, str]:
+    """A name without its suffix, without its folders, and without both."""
+    path = PurePosixPath(name)
+    return name.removesuffix(path.suffix), path.name, path.stem
 
 
 def _divide_by_hash(all_pairs: Sequence[Pair], settings: PairSettings) -> dict[str, list[Pair]]:
     for option, fraction in (("val", settings.val_fraction), ("test", settings.test_fraction)):
         if not (0 < fraction < 1 or (fraction == 0 and option == "test")):
-            raise UserError(f"{option}_fraction={format_param(fraction)} must be between 0 and 1, as in 0.2")
+            raise UserError(
+                f"--{option}-fraction {format_param(fraction)} must be between 0 and 1, as in 0.2"
+            )
     parts = {"val": settings.val_fraction, "test": settings.test_fraction}
     names = ["train", "val", "test"] if settings.test_fraction else ["train", "val"]
     splits: dict[str, list[Pair]] = {name: [] for name in names}
@@ -198,8 +204,8 @@ def _divide_by_hash(all_pairs: Sequence[Pair], settings: PairSettings) -> dict[s
             of = format_count(groups, "group") if settings.group else format_count(len(all_pairs), "image")
             option = "test" if name == "test" else "val"
             raise UserError(
-                f"{option}_fraction={format_param(parts[option])} of {of} leaves {name} empty; change it, or "
-                "make train/ and val/ folders"
+                f"--{option}-fraction {format_param(parts[option])} of {of} leaves {name} empty; change it, "
+                "or make train/ and val/ folders"
             )
     return splits
 
@@ -221,9 +227,10 @@ def _look_like_frames(all_pairs: Sequence[Pair]) -> str:
     if not (several or named) or stems.total() < len(all_pairs) / 2:
         return ""
     shown = format_list([f"{stem}..." for stem, _ in stems.most_common(3)])
+    way_out = r"give --group, such as --group '^(.*\D)\d+\D*$'" if len(stems) > 1 else "give --split lists"
     return (
         f"names look like frames of {format_count(len(stems), 'video')} ({shown}), so neighbours can be in "
-        "train and val; give --group, such as --group '^(.*)[^0-9]'"
+        f"train and val; {way_out}"
     )
 
 
@@ -233,6 +240,8 @@ def _describe_groups(splits: Mapping[str, Sequence[Pair]]) -> str:
         for pair in all_pairs:
             places.setdefault(pair.group, set()).add(split)
     line = f"groups: {format_count(len(places))}"
+    if len(places) == sum(map(len, splits.values())):
+        line += "; warning: every sample is a group of its own"
     apart = [group for group, found in places.items() if len(found) > 1]
     if apart:
         line += f"; warning: {format_count(len(apart))} are in more than one split, such as {apart[0]}"
@@ -252,6 +261,11 @@ def _choose_labels(settings: PairSettings, found: Scan) -> tuple[LabelTable, lis
         return read_table(settings.labels, by_colour=False).ignoring(settings.ignore), []
     names = settings.classes or ()
     values = set(found.pixels)
+    if len(names) == 1 and values <= {0, IGNORE} and IGNORE in values and not settings.ignore:
+        raise UserError(
+            f"the masks hold 0 and {IGNORE}, of which one is {names[0]}; name both: --classes "
+            f"background,{names[0]} takes {IGNORE} for {names[0]}"
+        )
     if len(names) == 2 and not settings.ignore and values <= {0, IGNORE} and IGNORE in values:
         labels = tuple(Label(code, name, name) for code, name in zip((0, IGNORE), names, strict=True))
         line = f"the masks are binary: 0 is class {names[0]}, and 255 is class {names[1]}, not ignored"
@@ -278,10 +292,12 @@ def _check_known(labels: LabelTable, found: Scan, num_masks: int, on_bad: OnBad)
     if unknown and on_bad == "fail":
         code = max(unknown, key=lambda code: found.masks[code])
         shown = format_list([labels.format_code(code).split()[-1] for code in sorted(unknown)[:_SHOWN]])
+        # Many colours, most of them rare, are edges that a drawing program has smoothed.
+        blended = "; save masks without anti-aliasing" if labels.by_colour and len(unknown) > _SHOWN else ""
         raise UserError(
             f"{found.first[code]}: {labels.format_code(code)} is not a class; known are {labels.describe()}; "
             f"{format_count(found.masks[code])} of {format_count(num_masks, 'mask')} have it; "
-            f"all that are not known: {shown}"
+            f"not known {'are, among others,' if len(unknown) > _SHOWN else 'are'} {shown}{blended}"
         )
 
 
@@ -292,12 +308,13 @@ def _describe(found: Scan, labels: LabelTable) -> Iterator[str]:
     if found.turned_apart:
         count = format_count(len(found.turned_apart), "pair")
         yield (
-            f"warning: {count} have an EXIF orientation in the image or the mask only, such as "
+            f"warning: {count} with an EXIF orientation in the image or the mask only, such as "
             f"{found.turned_apart[0]}: each file is turned by its own; look at the sheet"
         )
     total = found.pixels.total()
     names = {
-        label.code: label.name if label.class_name else f"{label.name} (ignored)" for label in labels.labels
+        label.code: label.name if label.class_name or label.name == "ignored" else f"{label.name} (ignored)"
+        for label in labels.labels
     }
     shares = [
         f"{labels.format_code(code).split()[-1]} {names.get(code, 'unknown')} {format_share(count / total)}"

@@ -1,6 +1,8 @@
 """Parquet files with an image and a mask column, as Hugging Face's `datasets` writes them.
 
-    source/train-00000-of-00004.parquet      (or data/train-..., or any names: then the rows are divided)
+    source/train-00000-of-00004.parquet      (or data/train-..., or train/0000.parquet)
+
+With other names the rows are divided.
 
 A column holds the bytes of a picture, or a struct with them in `bytes`.
 """
@@ -46,9 +48,9 @@ def plan_parquet(
         if not name.endswith(".parquet"):
             tree.left_out.add("not a .parquet file", [name])
             continue
-        match = re.match("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)), name.rpartition("/")[2])
-        split = SPLIT_NAMES[match[0]] if match else ""
-        splits.setdefault(split, []).extend(_entries(tree.files[name], image_column, mask_column))
+        splits.setdefault(_find_split(name), []).extend(
+            _read_pairs(tree.files[name], name, image_column, mask_column)
+        )
     if not splits:
         raise UserError(f"{source}: no .parquet files")
     count = format_count(sum(map(len, splits.values())), "row")
@@ -58,14 +60,22 @@ def plan_parquet(
     )
 
 
-def _entries(file: File, image_column: str | None, mask_column: str | None) -> list[Pair]:
+def _find_split(name: str) -> str:
+    """The split that a file's name begins with, or one of its folders is called, "" if none."""
+    *folders, file = name.split("/")
+    match = re.match(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.])", file)
+    named = [match[1]] if match else [folder for folder in folders if folder in SPLIT_NAMES]
+    return SPLIT_NAMES[named[-1]] if named else ""
+
+
+def _read_pairs(file: File, name: str, image_column: str | None, mask_column: str | None) -> list[Pair]:
     try:
         with pq.ParquetFile(file.path, page_checksum_verification=True) as parquet:
-            columns = parquet.schema_arrow.names
+            columns = [field.name for field in parquet.schema_arrow if _holds_files(field.type)]
             image = _choose(file, "image", image_column, columns, IMAGE_COLUMNS)
             mask = _choose(file, "mask", mask_column, columns, MASK_COLUMNS)
-            named = next((name for name in _ID_COLUMNS if name in columns), None)
-            all_pairs: list[Pair] = []
+            named = next((column for column in _ID_COLUMNS if column in parquet.schema_arrow.names), None)
+            found: list[Pair] = []
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 ids = parquet.read_row_group(group, columns=[named]).column(0).to_pylist() if named else []
@@ -73,21 +83,27 @@ def _entries(file: File, image_column: str | None, mask_column: str | None) -> l
                     raise ValueError(f"{len(ids)} of {rows} rows in row group {group}")
                 size = parquet.metadata.row_group(group).total_byte_size // max(rows, 1)
                 for row in range(rows):
-                    sample_id = str(ids[row]) if named else f"{file.path.stem}-{len(all_pairs):06d}"
-                    cells = (
+                    sample_id = (
+                        str(ids[row]) if named else f"{name.removesuffix('.parquet')}-{len(found):06d}"
+                    )
+                    image_cell, mask_cell = (
                         ParquetCell(file.path, size, file.stamp, group, row, column)
                         for column in (image, mask)
                     )
-                    image_cell, mask_cell = cells
-                    all_pairs.append(Pair(sample_id, image_cell, MaskFile(mask_cell)))
+                    found.append(Pair(sample_id, image_cell, MaskFile(mask_cell), name=sample_id))
     except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a whole Parquet file ({one_line(error)})") from None
-    return all_pairs
+    return found
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct))
 
 
 def _choose(file: File, kind: str, given: str | None, columns: list[str], known: tuple[str, ...]) -> str:
     chosen = given or next((name for name in known if name in columns), None)
     if chosen is None or chosen not in columns:
         wanted = f"no column {given}" if given else f"no {kind} column"
-        raise UserError(f"{file}: {wanted}; it has {format_list(columns)}; give --{kind}-column")
+        there = format_list(columns) or "none"
+        raise UserError(f"{file}: {wanted} of picture files; there are {there}; give --{kind}-column")
     return chosen

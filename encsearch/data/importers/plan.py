@@ -1,6 +1,6 @@
 """What an import will write, decided before anything is written: samples, splits, labels, what is left out.
 
-An pair is a sample to be: it names the files that are read when it is written.
+A pair is a sample to be: it names the files that are read when it is written.
 """
 
 import json
@@ -105,12 +105,16 @@ Mask = MaskFile | MatlabMask | RunLengthMask
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample to be: where its image and mask are. `group` is its video or scene, "" if not known."""
+    """A sample to be: where its image and mask are. `group` is its video or scene, "" if not known.
+
+    `name` is that of the image in its source, such as images/0001.jpg, for lists of names.
+    """
 
     id: str
     image: File | ParquetCell
     mask: Mask
     group: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def check_plan(plan: ImportPlan) -> None:
 
 
 def read_row(pair: Pair, labels: LabelTable) -> StoreRow:
-    """Read an pair as a store keeps it. Raises UserError that names the file that cannot be used."""
+    """Read a pair as a store keeps it. Raises UserError that names the file that cannot be used."""
     image, pixels = canonical_image(pair.image.read(), str(pair.image))
     mask = _read_mask(pair, labels)
     check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
@@ -191,7 +195,7 @@ def read_row(pair: Pair, labels: LabelTable) -> StoreRow:
 
 
 def read_sample(pair: Pair, labels: LabelTable) -> Sample:
-    """Read an pair's pixels. Raises UserError as `read_row` does."""
+    """Read a pair's pixels. Raises UserError as `read_row` does."""
     _, pixels = canonical_image(pair.image.read(), str(pair.image))
     mask = _read_mask(pair, labels)
     check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))

@@ -66,7 +66,7 @@ def plan_set(
     *,
     on_bad: OnBad = "fail",
 ) -> ImportPlan:
-    """ImportPlan the import of a public data set from folders and archives.
+    """Plan the import of a public data set from folders and archives.
 
     `scratch` is a folder for what must be unpacked. Raises UserError when the layout is not the set's or,
     unless `on_bad` is skip, files are missing.
@@ -74,11 +74,17 @@ def plan_set(
     known = SETS[name]
     tree = Tree(sources, scratch, known.archives)
     found = known.read(tree, options or SetOptions(), scratch)
+    found = replace(found, splits={split: pairs for split, pairs in found.splits.items() if pairs})
+    if not found.splits:
+        raise _layout_error(tree, name)
     if on_bad == "fail":
         _check_whole(found)
     _leave_out_the_rest(tree, found)
     counts = known.counts if found.counts is None else found.counts
     lines = [*found.lines, _describe_counts(found.splits, counts)]
+    lines += [
+        f"warning: there is no {split} split" for split in ("train", "val") if split not in found.splits
+    ]
     return ImportPlan(
         name, found.name, found.labels, found.splits, tree.left_out, known.licence, tuple(lines)
     )
@@ -102,7 +108,12 @@ def _read_voc(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     if not options.with_sbd:
         return Found("voc2012", labels, splits)
     taken = {pair.id for pairs in splits.values() for pair in pairs}
-    sbd = _root(tree, "dataset/cls", "voc", "cls", folder=True)
+    try:
+        sbd = _root(tree, "dataset/cls", "voc", "cls", folder=True)
+    except UserError:
+        raise UserError(
+            f"{tree}: VOC without SBD; add benchmark_RELEASE/dataset or benchmark.tgz, or name it by --also"
+        ) from None
     listed = [name for part in ("train", "val") for name in tree.read_lines(f"{sbd}{part}.txt")]
     added = []
     for sample_id in dict.fromkeys(listed):
@@ -223,7 +234,7 @@ def _read_cityscapes(tree: Tree, options: SetOptions, scratch: Path) -> Found:
     lines: tuple[str, ...] = ()
     if splits["test"]:
         lines = ("the masks of test are void: it can be predicted, and scored by the official server only",)
-    return Found("cityscapes", shipped_table("cityscapes"), {k: v for k, v in splits.items() if v}, lines)
+    return Found("cityscapes", shipped_table("cityscapes"), splits, lines)
 
 
 def _read_coco_stuff(tree: Tree, options: SetOptions, scratch: Path) -> Found:
@@ -240,7 +251,7 @@ def _read_coco_stuff(tree: Tree, options: SetOptions, scratch: Path) -> Found:
             splits[split].append(Pair(sample_id, _file(tree, image), MaskFile(tree.files[found["png"]])))
     if not any(splits.values()):
         raise _layout_error(tree, "coco-stuff")
-    return Found("coco-stuff", shipped_table("coco-stuff"), {k: v for k, v in splits.items() if v})
+    return Found("coco-stuff", shipped_table("coco-stuff"), splits)
 
 
 def _read_camvid(tree: Tree, options: SetOptions, scratch: Path) -> Found:
@@ -255,7 +266,7 @@ def _read_camvid(tree: Tree, options: SetOptions, scratch: Path) -> Found:
         if split != "test" or any(tree.names(f"{root}test"))
         for pairs in [_same_names(tree, f"{root}{split}", f"{root}{split}annot")]
     }
-    return Found("camvid", shipped_table("camvid"), splits, (_SHARED_VIDEO,))
+    return Found("camvid", shipped_table("camvid"), splits, (_SHARED_VIDEO,) if splits["val"] else ())
 
 
 def _read_camvid_colours(tree: Tree, masks: Mapping[str, str]) -> Found:
@@ -268,8 +279,9 @@ def _read_camvid_colours(tree: Tree, masks: Mapping[str, str]) -> Found:
         image = _file(tree, images.get(sample_id, f"701_StillsRaw_full/{sample_id}.png"))
         pair = Pair(sample_id, image, MaskFile(tree.files[mask], colours=True), _video(sample_id))
         splits[_camvid_split(sample_id)].append(pair)
-    lines = ("32 colours merged to 11 classes; other merges are in use", _SHARED_VIDEO)
-    return Found("camvid", shipped_table("camvid-32"), {k: v for k, v in splits.items() if v}, lines)
+    merged = "32 colours merged to 11 classes; other merges are in use"
+    lines = (merged, _SHARED_VIDEO) if splits["val"] else (merged,)
+    return Found("camvid", shipped_table("camvid-32"), splits, lines)
 
 
 _SHARED_VIDEO = "val is of a video that train also uses, so its scores are optimistic"

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from encsearch.data.datasets import DatasetInfo, Sample, spaced_indices
 from encsearch.data.importers.plan import ImportPlan, read_sample
-from encsearch.data.pictures import colorize, draw_sheet, fit, overlay, save_png
+from encsearch.data.pictures import draw_labelled, save_png
 from encsearch.errors import UserError
 
 SHEET_FILE = "sheet.png"
@@ -21,22 +19,7 @@ def save_sheet(samples: Sequence[Sample], info: DatasetInfo, path: Path) -> Path
 
     Raises UserError when the file cannot be written.
     """
-    palette = np.array(info.palette, np.uint8)
-    rows = []
-    for sample in samples:
-        image, mask = fit(sample.image, sample.mask, _CELL_PX)
-        rows.append([image, colorize(mask, palette), overlay(image, mask, palette)])
-    titles = ["image", "labels (ignored: black)", "overlay"]
-    present = sorted({int(index) for sample in samples for index in np.unique(sample.mask)})
-    shown = [index for index in present if index < len(info.classes)]
-    sheet = draw_sheet(
-        rows,
-        titles,
-        [sample.id for sample in samples],
-        [info.classes[index] for index in shown],
-        palette[shown],
-        _CELL_PX,
-    )
+    sheet = draw_labelled(samples, info, _CELL_PX)
     try:
         save_png(sheet, path)
     except OSError as error:

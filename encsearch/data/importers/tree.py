@@ -158,7 +158,7 @@ class Tree:
                 self._add_folder(source, archives)
             elif not source.exists():
                 raise UserError(f"{source}: no such folder or archive")
-            elif source.name.endswith(ARCHIVES):
+            elif source.name.lower().endswith(ARCHIVES):
                 self._add_archive(source)
             else:
                 self._add_file(source, source.name)
@@ -194,7 +194,7 @@ class Tree:
                     self._add_odd(str(within / name), "a folder that is named like a picture")
             for name in sorted(names):
                 path = Path(parent) / name
-                if name.endswith(ARCHIVES) and any(fnmatch(name, pattern) for pattern in archives):
+                if name.lower().endswith(ARCHIVES) and any(fnmatch(name, pattern) for pattern in archives):
                     self._add_archive(path)
                 else:
                     self._add_file(path, str(PurePosixPath(within / name)))
@@ -220,10 +220,10 @@ class Tree:
     def _add_archive(self, path: Path) -> None:
         stamp = regular_file(path).stamp
         try:
-            if path.name.endswith(".zip"):
+            if path.name.lower().endswith(".zip"):
                 self._add_zip(path, stamp)
             else:
-                plain = path if path.name.endswith(".tar") else self._unpack(path)
+                plain = path if path.name.lower().endswith(".tar") else self._unpack(path)
                 self._add_tar(plain, path, stamp)
         except _ARCHIVE_DAMAGE as error:
             raise UserError(f"{path}: not a whole archive ({one_line(error)}); fetch it again") from None
@@ -267,7 +267,7 @@ class Tree:
         import gzip
         import shutil
 
-        if self._scratch is None or not path.name.endswith((".tar.gz", ".tgz")):
+        if self._scratch is None or not path.name.lower().endswith((".tar.gz", ".tgz")):
             raise UserError(f"{path}: archives are read as {', '.join(ARCHIVES)}; unpack it")
         self._scratch.mkdir(parents=True, exist_ok=True)
         plain = self._scratch / f"{path.name}-{path.stat().st_mtime_ns}.tar"

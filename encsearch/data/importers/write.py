@@ -30,6 +30,7 @@ from encsearch.data.manifest import (
     content_fingerprint,
     manifest_json,
 )
+from encsearch.data.remote import check_local
 from encsearch.data.rows import content_line
 from encsearch.data.shards import ShardWriter, build_cache, shard_files
 from encsearch.errors import TrainingError, UserError, one_line
@@ -72,7 +73,7 @@ class _Task:
 class _Written:
     """What a task has written; `shard` is None if all of its pairs were skipped.
 
-    `lines` are the content lines of its rows as text; `skipped` names an pair and the reason.
+    `lines` are the content lines of its rows as text; `skipped` names a pair and the reason.
     """
 
     shard: Shard | None
@@ -83,12 +84,13 @@ class _Written:
 def import_store(
     store: str | Path, make_plan: Callable[[Path], ImportPlan], settings: ImportSettings | None = None
 ) -> Manifest:
-    """ImportPlan an import and write the store, or nothing; `make_plan` gets a folder for what it unpacks.
+    """Plan an import and write the store, or nothing; `make_plan` gets a folder for what it unpacks.
 
     Raises UserError when the store is in use, another process imports into it, or a sample cannot be used.
     What is written stays when the process is killed or interrupted, and goes after any other error.
     """
     settings = settings or ImportSettings()
+    check_local(store)
     store = Path(store)
     check_free(store)
     building = store.absolute().with_name(f".{store.name}.import")
