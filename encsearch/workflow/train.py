@@ -13,7 +13,15 @@ from encsearch.errors import UserError, one_line
 from encsearch.files import write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import REPORTS_FILE, Recorder, RunSummary, TrainingResult, distinct_reports, recording
+from encsearch.reports import (
+    BEGUN_FILE,
+    REPORTS_FILE,
+    Recorder,
+    RunSummary,
+    TrainingResult,
+    distinct_reports,
+    recording,
+)
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
@@ -23,7 +31,7 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BEGUN_FILE, BUNDLE, Progress, new_folder, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 
