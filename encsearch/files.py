@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -44,6 +45,40 @@ def beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
             scratch.unlink()
+
+
+@contextmanager
+def instead_of(folder: Path) -> Iterator[Path]:
+    """A free place for a new folder, which takes the place of `folder` once the block has succeeded.
+
+    Its files and the renames are synced. If the block raises, `folder` stays as it was. A kill leaves the old
+    folder or the new one, between two renames beside its place: `settle` puts it back, here or in a reader.
+    One writer at a time.
+    """
+    folder = folder.absolute()
+    settle(folder)
+    try:
+        with beside(folder) as scratch:
+            yield scratch
+            sync(*scratch.iterdir(), scratch)
+            if folder.is_dir():
+                os.replace(folder, _set_aside(folder))
+        sync(folder.parent)
+    finally:
+        settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Put back or delete what a kill in `instead_of` has left; only for the process that may write now."""
+    old = _set_aside(folder)
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+    for left in (old, *folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def sync(*paths: Path) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from encsearch.errors import UserError
@@ -24,6 +25,13 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORTS_FILE = "reports.jsonl"
 # The RunSummary, in the folder of a finished job.
 SUMMARY_FILE = "run.json"
+# In the folder of a job from its start on; only jobs of one kind have it.
+BEGUN_FILE, STUDY_FILE, RESULTS_FILE = "training.json", "study.json", "trainings.jsonl"
+
+JobKind = Literal["training", "sweep", "ablation"]
+MARKS: Mapping[str, JobKind] = MappingProxyType(
+    {BEGUN_FILE: "training", STUDY_FILE: "sweep", RESULTS_FILE: "ablation"}
+)
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,11 @@ class RunSummary:
     bundle: str
     parent_run: str | None = None
     parent_run_id: str | None = None
+
+
+def job_kind(folder: Path) -> JobKind | None:
+    """The kind of the job in a folder, finished or not; None if there is none."""
+    return next((kind for file, kind in MARKS.items() if (folder / file).is_file()), None)
 
 
 def read_summary(folder: Path) -> RunSummary:

@@ -59,6 +59,10 @@ def _resume_training(folder: Path, overrides: tuple[str, ...], as_json: bool) ->
     from encsearch.reports import SUMMARY_FILE, read_summary
 
     if (folder / SUMMARY_FILE).is_file():
+        if overrides:
+            from encsearch.workflow.train import changed_config
+
+            changed_config(folder, overrides)
         summary = read_summary(folder)
         score = f"{summary.metric} {format_score(summary.value)}"
         text = f"{folder}: the training is finished, {score}; next: encsearch promote {folder}"

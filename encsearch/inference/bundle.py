@@ -10,7 +10,6 @@ README.md           the model card, for people: purpose, scores and limits of th
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +26,13 @@ from encsearch.data.datasets import DatasetInfo
 from encsearch.data.store import Store
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
-from encsearch.files import beside, sha256, sync
+from encsearch.files import instead_of, sha256
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.inference.segment import Network
 from encsearch.model.encnet import EncNet, EncNetOutput
 from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_reports
 from encsearch.train.checkpoint import load_weights
-from encsearch.train.checkpoint_files import CHECKPOINTS, find_checkpoints
+from encsearch.train.checkpoint_files import CHECKPOINTS, find_weights
 from encsearch.train.kernels import Kernels, has_bf16
 
 WEIGHTS_FILE = "model.safetensors"
@@ -91,20 +90,30 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
     )
 
 
-def unfinished_model(folder: Path) -> tuple[Bundle, Report] | None:
-    """The best model so far of a training's folder, with its report; None before its first checkpoint.
+@dataclass(frozen=True)
+class Unfinished:
+    """The best model so far of a training; `lost` scored higher, but its weights are damaged or gone."""
+
+    bundle: Bundle
+    best: Report
+    lost: Report | None
+
+
+def unfinished_model(folder: Path) -> Unfinished | None:
+    """The best model so far of a training's folder; None before its first checkpoint and if none is intact.
 
     Raises UserError when the recipe, the store or the checkpoint cannot be read.
     """
     config = load_config(folder / CONFIG_FILE)
     checkpoints = folder / CHECKPOINTS
-    reports = {report.step: report for report in distinct_reports(checkpoints / REPORTS_FILE)}
-    kept = {content.step: place for place, content in find_checkpoints(checkpoints)}
-    scored = tuple(report for step, report in reports.items() if step in kept)
+    reports = tuple(distinct_reports(checkpoints / REPORTS_FILE))
+    kept = {content.step: place for place, content in find_weights(checkpoints)}
+    scored = tuple(report for report in reports if report.step in kept)
     if not scored:
         return None
-    best = best_report(scored, config.metric)
-    return checkpoint_model(config, Store(config.data.store), kept[best.step], best), best
+    best, of_all = best_report(scored, config.metric), best_report(reports, config.metric)
+    bundle = checkpoint_model(config, Store(config.data.store), kept[best.step], best)
+    return Unfinished(bundle, best, lost=None if of_all is best else of_all)
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
@@ -112,7 +121,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
     source = {"fingerprint": bundle.fingerprint, "num_images": dict(bundle.num_images)}
-    with beside(folder) as scratch:
+    with instead_of(folder) as scratch:
         scratch.mkdir(parents=True)
         save_file(tensors, scratch / WEIGHTS_FILE)
         digest = sha256(scratch / WEIGHTS_FILE)
@@ -122,9 +131,6 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
         _write_json(scratch / METRICS_FILE, scores)
         (scratch / CARD_FILE).write_text(model_card(_collect_facts(bundle, digest)), encoding="utf-8")
-        sync(*scratch.iterdir(), scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-    sync(folder.absolute().parent)
 
 
 def read_bundle(folder: Path) -> Bundle:

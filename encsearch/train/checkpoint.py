@@ -16,11 +16,8 @@ from torch import Tensor
 
 from encsearch.errors import UserError, one_line
 from encsearch.files import sha256
-from encsearch.train.checkpoint_files import CONTENT_FILE, read_content
+from encsearch.train.checkpoint_files import CONTENT_FILE, FILES, MODEL_FILE, OPTIMIZER_FILE, read_content
 from encsearch.train.state import TrainState
-
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.pt"
 
 
 def save_checkpoint(state: TrainState, folder: Path) -> None:
@@ -31,7 +28,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> None:
     content = {
         "step": state.step,
         "samples_seen": state.samples_seen,
-        "sha256": {name: sha256(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
+        "sha256": {name: sha256(folder / name) for name in FILES},
     }
     (folder / CONTENT_FILE).write_text(json.dumps(content), encoding="utf-8")
 
@@ -50,7 +47,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     half of each.
     """
     content = read_content(folder)
-    load_weights(state.model, folder)
+    _read_weights(state.model, folder)
     try:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved["optimizer"])
@@ -67,8 +64,15 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Load only the model's weights from a checkpoint folder. Raises UserError as `load_checkpoint` does."""
-    read_content(folder)
+    """Load only the model's weights from a checkpoint folder, whose optimizer state may be damaged.
+
+    Raises UserError as `load_checkpoint` does.
+    """
+    read_content(folder, (MODEL_FILE,))
+    _read_weights(model, folder)
+
+
+def _read_weights(model: torch.nn.Module, folder: Path) -> None:
     try:
         tensors = load_file(folder / MODEL_FILE)
         model.load_state_dict(tensors)
@@ -80,4 +84,7 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
 def _check_finite(tensors: Iterable[Tensor], file: Path) -> None:
     for tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{file}: holds values that are not finite; go on from an earlier checkpoint")
+            raise UserError(
+                f"{file}: holds values that are not finite, as it was saved: the training has diverged; "
+                "begin another with a smaller optim.lr"
+            )

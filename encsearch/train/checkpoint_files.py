@@ -3,18 +3,21 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.errors import UserError
-from encsearch.files import beside, sha256, sync
+from encsearch.files import instead_of, settle, sha256
 
 CHECKPOINT_PREFIX = "checkpoint-epoch"
 BEST = "best"
 CHECKPOINTS = "checkpoints"  # the folder of a training's, in the folder of its job
 CONTENT_FILE = "checkpoint.json"
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.pt"
+FILES = (MODEL_FILE, OPTIMIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Content:
     samples_seen: int
 
 
-def read_content(folder: Path) -> Content:
-    """Verify every file of a checkpoint, and read its position.
+def read_content(folder: Path, files: Collection[str] = FILES) -> Content:
+    """Verify `files` of a checkpoint, those that are needed of it, and read its position.
 
     Raises UserError that names the file when one is missing, damaged or impossible.
     """
@@ -34,15 +37,15 @@ def read_content(folder: Path) -> Content:
     try:
         values = json.loads(path.read_bytes())
         content = Content(values["step"], values["samples_seen"])
-        hashes = dict(values["sha256"])
         if not all(type(count) is int and count >= 0 for count in (content.step, content.samples_seen)):
             raise ValueError(f"step {content.step}, samples_seen {content.samples_seen}")
+        hashes = {name: values["sha256"][name] for name in files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; this is no whole checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, not a checkpoint's ({type(error).__name__}: {error})") from None
     for name, expected in hashes.items():
-        file = folder / Path(name).name
+        file = folder / name
         try:
             found = sha256(file)
         except OSError as error:
@@ -86,32 +89,46 @@ def find_intact(folder: Path) -> Path | None:
 
     One that is damaged is named in the log, and passed over: the training goes on from an earlier step.
     """
+    return next((place for place, _ in intact(folder)), None)
+
+
+def intact(folder: Path) -> Iterator[tuple[Path, Content]]:
+    """The checkpoints whose files are what was written, newest first and the best one last.
+
+    Those that are damaged are named in the log. What a kill has left of the best one is put in order first.
+    """
+    settle(find_best(folder))
     newest_first = sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"), reverse=True)
-    return next(_intact([*newest_first, find_best(folder)]), None)
+    return _intact([*newest_first, find_best(folder)])
 
 
 def find_before(checkpoint: Path) -> Path | None:
     """The newest intact checkpoint beside and before one of Ray Train's, which is damaged."""
     names = sorted((path for path in checkpoint.parent.glob("checkpoint_*") if path.is_dir()), reverse=True)
-    return next(_intact(path for path in names if path.name < checkpoint.name), None)
+    before = _intact(path for path in names if path.name < checkpoint.name)
+    return next((place for place, _ in before), None)
 
 
-def _intact(candidates: Iterable[Path]) -> Iterator[Path]:
+def _intact(candidates: Iterable[Path]) -> Iterator[tuple[Path, Content]]:
     for path in candidates:
         if path.is_dir():
             try:
-                read_content(path)
-                yield path
+                content = read_content(path)
             except UserError as error:
-                logging.getLogger(__name__).warning("%s; looking for the checkpoint before", error)
+                logging.getLogger(__name__).warning("%s; this checkpoint is passed over", error)
+            else:
+                yield path, content
 
 
-def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Content]]:
-    """Every whole checkpoint in a training's folder, whoever wrote it: this package or Ray Train."""
+def find_weights(folder: Path) -> Iterator[tuple[Path, Content]]:
+    """Every checkpoint with intact weights in a training's folder, of this package or of Ray Train.
+
+    Damaged ones are passed over without a word: see in the reports what is missing.
+    """
     for path in sorted(folder.glob(f"**/{CONTENT_FILE}")):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             with suppress(UserError):
-                yield path.parent, read_content(path.parent)
+                yield path.parent, read_content(path.parent, (MODEL_FILE,))
 
 
 def stored_bytes(folder: Path) -> int:
@@ -140,10 +157,7 @@ def drop_checkpoints(folder: Path) -> None:
 
 
 def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
-    with beside(target) as scratch:
+    with instead_of(target) as scratch:
         scratch.mkdir(parents=True)
         for name, content in files.items():
             (scratch / name).write_bytes(content)
-        sync(*scratch.iterdir(), scratch)
-        shutil.rmtree(target, ignore_errors=True)
-    sync(target.parent)

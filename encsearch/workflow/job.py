@@ -5,22 +5,17 @@ import secrets
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from encsearch.config import Config
 from encsearch.errors import UserError
 from encsearch.files import write_whole
-from encsearch.reports import SUMMARY_FILE, Report, RunSummary
+from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 
 BUNDLE = Path("artifacts") / "bundle"
 CONTEXT_FOLDER = "context"
-BEGUN_FILE, STUDY_FILE, RESULTS_FILE = "training.json", "study.json", "trainings.jsonl"
-
-JobKind = Literal["training", "sweep", "ablation"]
-_MARKS: dict[str, JobKind] = {BEGUN_FILE: "training", STUDY_FILE: "sweep", RESULTS_FILE: "ablation"}
-"""A file that only a job of this kind has, from its start on."""
 
 
 def new_folder(out: Path, name: str) -> Path:
@@ -36,12 +31,12 @@ def new_folder(out: Path, name: str) -> Path:
 
 def find_kind(folder: Path) -> JobKind:
     """The kind of the job in a folder, finished or not. Raises UserError if there is none."""
-    for file, kind in _MARKS.items():
-        if (folder / file).is_file():
-            return kind
-    raise UserError(
-        f"{folder}: not the folder of a training, sweep or ablation; it has none of {', '.join(_MARKS)}"
-    )
+    kind = job_kind(folder)
+    if kind is None:
+        raise UserError(
+            f"{folder}: not the folder of a training, sweep or ablation; it has none of {', '.join(MARKS)}"
+        )
+    return kind
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:

@@ -13,17 +13,25 @@ from encsearch.errors import UserError, one_line
 from encsearch.files import write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_secrets
-from encsearch.reports import REPORTS_FILE, Recorder, RunSummary, TrainingResult, distinct_reports, recording
+from encsearch.reports import (
+    BEGUN_FILE,
+    REPORTS_FILE,
+    Recorder,
+    RunSummary,
+    TrainingResult,
+    distinct_reports,
+    recording,
+)
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_list, format_score
-from encsearch.tracking.outbox.record import own_record
+from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BEGUN_FILE, BUNDLE, Progress, new_folder, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 
@@ -54,8 +62,10 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         begun = {"fingerprint": store.fingerprint, "in_process": in_process}
         write_whole(folder / BEGUN_FILE, json.dumps(begun) + "\n")
         steps = format_count(found.steps_per_epoch, "step")
-        progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
-        return _run(config, store, folder, sender, progress, in_process=in_process)
+        with own_record(folder, sender.root) as record:
+            progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
+            result = _run(config, store, folder, record, sender, progress, in_process=in_process)
+        return _finish(config, store, folder, sender, result)
 
 
 def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Trained:
@@ -65,25 +75,33 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     and while another process trains there; PreflightError when the data has changed.
     """
     begun = _read_begun(folder)
+    config = changed_config(folder, overrides)
+    store = open_store(config)
+    found = preflight(config, store, folder)
+    check_same_data(config, store, begun["fingerprint"])
+    with run_sender() as sender, _session(config, begun["in_process"]):
+        sender.store()
+        with own_record(folder, sender.root) as record:
+            write_whole(folder / CONFIG_FILE, to_yaml(config))
+            done = len(distinct_reports(folder / CHECKPOINTS / REPORTS_FILE))
+            epochs = format_count(config.train.epochs, "epoch")
+            progress.say(
+                f"training {config.name} goes on: {format_count(done)} of {epochs} of "
+                f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
+            )
+            result = _run(config, store, folder, record, sender, progress, in_process=begun["in_process"])
+        return _finish(config, store, folder, sender, result)
+
+
+def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """A training's recipe with `overrides`. Raises UserError for one that would make it another training."""
     before = load_config(folder / CONFIG_FILE)
     config = with_overrides(before, overrides)
     if config.model_copy(update={"scaling": before.scaling}) != before:
         raise UserError(
             f"{format_list(list(overrides))}: the training has begun; only scaling. can be changed now"
         )
-    store = open_store(config)
-    found = preflight(config, store, folder)
-    check_same_data(config, store, begun["fingerprint"])
-    with run_sender() as sender, _session(config, begun["in_process"]):
-        sender.store()
-        write_whole(folder / CONFIG_FILE, to_yaml(config))
-        done = len(distinct_reports(folder / CHECKPOINTS / REPORTS_FILE))
-        epochs = format_count(config.train.epochs, "epoch")
-        progress.say(
-            f"training {config.name} goes on: {format_count(done)} of {epochs} of "
-            f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
-        )
-        return _run(config, store, folder, sender, progress, in_process=begun["in_process"])
+    return config
 
 
 def _read_begun(folder: Path) -> dict[str, Any]:
@@ -96,31 +114,39 @@ def _read_begun(folder: Path) -> dict[str, Any]:
 
 
 def _run(
-    config: Config, store: Store, folder: Path, sender: Sender, progress: Progress, *, in_process: bool
-) -> Trained:
+    config: Config,
+    store: Store,
+    folder: Path,
+    record: Record,
+    sender: Sender,
+    progress: Progress,
+    *,
+    in_process: bool,
+) -> TrainingResult:
     """Train in a folder that has been begun, to the end of its plan."""
-    tracking = sender.store()
-    with own_record(folder, sender.root) as record:
-        sender.follow(folder)
-        recorder = start_recorder(
-            config,
-            store,
-            record,
-            run=folder.name,
-            kind="training",
-            artifacts=folder / "artifacts",
-            follow=lambda report: progress.epoch(config.name, report, config),
-        )
-        with recording(recorder), _report_resume(folder, progress):
-            run = run_local if in_process else _ray_runner()
-            result = run(config, folder / CHECKPOINTS, recorder)
-            bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
-            write_bundle(bundle, folder / BUNDLE)
-            # The diagnostics run where the panels have left the model.
-            write_panels(
-                bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu"
-            )
-            write_context(bundle, store, recorder.artifacts)
+    sender.follow(folder)
+    recorder = start_recorder(
+        config,
+        store,
+        record,
+        run=folder.name,
+        kind="training",
+        artifacts=folder / "artifacts",
+        follow=lambda report: progress.epoch(config.name, report, config),
+    )
+    with recording(recorder), _report_resume(folder, progress):
+        run = run_local if in_process else _ray_runner()
+        result = run(config, folder / CHECKPOINTS, recorder)
+        bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
+        write_bundle(bundle, folder / BUNDLE)
+        # The diagnostics run where the panels have left the model.
+        write_panels(bundle, store, recorder.artifacts, "auto" if config.scaling.gpus_per_worker else "cpu")
+        write_context(bundle, store, recorder.artifacts)
+    return result
+
+
+def _finish(config: Config, store: Store, folder: Path, sender: Sender, result: TrainingResult) -> Trained:
+    tracking, run = sender.store(), folder.name
     summary = RunSummary(
         kind="training",
         name=config.name,
@@ -131,7 +157,7 @@ def _run(
         split=config.data.val_split,
         tracking_uri=without_secrets(tracking.uri),
         experiment_id=tracking.experiment_id,
-        run=recorder.run,
+        run=run,
         run_id=None,
         bundle=str(BUNDLE),
     )
@@ -140,7 +166,7 @@ def _run(
     drop_checkpoints(folder / CHECKPOINTS)
     sender.notify("finished", f"{config.metric} {format_score(summary.value)}")
     run_ids = sender.run_ids()
-    summary = replace(summary, run_id=run_ids.get(recorder.run))
+    summary = replace(summary, run_id=run_ids.get(run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encsearch.files import hold_lock
+from encsearch.reports import best_report, distinct_reports
+from encsearch.tracking.outbox.record import OWNER_LOCK, OWNER_WAIT_S
 from tests.e2e.shell import Shell
 
 EPOCHS = 5
@@ -57,6 +60,9 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     finished = shell.encsearch("resume", str(folder))
     assert "the training is finished, mIoU" in finished.stdout
     assert not list((folder / "checkpoints").glob("checkpoint-*"))
+    line = shell.refusal("resume", str(folder), "optim.lr=9", code=2)
+    assert "optim.lr=9: the training has begun; only scaling. can be changed now" in line
+    shell.encsearch("resume", str(folder), f"train.epochs={EPOCHS}")
 
 
 def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
@@ -68,6 +74,35 @@ def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
     assert "not the folder of a training, sweep or ablation" in shell.refusal(
         "resume", str(shell.folder), code=2
     )
+
+
+def test_another_process_of_it_changes_nothing(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 1/", "--in-process")
+    before = (folder / "config.yaml").read_bytes()
+    with hold_lock(folder / "record" / OWNER_LOCK, wait_s=OWNER_WAIT_S) as is_held:
+        assert is_held
+        line = shell.refusal("resume", str(folder), "scaling.cpus_per_worker=2", code=2)
+    assert "another process is recording this job" in line
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_best_checkpoint_that_is_damaged_is_told_and_trained_again(shell: Shell) -> None:
+    folder = kill_after(shell, "epoch 3/", "--in-process")
+    checkpoints = folder / "checkpoints"
+    reports = distinct_reports(checkpoints / "reports.jsonl")
+    best = best_report(tuple(reports), "mIoU").epoch
+    for file in checkpoints.glob("*/model.safetensors"):
+        step = json.loads((file.parent / "checkpoint.json").read_text())["step"]
+        if step == next(report.step for report in reports if report.epoch == best):
+            file.write_bytes(b"damaged")
+    told = shell.encsearch("eval", str(folder)).stderr
+    assert f"; epoch {best} scored higher, but its checkpoint is damaged or missing" in told
+    resumed = shell.run("resume", str(folder), "--json")
+    assert "model.safetensors: damaged" in resumed.stderr
+    whole = shell.encsearch("train", "toy.yaml", f"train.epochs={EPOCHS}", "--in-process", "--json").stdout
+    assert json.loads(resumed.stdout)["value"] == json.loads(whole)["value"]
+    one, other = weights(folder), weights(shell.folder / json.loads(whole)["folder"])
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.own_ray

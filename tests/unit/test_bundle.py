@@ -23,7 +23,7 @@ from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.inference.evaluation import open_same_store, score_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.reports import RunSummary
-from encsearch.tracking.registry.fetch import load
+from encsearch.tracking.registry.fetch import describe_unfinished, load
 from encsearch.workflow.job import write_summary
 
 INFO = DatasetInfo(
@@ -107,6 +107,16 @@ def test_the_folder_of_a_job_is_loaded_as_its_best_model(folder: Path, tmp_path:
     expected = load(job / place).predict(image)
 
     assert all(np.array_equal(load(source).predict(image), expected) for source in (job, str(job)))
+
+
+@pytest.mark.parametrize(("mark", "kind"), [("study.json", "sweep"), ("trainings.jsonl", "ablation")])
+def test_a_job_that_has_no_model_yet_is_to_be_resumed(tmp_path: Path, mark: str, kind: str) -> None:
+    (tmp_path / mark).touch()
+    for use in (load, describe_unfinished):
+        with pytest.raises(
+            UserError, match=rf"the {kind} has not finished; .* `encsearch resume {tmp_path}`"
+        ):
+            use(tmp_path)
 
 
 def test_writing_replaces_an_older_bundle_and_leaves_nothing_else(folder: Path, model: EncNet) -> None:

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from encsearch.reports import Report, append, distinct_reports
 from encsearch.train.checkpoint_files import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
     drop_checkpoints,
     find_before,
+    find_best,
     find_intact,
     find_newest,
     read_newest,
@@ -18,8 +22,9 @@ from encsearch.train.checkpoint_files import (
 )
 
 
-def whole(**files: bytes) -> dict[str, bytes]:
+def whole(model: bytes, optimizer: bytes = b"o") -> dict[str, bytes]:
     """Files of a checkpoint, with the one that says what they are."""
+    files = {MODEL_FILE: model, OPTIMIZER_FILE: optimizer}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     content = json.dumps({"step": 1, "samples_seen": 8, "sha256": hashes})
     return {**files, "checkpoint.json": content.encode()}
@@ -29,10 +34,10 @@ def test_a_damaged_one_is_passed_over_with_a_line(tmp_path: Path, caplog: pytest
     for epoch in (1, 2, 3):
         write_newest(tmp_path, epoch, whole(model=b"%d" % epoch), keep=2)
     assert len(list(tmp_path.iterdir())) == 2
-    (tmp_path / "checkpoint-epoch00003" / "model").write_bytes(b"?")
+    (tmp_path / "checkpoint-epoch00003" / MODEL_FILE).write_bytes(b"?")
     assert read_newest(tmp_path) == whole(model=b"2")
     (line,) = caplog.messages
-    assert "checkpoint-epoch00003/model: damaged, its SHA-256 is not the one" in line
+    assert "checkpoint-epoch00003/model.safetensors: damaged, its SHA-256 is not the one" in line
     (tmp_path / "checkpoint-epoch00002" / "checkpoint.json").unlink()
     assert find_intact(tmp_path) is None
     write_best(tmp_path, whole(model=b"best"))
@@ -46,7 +51,7 @@ def test_of_ray_trains_the_one_before_is_found(tmp_path: Path) -> None:
         for name, content in whole(model=b"m").items():
             (folder / name).write_bytes(content)
     assert find_before(tmp_path / "checkpoint_2026-01-03") == tmp_path / "checkpoint_2026-01-02"
-    (tmp_path / "checkpoint_2026-01-02" / "model").write_bytes(b"?")
+    (tmp_path / "checkpoint_2026-01-02" / MODEL_FILE).write_bytes(b"?")
     assert find_before(tmp_path / "checkpoint_2026-01-03") == tmp_path / "checkpoint_2026-01-01"
     assert find_before(tmp_path / "checkpoint_2026-01-01") is None
 
@@ -83,6 +88,33 @@ def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path, monkeypatch:
     assert find_newest(tmp_path) is None
 
 
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_the_best_is_replaced_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    write_best(tmp_path, whole(model=b"old"))
+    replace, done = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if len(done) == renames:
+            os._exit(9)
+        done.append(target)
+        replace(source, target)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr("os.replace", killed)
+        write_best(tmp_path, whole(model=b"new"))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert find_best(tmp_path).exists() == (renames == 0)
+
+    assert read_newest(tmp_path) == whole(model=b"old")
+    write_best(tmp_path, whole(model=b"newer"))
+    assert read_newest(tmp_path) == whole(model=b"newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
 def test_of_an_epoch_that_was_trained_again_the_first_report_stands(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     for epoch, value in ((1, 0.1), (2, 0.2), (2, 0.9), (3, 0.3)):
@@ -99,7 +131,7 @@ def test_a_kill_while_dropping_leaves_no_part_of_a_checkpoint_to_be_read(
 
     def killed(path: Path, ignore_errors: bool) -> None:
         if path.exists():
-            (path / "model").unlink()
+            (path / MODEL_FILE).unlink()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -16,6 +16,7 @@ from encsearch.files import (
     beside,
     check_free,
     hold_lock,
+    instead_of,
     lines_after,
     read_lines,
     remove_torn_line,
@@ -112,6 +113,45 @@ def test_a_folder_takes_an_empty_place_but_none_with_files(
     with pytest.raises(UserError, match="folder: exists and is not empty; give another folder or delete it"):
         check_free(place)
     check_free(tmp_path / "none")
+
+
+def fill(folder: Path, content: str, end: BaseException | None = None) -> None:
+    with instead_of(folder) as scratch:
+        scratch.mkdir()
+        (scratch / "file").write_text(content)
+        if end:
+            raise end
+
+
+def test_a_folder_takes_the_place_of_another_or_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a[1]"
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if source.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def state() -> list[tuple[str, str]]:
+        return [(path.parent.name, path.read_text()) for path in tmp_path.glob("*/*")]
+
+    fill(folder, "first")
+    fill(folder, "second")
+    assert state() == [("a[1]", "second")]
+    with pytest.raises(ValueError, match="half"):
+        fill(folder, "third", ValueError("half"))
+    assert state() == [("a[1]", "second")]
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fill(folder, "third")
+    assert state() == [("a[1]", "second")]
+    (tmp_path / ".a[1].0123.tmp").mkdir()  # of a kill
+    fill(folder, "fourth")
+    assert state() == [("a[1]", "fourth")]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The training loop: what it reports, what it resumes to, when it gives up."""
 
 import math
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from encsearch.config import Config, Context, with_values
 from encsearch.data.loading import feed
 from encsearch.errors import TrainingError, UserError
-from encsearch.reports import MemoryRecorder, Point, Report
+from encsearch.reports import MemoryRecorder, Point, Report, SpoolReader
 from encsearch.runner.local import run_local
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.checkpoint_files import read_content
@@ -187,7 +188,8 @@ def test_no_flipped_bit_of_a_checkpoint_is_taken(toy_config: Config, tmp_path: P
         ('{"step": -5, "samples_seen": 0, "sha256": {}}', "step -5"),
         ('{"step": 1.5, "samples_seen": 0, "sha256": {}}', r"step 1\.5"),
         ('{"samples_seen": 0, "sha256": {}}', "KeyError: 'step'"),
-        ('{"step": 1, "samples_seen": 0, "sha256": []}', "model weights cannot be read"),
+        ('{"step": 1, "samples_seen": 0, "sha256": []}', "TypeError"),
+        ('{"step": 1, "samples_seen": 0, "sha256": {}}', "KeyError: 'model.safetensors'"),
         ("[]", "TypeError"),
         ("", "JSONDecodeError"),
     ],
@@ -205,7 +207,7 @@ def test_weights_that_are_not_finite_are_refused(toy_config: Config, tmp_path: P
     with torch.no_grad():
         next(state.model.parameters()).fill_(math.nan)
     save_checkpoint(state, tmp_path)
-    with pytest.raises(UserError, match=r"model\.safetensors: holds values that are not finite"):
+    with pytest.raises(UserError, match=r"model\.safetensors: holds .* not finite.* smaller optim.lr"):
         load_checkpoint(state, tmp_path)
 
 
@@ -224,6 +226,61 @@ def test_a_local_training_goes_on_as_if_nothing_had_happened(toy_config: Config,
     resumed = run_local(toy_config, tmp_path / "killed", recorder)
     assert [report.epoch for report in recorder.reports] == [report.epoch for report in whole.reports]
     assert resumed.best.metrics["mIoU"] == whole.best.metrics["mIoU"]
+    one, other = (load_file(result.best_checkpoint / "model.safetensors") for result in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def killed_after(config: Config, run_dir: Path, epoch: int) -> None:
+    class Killed(MemoryRecorder):
+        def log(self, report: Report) -> None:
+            if report.epoch == epoch:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(config, run_dir, Killed())
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "damaged", "start"),
+    [
+        (3, ["best/model.safetensors"], "the beginning"),
+        (3, ["best/checkpoint.json"], "the beginning"),
+        (3, ["best/optimizer.pt"], None),
+        (3, ["checkpoint-epoch00003/model.safetensors"], None),
+        (2, ["best/model.safetensors"], None),  # the second newest checkpoint has the weights too
+        (2, ["best/model.safetensors", "checkpoint-epoch00001/model.safetensors"], "the beginning"),
+        (3, ["best", "checkpoint-epoch00002", "checkpoint-epoch00003"], "the beginning"),
+    ],
+)
+def test_best_weights_that_are_lost_are_trained_again(
+    toy_config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    killed_at: int,
+    damaged: list[str],
+    start: str | None,
+) -> None:
+    # The rate falls, so that the first epoch is the best.
+    config = with_values(toy_config, {"train.epochs": 4}).model_copy(update={"metric": "lr"})
+    whole = run_local(config, tmp_path / "whole", MemoryRecorder())
+    run_dir = tmp_path / "killed"
+    killed_after(config, run_dir, killed_at)
+    for name in damaged:
+        if (run_dir / name).is_dir():
+            shutil.rmtree(run_dir / name)
+        else:
+            (run_dir / name).write_bytes(b"?" + (run_dir / name).read_bytes())
+
+    recorder = MemoryRecorder()
+    resumed = run_local(config, run_dir, recorder)
+
+    again = [line.rpartition("training again from ")[2] for line in caplog.messages if "again from" in line]
+    passed_over = [line for line in caplog.messages if "this checkpoint is passed over" in line]
+    assert len(passed_over) == sum("/" in name for name in damaged)
+    assert again == ([start] if start else [])
+    assert resumed.best.epoch == 1
+    assert [report.epoch for report in recorder.reports] == [1, 2, 3, 4]
+    assert [report.epoch for report in SpoolReader(run_dir / "reports.jsonl").new_reports()] == [1, 2, 3, 4]
     one, other = (load_file(result.best_checkpoint / "model.safetensors") for result in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

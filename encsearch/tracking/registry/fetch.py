@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, read_bundle, unfinished_model, write_bundle
+from encsearch.inference.bundle import Bundle, Unfinished, read_bundle, unfinished_model, write_bundle
 from encsearch.inference.predictor import Predictor
-from encsearch.reports import SUMMARY_FILE, Report, read_summary
+from encsearch.reports import SUMMARY_FILE, job_kind, read_summary
 from encsearch.tracking.uris import existing_store
-from encsearch.train.checkpoint_files import CHECKPOINTS
 
 
 def load(source: str | Path, device: str = "cpu") -> Predictor:
@@ -21,7 +20,8 @@ def load(source: str | Path, device: str = "cpu") -> Predictor:
 def fetch_bundle(source: str | Path) -> Bundle:
     """Read a model from a job's folder (its best one), a bundle's folder, or MLflow.
 
-    A training that has not finished gives its best checkpoint, which `describe_unfinished` says.
+    A training that has not finished gives its best checkpoint, which `describe_unfinished` says; a sweep or
+    an ablation gives none before its end.
     MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH";
     MLFLOW_TRACKING_URI names the store. Raises UserError for a source that does not exist, PreflightError for
     a store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
@@ -33,17 +33,25 @@ def fetch_bundle(source: str | Path) -> Bundle:
 def describe_unfinished(source: str | Path) -> str | None:
     """What is used of a training that has not finished, for people; None for any other source."""
     folder = Path(source)
-    if (folder / SUMMARY_FILE).is_file() or not (folder / CHECKPOINTS).is_dir():
+    if (folder / SUMMARY_FILE).is_file() or not job_kind(folder):
         return None
-    _, best = _unfinished(folder)
-    return f"{folder}: the training has not finished; its best checkpoint so far is of epoch {best.epoch}"
+    found = _unfinished(folder)
+    note = (
+        f"{folder}: the training has not finished; its best checkpoint so far is of epoch {found.best.epoch}"
+    )
+    if found.lost:
+        note += f"; epoch {found.lost.epoch} scored higher, but its checkpoint is damaged or missing"
+    return note
 
 
-def _unfinished(folder: Path) -> tuple[Bundle, Report]:
+def _unfinished(folder: Path) -> Unfinished:
+    kind = job_kind(folder)
+    if kind != "training":
+        raise UserError(f"{folder}: the {kind} has not finished; go on with `encsearch resume {folder}`")
     found = unfinished_model(folder)
     if found is None:
         raise UserError(
-            f"{folder}: the training has no checkpoint yet; go on with `encsearch resume {folder}`"
+            f"{folder}: the training has no whole checkpoint; go on with `encsearch resume {folder}`"
         )
     return found
 
@@ -55,9 +63,9 @@ def bundle_folder(source: str | Path) -> Iterator[Path]:
         folder = Path(source)
         if (folder / SUMMARY_FILE).is_file():
             yield folder / read_summary(folder).bundle
-        elif (folder / CHECKPOINTS).is_dir():
+        elif job_kind(folder):
             with tempfile.TemporaryDirectory() as scratch:
-                write_bundle(_unfinished(folder)[0], Path(scratch) / "bundle")
+                write_bundle(_unfinished(folder).bundle, Path(scratch) / "bundle")
                 yield Path(scratch) / "bundle"
         else:
             yield folder

@@ -26,7 +26,15 @@ from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import checkpoint_model, read_bundle, write_bundle
 from encsearch.redaction import without_secrets
 from encsearch.report.ablation import PICTURE_FILE, WORDS_FILES, AblationStory, select_series, write_report
-from encsearch.reports import REPORTS_FILE, Recorder, Report, RunSummary, distinct_reports, recording
+from encsearch.reports import (
+    REPORTS_FILE,
+    RESULTS_FILE,
+    Recorder,
+    Report,
+    RunSummary,
+    distinct_reports,
+    recording,
+)
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -51,7 +59,7 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import RESULTS_FILE, Progress, new_folder, write_summary
+from encsearch.workflow.job import Progress, new_folder, write_summary
 from encsearch.workflow.recorder import start_recorder, start_run
 
 

@@ -21,9 +21,10 @@ from encsearch.config import CONFIG_FILE, Config, load_config, require_search, t
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
 from encsearch.redaction import without_secrets
+from encsearch.reports import STUDY_FILE
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
-from encsearch.workflow.job import STUDY_FILE, new_folder
+from encsearch.workflow.job import new_folder
 
 STORAGE_VARIABLE = "ENCSEARCH_STORAGE"
 LOCK_FILE, JOURNAL_FILE = "lock", "study.journal"
