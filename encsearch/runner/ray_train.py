@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from encsearch.errors import TrainingError, UserError, last_line
 from encsearch.reports import REPORTS_FILE, Recorder, Report, SpoolReader, TrainingResult, append, forwarding
 from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
-from encsearch.train.checkpoint_files import find_before
+from encsearch.train.checkpoint_files import MODEL_FILE, find_before, read_content
 from encsearch.train.experiment import build
 from encsearch.train.loop import fit
 from encsearch.train.state import TrainState
@@ -71,9 +71,24 @@ def run_ray_train(config: Config, run_dir: Path, recorder: Recorder) -> Training
     reports = tuple(SpoolReader(spool).new_reports())
     if not reports or not result.best_checkpoints:
         raise TrainingError(f"{run_dir}: the training ended without a report")
-    best_checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][config.metric])
-    best = Report.from_dict(metrics["report"])
-    return TrainingResult(reports, best, Path(best_checkpoint.path), time.monotonic() - started)
+    kept = sorted(result.best_checkpoints, key=lambda pair: pair[1][config.metric], reverse=True)
+    best_checkpoint, best = _find_intact([(Path(place.path), metrics) for place, metrics in kept])
+    return TrainingResult(reports, best, best_checkpoint, time.monotonic() - started)
+
+
+def _find_intact(kept: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[Path, Report]:
+    """The first checkpoint with intact weights and its report; the log names those that are passed over.
+
+    Raises TrainingError if none is.
+    """
+    for place, metrics in kept:
+        report = Report.from_dict(metrics["report"])
+        try:
+            read_content(place, (MODEL_FILE,))
+            return place, report
+        except UserError as error:
+            logging.getLogger(__name__).warning("%s; epoch %d is not used", error, report.epoch)
+    raise TrainingError(f"{kept[0][0].parent}: no checkpoint has intact weights; start a new training")
 
 
 @contextmanager
