@@ -148,7 +148,7 @@ def test_killed_at_any_moment_it_ends_as_without_the_kills(source: Path, fingerp
 def test_interrupted_it_says_one_word(moment: int, source: Path) -> None:
     """Ctrl-C reaches the whole process group."""
     store = source.parent / f"interrupted{moment}"
-    with Importing(source, store) as process:
+    with Importing(source, store, heed_interrupts) as process:
         wait_until(process, list(moments(process, store))[moment])
         processes = tree(process)
         os.killpg(process.pid, signal.SIGINT)
@@ -159,6 +159,11 @@ def test_interrupted_it_says_one_word(moment: int, source: Path) -> None:
     assert "Traceback" not in said
     assert "Error" not in said
     assert not store.exists()
+
+
+def heed_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and so may have done with these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def limit_files() -> None:

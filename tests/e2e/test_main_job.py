@@ -120,7 +120,7 @@ def test_images_of_any_size_get_label_maps_of_their_size(
     assert len(json.loads(done.stdout)) == len(sizes)
     for name, size in sizes.items():
         with Image.open(out / f"{name}.png") as labels, Image.open(out / f"{name}.overlay.png") as overlay:
-            assert (labels.mode, labels.size, overlay.size) == ("L", size, size)
+            assert (labels.mode, labels.size, overlay.size) == ("P", size, size)
 
 
 def test_the_report_can_be_written_anew_and_the_ui_is_linked(shell: Shell, swept: dict[str, Any]) -> None:

@@ -16,14 +16,13 @@ from encsearch.tracking.outbox.record import OWNER_LOCK, OWNER_WAIT_S
 from tests.e2e.shell import Shell
 
 EPOCHS = 5
+SHORT = (f"train.epochs={EPOCHS}", "train.steps_per_epoch=8")
 
 
 def kill_after(shell: Shell, sign: str, *arguments: str) -> Path:
     """Start a training, kill it with all of its processes once it says `sign`, and return its folder."""
     before = set(shell.folder.glob("killed/*"))
-    process = shell.start(
-        "encsearch", "train", "toy.yaml", f"train.epochs={EPOCHS}", "--out", "killed", *arguments
-    )
+    process = shell.start("encsearch", "train", "toy.yaml", *SHORT, "--out", "killed", *arguments)
     assert process.stderr
     said = []
     for line in process.stderr:
@@ -50,9 +49,7 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     assert "goes on: 2 of 5 epochs" in resumed.stderr or "goes on: 3 of 5 epochs" in resumed.stderr
     assert "epoch 1/" not in resumed.stderr, "what was shown is not shown again"
     done = json.loads(resumed.stdout)
-    whole = json.loads(
-        shell.encsearch("train", "toy.yaml", f"train.epochs={EPOCHS}", "--in-process", "--json").stdout
-    )
+    whole = json.loads(shell.encsearch("train", "toy.yaml", *SHORT, "--in-process", "--json").stdout)
     assert done["value"] == whole["value"]
     assert done["best"]["epoch"] == whole["best"]["epoch"]
     one, other = weights(folder), weights(shell.folder / whole["folder"])
@@ -62,7 +59,7 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     assert not list((folder / "checkpoints").glob("checkpoint-*"))
     line = shell.refusal("resume", str(folder), "optim.lr=9", code=2)
     assert "optim.lr=9: the training has begun; only scaling. can be changed now" in line
-    shell.encsearch("resume", str(folder), f"train.epochs={EPOCHS}")
+    shell.encsearch("resume", str(folder), *SHORT)
 
 
 def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
@@ -99,7 +96,7 @@ def test_a_best_checkpoint_that_is_damaged_is_told_and_trained_again(shell: Shel
     assert f"; epoch {best} scored higher, but its checkpoint is damaged or missing" in told
     resumed = shell.run("resume", str(folder), "--json")
     assert "model.safetensors: damaged" in resumed.stderr
-    whole = shell.encsearch("train", "toy.yaml", f"train.epochs={EPOCHS}", "--in-process", "--json").stdout
+    whole = shell.encsearch("train", "toy.yaml", *SHORT, "--in-process", "--json").stdout
     assert json.loads(resumed.stdout)["value"] == json.loads(whole)["value"]
     one, other = weights(folder), weights(shell.folder / json.loads(whole)["folder"])
     assert all(torch.equal(one[name], other[name]) for name in one)

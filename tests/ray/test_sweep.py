@@ -118,7 +118,7 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
         recorder = observer.recorders[record.number]
         assert recorder.status == statuses[record.state]
         assert tuple((r.epoch, r.metrics["mIoU"]) for r in recorder.reports) == record.curve
-    assert observer.checkpoints[0] == ["model.safetensors", "optimizer.pt"]
+    assert observer.checkpoints[0] == ["checkpoint.json", "model.safetensors", "optimizer.pt"]
     assert study_of(config, tmp_path).trials() == records
 
 
