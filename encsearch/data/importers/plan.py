@@ -5,7 +5,7 @@ A pair is a sample to be: it names the files that are read when it is written.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -128,11 +128,10 @@ class ImportPlan:
     left_out: LeftOut
     licence: str = ""
     lines: tuple[str, ...] = ()
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def info(self) -> DatasetInfo:
-        return replace(self.labels.info(self.name), groups=self.groups)
+        return self.labels.info(self.name)
 
     @property
     def num_samples(self) -> int:
@@ -187,20 +186,19 @@ def check_plan(plan: ImportPlan) -> None:
 
 def read_row(pair: Pair, labels: LabelTable) -> StoreRow:
     """Read a pair as a store keeps it. Raises UserError that names the file that cannot be used."""
-    image, pixels = canonical_image(pair.image.read(), str(pair.image))
-    mask = _read_mask(pair, labels)
-    check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
+    image, pixels, mask = _read(pair, labels)
     sample = EncodedSample(pair.id, image, encode_png(mask), pair.group)
     return describe(sample, pixels, mask, len(labels.classes))
 
 
 def read_sample(pair: Pair, labels: LabelTable) -> Sample:
     """Read a pair's pixels. Raises UserError as `read_row` does."""
-    _, pixels = canonical_image(pair.image.read(), str(pair.image))
-    mask = _read_mask(pair, labels)
-    check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
+    _, pixels, mask = _read(pair, labels)
     return Sample(pair.id, pixels, mask)
 
 
-def _read_mask(pair: Pair, labels: LabelTable) -> NDArray[np.uint8]:
-    return labels.translate(pair.mask.read().codes, str(pair.mask))
+def _read(pair: Pair, labels: LabelTable) -> tuple[bytes, NDArray[np.uint8], NDArray[np.uint8]]:
+    image, pixels = canonical_image(pair.image.read(), str(pair.image))
+    mask = labels.translate(pair.mask.read().codes, str(pair.mask))
+    check_pair(pixels.shape[:2], mask, len(labels.classes), str(pair.mask))
+    return image, pixels, mask
