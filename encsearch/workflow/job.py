@@ -2,6 +2,8 @@
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -54,3 +56,13 @@ class Progress(Protocol):
     def trial(self, event: TrialEvent, config: Config) -> None: ...
 
     def sweep(self, now: SweepProgress, config: Config) -> None: ...
+
+
+@contextmanager
+def report_resume(folder: Path, progress: Progress) -> Iterator[None]:
+    """Say how the job continues when Ctrl-C ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"continue with `encsearch resume {folder}`")
+        raise

@@ -1,8 +1,8 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BUNDLE, Progress, new_folder, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 
@@ -134,7 +134,7 @@ def _run(
         artifacts=folder / "artifacts",
         follow=lambda report: progress.epoch(config.name, report, config),
     )
-    with recording(recorder), _report_resume(folder, progress):
+    with recording(recorder), report_resume(folder, progress):
         run = run_local if in_process else _ray_runner()
         result = run(config, folder / CHECKPOINTS, recorder)
         bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
@@ -169,15 +169,6 @@ def _finish(config: Config, store: Store, folder: Path, sender: Sender, result: 
     summary = replace(summary, run_id=run_ids.get(run))
     write_summary(folder, summary)
     return Trained(folder, summary, result)
-
-
-@contextmanager
-def _report_resume(folder: Path, progress: Progress) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        progress.say(f"continue with `encsearch resume {folder}`")
-        raise
 
 
 def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:

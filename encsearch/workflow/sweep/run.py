@@ -39,7 +39,7 @@ from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
 from encsearch.train.preflight import Preflight, check_same_data, open_store, preflight
 from encsearch.workflow.checked import Checked
-from encsearch.workflow.job import Progress, write_summary
+from encsearch.workflow.job import Progress, report_resume, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
     NOTHING_EARLIER,
@@ -189,7 +189,7 @@ def _run(
     with own_record(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
-        with recording(parent), _report_resume(folder, progress):
+        with recording(parent), report_resume(folder, progress):
             observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
@@ -314,15 +314,6 @@ def _measure(
     if trial.model == config.model and not with_memory:
         return Network(found.num_parameters)
     return networks.call(measure_network, trial, store, with_memory=with_memory)
-
-
-@contextmanager
-def _report_resume(folder: Path, progress: Progress) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        progress.say(f"continue with `encsearch resume {folder}`")
-        raise
 
 
 def _describe_start(config: Config, study: Study, folder: Path) -> str:
