@@ -29,8 +29,8 @@ def run_sweep(
 
     `folder` gets `trials/` with the reports of each; `network` measures the size of a trial's network. Trials
     that an earlier process left open continue. If this process is interrupted, its trials stay open for the
-    next one. Raises TrainingError when every trial
-    failed, or `search.budget.max_failed` in a row with one reason.
+    next one. Raises TrainingError when every trial failed, or `search.budget.max_failed` in a row with one
+    reason.
     """
     search = study.search
     # No more points than the budget has trials: a point left waiting would run before a repeated trial.
