@@ -29,6 +29,10 @@ class TrainingError(Exception):
     exit_code = 1
 
 
+class NoticeError(Exception):
+    """A training was told to end, as before its machine goes; its state is saved, and `resume` goes on."""
+
+
 def one_line(error: object, max_length: int | None = MAX_LENGTH) -> str:
     """The whole message of an error without secrets, or the name of its type if it has none."""
     # Mask before cutting: the text that identifies a secret may come after it.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from encsearch.errors import UserError
+from encsearch.errors import NoticeError, UserError
 from encsearch.files import append_line, lines_after
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -88,7 +88,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """Close the recorder with the status that follows from how the block ended."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, NoticeError):
         recorder.close("KILLED")
         raise
     except BaseException:

@@ -10,7 +10,7 @@ import click
 
 from encsearch import __version__
 from encsearch.cli.console import say
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import NoticeError, TrainingError, UserError
 from encsearch.redaction import without_secrets
 
 # name: (module, help). The module is imported when its command runs, so `--help` stays instant.
@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UserError, TrainingError) as error:
         say(without_secrets(f"error: {error}").replace("\n", "\\n"))  # a name with a newline forges no line
         code = error.exit_code
+    except NoticeError as error:
+        say(f"terminated, {error}")
+        code = 128 + signal.SIGTERM
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")
         code = 128 + received

@@ -322,6 +322,13 @@ class OptimConfig(Section):
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
 
 
+class CheckpointEvery(Section):
+    """How often the state is saved inside an epoch; it is saved at the end of each in any case."""
+
+    steps: Positive | None = Field(None, description="optimizer steps; null: by time alone")
+    minutes: float | None = Field(10, gt=0, description="null: by steps alone")
+
+
 class TrainConfig(Section):
     """How long, how much at once, and from which seed."""
 
@@ -346,6 +353,10 @@ class TrainConfig(Section):
     sync_bn: Literal["auto", "off"] = Field(
         "auto", description="auto: SyncBatchNorm with several GPU workers"
     )
+    checkpoint_every: CheckpointEvery = CheckpointEvery()
+    max_skipped_steps: int = Field(
+        10, ge=0, description="steps of an epoch that may have a non-finite gradient; they change nothing"
+    )
     profile_steps: int = Field(
         0, ge=0, le=100, description="steps of the first epoch to profile, in profile.txt; 0: none"
     )
@@ -358,6 +369,7 @@ class ScalingConfig(Section):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
+    timeout_s: float = Field(120, ge=5, description="seconds until a worker that does not answer is given up")
     price_per_hour: float | None = Field(
         None, gt=0, description="of one worker, in your currency; null: no cost in money is shown"
     )

@@ -14,7 +14,6 @@ from encsearch.train.kernels import has_bf16
 from encsearch.train.telemetry import device_name
 
 LATENCY_REPEATS, LATENCY_WARM_UP = 9, 3
-COLLECTIVE_TIMEOUT_S = 300  # after which ranks give up one that does not answer
 
 
 def local_device(scaling: ScalingConfig) -> str:

@@ -16,8 +16,8 @@ from encsearch.errors import PreflightError, first_line
 from encsearch.text import format_count, format_number
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 CHEAPER_TRAIN = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -124,9 +124,11 @@ def _enter_folder(folder: str) -> Iterator[None]:
 def _connect(needs: ScalingConfig, *, dashboard: bool) -> None:
     import ray
 
-    for name, value in (CHEAPER_TRAIN | QUIET | SAFE).items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    # A process of Ray's that hears of nodes which are about to go; a Ray of one's own is one node.
+    watcher = {PREEMPTION_WATCHER: "0" if address is None else "1"}
+    for name, value in (CHEAPER_TRAIN | QUIET | SAFE | watcher).items():
+        os.environ.setdefault(name, value)
     arguments: dict[str, Any] = {}
     if address is not None:
         _check_listening(address)

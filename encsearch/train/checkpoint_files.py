@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +17,40 @@ CHECKPOINTS = "checkpoints"  # the folder of a training's, in the folder of its 
 CONTENT_FILE = "checkpoint.json"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
+PARTS_FILE = "epoch.pt"  # inside an epoch: what each rank has of it
 FILES = (MODEL_FILE, OPTIMIZER_FILE)
+
+Fill = Callable[[Path], None]
+"""Writes a checkpoint's files into an empty folder."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a checkpoint says of itself: the optimizer step, and the samples that were trained on."""
+    """What a checkpoint says of itself: the optimizer step, the samples that were trained on, its files."""
 
     step: int
     samples_seen: int
+    files: frozenset[str]
 
 
-def read_content(folder: Path, files: Collection[str] = FILES) -> Content:
-    """Verify `files` of a checkpoint, those that are needed of it, and read its position.
+def checkpoint_name(epochs: int, step: int | None = None) -> str:
+    """Of a checkpoint after `epochs` whole epochs, or at `step` of the next one; sorts by the step."""
+    inside = "" if step is None else f"-step{step:09d}"
+    return f"{CHECKPOINT_PREFIX}{epochs:05d}{inside}"
+
+
+def read_content(folder: Path, files: Collection[str] | None = None) -> Content:
+    """Verify the files of a checkpoint, or only those `files` that are needed of it, and read its position.
 
     Raises UserError that names the file when one is missing, damaged or impossible.
     """
     path = folder / CONTENT_FILE
     try:
         values = json.loads(path.read_bytes())
-        content = Content(values["step"], values["samples_seen"])
+        content = Content(values["step"], values["samples_seen"], frozenset(values["sha256"]))
         if not all(type(count) is int and count >= 0 for count in (content.step, content.samples_seen)):
             raise ValueError(f"step {content.step}, samples_seen {content.samples_seen}")
-        hashes = {name: values["sha256"][name] for name in files}
+        hashes = {name: values["sha256"][name] for name in files or (*FILES, *content.files - {*FILES})}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; this is no whole checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,23 +66,29 @@ def read_content(folder: Path, files: Collection[str] = FILES) -> Content:
     return content
 
 
-def write_newest(folder: Path, epoch: int, files: Mapping[str, bytes], *, keep: int = 1) -> None:
-    """Store a checkpoint's files as the newest in `folder`, whole or not at all; the newest `keep` stay.
+def write_newest(folder: Path, name: str, fill: Fill, *, keep: int = 1) -> None:
+    """Store a checkpoint as the newest in `folder`, whole or not at all; the newest `keep` stay.
 
-    Every file and the folder are synced to disk before an old one is deleted.
+    Every file and the folder are synced to disk before an old one is deleted. See `checkpoint_name`.
     """
-    target = folder / f"{CHECKPOINT_PREFIX}{epoch:05d}"
+    target = folder / name
     older = sorted(path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if path != target)
     # Hidden ones are what a kill in this function has left.
     dropped = [*older[: len(older) - (keep - 1)], *folder.glob(f".{CHECKPOINT_PREFIX}*")]
-    _write_files(target, files)
+    _write(target, fill)
     for old in dropped:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_best(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Store a checkpoint's files as the best in `folder`, whole or not at all, in the place of another."""
-    _write_files(find_best(folder), files)
+def write_best(folder: Path, fill: Fill) -> None:
+    """Store a checkpoint as the best in `folder`, whole or not at all, in the place of another."""
+    _write(find_best(folder), fill)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Fill `target` with the files of another checkpoint."""
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
 def find_best(folder: Path) -> Path:
@@ -84,14 +101,6 @@ def find_newest(folder: Path) -> Path | None:
     return max(folder.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
 
 
-def find_intact(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written, the best one if no other is; None without any.
-
-    One that is damaged is named in the log, and passed over: the training goes on from an earlier step.
-    """
-    return next((place for place, _ in intact(folder)), None)
-
-
 def intact(folder: Path) -> Iterator[tuple[Path, Content]]:
     """The checkpoints whose files are what was written, newest first and the best one last.
 
@@ -100,13 +109,6 @@ def intact(folder: Path) -> Iterator[tuple[Path, Content]]:
     settle(find_best(folder))
     newest_first = sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"), reverse=True)
     return _intact([*newest_first, find_best(folder)])
-
-
-def find_before(checkpoint: Path) -> Path | None:
-    """The newest intact checkpoint beside and before one of Ray Train's, which is damaged."""
-    names = sorted((path for path in checkpoint.parent.glob("checkpoint_*") if path.is_dir()), reverse=True)
-    before = _intact(path for path in names if path.name < checkpoint.name)
-    return next((place for place, _ in before), None)
 
 
 def _intact(candidates: Iterable[Path]) -> Iterator[tuple[Path, Content]]:
@@ -121,7 +123,7 @@ def _intact(candidates: Iterable[Path]) -> Iterator[tuple[Path, Content]]:
 
 
 def find_weights(folder: Path) -> Iterator[tuple[Path, Content]]:
-    """Every checkpoint with intact weights in a training's folder, of this package or of Ray Train.
+    """Every checkpoint with intact weights in a training's folder.
 
     Damaged ones are passed over without a word: see in the reports what is missing.
     """
@@ -137,12 +139,6 @@ def stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in newest.iterdir()) if newest else 0
 
 
-def read_newest(folder: Path) -> dict[str, bytes]:
-    """The files of the newest intact checkpoint by name; empty if there is none."""
-    found = find_intact(folder)
-    return {path.name: path.read_bytes() for path in found.iterdir()} if found else {}
-
-
 def drop_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a training that has ended: hundreds would fill the disk.
 
@@ -156,8 +152,7 @@ def drop_checkpoints(folder: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
+def _write(target: Path, fill: Fill) -> None:
     with instead_of(target) as scratch:
         scratch.mkdir(parents=True)
-        for name, content in files.items():
-            (scratch / name).write_bytes(content)
+        fill(scratch)

@@ -1,8 +1,10 @@
 """Figures of single steps, kept on the device: steps add to sums, which are read back once per epoch."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -36,11 +38,13 @@ class EpochSums:
     def add(self, terms: Mapping[TermName, Term], norm: Tensor, *, step: int, lr: float) -> None:
         """Add this rank's loss terms of a step, and the global gradient norm; nothing is read back.
 
-        `step` is the number of optimizer steps after this one.
+        `step` is the number of optimizer steps after this one. A step whose norm is not finite counts in
+        nothing.
         """
         self._names = tuple(terms)
         all_terms = (*terms.values(), Term(norm, torch.ones_like(norm)))
         sums = torch.stack([torch.stack(term) for term in all_terms]).detach().double()
+        sums = torch.where(torch.isfinite(norm), sums, 0)
         end = (step, int(time.time() * 1000), lr)
         part = (step - 1) % self._num_steps * self._num_parts // self._num_steps
         if part == self._part:
@@ -50,6 +54,33 @@ class EpochSums:
             self._sums.append(sums)
             self._ends.append(end)
         self._part = part
+
+    def to_part(self) -> dict[str, Any]:
+        """What a checkpoint inside the epoch keeps of this rank."""
+        return {
+            "names": list(self._names),
+            "last_part": self._part,
+            "sums": torch.stack(self._sums).cpu(),
+            "ends": [list(end) for end in self._ends],
+        }
+
+    def take_up(self, parts: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Go on from `to_part` of one rank, or of several, whose sums are added up."""
+        first = parts[0]
+        self._names = cast(tuple[TermName, ...], tuple(first["names"]))
+        self._part = int(first["last_part"])
+        sums = torch.stack([part["sums"] for part in parts]).sum(dim=0) if len(parts) > 1 else first["sums"]
+        self._sums = list(sums.to(device).unbind())
+        self._ends = [(int(step), int(time_ms), float(lr)) for step, time_ms, lr in first["ends"]]
+
+    def clear(self) -> None:
+        """Keep the places of the sums, and nothing in them: another rank has it all."""
+        self._sums = [torch.zeros_like(sums) for sums in self._sums]
+
+    @property
+    def last_rate(self) -> float:
+        """The learning rate of the newest step; NaN before the first."""
+        return self._ends[-1][2] if self._ends else math.nan
 
     def means(self, weights: Mapping[TermName, float], world_size: int) -> EpochMeans:
         """Means over the steps of all ranks, each term divided by its global count; waits for the device.
@@ -69,7 +100,10 @@ class EpochSums:
                 time_ms,
                 {**_add_prefix("step/", part), "step/loss": self._loss(part, weights), "step/lr": lr},
             )
-            for part, (step, time_ms, lr) in zip(parts, self._ends, strict=True)
+            for part, (step, time_ms, lr), steps in zip(
+                parts, self._ends, sums[:, -1, 1].tolist(), strict=True
+            )
+            if steps
         )
         return EpochMeans({**metrics, "train/loss": self._loss(whole, weights)}, points)
 

@@ -83,6 +83,9 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
         profile_steps=config.train.profile_steps if rank == 0 else 0,
+        max_skipped_steps=config.train.max_skipped_steps,
+        save_steps=config.train.checkpoint_every.steps,
+        save_minutes=config.train.checkpoint_every.minutes,
         rank=rank,
         world_size=world_size,
     )

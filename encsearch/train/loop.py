@@ -1,7 +1,7 @@
 """The training loop as a generator: one report per epoch, no callbacks.
 
-    for report in fit(state, loaders, loss, plan):
-        publish(report, state)
+    for event in fit(state, loaders, loss, plan):
+        publish(event, state)
 
 Rank, world size and device are values in the plan; with one rank no process group is needed.
 """
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +31,10 @@ from encsearch.model.layers import most_likely
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
 from encsearch.train.curve import EpochSums
+from encsearch.train.health import Health
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
+from encsearch.train.moments import Moment, Moments, no_notice
 from encsearch.train.state import TrainState
 from encsearch.train.telemetry import (
     PROCESS_MEMORY,
@@ -42,8 +46,6 @@ from encsearch.train.telemetry import (
     step_profiler,
 )
 
-# The finiteness of the gradients is read back only this often, so that a single step never waits.
-STEPS_PER_FINITE_CHECK = 20
 # Limits of the predictions that are shown during training.
 MAX_EPOCHS = 8
 MAX_SIDE_PX = 384
@@ -100,7 +102,9 @@ class Loaders:
 class Plan:
     """What the loop needs to know beside the state; `profile_steps` steps of the first epoch are profiled.
 
-    `one_size`: whether all training images have the same size.
+    `one_size`: whether all training images have the same size. `save_steps` and `save_minutes`: how often the
+    state is saved inside an epoch, None: never. `notice` says whether this rank was told to end; `preempted`,
+    which every rank asks at the same steps, whether a machine of the training is about to go.
     """
 
     epochs: int
@@ -115,6 +119,11 @@ class Plan:
     one_size: bool = True
     class_weights: Tensor | None = None
     profile_steps: int = 0
+    max_skipped_steps: int = 0
+    save_steps: int | None = None
+    save_minutes: float | None = None
+    notice: Callable[[], bool] = no_notice
+    preempted: Callable[[], bool] = no_notice
     rank: int = 0
     world_size: int = 1
 
@@ -127,22 +136,37 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
 
-def fit(state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan) -> Generator[Report, None, None]:
+def fit(
+    state: TrainState, loaders: Loaders, loss: LossConfig, plan: Plan
+) -> Generator[Report | Moment, None, None]:
     """Train from `state` to the end of the plan, yielding one report per epoch after its validation.
 
-    The metrics of a report, except time, throughput and memory, follow from the state and the plan.
-    Raises TrainingError at a non-finite gradient, on every rank at the same step.
+    Between two steps it yields a Moment when the state is to be saved, as the plan says; after Moment.END it
+    ends. The metrics of a report, except time, throughput and memory, follow from the state and the plan.
+    Raises TrainingError at too many non-finite gradients, on every rank at the same step.
     """
+    moments = Moments(
+        every_steps=plan.save_steps,
+        every_minutes=plan.save_minutes,
+        notice=plan.notice,
+        preempted=plan.preempted,
+        device=plan.device,
+        world_size=plan.world_size,
+    )
     stream = loaders.train.batches(state.samples_seen)
     sampler = SystemSampler(plan.device)
     # Sent with the first report of each process, since a resumed training may be on another machine.
-    epoch = state.step // plan.steps_per_epoch + 1
+    epoch = _epoch(state, plan)
     facts = describe_machine(plan.device) + f"precision: {'bf16' if plan.kernels.bf16 else 'fp32'}\n"
     machine = {f"lineage/machine_epoch_{epoch}.txt": facts}
     try:
-        while state.step < plan.total_steps:
-            report = _run_epoch(state, stream, sampler, loaders, loss, plan)
+        # With parts the validation after the last step is still to come.
+        while state.step < plan.total_steps or state.parts:
+            report = yield from _run_epoch(state, stream, sampler, loaders, loss, plan, moments)
+            if report is None:
+                return
             yield replace(report, texts={**report.texts, **machine})
+            moments.saved()
             machine = {}
     finally:
         stream.close()
@@ -171,7 +195,8 @@ def train_step(
 ) -> tuple[dict[TermName, Term], Tensor]:
     """One update; returns this rank's loss terms and the global gradient norm, the same on every rank.
 
-    Nothing is read back from the device, so that a GPU's queue of work is never empty.
+    A gradient that is not finite changes no weight. Nothing is read back from a GPU (except with
+    `fused_optimizer` off, and in the first step), so that its queue of work is never empty.
     """
     with plan.kernels.autocast():
         output = state.network(inputs.images)
@@ -183,7 +208,13 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
-    state.optimizer.step()
+    finite = torch.isfinite(norm)
+    # The fused optimizer reads `found_inf` on the device, but leaves a first momentum unwritten (torch 2.15).
+    if state.optimizer.defaults.get("fused") and state.optimizer.state:
+        state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+    elif finite:
+        state.optimizer.step()
     return terms, norm
 
 
@@ -194,8 +225,9 @@ def _run_epoch(
     loaders: Loaders,
     loss: LossConfig,
     plan: Plan,
-) -> Report:
-    """Train, validate and report. Times and memory are the largest over the ranks."""
+    moments: Moments,
+) -> Generator[Moment, None, Report | None]:
+    """Train, validate and report; None if told to end. Times are the largest over the ranks."""
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)
     started, first_step = time.monotonic(), state.step
@@ -207,17 +239,25 @@ def _run_epoch(
     )
     with sampler.running(lambda: state.step) as system:
         with profiler or nullcontext(), plan.kernels.chosen(one_size=plan.one_size):
-            train_metrics, points = _train_epoch(state, batches, loss, plan, profiler)
+            epoch = _Epoch(state, plan, loss)
+            ended = yield from epoch.train(batches, moments, profiler)
+        if ended:
+            return None
         trained = time.monotonic()
-        _average_batch_norm(state.model, plan.world_size)
+        if state.step > first_step:  # else a checkpoint from the validation has them as averaged
+            _average_batch_norm(state.model, plan.world_size)
         with plan.kernels.chosen(one_size=False):
             confusion = evaluate(
                 state.model,
-                loaders.validation(),
+                takewhile(lambda _: not plan.notice(), loaders.validation()),
                 plan.kernels,
                 num_classes=len(plan.classes),
                 world_size=plan.world_size,
             )
+        if moments.ends():  # the counts may lack images
+            epoch.keep()
+            yield Moment.END
+            return None
         validated = time.monotonic()
     costs = {
         "time/data": batches.waited_s,
@@ -228,12 +268,13 @@ def _run_epoch(
     costs = largest_over_ranks(costs, plan.device, plan.world_size)
     num_images = (state.step - first_step) * plan.global_batch_size
     costs |= {"throughput/images_per_s": num_images / costs["time/train"], "world_size": plan.world_size}
-    epoch = state.step // plan.steps_per_epoch
+    number = state.step // plan.steps_per_epoch
     result = scores(confusion, plan.classes, plan.groups)
-    shown = loaders.shown() if epoch in shown_epochs(plan.epochs) else ()
+    shown = loaders.shown() if number in shown_epochs(plan.epochs) else ()
     maps = label_maps(state.model, shown, plan.kernels)
+    train_metrics, points = epoch.figures()
     return Report(
-        epoch=epoch,
+        epoch=number,
         step=state.step,
         seconds=time.monotonic() - started,
         metrics={**result.to_metrics(), **train_metrics, **costs},
@@ -241,8 +282,13 @@ def _run_epoch(
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         points=(*points, *system),
         label_maps=maps,
-        texts={"profile.txt": profile_table(profiler, plan.device)} if profiler else {},
+        texts=epoch.texts() | ({"profile.txt": profile_table(profiler, plan.device)} if profiler else {}),
     )
+
+
+def _epoch(state: TrainState, plan: Plan) -> int:
+    """The number, from 1, of the epoch that is being trained or comes next."""
+    return (state.step - (1 if state.parts else 0)) // plan.steps_per_epoch + 1
 
 
 def _memory(system: list[Point], device: torch.device) -> dict[str, float]:
@@ -256,41 +302,115 @@ def _memory(system: list[Point], device: torch.device) -> dict[str, float]:
     }
 
 
-def _train_epoch(
-    state: TrainState, batches: Iterator[Batch], loss: LossConfig, plan: Plan, profiler: profile | None
-) -> tuple[dict[str, float], tuple[Point, ...]]:
-    """The means over all ranks for the epoch, and for its parts."""
-    state.network.train()
-    # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
-    torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
-    curve = EpochSums(plan.steps_per_epoch)
-    finite = torch.ones((), dtype=torch.bool, device=plan.device)
-    last_step = (state.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch
-    rate = math.nan
-    inputs = feed(batches, plan.device, channels_last=plan.kernels.channels_last)
-    while state.step < last_step:
-        rate = _set_rate(state, plan)
-        batch = next(inputs)
-        try:
-            terms, norm = train_step(state, batch, loss, plan)
-        except RuntimeError as error:
-            if plan.kernels.deterministic and "deterministic" in str(error):
-                raise TrainingError(f"train.deterministic: {one_line(first_line(error))}") from None
-            raise
-        finite &= torch.isfinite(norm)
-        state.step += 1
-        state.samples_seen += plan.global_batch_size
-        curve.add(terms, norm, step=state.step, lr=rate)
-        if profiler:
-            profiler.step()
-        if (state.step % STEPS_PER_FINITE_CHECK == 0 or state.step == last_step) and not finite:
+class _Epoch:
+    """The steps of one epoch and what they add up to; it may begin in the middle, from `state.parts`."""
+
+    def __init__(self, state: TrainState, plan: Plan, loss: LossConfig) -> None:
+        self._state, self._plan, self._loss = state, plan, loss
+        self._number = _epoch(state, plan)
+        self._last_step = self._number * plan.steps_per_epoch
+        self._curve = EpochSums(plan.steps_per_epoch)
+        # An epoch without any step that counts has no figures.
+        limit = min(plan.max_skipped_steps, plan.steps_per_epoch - 1)
+        self._health = Health(state.model, limit, plan.device, plan.world_size)
+        self._rate = math.nan
+
+    def train(
+        self, batches: Iterator[Batch], moments: Moments, profiler: profile | None
+    ) -> Generator[Moment, None, bool]:
+        """Train to the end of the epoch; returns whether the training was told to end before."""
+        state, plan = self._state, self._plan
+        state.network.train()
+        # Dropout is keyed by (seed, step, rank), so a resumed epoch draws what the lost one drew.
+        torch.manual_seed(hash((plan.seed, state.step, plan.rank)) % 2**63)
+        self._take_up()
+        inputs = feed(batches, plan.device, channels_last=plan.kernels.channels_last)
+        while state.step < self._last_step:
+            self._rate = _set_rate(state, plan)
+            batch = next(inputs)
+            try:
+                terms, norm = train_step(state, batch, self._loss, plan)
+            except RuntimeError as error:
+                if plan.kernels.deterministic and "deterministic" in str(error):
+                    raise TrainingError(f"train.deterministic: {one_line(first_line(error))}") from None
+                raise
+            state.step += 1
+            state.samples_seen += plan.global_batch_size
+            self._curve.add(terms, norm, step=state.step, lr=self._rate)
+            self._health.judge(norm, state.step, batch.ids)
+            if profiler:
+                profiler.step()
+            is_last = state.step == self._last_step
+            moment = None if is_last else moments.after(state.step)
+            self._check(now=is_last or moment is not None)
+            if moment:
+                self.keep()
+                yield moment
+                state.parts = ()
+                if moment is Moment.END:
+                    return True
+        return False
+
+    def keep(self) -> None:
+        """Put what the ranks have of this epoch into the state, for a checkpoint."""
+        plan, model = self._plan, self._state.model
+        part: dict[str, Any] = {
+            "sums": self._curve.to_part(),
+            "health": self._health.to_part(),
+            "rng": torch.get_rng_state(),
+            # Without SyncBatchNorm each rank has its own until the epoch ends.
+            "buffers": {
+                name: buffer.to("cpu", copy=True)
+                for name, buffer in model.named_buffers()
+                if plan.world_size > 1
+            },
+        }
+        if plan.device.type == "cuda":
+            part["device_rng"] = torch.cuda.get_rng_state(plan.device)
+        parts: list[Any] = [part]
+        if plan.world_size > 1:
+            parts = [None] * plan.world_size
+            dist.all_gather_object(parts, part)
+        self._state.parts = tuple(parts)
+
+    def figures(self) -> tuple[dict[str, float], tuple[Point, ...]]:
+        """The means over all ranks for the epoch, and for its parts."""
+        means = self._curve.means(term_weights(self._loss), self._plan.world_size)
+        skipped = {"train/skipped_steps": float(self._health.num_skipped)} if self._health.num_skipped else {}
+        return {**means.metrics, **skipped, "lr": self._rate}, means.points
+
+    def texts(self) -> dict[str, str]:
+        """The samples of the steps that were skipped, if any were."""
+        lines = self._health.describe()
+        return {f"skipped_steps_epoch_{self._number}.txt": lines} if lines else {}
+
+    def _check(self, *, now: bool) -> None:
+        if why := self._health.read(self._state.step, now=now):
             raise TrainingError(
-                f"non-finite gradient by step {state.step} of {plan.total_steps} "
-                f"(lr={format_param(rate)}, se_weight={format_param(loss.se_weight)}); try a smaller "
-                "optim.lr or optim.clip_norm"
+                f"{why} (lr={format_param(self._rate)}, se_weight={format_param(self._loss.se_weight)}); try "
+                "a smaller optim.lr or optim.clip_norm"
             )
-    means = curve.means(term_weights(loss), plan.world_size)
-    return {**means.metrics, "lr": rate}, means.points
+
+    def _take_up(self) -> None:
+        """Go on inside the epoch from a checkpoint; on another number of ranks the first takes all sums."""
+        parts, plan = self._state.parts, self._plan
+        self._state.parts = ()
+        if not parts:
+            return
+        if len(parts) == plan.world_size:
+            part = parts[plan.rank]
+            self._curve.take_up([part["sums"]], plan.device)
+            self._state.model.load_state_dict(part["buffers"], strict=False)
+            torch.set_rng_state(part["rng"])
+            if "device_rng" in part and plan.device.type == "cuda":
+                torch.cuda.set_rng_state(part["device_rng"], plan.device)
+        else:
+            part = parts[0]
+            self._curve.take_up([part["sums"] for part in parts], plan.device)
+            if plan.rank > 0:
+                self._curve.clear()
+        self._health.take_up(part["health"])
+        self._rate = self._curve.last_rate
 
 
 def _set_rate(state: TrainState, plan: Plan) -> float:

@@ -1,6 +1,8 @@
 """The state of a training between two steps; a checkpoint stores exactly this."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,8 @@ class TrainState:
     """The model, its optimizer and the position in the sample stream.
 
     `step` is also the position in the schedule and the key of the random numbers, and `samples_seen`
-    (global, over all ranks) is the whole state of the sampler, so nothing else needs to be stored.
+    (global, over all ranks) is the whole state of the sampler, so at the end of an epoch nothing else needs
+    to be stored. Inside an epoch `parts` has what each rank has of it: sums, random numbers, statistics.
     `network` is what the step calls: the model itself, or its DistributedDataParallel wrapper.
     """
 
@@ -23,6 +26,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     samples_seen: int = 0
+    parts: tuple[Mapping[str, Any], ...] = ()
 
 
 def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> torch.optim.SGD:

@@ -24,6 +24,7 @@ from encsearch.reports import (
 )
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
+from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_list, format_score
 from encsearch.tracking.outbox.record import Record, own_record
@@ -97,9 +98,11 @@ def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
     """A training's recipe with `overrides`. Raises UserError for one that would make it another training."""
     before = load_config(folder / CONFIG_FILE)
     config = with_overrides(before, overrides)
-    if config.model_copy(update={"scaling": before.scaling}) != before:
+    train = config.train.model_copy(update={"checkpoint_every": before.train.checkpoint_every})
+    if config.model_copy(update={"scaling": before.scaling, "train": train}) != before:
         raise UserError(
-            f"{format_list(list(overrides))}: the training has begun; only scaling. can be changed now"
+            f"{format_list(list(overrides))}: the training has begun; only scaling. and "
+            "train.checkpoint_every. can be changed now"
         )
     return config
 
@@ -136,7 +139,8 @@ def _run(
     )
     with recording(recorder), report_resume(folder, progress):
         run = run_local if in_process else _ray_runner()
-        result = run(config, folder / CHECKPOINTS, recorder)
+        with sigterm_notice() as notice:
+            result = run(config, folder / CHECKPOINTS, recorder, notice)
         bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
         write_bundle(bundle, folder / BUNDLE)
         # The diagnostics run where the panels have left the model.
@@ -175,7 +179,7 @@ def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:
     return nullcontext() if in_process else ray_session(needs=config.scaling, dashboard=False)
 
 
-def _ray_runner() -> Callable[[Config, Path, Recorder], TrainingResult]:
+def _ray_runner() -> Callable[[Config, Path, Recorder, Callable[[], bool]], TrainingResult]:
     """Imported late: importing Ray takes seconds, which a training without it can save."""
     from encsearch.runner.ray_train import run_ray_train
 

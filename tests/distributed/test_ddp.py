@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 
 from encsearch.config import Config, from_json, to_json, with_values
+from encsearch.errors import TrainingError, UserError
 from encsearch.model.encnet import EncNet
-from encsearch.reports import Report
+from encsearch.reports import Report, SpoolReader
+from encsearch.runner.rank import RankTraining
+from encsearch.train import loop
+from encsearch.train.checkpoint_files import intact
 from encsearch.train.experiment import build, new_state
 from encsearch.train.loop import fit
+from encsearch.train.state import TrainState
 
 # Every combination of what may change a count or depend on the batch, one step each.
 LOSSES: list[dict[str, Any]] = [
@@ -61,6 +67,116 @@ def test_two_ranks_train_as_one(toy_config: Config, tmp_path: Path) -> None:
     # With batch norm the ranks saw other statistics, but validate and save the same ones.
     for name, value in ranks[0]["with batch norm"].items():
         assert torch.equal(ranks[1]["with batch norm"][name], value), name
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Path:
+    """Folders of trainings by two ranks: one that nothing disturbs, one that is killed twice, and others."""
+    out = tmp_path_factory.mktemp("ranks")
+    (out / "damaged").mkdir()
+    (out / "damaged" / "reports.jsonl").write_text("damaged\n")
+    (out / "unwritable").mkdir()
+    (out / "unwritable" / "best").write_text("in the place of a folder")
+    rendezvous = f"tcp://127.0.0.1:{_free_port()}"
+    torch.multiprocessing.spawn(_train_all, (2, rendezvous, str(toy_store), out), nprocs=2, join=True)
+    return out
+
+
+def test_two_ranks_that_are_killed_inside_an_epoch_go_on_bit_for_bit(of_two_ranks: Path) -> None:
+    folders = [of_two_ranks / name for name in ("whole", "killed")]
+    newest = [next(intact(folder)) for folder in folders]
+    assert [content.step for _, content in newest] == [10, 10]
+    one, other = (load_file(place / "model.safetensors") for place, _ in newest)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    reports = [SpoolReader(folder / "reports.jsonl").new_reports() for folder in folders]
+    for whole, killed in zip(*reports, strict=True):
+        assert whole.confusion == killed.confusion
+        assert whole.metrics["train/loss"] == killed.metrics["train/loss"]
+        assert [p.values for p in whole.points if "step/loss" in p.values] == [
+            p.values for p in killed.points if "step/loss" in p.values
+        ]
+    assert [report.metrics.get("resumed_from_step") for report in reports[1]] == [2, 6]
+
+
+def test_a_training_goes_on_inside_an_epoch_with_fewer_ranks(of_two_ranks: Path, toy_store: Path) -> None:
+    _train_in(of_two_ranks / "fewer", _inside_epochs(toy_store), None)
+    report, _ = SpoolReader(of_two_ranks / "fewer" / "reports.jsonl").new_reports()
+    assert report.metrics["resumed_from_step"] == 2
+    assert report.metrics["world_size"] == 1
+    assert [p.step for p in report.points if "step/loss" in p.values] == [1, 2, 3, 4, 5]
+    assert all(p.values["step/loss"] > 0 for p in report.points if "step/loss" in p.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("damaged", "reports.jsonl: line 1 is damaged"), ("unwritable", "a checkpoint cannot be written")],
+)
+def test_what_fails_on_rank_0_alone_ends_all_with_its_reason(
+    of_two_ranks: Path, name: str, reason: str
+) -> None:
+    told = [(of_two_ranks / name / f"failure-{rank}").read_text() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert reason in told[0]
+
+
+def _inside_epochs(store: Path) -> Config:
+    """With batch norm, whose statistics differ over the ranks, dropout and augmentation."""
+    return Config.model_validate(
+        {
+            "name": "toy",
+            "data": {"store": str(store)},
+            "augment": {"flip": 0.5},
+            "model": {
+                "backbone": "tiny",
+                "output_stride": 4,
+                "num_codewords": 4,
+                "channels": 16,
+                "dropout": 0.3,
+            },
+            "optim": {"lr": 0.02, "head_lr_factor": 2},
+            "train": {
+                "epochs": 2,
+                "global_batch_size": 8,
+                "steps_per_epoch": 5,
+                "val_batch_size": 4,
+                "checkpoint_every": {"steps": 2},
+            },
+        }
+    )
+
+
+def _train_all(rank: int, world_size: int, rendezvous: str, store: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    kills = {"whole": [None], "killed": [4, 8, None], "fewer": [4], "damaged": [None], "unwritable": [None]}
+    for name, ends in kills.items():
+        for end in ends:
+            _train_in(out / name, _inside_epochs(Path(store)), end, rank, world_size)
+    dist.destroy_process_group()
+
+
+def _train_in(folder: Path, config: Config, kill: int | None, rank: int = 0, world_size: int = 1) -> None:
+    """Train in a folder to the end, or to the step before `kill` on every rank."""
+    folder.mkdir(exist_ok=True)
+    experiment = build(config, rank=rank, world_size=world_size)
+    train_step = loop.train_step
+
+    def killed(state: TrainState, *arguments: Any) -> Any:
+        if state.step + 1 == kill:
+            raise KeyboardInterrupt
+        return train_step(state, *arguments)
+
+    training = RankTraining(experiment, folder, config.metric)
+    loop.train_step = killed
+    try:
+        training.begin()
+        list(training.reports())
+    except KeyboardInterrupt:
+        pass
+    except (TrainingError, UserError) as error:
+        (folder / f"failure-{rank}").write_text(str(error))
+    finally:
+        loop.train_step = train_step
 
 
 def test_a_backbone_with_weights_that_the_head_ignores_trains(toy_config: Config) -> None:

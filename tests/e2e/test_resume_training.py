@@ -58,14 +58,20 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     assert "the training is finished, mIoU" in finished.stdout
     assert not list((folder / "checkpoints").glob("checkpoint-*"))
     line = shell.refusal("resume", str(folder), "optim.lr=9", code=2)
-    assert "optim.lr=9: the training has begun; only scaling. can be changed now" in line
+    assert (
+        "optim.lr=9: the training has begun; only scaling. and train.checkpoint_every. can be changed now"
+        in line
+    )
     shell.encsearch("resume", str(folder), *SHORT)
 
 
 def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
     folder = kill_after(shell, "epoch 1/", "--in-process")
     line = shell.refusal("resume", str(folder), "optim.lr=0.5", code=2)
-    assert "optim.lr=0.5: the training has begun; only scaling. can be changed now" in line
+    assert (
+        "optim.lr=0.5: the training has begun; only scaling. and train.checkpoint_every. can be changed now"
+        in line
+    )
     line = shell.refusal("resume", str(folder), "--extend", "2", code=2)
     assert "holds a training; only a sweep has trials to add" in line
     assert "not the folder of a training, sweep or ablation" in shell.refusal(
@@ -105,7 +111,7 @@ def test_a_best_checkpoint_that_is_damaged_is_told_and_trained_again(shell: Shel
 @pytest.mark.own_ray
 def test_by_ray_train_and_from_the_checkpoint_before_a_damaged_one(shell: Shell) -> None:
     folder = kill_after(shell, "epoch 3/")
-    newest = max((folder / "checkpoints" / "ray").glob("checkpoint_*/model.safetensors"))
+    newest = max((folder / "checkpoints").glob("checkpoint-*/model.safetensors"))
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)

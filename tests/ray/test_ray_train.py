@@ -56,7 +56,7 @@ def test_a_killed_worker_costs_no_epoch_and_changes_no_figure(toy_config: Config
     assert [r.epoch for r in attacked.reports] == list(range(1, EPOCHS + 1))
     resumed = attacked.reports[-1].metrics["resumed_from_step"]
     assert resumed >= 40, "it must go on from a checkpoint, not from the start"
-    assert calm.reports[-1].metrics["resumed_from_step"] == 0
+    assert "resumed_from_step" not in calm.reports[-1].metrics
     assert result.best.metrics["mIoU"] == pytest.approx(expected.best.metrics["mIoU"], abs=1e-6)
     assert attacked.reports[-1].confusion == calm.reports[-1].confusion
 
@@ -69,7 +69,7 @@ def test_a_diverging_training_fails_once_with_its_reason(toy_config: Config, tmp
     config = with_values(toy_config, {"optim.lr": 10, "optim.head_lr_factor": 1000, "train.epochs": 40})
     recorder = MemoryRecorder()
 
-    with pytest.raises(TrainingError, match="non-finite gradient by step"):
+    with pytest.raises(TrainingError, match="non-finite gradient in 3 steps"):
         run_ray_train(config, tmp_path, recorder)
 
 

@@ -13,7 +13,7 @@ from encsearch.search.ledger import Ledger, Network
 from encsearch.search.study.study import Study
 from encsearch.search.trials import Trial, TrialEvent
 from encsearch.search.tune.board import RESTARTS, Assignment
-from encsearch.train.checkpoint_files import find_newest, write_newest
+from encsearch.train.checkpoint_files import checkpoint_name, find_newest, write_newest
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "model.num_codewords": {"choice": [4, 8]}}
 CPU = "1 x cpu"
@@ -426,7 +426,11 @@ def pausing(sweep: Open) -> Open:
 def pause(one: Sweep, key: str, value: float, folder_bytes: int = 0) -> None:
     job = one.start(key)
     if folder_bytes:
-        write_newest(job.folder, 1, {"model.safetensors": bytes(folder_bytes)})
+        write_newest(
+            job.folder,
+            checkpoint_name(1),
+            lambda folder: (folder / "model.safetensors").write_bytes(bytes(folder_bytes)) and None,
+        )
     assert one.train(key, value)
     one.ledger.ended(key)
 

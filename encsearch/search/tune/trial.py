@@ -16,9 +16,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
-from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
+from encsearch.reports import Report
 from encsearch.search.trials import LATENCY
-from encsearch.train.checkpoint_files import read_newest, write_best, write_newest
 
 # Resources of a trial's own process beside several workers; it only waits for them. Ray refuses a bundle
 # without any resource, and part of a CPU would keep the trial off a cluster with exactly its workers' CPUs.
@@ -43,14 +42,11 @@ class TrialTrainable(tune.Trainable):
     """
 
     _workers: list[Any]
-    _folder: Path
     _epochs: int
     _origin: dict[str, str]
     _ready: deque[Report]
     _failure: str | None
     _measures_latency: bool
-    _keeps_best: bool
-    _metric: str
 
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
@@ -71,9 +67,11 @@ class TrialTrainable(tune.Trainable):
             self._measures_latency = False
             return {**self._origin, LATENCY: _call(self._workers[:1], "latency_ms")[0]}
         if not self._ready:
-            failure = self._train()
+            results = _call(self._workers, "step")
+            failure = next((result for result in results if isinstance(result, str)), None)
             if failure:
                 return {**self._origin, "failure": failure, "done": True}
+            self._ready.append(results[0])
         report = self._ready.popleft()
         return {
             **self._origin,
@@ -88,41 +86,17 @@ class TrialTrainable(tune.Trainable):
                 ray.kill(worker)
 
     def _build(self, config: dict[str, Any]) -> None:
-        self._folder = Path(config["folder"])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._measures_latency, self._keeps_best = config["measures_latency"], config["keeps_best"]
-        training = from_json(config["config"])
-        self._epochs, self._metric = training.train.epochs, training.metric
-        built = _call(self._workers, "build", config["config"], config["fingerprint"])
+        folder = Path(config["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self._measures_latency = config["measures_latency"]
+        self._epochs = from_json(config["config"]).train.epochs
+        built = _call(
+            self._workers, "build", config["config"], config["fingerprint"], folder, config["keeps_best"]
+        )
         self._failure = next(filter(None, (b.failure for b in built)), None)
         kinds = sorted({worker.hardware for worker in built})
         self._origin = {"hardware": f"{len(built)} x {' and '.join(kinds)}"}
-        reached = 0
-        if not self._failure and (files := read_newest(self._folder)):
-            reached = _call(self._workers, "load", files)[0]
-        reports = distinct_reports(self._folder / REPORTS_FILE)
-        self._ready = deque(report for report in reports if report.epoch <= reached)
-
-    def _train(self) -> str | None:
-        """Train one epoch and store it: first the report, so that no checkpoint is without its report."""
-        results = _call(self._workers, "step")
-        failure = next((result for result in results if isinstance(result, str)), None)
-        if failure:
-            return failure
-        report: Report = results[0]
-        append(self._folder / REPORTS_FILE, report)
-        files = _call(self._workers[:1], "save")[0]
-        if self._keeps_best and self._is_best(report):
-            write_best(self._folder, files)
-        write_newest(self._folder, report.epoch, files)
-        self._ready.append(report)
-        return None
-
-    def _is_best(self, report: Report) -> bool:
-        """Whether it is the best so far; one that a kill made the training repeat is, if it was before."""
-        reports = distinct_reports(self._folder / REPORTS_FILE)
-        so_far = tuple(other for other in reports if other.epoch <= report.epoch)
-        return best_report(so_far, self._metric).epoch == report.epoch
+        self._ready = deque(built[0].reports)
 
 
 def _start_workers(scaling: ScalingConfig) -> list[Any]:
@@ -143,7 +117,7 @@ def _start_workers(scaling: ScalingConfig) -> list[Any]:
         for rank, bundle in enumerate(bundles)
     ]
     backend = "nccl" if scaling.gpus_per_worker else "gloo"
-    _call(workers, "join", ray.get(workers[0].rendezvous.remote()), backend)
+    _call(workers, "join", ray.get(workers[0].rendezvous.remote()), backend, scaling.timeout_s)
     return workers
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import socket
-import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,25 +14,25 @@ import torch.distributed as dist
 from encsearch.config import from_json
 from encsearch.errors import TrainingError, UserError, one_line
 from encsearch.reports import Report
-from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S, describe_hardware, latency_ms
-from encsearch.train.checkpoint import checkpoint_bytes, load_checkpoint
+from encsearch.runner.hardware import describe_hardware, latency_ms
+from encsearch.runner.rank import RankTraining
 from encsearch.train.experiment import Experiment, build
-from encsearch.train.loop import fit
 
 
 @dataclass(frozen=True)
 class Built:
-    """A worker's answer to `build`: its hardware, and why the training cannot start (`failure`)."""
+    """A worker's answer to `build`: its hardware, and why the training cannot start (`failure`).
+
+    `reports` are those up to the checkpoint from which it goes on.
+    """
 
     hardware: str
     failure: str | None = None
+    reports: tuple[Report, ...] = ()
 
 
 class TrialWorker:
-    """One rank of a trial, in the trial's own process or as an actor beside it.
-
-    Checkpoints are sent as {file name: content}, because an actor may run on another node.
-    """
+    """One rank of a trial, in the trial's own process or as an actor beside it, perhaps on another node."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self._rank, self._world_size = rank, world_size
@@ -47,18 +46,18 @@ class TrialWorker:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def join(self, rendezvous: str, backend: str) -> None:
+    def join(self, rendezvous: str, backend: str, timeout_s: float) -> None:
         dist.init_process_group(
             backend,
             init_method=rendezvous,
             rank=self._rank,
             world_size=self._world_size,
-            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+            timeout=timedelta(seconds=timeout_s),
             device_id=torch.device("cuda:0") if backend == "nccl" else None,
         )
 
-    def build(self, config_json: str, fingerprint: str) -> Built:
-        """Replace the last training with a new one.
+    def build(self, config_json: str, fingerprint: str, folder: Path, keeps_best: bool) -> Built:
+        """Replace the last training with a new one, or one that goes on in its folder.
 
         Errors are returned: Tune would start the same trial again if they were raised.
         """
@@ -81,8 +80,16 @@ class TrialWorker:
                 hardware, f"{config.data.store} has other data here ({found}, not {fingerprint[:12]})"
             )
         self._experiment = experiment
-        self._reports = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
-        return Built(hardware)
+        # One checkpoint, since there are hundreds of trials. The driver deletes it when the trial has ended.
+        training = RankTraining(
+            experiment, folder, config.metric, keep=1, keeps_best=keeps_best, settles=True
+        )
+        try:
+            reports = training.begin()
+        except UserError as error:
+            return Built(hardware, str(error))
+        self._reports = training.reports()
+        return Built(hardware, reports=reports)
 
     def step(self) -> Report | str:
         """Train one more epoch; return its report, or the reason of a failure."""
@@ -94,17 +101,6 @@ class TrialWorker:
 
     def latency_ms(self) -> float:
         return latency_ms(self._built())
-
-    def save(self) -> dict[str, bytes]:
-        return checkpoint_bytes(self._built().state)
-
-    def load(self, files: dict[str, bytes]) -> int:
-        """Continue from a checkpoint; return the number of epochs in it."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-            load_checkpoint(self._built().state, Path(folder))
-        return self._built().state.step // self._built().plan.steps_per_epoch
 
     def _built(self) -> Experiment:
         assert self._experiment is not None

@@ -1,0 +1,119 @@
+"""What a driver and the ranks of its training say to each other beside it, in Ray's key-value store.
+
+Each rank says every BEAT_S seconds that it lives, and where; the driver says when the training is to end. A
+rank that is stopped, or whose node is cut off, falls silent long before a collective gives it up.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+from encsearch.text import format_duration
+
+BEAT_S = 2.0
+NAMESPACE = b"encsearch"
+
+
+@contextmanager
+def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Callable[[], bool]]:
+    """In the block a thread says that the rank lives; yields whether the training is to end."""
+    told, stop = threading.Event(), threading.Event()
+    node = ray.util.get_node_ip_address()
+
+    def beat() -> None:
+        beats = 0
+        while True:
+            pulse = {"pid": os.getpid(), "node": node, "step": step(), "beats": beats}
+            try:
+                _internal_kv_put(_key(training, rank), json.dumps(pulse), namespace=NAMESPACE)
+                if _internal_kv_get(_key(training, "end"), namespace=NAMESPACE):
+                    told.set()
+            except Exception as error:  # Ray raises several kinds while its head is away: the next beat tries
+                logging.getLogger(__name__).debug("no pulse: %s", error)
+            beats += 1
+            if stop.wait(BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread.start()
+    try:
+        yield told.is_set
+    finally:
+        stop.set()
+
+
+@dataclass
+class _Heard:
+    """The last pulse of a rank, when it came by this clock, and whether its silence was reported."""
+
+    pulse: dict[str, Any]
+    at_s: float
+    is_reported: bool = False
+
+
+@contextmanager
+def watching(training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float) -> Iterator[None]:
+    """In the block a thread reports ranks that fall silent or start again, and passes `notice` on."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_watch, args=(training, num_ranks, notice, silence_s, stop), name="watch", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _watch(
+    training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float, stop: threading.Event
+) -> None:
+    heard: dict[int, _Heard] = {}
+    is_told = False
+    while not stop.wait(BEAT_S / 4):
+        try:
+            if notice() and not is_told:
+                is_told = bool(_internal_kv_put(_key(training, "end"), b"1", namespace=NAMESPACE)) or True
+            for rank in range(num_ranks):
+                if found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
+                    _hear(heard, rank, json.loads(found), silence_s)
+        except Exception as error:  # as above; the training itself says what is wrong with Ray
+            logging.getLogger(__name__).debug("no pulse is heard: %s", error)
+    for name in ("end", *range(num_ranks)):
+        try:
+            _internal_kv_del(_key(training, name), namespace=NAMESPACE)
+        except Exception:
+            return  # Ray is gone, and its store with it
+
+
+def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s: float) -> None:
+    """Take in a pulse, and say what is worth saying of the rank."""
+    now_s = time.monotonic()
+    before = heard.get(rank)
+    log = logging.getLogger(__name__)
+    if before is None or before.pulse != pulse:
+        if before and before.pulse["pid"] != pulse["pid"]:
+            log.warning("rank %d has started again, on node %s", rank, pulse["node"])
+        elif before and before.is_reported:
+            log.warning("rank %d on node %s answers again", rank, pulse["node"])
+        heard[rank] = _Heard(pulse, now_s)
+    elif now_s - before.at_s > silence_s and not before.is_reported:
+        before.is_reported = True
+        silent = format_duration(now_s - before.at_s)
+        log.warning(
+            "rank %d on node %s has not answered for %s (step %d)", rank, pulse["node"], silent, pulse["step"]
+        )
+
+
+def _key(training: str, name: int | str) -> bytes:
+    return f"{training}/{name}".encode()

@@ -1,0 +1,189 @@
+"""One rank's training in its folder: where it goes on, what it keeps there, and what it reports.
+
+The same for a training in this process, a worker of Ray Train and a trial. The folder is seen by every rank;
+rank 0 alone writes there.
+"""
+
+import logging
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from encsearch.errors import NoticeError, TrainingError, UserError
+from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
+from encsearch.train.checkpoint import CheckpointWriter, load_checkpoint
+from encsearch.train.checkpoint_files import (
+    MODEL_FILE,
+    copy_files,
+    find_best,
+    intact,
+    read_content,
+    write_best,
+)
+from encsearch.train.experiment import Experiment
+from encsearch.train.loop import fit
+from encsearch.train.moments import Moment, no_notice
+
+KEPT = 2
+"""Newest checkpoints on disk: if one is damaged, the training goes on from the one before."""
+
+
+class RankTraining:
+    """`begin` once, then iterate over `reports`; every rank does the same.
+
+    `keep` newest checkpoints stay, and with `keeps_best` the best one. `settles`: whether a report waits
+    until its checkpoint is on disk, for an owner that may delete the folder then. `notice` says whether this
+    rank was told to end, `preempted` whether the state is to be saved at once.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        metric: str,
+        *,
+        keep: int = KEPT,
+        keeps_best: bool = True,
+        settles: bool = False,
+        notice: Callable[[], bool] = no_notice,
+        preempted: Callable[[], bool] = no_notice,
+    ) -> None:
+        self._experiment, self._folder, self._metric = experiment, folder, metric
+        self._keep, self._keeps_best, self._settles = keep, keeps_best, settles
+        self._plan = replace(experiment.plan, notice=notice, preempted=preempted)
+        self._reports: list[Report] = []
+        self._known: dict[int, Report] = {}
+        self._start: str | None = None
+
+    def begin(self) -> tuple[Report, ...]:
+        """Go on from the newest intact checkpoint, if there is any; returns the reports up to there.
+
+        Where the best one is kept it is from an earlier one, or the beginning, if the best weights up to
+        there are lost. Raises UserError for a checkpoint of another model, and PreflightError for a damaged
+        report.
+        """
+        state = self._experiment.state
+        self._together(self._find_start)
+        if start := self._from_first_rank(self._start):
+            self._together(lambda: load_checkpoint(state, self._folder / start))
+        self._reports = [
+            report for step, report in self._known.items() if step < state.step or self._is_at(step)
+        ]
+        return tuple(self._reports)
+
+    def reports(self) -> Generator[Report, None, None]:
+        """Train to the end, yielding each new report when it is on disk.
+
+        An epoch that is trained again keeps its first report, which was recorded. Raises TrainingError
+        when the training or a checkpoint fails, and NoticeError once the state is saved after a notice.
+        """
+        e, plan = self._experiment, self._plan
+        start = e.state.step
+        writer = CheckpointWriter(self._folder, keep=self._keep) if plan.rank == 0 else None
+        try:
+            for event in fit(e.state, e.loaders, e.loss, plan):
+                if isinstance(event, Moment):
+                    self._together(partial(self._save, writer, settles=event is Moment.END))
+                    if event is Moment.END:
+                        raise NoticeError(f"saved at step {e.state.step} of {plan.total_steps}")
+                    continue
+                # The record shows where a training went on.
+                resumed = {"resumed_from_step": float(start)} if start else {}
+                trained = replace(event, metrics={**event.metrics, **resumed})
+                report = self._known.get(trained.step, trained)
+                self._reports.append(report)
+                self._together(partial(self._save, writer, report, settles=self._settles))
+                yield report
+            self._together(writer.wait if writer else _do_nothing)
+        finally:
+            if writer:
+                writer.close()
+
+    def _save(self, writer: CheckpointWriter | None, report: Report | None = None, *, settles: bool) -> None:
+        """Keep the state, at the end of an epoch after its report: no checkpoint is without it."""
+        if writer is None:
+            return
+        is_best = False
+        if report:
+            if report.step not in self._known:
+                append(self._folder / REPORTS_FILE, report)
+            is_best = self._keeps_best and report is best_report(tuple(self._reports), self._metric)
+        writer.write(self._experiment.state, len(self._reports), best=is_best)
+        if settles:
+            writer.wait()
+
+    def _is_at(self, step: int) -> bool:
+        """Whether the state is at the end of the epoch that ended with `step`, and validated."""
+        state = self._experiment.state
+        return step == state.step and not state.parts
+
+    def _from_first_rank(self, choice: str | None) -> str | None:
+        """The choice of rank 0: every rank must begin at the same step."""
+        choices = [choice]
+        if self._plan.world_size > 1:
+            dist.broadcast_object_list(choices, src=0, device=self._plan.device)
+        return choices[0]
+
+    def _together(self, act: Callable[[], None]) -> None:
+        """Do what may fail on one rank; then it fails on all, which would wait for that one otherwise."""
+        failure: TrainingError | UserError | None = None
+        try:
+            act()
+        except (TrainingError, UserError) as error:
+            failure = error
+        failures = [failure]
+        if self._plan.world_size > 1:
+            failures = [None] * self._plan.world_size
+            dist.all_gather_object(failures, failure)
+        if first := next(filter(None, failures), None):
+            raise first
+
+    def _find_start(self) -> None:
+        """Rank 0: choose the newest intact checkpoint up to which the best weights are kept, if any is.
+
+        The log says so if it is not the newest. Puts the best weights in their place if a kill was between.
+        """
+        if self._plan.rank > 0:
+            return
+        self._known = {report.step: report for report in distinct_reports(self._folder / REPORTS_FILE)}
+        starts = {content.step: place for place, content in intact(self._folder)}
+        if not self._keeps_best:
+            self._start = starts[max(starts)].name if starts else None
+            return
+        best = find_best(self._folder)
+        weights = dict(starts)
+        with suppress(UserError):
+            weights[read_content(best, (MODEL_FILE,)).step] = best  # its optimizer state is not needed
+        needed = {step: self._best_step(step) for step in starts}
+        start = max((step for step in starts if needed[step] in (None, *weights)), default=None)
+        if self._known and start != max(starts, default=0):
+            logging.getLogger(__name__).warning(
+                "%s: no newer checkpoint is whole with the best weights up to it; training again from %s",
+                self._folder,
+                "the beginning" if start is None else starts[start].name,
+            )
+        if start is None:
+            return
+        best_step = needed[start]
+        if best_step is not None and (kept := weights[best_step]) != best:
+            write_best(self._folder, partial(copy_files, kept))
+        self._start = starts[start].name
+
+    def _best_step(self, step: int) -> int | None:
+        """The step of the best report up to `step`; None inside the first epoch, which needs none.
+
+        -1, which no checkpoint has, where the reports up to the step are lost.
+        """
+        steps_per_epoch = self._plan.steps_per_epoch
+        up_to = tuple(report for report in self._known.values() if report.step <= step)
+        if up_to:
+            return best_report(up_to, self._metric).step
+        return None if step < steps_per_epoch else -1
+
+
+def _do_nothing() -> None:
+    pass
