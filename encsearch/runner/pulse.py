@@ -20,6 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from encsearch.text import format_duration
 
 BEAT_S = 2.0
+MISSED_BEATS = 3  # after which a rank is silent
 NAMESPACE = b"encsearch"
 
 
@@ -55,35 +56,61 @@ def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Calla
 class _Heard:
     """The last pulse of a rank, when it came by this clock, and whether its silence was reported."""
 
+    rank: int
     pulse: dict[str, Any]
     at_s: float
     is_reported: bool = False
 
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self.at_s
+
+    def describe(self) -> str:
+        silent = format_duration(self.silent_s)
+        place = f"rank {self.rank} on node {self.pulse['node']}"
+        return f"{place} has not answered for {silent} (step {self.pulse['step']})"
+
 
 @contextmanager
-def watching(training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float) -> Iterator[None]:
-    """In the block a thread reports ranks that fall silent or start again, and passes `notice` on."""
+def watching(
+    training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float
+) -> Iterator[Callable[[], str | None]]:
+    """In the block a thread reports ranks that fall silent or start again, and passes `notice` on.
+
+    The yielded function describes the rank that has been silent for longest, if any is silent.
+    """
     stop = threading.Event()
+    heard: dict[int, _Heard] = {}
     thread = threading.Thread(
-        target=_watch, args=(training, num_ranks, notice, silence_s, stop), name="watch", daemon=True
+        target=_watch, args=(training, num_ranks, notice, silence_s, stop, heard), name="watch", daemon=True
     )
     thread.start()
+
+    def describe_silence() -> str | None:
+        longest = max(heard.values(), key=lambda one: one.silent_s, default=None)
+        return longest.describe() if longest and longest.silent_s > MISSED_BEATS * BEAT_S else None
+
     try:
-        yield
+        yield describe_silence
     finally:
         stop.set()
         thread.join()
 
 
 def _watch(
-    training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float, stop: threading.Event
+    training: str,
+    num_ranks: int,
+    notice: Callable[[], bool],
+    silence_s: float,
+    stop: threading.Event,
+    heard: dict[int, _Heard],
 ) -> None:
-    heard: dict[int, _Heard] = {}
     is_told = False
     while not stop.wait(BEAT_S / 4):
         try:
             if notice() and not is_told:
-                is_told = bool(_internal_kv_put(_key(training, "end"), b"1", namespace=NAMESPACE)) or True
+                _internal_kv_put(_key(training, "end"), b"1", namespace=NAMESPACE)
+                is_told = True
             for rank in range(num_ranks):
                 if found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
                     _hear(heard, rank, json.loads(found), silence_s)
@@ -98,21 +125,18 @@ def _watch(
 
 def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s: float) -> None:
     """Take in a pulse, and say what is worth saying of the rank."""
-    now_s = time.monotonic()
     before = heard.get(rank)
     log = logging.getLogger(__name__)
     if before is None or before.pulse != pulse:
         if before and before.pulse["pid"] != pulse["pid"]:
-            log.warning("rank %d has started again, on node %s", rank, pulse["node"])
+            if rank == 0:  # all start again together
+                log.warning("the workers have started again, rank 0 on node %s", pulse["node"])
         elif before and before.is_reported:
             log.warning("rank %d on node %s answers again", rank, pulse["node"])
-        heard[rank] = _Heard(pulse, now_s)
-    elif now_s - before.at_s > silence_s and not before.is_reported:
+        heard[rank] = _Heard(rank, pulse, time.monotonic())
+    elif before.silent_s > silence_s and not before.is_reported:
         before.is_reported = True
-        silent = format_duration(now_s - before.at_s)
-        log.warning(
-            "rank %d on node %s has not answered for %s (step %d)", rank, pulse["node"], silent, pulse["step"]
-        )
+        log.warning(before.describe())
 
 
 def _key(training: str, name: int | str) -> bytes:

@@ -21,6 +21,8 @@ CHEAPER_TRAIN = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A worker that is stopped would hold up the next start by 30 s; it answers at once or not at all.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
 }
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

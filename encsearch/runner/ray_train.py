@@ -82,13 +82,14 @@ def run_ray_train(
     silence_s = config.scaling.timeout_s / 4
     with (
         forwarding(spool, recorder),
-        watching(key, config.scaling.num_workers, notice, silence_s),
+        watching(key, config.scaling.num_workers, notice, silence_s) as describe_silence,
         _keep_interrupt(),
     ):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise TrainingError(_describe_failure(error)) from None
+            silence = describe_silence()
+            raise TrainingError(_describe_failure(error) + (f"; {silence}" if silence else "")) from None
     failure: str | None = result.return_value
     if failure and failure.startswith(_TOLD_TO_END):
         raise NoticeError(failure.removeprefix(_TOLD_TO_END))

@@ -15,7 +15,7 @@ from encsearch.text import format_list
 
 # On a GPU the count is read back only this often, so that a single step never waits.
 STEPS_PER_READ = 20
-MAX_SHOWN_IDS = 8
+MAX_SHOWN_IDS = 4
 
 
 class Health:
