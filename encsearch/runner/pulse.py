@@ -24,6 +24,26 @@ MISSED_BEATS = 3  # after which a rank is silent
 NAMESPACE = b"encsearch"
 
 
+def listen(training: str) -> Callable[[], bool]:
+    """Whether the training, or a sweep's trials, are to end: a thread of this process asks from now on."""
+    told = threading.Event()
+
+    def ask() -> None:
+        while not told.wait(BEAT_S):
+            if _is_told(training):
+                told.set()
+
+    threading.Thread(target=ask, name="notice", daemon=True).start()
+    return told.is_set
+
+
+@contextmanager
+def passing_on(training: str, notice: Callable[[], bool]) -> Iterator[None]:
+    """In the block a thread passes the driver's `notice` on to those who `listen`."""
+    with watching(training, 0, notice, silence_s=0):
+        yield
+
+
 @contextmanager
 def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Callable[[], bool]]:
     """In the block a thread says that the rank lives; yields whether the training is to end."""
@@ -36,10 +56,10 @@ def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Calla
             pulse = {"pid": os.getpid(), "node": node, "step": step(), "beats": beats}
             try:
                 _internal_kv_put(_key(training, rank), json.dumps(pulse), namespace=NAMESPACE)
-                if _internal_kv_get(_key(training, "end"), namespace=NAMESPACE):
-                    told.set()
             except Exception as error:  # Ray raises several kinds while its head is away: the next beat tries
                 logging.getLogger(__name__).debug("no pulse: %s", error)
+            if _is_told(training):
+                told.set()
             beats += 1
             if stop.wait(BEAT_S):
                 return
@@ -137,6 +157,13 @@ def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s:
     elif before.silent_s > silence_s and not before.is_reported:
         before.is_reported = True
         log.warning(before.describe())
+
+
+def _is_told(training: str) -> bool:
+    try:
+        return bool(_internal_kv_get(_key(training, "end"), namespace=NAMESPACE))
+    except Exception:  # as of a pulse
+        return False
 
 
 def _key(training: str, name: int | str) -> bytes:

@@ -89,6 +89,8 @@ UNNAMED = {
     "model.preset": "stands for values that are named one by one",
     "train.val_batch_size": "changes no figure",
     "train.profile_steps": "changes no figure",
+    "train.checkpoint_every": "changes no figure",
+    "train.max_skipped_steps": "a report says which steps were skipped",
     "train.channels_last": "changes no figure but in the last digits",
     "train.cudnn_benchmark": "changes no figure but in the last digits",
     "train.fused_optimizer": "changes no figure but in the last digits",

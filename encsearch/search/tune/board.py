@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from encsearch.config import Config
 from encsearch.reports import Recorder, Report
+from encsearch.search.trials import SAVED
 
 # Number of times that a training whose process is lost restarts from its last checkpoint.
 RESTARTS = 2
@@ -43,6 +44,7 @@ class BoardEntry:
     seconds: float = 0.0
     failure: str | None = None
     restarts: int = 0
+    is_saved: bool = False
 
 
 E = TypeVar("E", bound=BoardEntry)
@@ -75,6 +77,10 @@ class Board(ABC, Generic[E]):
         """Whether to end all running trainings now; asked several times a second."""
         return False
 
+    def is_saved(self) -> bool:
+        """Whether all that run have saved their state since the driver was told to end."""
+        return all(entry.is_saved for entry in self._out.values())
+
     def started(self, key: str) -> None:
         entry = self._out[key]
         if entry.recorder is None:
@@ -103,7 +109,7 @@ class Board(ABC, Generic[E]):
 
     def _hear(self, entry: E, result: Mapping[str, Any]) -> Report | None:
         """Read a result; take its report unless it repeats an earlier one."""
-        entry.failure = result.get("failure")
+        entry.failure, entry.is_saved = result.get("failure"), SAVED in result
         if "report" not in result:
             return None
         report = Report.from_dict(result["report"])

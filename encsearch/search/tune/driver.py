@@ -7,6 +7,7 @@ to continue, so a lost process, a lost node and a killed driver are one case: th
 import logging
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,7 +17,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
-from encsearch.errors import last_line
+from encsearch.errors import NoticeError, last_line
+from encsearch.runner.notice import sigterm_notice
+from encsearch.runner.pulse import passing_on
 from encsearch.search.tune.board import Board
 from encsearch.search.tune.trial import TrialTrainable, trial_resources
 
@@ -26,21 +29,24 @@ MAX_REASON = 200  # characters
 def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     """Run the board's trainings on the connected Ray until it is done or over, each with `scaling`'s workers.
 
-    `folder` is Tune's scratch folder, deleted at the end.
+    `folder` is Tune's scratch folder, deleted at the end. Raises NoticeError after SIGTERM, once all that run
+    have saved their state.
     """
+    # Tune silently continues an experiment whose name and storage it finds again.
+    name = secrets.token_hex(8)
+    stopper = _StopByBoard(board)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, trial_resources(scaling)),
         tune_config=tune.TuneConfig(
             num_samples=-1,
-            search_alg=_AskBoard(board),
+            search_alg=_AskBoard(board, name, stopper),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            # Tune silently continues an experiment whose name and storage it finds again.
-            name=secrets.token_hex(4),
+            name=name,
             storage_path=str(folder.absolute()),
-            stop=_StopByBoard(board),
+            stop=stopper,
             callbacks=[_TellBoard(board)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
@@ -50,7 +56,8 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     # Tune prints every failed trial's stack; people get one line from the board.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        tuner.fit()
+        with sigterm_notice() as stopper.notice, passing_on(name, stopper.notice):
+            tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -62,7 +69,7 @@ class _HoldsBoard:
         self._board = board
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_board"}
+        return {name: value for name, value in vars(self).items() if name not in ("_board", "notice")}
 
 
 class _AskBoard(_HoldsBoard, Searcher):
@@ -71,21 +78,24 @@ class _AskBoard(_HoldsBoard, Searcher):
     Ray's own OptunaSearch would store a trial that the scheduler stopped as complete, with its partial value.
     """
 
-    def __init__(self, board: Board[Any]) -> None:
+    def __init__(self, board: Board[Any], sweep: str, stopper: "_StopByBoard") -> None:
         Searcher.__init__(self)
         _HoldsBoard.__init__(self, board)
+        self._sweep, self._stopper = sweep, stopper
 
     def suggest(self, trial_id: str) -> Any:
-        assignment = self._board.next_assignment(trial_id)
+        assignment = None if self._stopper.is_noticed() else self._board.next_assignment(trial_id)
         if assignment:
             return {
                 "config": to_json(assignment.config),
                 "folder": str(assignment.folder.absolute()),
                 "fingerprint": assignment.fingerprint,
+                "sweep": self._sweep,
                 "measures_latency": assignment.measures_latency,
                 "keeps_best": assignment.keeps_best,
             }
-        return Searcher.FINISHED if self._board.is_done() else None
+        is_done = self._board.is_done() and not self._stopper.is_noticed()
+        return Searcher.FINISHED if is_done else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -102,10 +112,18 @@ class _AskBoard(_HoldsBoard, Searcher):
 class _StopByBoard(_HoldsBoard, tune.Stopper):
     """Tune calls it after every result, before all other callbacks, and several times a second."""
 
+    notice: Callable[[], bool] | None = None
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return self._board.reported(trial_id, result)
 
+    def is_noticed(self) -> bool:
+        """Whether the driver was told to end: nothing new starts."""
+        return self.notice is not None and self.notice()
+
     def stop_all(self) -> bool:
+        if self.is_noticed() and self._board.is_saved():
+            raise NoticeError("the state of all that ran is saved")
         return self._board.is_over()
 
 

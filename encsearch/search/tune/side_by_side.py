@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from encsearch.config import Config, ScalingConfig
+from encsearch.errors import NoticeError
 from encsearch.reports import Recorder, Report
 from encsearch.search.trials import TrialEvent, TrialState
 from encsearch.search.tune.board import Assignment, Board, BoardEntry
@@ -131,7 +132,7 @@ class _SideBySide(Board[_Entry[P]]):
         try:
             self._observer.trained(entry.training, entry.last, entry.seconds, entry.assignment.folder)
         except BaseException as error:
-            is_kill = isinstance(error, KeyboardInterrupt | SystemExit)
+            is_kill = isinstance(error, KeyboardInterrupt | SystemExit | NoticeError)
             entry.recorder.close("KILLED" if is_kill else "FAILED")
             raise
         entry.recorder.close("FINISHED")

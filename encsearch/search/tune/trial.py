@@ -6,6 +6,7 @@ processes, it costs 0.2 CPU seconds beside the training; a TorchTrainer nested i
 (Ray 2.60, benchmarks/trial_overhead.py).
 """
 
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
 from encsearch.reports import Report
-from encsearch.search.trials import LATENCY
+from encsearch.search.trials import LATENCY, SAVED
 
 # Resources of a trial's own process beside several workers; it only waits for them. Ray refuses a bundle
 # without any resource, and part of a CPU would keep the trial off a cluster with exactly its workers' CPUs.
 SUPERVISOR = {"memory": 1}
+SAVED_S = 0.5
 
 
 def trial_resources(scaling: ScalingConfig) -> tune.PlacementGroupFactory:
@@ -50,6 +52,7 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
+        _call(self._workers, "listen", config["sweep"])
         self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -59,7 +62,8 @@ class TrialTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The report of one more epoch, or the reason why the trial cannot continue (`failure`).
 
-        Before the first epoch, if it was requested, only `latency_ms`.
+        Once the driver was told to end, `saved`: the state is on disk, and nothing more is trained. Before
+        the first epoch, if it was requested, only `latency_ms`.
         """
         if self._failure:
             return {**self._origin, "failure": self._failure, "done": True}
@@ -71,6 +75,9 @@ class TrialTrainable(tune.Trainable):
             failure = next((result for result in results if isinstance(result, str)), None)
             if failure:
                 return {**self._origin, "failure": failure, "done": True}
+            if results[0] is None:
+                time.sleep(SAVED_S)  # Tune asks again at once
+                return {**self._origin, SAVED: True}
             self._ready.append(results[0])
         report = self._ready.popleft()
         return {

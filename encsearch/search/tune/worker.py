@@ -2,7 +2,7 @@
 
 import gc
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 import torch.distributed as dist
 
 from encsearch.config import from_json
-from encsearch.errors import TrainingError, UserError, one_line
+from encsearch.errors import NoticeError, TrainingError, UserError, one_line
 from encsearch.reports import Report
 from encsearch.runner.hardware import describe_hardware, latency_ms
+from encsearch.runner.pulse import listen
 from encsearch.runner.rank import RankTraining
 from encsearch.train.experiment import Experiment, build
+from encsearch.train.moments import no_notice
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class TrialWorker:
         self._experiment: Experiment | None = None
         self._reports: Generator[Report, None, None] | None = None
         self._compiles = False
+        self._notice: Callable[[], bool] = no_notice
 
     def rendezvous(self) -> str:
         """Find a free address on this rank's node for the process group."""
@@ -55,6 +58,10 @@ class TrialWorker:
             timeout=timedelta(seconds=timeout_s),
             device_id=torch.device("cuda:0") if backend == "nccl" else None,
         )
+
+    def listen(self, sweep: str) -> None:
+        """Hear from now on when the driver was told to end."""
+        self._notice = listen(sweep)
 
     def build(self, config_json: str, fingerprint: str, folder: Path, keeps_best: bool) -> Built:
         """Replace the last training with a new one, or one that goes on in its folder.
@@ -82,7 +89,13 @@ class TrialWorker:
         self._experiment = experiment
         # One checkpoint, since there are hundreds of trials. The driver deletes it when the trial has ended.
         training = RankTraining(
-            experiment, folder, config.metric, keep=1, keeps_best=keeps_best, settles=True
+            experiment,
+            folder,
+            config.metric,
+            keep=1,
+            keeps_best=keeps_best,
+            settles=True,
+            notice=self._notice,
         )
         try:
             reports = training.begin()
@@ -91,11 +104,13 @@ class TrialWorker:
         self._reports = training.reports()
         return Built(hardware, reports=reports)
 
-    def step(self) -> Report | str:
-        """Train one more epoch; return its report, or the reason of a failure."""
+    def step(self) -> Report | str | None:
+        """Train one more epoch; return its report, the reason of a failure, or None once told to end."""
         assert self._reports is not None
         try:
-            return next(self._reports)
+            return next(self._reports, None)  # None again, once it was told
+        except NoticeError:
+            return None
         except (TrainingError, UserError) as error:
             return str(error)
 
