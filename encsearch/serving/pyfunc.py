@@ -2,6 +2,7 @@
 
 import base64
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not given.isdecimal():
             raise MlflowException.invalid_parameter_value(f"{MAX_PIXELS}={given} is no number of pixels")
         self._max_pixels = int(given)
+        # MLflow's server calls `predict` from several threads, and each pass may take what the bound allows.
+        self._one_at_a_time = threading.Lock()
 
     # MLflow 3.17 passes {"image": ndarray}, but warns about any type hint except this one, and about none.
     def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -43,7 +46,9 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         try:
             if labels_format not in FORMATS:
                 raise UserError(f"labels={labels_format} is no format; try {' or '.join(FORMATS)}")
-            found = list(self._predictor.segment(read_pictures(model_input, self._max_pixels)))
+            pictures = read_pictures(model_input, self._max_pixels)
+            with self._one_at_a_time:
+                found = list(self._predictor.segment(pictures))
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return [_row(prediction, labels_format) for prediction in found]
