@@ -8,7 +8,7 @@ import click
 
 from encsearch.cli.console import say
 from encsearch.errors import UserError
-from encsearch.text import format_given
+from encsearch.text import format_count, format_given
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -21,8 +21,10 @@ def num_bytes(context: click.Context, parameter: click.Parameter, value: str) ->
     return int(found[1]) * UNITS[found[2]]
 
 
-def num_pixels(context: click.Context, parameter: click.Parameter, value: float) -> int:
-    """A click callback: parse a whole number, such as 40e6."""
+def num_pixels(context: click.Context, parameter: click.Parameter, value: float | None) -> int | None:
+    """A click callback: parse a whole number, such as 40e6, if one is given."""
+    if value is None:
+        return None
     if not 1 <= value < float("inf"):
         raise click.BadParameter(f"{format_given(value)} is no number of pixels; write it as 40e6")
     return int(value)
@@ -50,7 +52,17 @@ def num_pixels(context: click.Context, parameter: click.Parameter, value: float)
     "--max-bytes", default="20MB", show_default=True, callback=num_bytes, help="Limit for a request's body."
 )
 @click.option(
-    "--max-pixels", default=40e6, show_default=True, callback=num_pixels, help="Limit for an image."
+    "--max-pixels",
+    type=float,
+    callback=num_pixels,
+    help="Limit for an image; by default what goes through the model in one pass.",
+)
+@click.option(
+    "--timeout-s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 86_400),
+    help="Limit for a body to come, and again for its answer.",
 )
 def serve(
     model: str,
@@ -61,7 +73,8 @@ def serve(
     max_batch: int,
     batch_wait_ms: float,
     max_bytes: int,
-    max_pixels: int,
+    max_pixels: int | None,
+    timeout_s: float,
 ) -> None:
     """Serve MODEL (a job's folder, a bundle, or models:/NAME@ALIAS) over HTTP until Ctrl-C.
 
@@ -69,19 +82,21 @@ def serve(
     The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
     """
     from encsearch.serving.cluster import Serving, serve_model
-    from encsearch.serving.requests import Limits
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"device={device}: a replica runs on cpu or on a GPU of Ray's choice, cuda")
-    limits = Limits(max_bytes, max_pixels)
-    how = Serving(host, port, replicas, device, max_batch, batch_wait_ms, limits)
+    how = Serving(host, port, replicas, device, max_batch, batch_wait_ms, max_bytes, max_pixels, timeout_s)
     if not _is_loopback(host):
         say(
             f"warning: {host} is open to other machines without a password; put a proxy that asks for one "
             "in front of it"
         )
     with serve_model(model, how) as served:
-        say(f"{served.name} version {served.version} answers at http://{host}:{port}/predict; Ctrl-C ends it")
+        largest = format_count(served.limits.max_pixels, "pixel")
+        say(
+            f"{served.name} version {served.version} answers at http://{host}:{port}/predict "
+            f"(images of up to {largest}); Ctrl-C ends it"
+        )
         threading.Event().wait()
 
 

@@ -36,7 +36,8 @@ class Prediction:
 class Predictor:
     """A model on its device, which segments by the `eval` section of its configuration.
 
-    `info` names the classes and colours of the label maps.
+    `info` names the classes and colours of the label maps. `pixels_at_once` go through the network in one
+    pass; a larger image is cut into tiles.
     Raises UserError for an unknown device, PreflightError if it does not exist here.
     """
 
@@ -46,7 +47,7 @@ class Predictor:
         self._network = place_network(bundle, self._device)
         self._settings = bundle.config.eval
         self._batch_size = batch_size
-        self._max_pixels = pixels_at_once(len(bundle.info.classes), bundle.config.eval)
+        self.pixels_at_once = pixels_at_once(len(bundle.info.classes), bundle.config.eval)
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[NDArray[np.uint8]]:
         """The (H, W) uint8 label map of each image, in order; raises what `segment` raises."""
@@ -74,7 +75,7 @@ class Predictor:
         """
         for batch in _batches(map(_to_pixels, _as_list(images)), self._batch_size):
             tensors = torch.stack([to_image_tensor(pixels) for pixels in batch])
-            found = label(self._network, tensors.to(self._device), self._settings, self._max_pixels)
+            found = label(self._network, tensors.to(self._device), self._settings, self.pixels_at_once)
             presence = [None] * len(batch) if found.presence is None else found.presence.tolist()
             for labels, row in zip(found.labels.numpy(), presence, strict=True):
                 named = None if row is None else dict(zip(self.info.classes, row, strict=True))

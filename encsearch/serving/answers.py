@@ -8,12 +8,15 @@ from typing import Any
 from encsearch.data.codec import decode_image, encode_png
 from encsearch.errors import UserError
 from encsearch.inference.predictor import Prediction, Predictor
-from encsearch.serving.requests import RequestRefusedError
+from encsearch.serving.requests import Limits, RequestRefusedError
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model that answers. `version` is the registry's, or the first digits of the weights' hash."""
+    """The model that answers, within limits.
+
+    `version` is the registry's, or the first digits of the weights' hash.
+    """
 
     name: str
     version: str
@@ -21,6 +24,7 @@ class ServedModel:
     data_fingerprint: str
     weights_sha256: str
     card: str
+    limits: Limits
 
 
 @dataclass(frozen=True)

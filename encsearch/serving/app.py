@@ -3,12 +3,10 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
-from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,58 +14,53 @@ from encsearch.data.codec import encode_png
 from encsearch.inference.bundle import read_bundle
 from encsearch.inference.predictor import Predictor
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json, model_json
+from encsearch.serving.arriving import Arrivals
 from encsearch.serving.requests import (
-    Limits,
     RequestRefusedError,
     check_length,
-    check_received,
     image_file,
     media_type,
     wants_png,
 )
+from encsearch.serving.waiting import Queue, plan_room
 
 ROUTES = {"/predict": "POST", "/healthz": "GET", "/model": "GET"}
 
 
-@dataclass(frozen=True)
-class Batching:
-    """At most `max_batch` images go together; the first waits at most `wait_s` for the others.
-
-    A replica holds `max_waiting` requests and refuses the next one.
-    """
-
-    max_batch: int
-    wait_s: float
-    max_waiting: int
-
-
 class ImageServer:
-    """One replica: a model in memory. `files` is a reference to the bundle's files by name."""
+    """One replica: a model in memory. `files` is a reference to the bundle's files by name.
+
+    It has no `check_health`: Ray would kill a replica that is merely busy. Callers hear of that by /healthz.
+    """
 
     def __init__(
         self,
         files: "list[ray.ObjectRef[Mapping[str, bytes]]]",
         model: ServedModel,
         device: str,
-        limits: Limits,
-        batching: Batching,
+        max_batch: int,
+        batch_wait_s: float,
     ) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             # In a list, since Serve would fetch a bare reference into the request's process.
             for name, data in ray.get(files[0]).items():
                 (Path(scratch) / name).write_bytes(data)
             bundle = read_bundle(Path(scratch))
-        self._predictor = Predictor(bundle, device, batching.max_batch)
-        self._model, self._limits, self._max_waiting = model, limits, batching.max_waiting
-        self._waiting = self._num_images = self._num_batches = 0
-        together = serve.batch(max_batch_size=batching.max_batch, batch_wait_timeout_s=batching.wait_s)
-        self._answer = together(self._answer_batch)
+        self._predictor = Predictor(bundle, device, max_batch)
+        self._model, self._limits = model, model.limits
+        self._num_images = self._num_batches = 0
+        room = plan_room(max_batch, batch_wait_s, self._predictor.pixels_at_once, model.limits.max_pixels)
+        self._arrivals = Arrivals(model.limits)
+        self._queue = Queue(self._answer_batch, room, model.limits.timeout_s)
 
     async def __call__(self, request: Request) -> Response:
         try:
             return await self._route(request)
         except RequestRefusedError as refused:
-            headers = {"Retry-After": "1"} if refused.status == 503 else None
+            # Closed, since the rest of a body that was not read would come all the same.
+            headers = {"Connection": "close"}
+            if refused.status == 503:
+                headers["Retry-After"] = "1"
             return JSONResponse({"error": str(refused)}, refused.status, headers)
         except Exception:
             # Clients are strangers: the traceback goes to the replica's log, and never into a reply.
@@ -88,37 +81,25 @@ class ImageServer:
             return await self._predict(request)
         if path == "/model":
             return JSONResponse(model_json(self._model, self._num_images, self._num_batches))
-        return JSONResponse({"status": "ready"})  # a replica gets no request before its model is loaded
+        # A replica gets no request before its model is loaded.
+        if trouble := self._queue.describe_trouble(self._limits.max_pixels):
+            raise RequestRefusedError(503, trouble)
+        return JSONResponse({"status": "ready"})
 
     async def _predict(self, request: Request) -> Response:
-        if self._waiting >= self._max_waiting:
-            raise RequestRefusedError(503, f"{self._waiting} requests are waiting already; try again")
-        self._waiting += 1
-        try:
-            media = media_type(request.headers.get("content-type"))
-            check_length(request.headers.get("content-length"), self._limits)
-            body = await self._body(request)
-            answer = await self._answer(image_file(media, body, self._limits))
-        finally:
-            self._waiting -= 1
-        if isinstance(answer, RequestRefusedError):
-            raise answer
+        media = media_type(request.headers.get("content-type"))
+        check_length(request.headers.get("content-length"), self._limits)
+        body = await self._arrivals.receive(request.stream())
+        # In threads, since parsing and packing 20 MB would hold up the other requests.
+        file = await asyncio.to_thread(image_file, media, body, self._limits)
+        answer = await self._queue.answer(file)
         headers = {"X-Batch-Size": str(answer.batch_size)}
         if wants_png(request.headers.get("accept")):
             png = await asyncio.to_thread(encode_png, answer.prediction.labels)
             return Response(png, media_type="image/png", headers=headers)
         return JSONResponse(await asyncio.to_thread(answer_json, answer, self._model), headers=headers)
 
-    async def _body(self, request: Request) -> bytes:
-        parts, num_bytes = [], 0
-        async for part in request.stream():
-            parts.append(part)
-            num_bytes += len(part)
-            check_received(num_bytes, self._limits)
-        return b"".join(parts)
-
-    async def _answer_batch(self, files: list[bytes]) -> list[Answer | RequestRefusedError]:
-        # In a thread, so that the replica can take requests for the next batch meanwhile.
+    async def _answer_batch(self, files: Sequence[bytes]) -> Sequence[Answer | RequestRefusedError]:
         answers = await asyncio.to_thread(answer_all, self._predictor, files)
         self._num_images += len(files)
         self._num_batches += 1

@@ -11,19 +11,24 @@ from typing import Any
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError, one_line
 from encsearch.inference.bundle import CARD_FILE, READ_FILES, find_device, read_bundle, weights_digest
+from encsearch.inference.segment import pixels_at_once
 from encsearch.runner.ray_session import describe_shortage, ray_session
 from encsearch.serving.answers import ServedModel
 from encsearch.serving.requests import Limits
 from encsearch.tracking.registry.fetch import bundle_folder
 from encsearch.tracking.uris import existing_store
 
-WAITING_BATCHES = 4  # batches that a replica holds beside the one that it works on
+# More than a replica receives and holds, which refuses the next in JSON: here Ray refuses, in plain text.
+MAX_REQUESTS = 1000
 APP_NAME = "encsearch"
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is served: address, replicas, device, batches and limits."""
+    """How a model is served: address, replicas, device, batches and limits.
+
+    `max_pixels` is the limit for an image; None is what goes through the model in one pass.
+    """
 
     host: str
     port: int
@@ -31,7 +36,9 @@ class Serving:
     device: str
     max_batch: int
     batch_wait_ms: float
-    limits: Limits
+    max_bytes: int
+    max_pixels: int | None
+    timeout_s: float
 
 
 @contextmanager
@@ -45,14 +52,14 @@ def serve_model(source: str, how: Serving) -> Iterator[ServedModel]:
         if how.device.startswith("cuda"):
             find_device(how.device)
         _check_port(how.host, how.port)
-    model, files = _read(source)
+    model, files = _read(source, how)
     with ray_session(needs=ScalingConfig()):
         _check_cluster(how)
         with _deploy(model, files, how):
             yield model
 
 
-def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
+def _read(source: str, how: Serving) -> tuple[ServedModel, dict[str, bytes]]:
     """Read the model's files, which travel with the deployment: no node needs the folder or the registry."""
     registered = _find_version(source)
     # The version's number is used from here on: the alias may move meanwhile.
@@ -62,7 +69,10 @@ def _read(source: str) -> tuple[ServedModel, dict[str, bytes]]:
         files = {name: (folder / name).read_bytes() for name in READ_FILES}
         card = (folder / CARD_FILE).read_text(encoding="utf-8")
     name, version = registered or (bundle.config.name, digest[:12])
-    return ServedModel(name, version, bundle.info.classes, bundle.fingerprint, digest, card), files
+    classes = bundle.info.classes
+    max_pixels = how.max_pixels or pixels_at_once(len(classes), bundle.config.eval)
+    limits = Limits(how.max_bytes, max_pixels, how.timeout_s)
+    return ServedModel(name, version, classes, bundle.fingerprint, digest, card, limits), files
 
 
 def _find_version(source: str) -> tuple[str, str] | None:
@@ -108,11 +118,10 @@ def _deploy(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterat
     import ray
     from ray import serve
 
-    from encsearch.serving.app import Batching, ImageServer
+    from encsearch.serving.app import ImageServer
 
     # After the import, which sets up this logger: otherwise Serve reports each of its steps on stderr.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    batching = Batching(how.max_batch, how.batch_wait_ms / 1000, (1 + WAITING_BATCHES) * how.max_batch)
     serve.start(
         http_options={"host": how.host, "port": how.port},
         proxy_location="HeadOnly",
@@ -120,16 +129,15 @@ def _deploy(model: ServedModel, files: dict[str, bytes], how: Serving) -> Iterat
     deployment = serve.deployment(ImageServer).options(
         num_replicas=how.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if how.device.startswith("cuda") else 0},
-        # More than may wait for predictions, so that /healthz answers and refusals are in JSON.
-        max_ongoing_requests=2 * batching.max_waiting,
-        # A limit for memory alone: here Ray refuses in plain text. The replicas, which refuse in JSON, must
-        # get the requests first, also on a machine that is slow to pass them on.
-        max_queued_requests=10 * how.replicas * batching.max_waiting,
+        max_ongoing_requests=MAX_REQUESTS,
+        max_queued_requests=MAX_REQUESTS * how.replicas,
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=5,
     )
     try:
-        application = deployment.bind([ray.put(files)], model, how.device, how.limits, batching)
+        application = deployment.bind(
+            [ray.put(files)], model, how.device, how.max_batch, how.batch_wait_ms / 1000
+        )
         _run(application)
         yield
     finally:

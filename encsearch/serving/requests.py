@@ -3,9 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from encsearch.data.codec import image_size
 from encsearch.errors import UserError
-from encsearch.serving.pictures import COLUMN, base64_bytes
+from encsearch.serving.pictures import COLUMN, base64_bytes, count_pixels
 from encsearch.text import format_count
 
 IMAGE_TYPES = ("image/png", "image/jpeg")
@@ -22,10 +21,22 @@ class RequestRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one request: bytes of its body, pixels of its image."""
+    """The limits of one request: bytes of its body, pixels of its image, and seconds.
+
+    `timeout_s` is the time for the body to come, and again for the answer to a body that has come.
+    """
 
     max_bytes: int
     max_pixels: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file that fits the limits, and its number of pixels by its header."""
+
+    data: bytes
+    num_pixels: int
 
 
 def media_type(content_type: str | None) -> str:
@@ -59,22 +70,20 @@ def check_received(num_bytes: int, limits: Limits) -> None:
         raise RequestRefusedError(413, f"the body has {given} or more, but {allowed} are allowed")
 
 
-def image_file(media: str, body: bytes, limits: Limits) -> bytes:
+def image_file(media: str, body: bytes, limits: Limits) -> ImageFile:
     """Return the image file in a body; reads its header but not its pixels.
 
     Raises RequestRefusedError 400 for a body without an image, 422 for too many pixels.
     """
     try:
         data = _from_json(body) if media == JSON_TYPE else body
-        height, width = image_size(data, "the image")
+        num_pixels = count_pixels(data, "the image")
     except UserError as error:
         raise RequestRefusedError(400, str(error)) from None
-    if height * width > limits.max_pixels:
-        allowed = format_count(limits.max_pixels)
-        raise RequestRefusedError(
-            422, f"the image has {width}x{height} pixels, but {allowed} are allowed; send it smaller"
-        )
-    return data
+    if num_pixels > limits.max_pixels:
+        given, allowed = format_count(num_pixels, "pixel"), format_count(limits.max_pixels)
+        raise RequestRefusedError(422, f"the image has {given}, but {allowed} are allowed; send it smaller")
+    return ImageFile(data, num_pixels)
 
 
 def wants_png(accept: str | None) -> bool:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
+import mlflow.pyfunc
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
 
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.fetch import load
@@ -138,6 +141,10 @@ def _answers(url: str) -> bool:
         return False
 
 
+def text(image: NDArray[np.uint8]) -> str:
+    return base64.b64encode(png(image)).decode()
+
+
 def invoke(url: str, body: bytes, media: str = "application/json") -> tuple[int, Any]:
     request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": media})
     try:
@@ -149,14 +156,14 @@ def invoke(url: str, body: bytes, media: str = "application/json") -> tuple[int,
 
 def test_mlflows_server_answers_as_the_bundle_does(registered: Registered, scoring_server: str) -> None:
     images = [noise(33, 47), noise(24, 32)]
-    texts = [base64.b64encode(png(image)).decode() for image in images]
+    texts = [text(image) for image in images]
     expected = load(registered.bundle)
     for request in (
-        {"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}},
-        {"dataframe_records": [{"image": text} for text in texts]},
+        {"dataframe_split": {"columns": ["image"], "data": [[one] for one in texts]}},
+        {"dataframe_records": [{"image": one} for one in texts]},
         {"inputs": {"image": texts}},
         {"inputs": texts},
-        {"instances": [{"image": text} for text in texts]},
+        {"instances": [{"image": one} for one in texts]},
     ):
         status, rows = invoke(scoring_server, json.dumps(request).encode())
         assert status == 200, rows
@@ -166,6 +173,21 @@ def test_mlflows_server_answers_as_the_bundle_does(registered: Registered, scori
     as_png = {"inputs": {"image": texts[:1]}, "params": {"labels": "png"}}
     _, (row,) = invoke(scoring_server, json.dumps(as_png).encode())
     assert np.array_equal(pixels_of(base64.b64decode(row["labels"])), expected.predict(images[0])[0])
+
+
+def test_a_variable_says_how_many_pixels_may_come_as_text_in_one_request(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = noise(33, 47)
+    given = {"image": np.array([text(image), text(image)], dtype=object)}
+    monkeypatch.setenv("ENCSEARCH_MAX_PIXELS", "3102")
+    assert len(mlflow.pyfunc.load_model(registered.files).predict(given)) == 2
+    monkeypatch.setenv("ENCSEARCH_MAX_PIXELS", "3101")
+    with pytest.raises(MlflowException, match="image 1: 3,102 pixels up to here in one request, but 3,101"):
+        mlflow.pyfunc.load_model(registered.files).predict(given)
+    monkeypatch.setenv("ENCSEARCH_MAX_PIXELS", "4e6")
+    with pytest.raises(MlflowException, match="ENCSEARCH_MAX_PIXELS=4e6 is no number of pixels"):
+        mlflow.pyfunc.load_model(registered.files)
 
 
 def test_mlflows_server_reads_no_file_and_answers_400_to_what_is_no_image(
@@ -179,6 +201,7 @@ def test_mlflows_server_reads_no_file_and_answers_400_to_what_is_no_image(
         (json.dumps({"inputs": {"image": ["bm90IGFuIGltYWdl"]}}), "application/json"),
         (json.dumps({"inputs": {"picture": ["x"]}}), "application/json"),
         (json.dumps({"inputs": {"image": [[[1, 2, 3]]]}}), "application/json"),
+        (json.dumps({"inputs": {"image": [text(np.zeros((2100, 2100, 3), np.uint8))]}}), "application/json"),
         (json.dumps({"inputs": {"image": []}, "params": {"labels": "gif"}}), "application/json"),
         ("{", "application/json"),
     ):

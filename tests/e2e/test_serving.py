@@ -7,21 +7,25 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from encsearch.serving.arriving import MAX_BODIES
 from encsearch.tracking.registry.fetch import load
 from tests.e2e.head import free_ports
 from tests.e2e.shell import Shell, read_until
 from tests.e2e.tiny_model import noise, pixels_of, png, write_tiny_model
 
-MAX_BATCH, MAX_BYTES, MAX_PIXELS = 4, 20_000, 40 * 40
+MAX_BATCH, MAX_BYTES, MAX_PIXELS, TIMEOUT_S = 4, 20_000, 40 * 40, 20.0
 END_TIMEOUT_S = 180
 PNG = {"Content-Type": "image/png"}
 JSON = {"Content-Type": "application/json"}
@@ -56,11 +60,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serving")
     bundle = write_tiny_model(folder / "bundle")
     (port,) = free_ports(1)
-    limits = (f"--max-batch={MAX_BATCH}", f"--max-bytes={MAX_BYTES}", f"--max-pixels={MAX_PIXELS}")
-    process = Shell(folder).start(
-        "encsearch", "serve", "bundle", f"--port={port}", "--batch-wait-ms=300", *limits
-    )
-    read_until(process, "stderr", lambda line: "answers at" in line)
+    limits = (f"--max-bytes={MAX_BYTES}", f"--max-pixels={MAX_PIXELS}", f"--timeout-s={TIMEOUT_S}")
+    batches = (f"--max-batch={MAX_BATCH}", "--batch-wait-ms=300")
+    process = Shell(folder).start("encsearch", "serve", "bundle", f"--port={port}", *batches, *limits)
+    read_until(process, "stderr", lambda line: "answers at" in line and "up to 1,600 pixels" in line)
     yield Server(process, port, bundle)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -91,6 +94,7 @@ def test_the_pages_tell_of_the_model(server: Server) -> None:
     assert model["card"] == (server.bundle / "README.md").read_text()
     assert model["weights_sha256"] in (server.bundle / "weights.sha256").read_text()
     assert model["weights_sha256"].startswith(model["version"])
+    assert model["limits"] == {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "timeout_s": TIMEOUT_S}
 
 
 def test_requests_at_once_go_through_the_model_together(server: Server) -> None:
@@ -120,8 +124,32 @@ def test_too_many_at_once_are_told_to_come_back(server: Server) -> None:
     statuses = {answer.status for answer in answers}
     assert statuses == {200, 503}
     refused = next(answer for answer in answers if answer.status == 503)
-    assert "requests are waiting" in json.loads(refused.body)["error"]
+    assert "the queue is full: " in json.loads(refused.body)["error"]
     assert refused.headers["retry-after"] == "1"
+
+
+def test_small_images_get_through_while_others_send_larger_ones_without_pause(server: Server) -> None:
+    """More at a time than the queue holds, and beside them files that unpack to 4 million pixels."""
+    small, largest, bomb = png(noise(8, 8)), png(noise(40, 20)), png(np.zeros((2000, 2000, 3), np.uint8))
+    over = threading.Event()
+
+    def attack(body: bytes) -> set[int]:
+        statuses = set()
+        while not over.is_set():
+            statuses.add(ask(server, "POST", "/predict", body, **PNG).status)
+        return statuses
+
+    with ThreadPoolExecutor(40) as threads:
+        attacks = [threads.submit(attack, body) for body in (largest, largest, largest, bomb) * 10]
+        answers = [ask(server, "POST", "/predict", small, **PNG) for _ in range(10)]
+        healths = {ask(server, "GET", "/healthz").status for _ in range(10)}
+        over.set()
+    got: set[int] = set().union(*(attack.result() for attack in attacks))
+    assert [answer.status for answer in answers] == [200] * 10
+    assert got <= {200, 422, 503}
+    assert {200, 422} <= got
+    assert healths <= {200, 503}
+    assert ask(server, "GET", "/healthz").status == 200
 
 
 @pytest.mark.parametrize(
@@ -157,6 +185,32 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(server:
     with socket.create_connection(("127.0.0.1", server.port), timeout=END_TIMEOUT_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_requests_that_are_sent_by_half_keep_nobody_out(server: Server) -> None:
+    """More bodies than a replica receives at once, and connections whose headers never end."""
+    address = ("127.0.0.1", server.port)
+    start = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    with ExitStack() as stack:
+        headers, bodies = (
+            [
+                stack.enter_context(socket.create_connection(address, timeout=END_TIMEOUT_S))
+                for _ in range(number)
+            ]
+            for number in (40, MAX_BODIES + 10)
+        )
+        for connection in headers:
+            connection.sendall(start)
+        for connection in bodies:
+            connection.sendall(start + b"Content-Length: 1000\r\n\r\nx")
+        for _ in range(5):
+            assert ask(server, "POST", "/predict", png(noise(32, 32)), **PNG).status == 200
+            assert ask(server, "GET", "/healthz").status == 200
+        answers = [b"".join(iter(partial(connection.recv, 4096), b"")) for connection in bodies]
+    statuses = Counter(answer.split()[1] for answer in answers)
+    assert statuses.keys() == {b"408", b"503"}
+    assert statuses[b"503"] >= 10  # those that made room
+    assert {next(iter(json.loads(answer.partition(b"\r\n\r\n")[2]))) for answer in answers} == {"error"}
 
 
 def test_a_second_server_on_the_port_is_refused(server: Server) -> None:

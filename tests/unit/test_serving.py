@@ -27,6 +27,7 @@ from encsearch.model.encnet import EncNet
 from encsearch.serving.answers import Answer, ServedModel, answer_all, answer_json
 from encsearch.serving.pictures import read_pictures
 from encsearch.serving.requests import (
+    ImageFile,
     Limits,
     RequestRefusedError,
     check_length,
@@ -36,7 +37,7 @@ from encsearch.serving.requests import (
     wants_png,
 )
 
-LIMITS = Limits(max_bytes=1000, max_pixels=600)
+LIMITS = Limits(max_bytes=1000, max_pixels=600, timeout_s=60)
 INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 255), (9, 9, 9), (255, 0, 0)))
 
 
@@ -59,6 +60,21 @@ def claiming(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
+
+
+def gif() -> bytes:
+    """A GIF, whose pictures PIL would count one by one."""
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, "GIF")
+    return file.getvalue()
+
+
+def jpeg_of_many_scans() -> bytes:
+    """A progressive JPEG whose last scan is repeated: libjpeg would go over all pixels for each."""
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 200 + data[-2:]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +154,9 @@ def test_lengths_within_the_limit_pass() -> None:
         ("image/png", b"GET / HTTP/1.1", 400, "not a readable image"),
         ("image/png", claiming(60_000, 60_000), 400, "pixels"),
         ("image/png", claiming(0, 5), 400, "not a readable image"),
-        ("image/png", claiming(31, 20), 422, "31x20 pixels, but 600 are allowed"),
+        ("image/png", claiming(31, 20), 422, "620 pixels, but 600 are allowed"),
+        ("image/png", gif(), 400, "not a readable image .*; formats: PNG, JPEG"),
+        ("image/jpeg", jpeg_of_many_scans(), 400, "a JPEG of over 200 scans"),
         ("application/json", b"{", 400, "not JSON"),
         ("application/json", b"[" * 100_000, 400, "not JSON"),
         ("application/json", b"[]", 400, 'no text under "image"'),
@@ -158,8 +176,17 @@ def test_a_body_without_a_fit_image_is_refused_in_one_line(
 
 def test_both_kinds_of_body_hold_the_same_file() -> None:
     data = png(picture())
-    assert image_file("image/png", data, LIMITS) == data
-    assert image_file("application/json", json.dumps({"image": text(data)}).encode(), LIMITS) == data
+    expected = ImageFile(data, 600)
+    assert image_file("image/png", data, LIMITS) == expected
+    assert image_file("application/json", json.dumps({"image": text(data)}).encode(), LIMITS) == expected
+
+
+def test_text_has_a_limit_of_pixels_before_any_is_decoded_and_the_callers_own_images_have_none() -> None:
+    data = png(picture())
+    assert len(read_pictures([text(data)] * 2, max_text_pixels=1200)) == 2
+    with pytest.raises(UserError, match="image 1: 1,200 pixels up to here in one request, but 1,199 are"):
+        read_pictures(np.array([text(data), text(claiming(30, 20))]), max_text_pixels=1199)
+    assert len(read_pictures([data, picture(), picture()], max_text_pixels=1)) == 3
 
 
 def test_the_label_map_itself_is_asked_for_by_accept() -> None:
@@ -182,7 +209,7 @@ def test_same_sized_images_go_together_and_a_damaged_one_spoils_no_other(predict
 
 
 def test_an_answer_is_strict_json_with_the_label_map_as_png(predictor: Predictor) -> None:
-    served = ServedModel("toy", "3", INFO.classes, "abc", "def", "# toy")
+    served = ServedModel("toy", "3", INFO.classes, "abc", "def", "# toy", LIMITS)
     (answer,) = answer_all(predictor, [png(picture())])
     assert isinstance(answer, Answer)
     found = json.loads(json.dumps(answer_json(answer, served), allow_nan=False))
@@ -197,7 +224,7 @@ def test_a_model_without_context_module_says_no_presence(predictor: Predictor) -
     (answer,) = answer_all(predictor, [png(picture())])
     assert isinstance(answer, Answer)
     plain = dataclasses.replace(answer, prediction=dataclasses.replace(answer.prediction, presence=None))
-    assert answer_json(plain, ServedModel("toy", "3", INFO.classes, "", "", ""))["presence"] == {}
+    assert answer_json(plain, ServedModel("toy", "3", INFO.classes, "", "", "", LIMITS))["presence"] == {}
 
 
 def test_sizes_are_written_with_a_unit() -> None:
@@ -214,6 +241,7 @@ def test_sizes_are_written_with_a_unit() -> None:
         (["--max-pixels", "inf"], "inf is no number of pixels"),
         (["--max-pixels", "nan"], "nan is no number of pixels"),
         (["--max-pixels", "0.5"], "0.5 is no number of pixels"),
+        (["--timeout-s", "0"], "0.0 is not in the range"),
         (["--device", "tpu"], "device=tpu"),
         (["--port", "0"], "0 is not in the range"),
         ([], "not a model bundle"),
