@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -363,9 +364,13 @@ class TrainConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers of one training."""
+    """Workers of one training; `num_workers: {min: 1, max: 4}` is short for the first two."""
 
     num_workers: Positive = 1
+    min_workers: Positive | None = Field(
+        None,
+        description="elastic: a training by Ray goes on with as few, and grows back; null: all or none",
+    )
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
@@ -373,6 +378,21 @@ class ScalingConfig(Section):
     price_per_hour: float | None = Field(
         None, gt=0, description="of one worker, in your currency; null: no cost in money is shown"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_range(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(given := values.get("num_workers"), Mapping):
+            return values
+        if given.keys() != {"min", "max"}:
+            raise ValueError("num_workers takes a number, or min and max")
+        return {**values, "num_workers": given["max"], "min_workers": given["min"]}
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> "ScalingConfig":
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}")
+        return self
 
     def price(self, device_s: float) -> float | None:
         """What booked seconds of GPUs cost, or of CPUs where no GPU is booked; None without a price."""

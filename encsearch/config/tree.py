@@ -57,6 +57,12 @@ class Config(Section):
     ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
+    def _only_a_training_is_elastic(self) -> "Config":
+        if self.scaling.min_workers and self.search:
+            raise ValueError("scaling.min_workers is for a training; the trials of a search have num_workers")
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
         for workers in _worker_counts(self):
             size = self.train.global_batch_size

@@ -100,9 +100,9 @@ class TrainStream:
     """The training samples of one rank, in an order that depends only on the seed and the data set.
 
     The stream is an endless sequence of permutations of the data set. Each step takes the next
-    `global_batch_size` places, each rank an equal slice. So the number of samples seen is the whole state: a
-    training resumes from it exactly, on any number of ranks. The augmentation of a sample depends on
-    (seed, pass, sample) alone.
+    `global_batch_size` places, each rank a slice, equal where the ranks divide it. So the number of samples
+    seen is the whole state: a training resumes from it exactly, on any number of ranks. The augmentation of a
+    sample depends on (seed, pass, sample) alone.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class TrainStream:
         processes: int = 0,
     ) -> None:
         """With `processes` these decode, and `threads` does not matter."""
-        assert global_batch_size % world_size == 0, (global_batch_size, world_size)
+        assert global_batch_size >= world_size, (global_batch_size, world_size)
         assert 0 <= rank < world_size, (rank, world_size)
         self._dataset = dataset
         self._augment = augment
@@ -140,11 +140,13 @@ class TrainStream:
 
     def _steps(self, samples_seen: int) -> Iterator[list[tuple[int, int]]]:
         """The (pass, index) pairs of this rank's samples, one list per step."""
-        size = self._global_batch_size // self._world_size
+        first, last = (
+            rank * self._global_batch_size // self._world_size for rank in (self._rank, self._rank + 1)
+        )
         epoch, order = -1, np.empty(0, dtype=np.int64)
-        for start in count(samples_seen + self._rank * size, self._global_batch_size):
+        for start in count(samples_seen, self._global_batch_size):
             step = []
-            for place in range(start, start + size):
+            for place in range(start + first, start + last):
                 if place // len(self._dataset) != epoch:
                     epoch = place // len(self._dataset)
                     order = self._order(epoch)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-from encsearch.text import format_duration
+from encsearch.text import format_count, format_duration
 
 BEAT_S = 2.0
 MISSED_BEATS = 3  # after which a rank is silent
@@ -45,7 +45,9 @@ def passing_on(training: str, notice: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Callable[[], bool]]:
+def beating(
+    training: str, rank: int, world_size: int, step: Callable[[], int]
+) -> Iterator[Callable[[], bool]]:
     """In the block a thread says that the rank lives; yields whether the training is to end."""
     told, stop = threading.Event(), threading.Event()
     node = ray.util.get_node_ip_address()
@@ -53,7 +55,13 @@ def beating(training: str, rank: int, step: Callable[[], int]) -> Iterator[Calla
     def beat() -> None:
         beats = 0
         while True:
-            pulse = {"pid": os.getpid(), "node": node, "step": step(), "beats": beats}
+            pulse = {
+                "pid": os.getpid(),
+                "node": node,
+                "world_size": world_size,
+                "step": step(),
+                "beats": beats,
+            }
             try:
                 _internal_kv_put(_key(training, rank), json.dumps(pulse), namespace=NAMESPACE)
             except Exception as error:  # Ray raises several kinds while its head is away: the next beat tries
@@ -131,8 +139,12 @@ def _watch(
             if notice() and not is_told:
                 _internal_kv_put(_key(training, "end"), b"1", namespace=NAMESPACE)
                 is_told = True
+            # An elastic training has fewer ranks than it may have.
+            present = heard[0].pulse["world_size"] if 0 in heard else num_ranks
             for rank in range(num_ranks):
-                if found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
+                if rank >= present:
+                    heard.pop(rank, None)
+                elif found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
                     _hear(heard, rank, json.loads(found), silence_s)
         except Exception as error:  # as above; the training itself says what is wrong with Ray
             logging.getLogger(__name__).debug("no pulse is heard: %s", error)
@@ -150,13 +162,17 @@ def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s:
     if before is None or before.pulse != pulse:
         if before and before.pulse["pid"] != pulse["pid"]:
             if rank == 0:  # all start again together
-                log.warning("the workers have started again, rank 0 on node %s", pulse["node"])
+                log.warning("%s again, rank 0 on node %s", _count(pulse), pulse["node"])
         elif before and before.is_reported:
             log.warning("rank %d on node %s answers again", rank, pulse["node"])
         heard[rank] = _Heard(rank, pulse, time.monotonic())
     elif before.silent_s > silence_s and not before.is_reported:
         before.is_reported = True
         log.warning(before.describe())
+
+
+def _count(pulse: Mapping[str, Any]) -> str:
+    return f"{format_count(pulse['world_size'], 'worker')} started"
 
 
 def _is_told(training: str) -> bool:

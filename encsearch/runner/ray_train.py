@@ -120,7 +120,9 @@ def _to_ray_scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     return ray.train.ScalingConfig(
-        num_workers=scaling.num_workers,
+        num_workers=(scaling.min_workers, scaling.num_workers)
+        if scaling.min_workers
+        else scaling.num_workers,
         use_gpu=scaling.gpus_per_worker > 0,
         resources_per_worker=resources,
     )
@@ -153,7 +155,8 @@ def _train_worker(arguments: dict[str, Any]) -> str | None:
     device = str(ray.train.torch.get_device()) if config.scaling.gpus_per_worker else "cpu"
     experiment = build(config, rank=rank, world_size=context.get_world_size(), device=device)
     preempted = _Preemption(arguments["is_watched"])
-    with beating(arguments["key"], rank, lambda: experiment.state.step) as notice:
+    world_size = context.get_world_size()
+    with beating(arguments["key"], rank, world_size, lambda: experiment.state.step) as notice:
         training = RankTraining(
             experiment, Path(arguments["folder"]), config.metric, notice=notice, preempted=preempted
         )

@@ -40,7 +40,6 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     Initial weights depend on `train.seed` alone, so they are the same on every rank. Raises UserError for
     what the store or the device does not have.
     """
-    assert config.train.global_batch_size % world_size == 0, (config.train.global_batch_size, world_size)
     store = Store(config.data.store)
     train, val = store.split(config.data.train_split), store.split(config.data.val_split)
     torch.manual_seed(config.train.seed)
@@ -82,6 +81,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
+        micro_batch_size=-(-batch_size // config.scaling.num_workers) if config.scaling.min_workers else None,
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         max_skipped_steps=config.train.max_skipped_steps,
         save_steps=config.train.checkpoint_every.steps,

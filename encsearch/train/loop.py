@@ -9,8 +9,8 @@ Rank, world size and device are values in the plan; with one rank no process gro
 import base64
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -33,7 +33,7 @@ from encsearch.text import format_param
 from encsearch.train.curve import EpochSums
 from encsearch.train.health import Health
 from encsearch.train.kernels import Kernels
-from encsearch.train.loss import Term, TermName, loss_sums, term_weights, weighted_loss
+from encsearch.train.loss import Term, TermName, label_divisors, loss_sums, term_weights, weighted_loss
 from encsearch.train.moments import Moment, Moments, no_notice
 from encsearch.train.state import TrainState
 from encsearch.train.telemetry import (
@@ -118,6 +118,7 @@ class Plan:
     kernels: Kernels
     one_size: bool = True
     class_weights: Tensor | None = None
+    micro_batch_size: int | None = None
     profile_steps: int = 0
     max_skipped_steps: int = 0
     save_steps: int | None = None
@@ -195,18 +196,26 @@ def train_step(
 ) -> tuple[dict[TermName, Term], Tensor]:
     """One update; returns this rank's loss terms and the global gradient norm, the same on every rank.
 
+    A batch larger than `micro_batch_size` goes through in parts, whose gradients add up to that of the whole.
     A gradient that is not finite changes no weight. Nothing is read back from a GPU (except with
     `fused_optimizer` off, and in the first step), so that its queue of work is never empty.
     """
-    with plan.kernels.autocast():
-        output = state.network(inputs.images)
-    terms = loss_sums(output, inputs.labels, loss=loss, class_weights=plan.class_weights)
-    divisors = torch.stack([term.divisor for term in terms.values()]).to(torch.float64)
-    _sum_over_ranks(divisors, plan.world_size)
-    # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
-    value = weighted_loss(terms, divisors, loss) * plan.world_size
-    state.optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    parts = _split(inputs, loss, plan)
+    all_terms: list[dict[TermName, Term]] = []
+    divisors: Tensor | None = None
+    for part in parts:
+        with nullcontext() if part is parts[-1] else _without_sum_over_ranks(state.network):
+            with plan.kernels.autocast():
+                output = state.network(part.images)
+            terms = loss_sums(output, part.labels, loss=loss, class_weights=plan.class_weights)
+            if divisors is None:
+                divisors = _divisors(terms, inputs.labels, plan, is_whole=len(parts) == 1)
+                state.optimizer.zero_grad(set_to_none=True)
+            # DDP averages gradients over ranks; the loss is a sum over ranks divided by global counts.
+            value = weighted_loss(terms, divisors, loss) * plan.world_size
+            value.backward()
+        all_terms.append(terms)
+    terms = _add_terms(all_terms)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
     finite = torch.isfinite(norm)
     # The fused optimizer reads `found_inf` on the device, but leaves a first momentum unwritten (torch 2.15).
@@ -216,6 +225,47 @@ def train_step(
     elif finite:
         state.optimizer.step()
     return terms, norm
+
+
+def _split(inputs: Inputs, loss: LossConfig, plan: Plan) -> list[Inputs]:
+    """The batch in parts of `micro_batch_size` at most, as many on every rank: SyncBatchNorm waits for all.
+
+    Whole with OHEM, whose divisor follows from the outputs for the whole batch.
+    """
+    largest = -(-plan.global_batch_size // plan.world_size)
+    if plan.micro_batch_size is None or largest <= plan.micro_batch_size or loss.ohem_threshold is not None:
+        return [inputs]
+    number = -(-largest // plan.micro_batch_size)
+    images, labels = (tensor.tensor_split(number) for tensor in (inputs.images, inputs.labels))
+    return [Inputs(*part, ids=()) for part in zip(images, labels, strict=True)]
+
+
+def _divisors(terms: Mapping[TermName, Term], labels: Tensor, plan: Plan, *, is_whole: bool) -> Tensor:
+    """The divisors of the terms over all ranks and parts."""
+    found = {name: term.divisor for name, term in terms.items()}
+    if not is_whole:
+        found |= label_divisors(labels, len(plan.classes), class_weights=plan.class_weights)
+    divisors = torch.stack([found[name] for name in terms]).to(torch.float64)
+    _sum_over_ranks(divisors, plan.world_size)
+    return divisors
+
+
+def _add_terms(parts: Sequence[dict[TermName, Term]]) -> dict[TermName, Term]:
+    first, *others = parts
+    return {
+        name: Term(
+            sum((part[name].sum.detach() for part in others), term.sum),
+            sum((part[name].divisor for part in others), term.divisor),
+        )
+        for name, term in first.items()
+    }
+
+
+def _without_sum_over_ranks(network: nn.Module) -> AbstractContextManager[None]:
+    """DDP sums the gradients of the last part and those before it at once."""
+    no_sync = getattr(network, "no_sync", nullcontext)
+    context: AbstractContextManager[None] = no_sync()
+    return context
 
 
 def _run_epoch(

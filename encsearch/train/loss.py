@@ -62,6 +62,21 @@ def loss_sums(
     return terms
 
 
+def label_divisors(
+    labels: Tensor, num_classes: int, *, class_weights: Tensor | None = None
+) -> dict[TermName, Tensor]:
+    """The divisor of every term that `loss_sums` may return without OHEM, from the labels (B, H, W) alone."""
+    count = _num_weighted(labels.long(), class_weights)
+    images = _has_labels(labels).sum()
+    return {
+        "pixel_loss": count,
+        "aux_loss": count,
+        "se_loss": images * num_classes,
+        "aux_se_loss": images * num_classes,
+        "dice_loss": images,
+    }
+
+
 def weighted_loss(terms: Mapping[TermName, Term], divisors: Tensor, loss: LossConfig) -> Tensor:
     """The scalar to minimise: the sum over the terms of weight * sum / divisor.
 
@@ -127,12 +142,8 @@ def _cross_entropy(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None, label_smoothing: float
 ) -> Term:
     logits = _at_least_float32(logits)
-    labelled = labels != IGNORE
-    if class_weights is None:
-        count = labelled.sum()
-    else:
+    if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
-        count = (class_weights[torch.where(labelled, labels, 0)] * labelled).sum()
     # Summed here, since cross_entropy's own sum is not deterministic on GPUs.
     losses = F.cross_entropy(
         logits,
@@ -142,7 +153,20 @@ def _cross_entropy(
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return Term(losses.sum(), count)
+    return Term(losses.sum(), _num_weighted(labels, class_weights))
+
+
+def _num_weighted(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """The number of labelled pixels, or the sum of their weights."""
+    labelled = labels != IGNORE
+    if class_weights is None:
+        return labelled.sum()
+    return (class_weights[torch.where(labelled, labels, 0)] * labelled).sum()
+
+
+def _has_labels(labels: Tensor) -> Tensor:
+    """Whether an image (B,) has labelled pixels."""
+    return (labels != IGNORE).flatten(1).any(dim=1)
 
 
 def _se_loss(presence_logits: Tensor, labels: Tensor) -> Term:
@@ -151,7 +175,7 @@ def _se_loss(presence_logits: Tensor, labels: Tensor) -> Term:
     num_classes = logits.shape[1]
     target = class_presence(labels, num_classes).to(logits.dtype)
     per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=1)
-    has_labels = (labels != IGNORE).flatten(1).any(dim=1)
+    has_labels = _has_labels(labels)
     return Term((per_image * has_labels).sum(), has_labels.sum() * num_classes)
 
 

@@ -1,6 +1,7 @@
 """Two gloo processes against one: the same sums, the same gradients, every validation sample once."""
 
 import socket
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,26 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> P
     rendezvous = f"tcp://127.0.0.1:{_free_port()}"
     torch.multiprocessing.spawn(_train_all, (2, rendezvous, str(toy_store), out), nprocs=2, join=True)
     return out
+
+
+@pytest.mark.parametrize("number", range(len(LOSSES)))
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(toy_config: Config, number: int) -> None:
+    """Without batch norm, and unequal parts: 8 images by 3 at most. OHEM is never in parts."""
+    values = {**LOSSES[number], "model.dropout": 0, "train.precision": "fp32", "loss.se_weight": 0.2}
+    config = with_values(toy_config, {**values, "train.epochs": 1, "train.steps_per_epoch": 1})
+    experiment = build(config)
+    found = []
+    for micro_batch_size in (None, 3):
+        torch.manual_seed(0)
+        plain = _without_batch_norm(EncNet.from_config(config.model, num_classes=3))
+        state = new_state(plain, config)
+        plan = replace(experiment.plan, micro_batch_size=micro_batch_size)
+        (report,) = fit(state, experiment.loaders, experiment.loss, plan)
+        found.append((report, plain.state_dict()))
+    (whole, weights), (in_parts, others) = found
+    assert in_parts.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"], rel=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_two_ranks_that_are_killed_inside_an_epoch_go_on_bit_for_bit(of_two_ranks: Path) -> None:
