@@ -12,6 +12,7 @@ left. Prints a Markdown table and writes JSON.
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 from collections import defaultdict
@@ -45,6 +46,9 @@ def main() -> None:
                 continue
             for moment in moments(arguments.tries or count, arguments.seed + number):
                 done = ground.run(kind, moment)
+                while not done.is_struck:  # the training had ended, or the process not begun
+                    moment = random.uniform(0.1, 0.8)
+                    done = ground.run(kind, moment)
                 tries.append(done)
                 print(
                     f"{done.kind}, {done.mode}, at {moment:.2f}: codes {done.codes}, {done.recovery_s:.0f} s "

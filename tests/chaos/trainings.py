@@ -63,6 +63,7 @@ class Try:
     codes: list[int] = field(default_factory=list)
     recovery_s: float = 0.0
     faults: list[str] = field(default_factory=list)
+    is_struck: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,15 @@ class Ground:
                 while not job.reached() and job.process.poll() is None:
                     time.sleep(POLL_S)
             time.sleep(moment * whole_s)
-            saved, lines = job.reached(), job.said.count(" epoch ")
+            saved, lines = job.reached(), len(_reports(job.folder))
             struck = time.monotonic()
-            if job.process.poll() is None:
-                try:
+            try:
+                if job.process.poll() is None:
                     kind.strike(job)
-                except LookupError as error:
-                    done.faults.append(str(error))
+            except LookupError:
+                pass  # it has ended, or not begun: no try
+            else:
+                done.is_struck = job.process.poll() is None or job.process.returncode != 0
             done.recovery_s = self._follow(job, lines, struck)
             done.codes.append(job.process.returncode)
             jobs = [job]
