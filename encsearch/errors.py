@@ -29,6 +29,10 @@ class TrainingError(Exception):
     exit_code = 1
 
 
+class StorageError(TrainingError):
+    """Something cannot be written, as on a full disk; all that runs would fail too, and is resumed later."""
+
+
 class NoticeError(Exception):
     """A training was told to end, as before its machine goes; its state is saved, and `resume` goes on."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from encsearch.errors import PreflightError, TrainingError, UserError
+from encsearch.errors import PreflightError, StorageError, UserError
 
 RETRY_S = 0.1
 
@@ -182,7 +182,7 @@ def _report_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(
+        raise StorageError(
             f"{path}: cannot be written ({error.strerror}); make room, or choose another folder"
         ) from None
 

@@ -12,7 +12,8 @@ TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "PAUSED"]
 
 # Names of a model's size and latency, in a trial's results and in its study.
 PARAMETERS, LATENCY = "parameters", "latency_ms"
-SAVED = "saved"  # in a trial's result: it was told to end, and its state is on disk
+# In a trial's result: it was told to end, and its state is on disk; why no trial can go on.
+SAVED, ENDS_ALL = "saved", "ends_all"
 
 # The status with which an ended trial's record is closed.
 STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}

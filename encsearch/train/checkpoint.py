@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from encsearch.errors import TrainingError, UserError, one_line
+from encsearch.errors import StorageError, UserError, one_line
 from encsearch.files import sha256
 from encsearch.train.checkpoint_files import (
     CONTENT_FILE,
@@ -80,7 +80,7 @@ class CheckpointWriter:
     """Writes checkpoints into a training's folder, one at a time, in a thread; the training goes on.
 
     Close it in any case: that waits for the last one. An error of a write is raised by the next call, as
-    TrainingError that names the place.
+    StorageError that names the place.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -99,7 +99,7 @@ class CheckpointWriter:
         self._last = self._pool.submit(self._store, snapshot, name, best)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on disk. Raises TrainingError if it could not be written."""
+        """Return when the last checkpoint is on disk. Raises StorageError if it could not be written."""
         if self._last is None:
             return
         last, self._last = self._last, None
@@ -107,7 +107,7 @@ class CheckpointWriter:
             last.result()
         except (OSError, SafetensorError, RuntimeError) as error:  # as the three kinds of files do
             reason = getattr(error, "strerror", None) or one_line(error)
-            raise TrainingError(
+            raise StorageError(
                 f"{self._folder}: a checkpoint cannot be written ({reason}); make room, and resume"
             ) from None
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from encsearch.config import Config
 from encsearch.reports import Recorder, Report
-from encsearch.search.trials import SAVED
+from encsearch.search.trials import ENDS_ALL, SAVED
 
 # Number of times that a training whose process is lost restarts from its last checkpoint.
 RESTARTS = 2
@@ -61,6 +61,7 @@ class Board(ABC, Generic[E]):
         self._room = room
         self._waiting: deque[E] = deque()
         self._out: dict[str, E] = {}
+        self.ends_for: str | None = None  # what makes all of them stop, to be resumed
 
     def next_assignment(self, key: str) -> Assignment | None:
         """The training to start now; None if there is none at the moment."""
@@ -110,6 +111,7 @@ class Board(ABC, Generic[E]):
     def _hear(self, entry: E, result: Mapping[str, Any]) -> Report | None:
         """Read a result; take its report unless it repeats an earlier one."""
         entry.failure, entry.is_saved = result.get("failure"), SAVED in result
+        self.ends_for = self.ends_for or result.get(ENDS_ALL)
         if "report" not in result:
             return None
         report = Report.from_dict(result["report"])

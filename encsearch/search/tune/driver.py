@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
-from encsearch.errors import NoticeError, last_line
+from encsearch.errors import NoticeError, TrainingError, last_line
 from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.pulse import passing_on
 from encsearch.search.tune.board import Board
@@ -30,7 +30,7 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     """Run the board's trainings on the connected Ray until it is done or over, each with `scaling`'s workers.
 
     `folder` is Tune's scratch folder, deleted at the end. Raises NoticeError after SIGTERM, once all that run
-    have saved their state.
+    have saved their state, and TrainingError when one of them cannot write: all are left as they are.
     """
     # Tune silently continues an experiment whose name and storage it finds again.
     name = secrets.token_hex(8)
@@ -122,6 +122,8 @@ class _StopByBoard(_HoldsBoard, tune.Stopper):
         return self.notice is not None and self.notice()
 
     def stop_all(self) -> bool:
+        if self._board.ends_for:
+            raise TrainingError(self._board.ends_for)
         if self.is_noticed() and self._board.is_saved():
             raise NoticeError("the state of all that ran is saved")
         return self._board.is_over()

@@ -17,8 +17,9 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
+from encsearch.errors import StorageError
 from encsearch.reports import Report
-from encsearch.search.trials import LATENCY, SAVED
+from encsearch.search.trials import ENDS_ALL, LATENCY, SAVED
 
 # Resources of a trial's own process beside several workers; it only waits for them. Ray refuses a bundle
 # without any resource, and part of a CPU would keep the trial off a cluster with exactly its workers' CPUs.
@@ -62,8 +63,9 @@ class TrialTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The report of one more epoch, or the reason why the trial cannot continue (`failure`).
 
-        Once the driver was told to end, `saved`: the state is on disk, and nothing more is trained. Before
-        the first epoch, if it was requested, only `latency_ms`.
+        `ends_all` is why the trial, and all others with it, is to be resumed later. Once the driver was told
+        to end, `saved`: the state is on disk, and nothing more is trained. Before the first epoch, if it was
+        requested, only `latency_ms`.
         """
         if self._failure:
             return {**self._origin, "failure": self._failure, "done": True}
@@ -75,6 +77,8 @@ class TrialTrainable(tune.Trainable):
             failure = next((result for result in results if isinstance(result, str)), None)
             if failure:
                 return {**self._origin, "failure": failure, "done": True}
+            if storage := next((result for result in results if isinstance(result, StorageError)), None):
+                return {**self._origin, ENDS_ALL: str(storage)}
             if results[0] is None:
                 time.sleep(SAVED_S)  # Tune asks again at once
                 return {**self._origin, SAVED: True}

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from encsearch.config import from_json
-from encsearch.errors import NoticeError, TrainingError, UserError, one_line
+from encsearch.errors import NoticeError, StorageError, TrainingError, UserError, one_line
 from encsearch.reports import Report
 from encsearch.runner.hardware import describe_hardware, latency_ms
 from encsearch.runner.pulse import listen
@@ -104,13 +104,15 @@ class TrialWorker:
         self._reports = training.reports()
         return Built(hardware, reports=reports)
 
-    def step(self) -> Report | str | None:
-        """Train one more epoch; return its report, the reason of a failure, or None once told to end."""
+    def step(self) -> Report | str | StorageError | None:
+        """Train one more epoch; return its report, why it failed, why all do, or None once told to end."""
         assert self._reports is not None
         try:
             return next(self._reports, None)  # None again, once it was told
         except NoticeError:
             return None
+        except StorageError as error:
+            return error
         except (TrainingError, UserError) as error:
             return str(error)
 
