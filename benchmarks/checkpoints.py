@@ -4,7 +4,7 @@
 
 1. EncNet on ResNet-50, on the CPU, blocks of steps in turn: without checkpoints, and with one written in the
    background as soon as the one before is on disk, the most that can be. From that: how long the training
-   waits for one, how long the writing takes beside it, and what share of the time that is at one in ten minutes.
+   waits for one, what the writing takes beside it, and what share of the time that is, one in ten minutes.
 2. The same small training in this process and by a worker of Ray Train, one thread each, in turn: images a
    second of the epochs after the first, the ratio of the medians.
 
