@@ -31,11 +31,15 @@ def promote(
 ) -> None:
     """Register the best model of SOURCE (a job's folder or MLflow run id) and move the alias to it.
 
+    A training that has not finished gives its best checkpoint.
     The current holder of the alias is scored on the same images first; exit code 4 unless the gate passes.
     PATH=VALUE changes the promote section of the recipe, as in promote.margin=0.01.
     """
+    from encsearch.tracking.registry.fetch import describe_unfinished
     from encsearch.workflow.promote import promote as run
 
+    if note := describe_unfinished(source):
+        say(note)
     done = run(source, alias=alias, store=store, device=device, overrides=overrides)
     for line in done.notes:
         say(line)

@@ -60,6 +60,9 @@ def run_ray_train(
     # Read by Ray's controller when `fit` starts it; a worker that is stopped would be noticed after ten
     # minutes.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scaling.timeout_s)
+    if config.scaling.min_workers:
+        # Ray 2.60 counts a node that has just gone, and would wait 60 s for as many workers as before.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
     # Silenced, since Ray prints every worker's stack; people get one line from the TrainingError.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     trainer = ray.train.torch.TorchTrainer(

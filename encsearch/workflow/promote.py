@@ -6,6 +6,7 @@ moves it back to the previous version, or to a named one.
 
 import os
 import re
+import shutil
 import socket
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.outbox.notices import check_address, send_notice
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, count_looks, resolve
+from encsearch.tracking.registry.fetch import bundle_folder, describe_unfinished
 from encsearch.tracking.registry.gate import Candidate, GateDecision, check_floors, class_ious, decide
 from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.tracking.registry.packaging import WEIGHTS_TAG, register
@@ -69,9 +71,10 @@ def promote(
     device: str = "auto",
     overrides: tuple[str, ...] = (),
 ) -> NewHolder:
-    """Promote the best model of a finished job if the gate of its recipe lets it pass.
+    """Promote the best model of a job if the gate of its recipe lets it pass.
 
-    `source` is the job's folder or the MLflow run id of a training or finalist. Candidate and champion are
+    `source` is the job's folder or the MLflow run id of a training or finalist; a training that has not
+    finished stands for its best checkpoint, see `describe_unfinished`. Candidate and champion are
     both scored on the validation split of `store`; by default it is the one that the candidate was trained
     on, whose data must be unchanged. `overrides` change the recipe's promote section. Every decision is
     appended to the log of the model. Raises UserError for bad input, a changed store or different classes,
@@ -161,14 +164,21 @@ def _find(source: str, scratch: Path) -> tuple[Tracking, str, Path]:
     if RUN_ID.fullmatch(source):
         tracking = connect(existing_store())
         return tracking, source, download_bundle(tracking, f"runs:/{source}/bundle", scratch / "candidate")
-    summary = read_summary(Path(source))
-    # A job that ended while the store was away has no run id; its record has it once it is sent.
-    run_id = summary.run_id or read_sent(Path(source)).runs.get(summary.run)
+    job = Path(source).absolute()
+    if describe_unfinished(job):
+        with bundle_folder(job) as bundle:
+            folder = Path(shutil.copytree(bundle, scratch / "candidate"))
+        sent = read_sent(job)
+        run_id, uri = sent.runs.get(job.name), sent.uri
+    else:
+        summary = read_summary(job)
+        folder = job / summary.bundle
+        # A job that ended while the store was away has no run id; its record has it once it is sent.
+        run_id, uri = summary.run_id or read_sent(job).runs.get(summary.run), summary.tracking_uri
     if run_id is None:
         raise UserError(f"{source}: its record is not in MLflow yet; send it with `encsearch sync {source}`")
     # The recorded URI holds no password; the environment's may.
-    tracking = connect(existing_store(os.environ.get("MLFLOW_TRACKING_URI") or summary.tracking_uri))
-    return tracking, run_id, Path(source).absolute() / summary.bundle
+    return connect(existing_store(os.environ.get("MLFLOW_TRACKING_URI") or uri)), run_id, folder
 
 
 def _gate(config: Config, alias: str | None, overrides: tuple[str, ...]) -> PromoteConfig:

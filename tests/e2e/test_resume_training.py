@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     folder = kill_after(shell, "epoch 2/", "--in-process")
     used = shell.encsearch("eval", str(folder))
     assert "the training has not finished; its best checkpoint so far is of epoch" in used.stderr
+    shell.encsearch("sync", str(folder))
+    promoted = shell.encsearch("promote", str(folder), "promote.model_name=unfinished")
+    assert "the training has not finished; its best checkpoint so far is of epoch" in promoted.stderr
+    assert "models:/unfinished@champion is now version 1" in promoted.stdout
     resumed = shell.encsearch("resume", str(folder), "--json")
     assert "goes on: 2 of 5 epochs" in resumed.stderr or "goes on: 3 of 5 epochs" in resumed.stderr
     assert "epoch 1/" not in resumed.stderr, "what was shown is not shown again"
@@ -63,6 +68,24 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
         in line
     )
     shell.encsearch("resume", str(folder), *SHORT)
+
+
+def test_a_notice_saves_the_state_at_once(shell: Shell) -> None:
+    long = ("train.epochs=1", "train.steps_per_epoch=3000", "train.checkpoint_every.steps=500")
+    process = shell.start("encsearch", "train", "toy.yaml", *long, "--out", "noticed", "--in-process")
+    while not list(shell.folder.glob("noticed/*/checkpoints/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    (folder,) = shell.folder.glob("noticed/*")
+    assert f"continue with `encsearch resume {folder}`" in said
+    assert "terminated, saved at step" in said
+    checkpoint = max((folder / "checkpoints").glob("checkpoint-epoch00000-step*"))
+    step = json.loads((checkpoint / "checkpoint.json").read_text())["step"]
+    assert f"saved at step {step} of 3000" in said
+    assert step % 500, "at once, and not when the next was due"
 
 
 def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:

@@ -1,11 +1,14 @@
 """Real trainings side by side: each ends truly, and leaves its last weights to the observer alone."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from encsearch.config import Config, with_values
 from encsearch.data.store import Store
+from encsearch.errors import NoticeError
 from encsearch.reports import MemoryRecorder, Recorder, Report, best_report
 from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.sweep import count_places
@@ -91,3 +94,40 @@ def test_one_training_fails_and_the_others_go_on(
         assert find_newest(folder) is None, "nothing fills the disk"
         best = best_report(reports, base.metric)
         assert step_of(find_best(folder), with_values(base, rows[name])) == best.step
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_notice_saves_what_runs_and_the_next_call_goes_on_from_there(
+    toy_config: Config, tmp_path: Path, num_workers: int
+) -> None:
+    values = {"scaling.num_workers": num_workers, "train.epochs": 2, "train.steps_per_epoch": 400}
+    base = with_values(toy_config, values)
+    training = PlannedTraining("long", "long", base)
+
+    def run(observer: Observer) -> None:
+        run_side_by_side(
+            [training],
+            base.scaling,
+            tmp_path / "trials",
+            observer,
+            fingerprint=Store(base.data.store).fingerprint,
+            room=1,
+        )
+
+    class Noticed(Observer):
+        def follow(self, training: PlannedTraining, event: TrialEvent) -> None:
+            if event.state == "RUNNING" and event.epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    noticed = Noticed()
+    with pytest.raises(NoticeError):
+        run(noticed)
+    assert noticed.recorders["long"].status == "KILLED"
+    checkpoint = find_newest(tmp_path / "trials" / "long")
+    assert checkpoint
+    assert 400 < step_of(checkpoint, base) < 800
+
+    resumed = Observer()
+    run(resumed)
+    assert resumed.recorders["long"].status == "FINISHED"
+    assert resumed.last["long"].metrics["resumed_from_step"] > 400
