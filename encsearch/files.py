@@ -37,7 +37,7 @@ def beside(path: Path) -> Iterator[Path]:
     not synced in the block, and the rename unless the parent folder is synced after it.
     """
     path = path.absolute()
-    scratch = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    scratch = path.with_name(f".{_stem(path)}.{uuid4().hex}.tmp")
     try:
         yield scratch
         os.replace(scratch, path)
@@ -73,12 +73,17 @@ def settle(folder: Path) -> None:
     old = _set_aside(folder)
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
-    for left in (old, *folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp")):
+    for left in (old, *folder.parent.glob(f".{glob.escape(_stem(folder))}.*.tmp")):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f".{_stem(folder)}.old")
+
+
+def _stem(path: Path) -> str:
+    """The name, cut where it would leave no room for an ending: a file's name has 255 bytes at most."""
+    return os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def sync(*paths: Path) -> None:

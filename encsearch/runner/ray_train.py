@@ -22,7 +22,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
-from encsearch.errors import TrainingError, UserError, last_line
+from encsearch.errors import TrainingError, UserError, last_line, one_line
 from encsearch.reports import REPORTS_FILE, Recorder, Report, SpoolReader, TrainingResult, append, forwarding
 from encsearch.runner.hardware import COLLECTIVE_TIMEOUT_S
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
@@ -152,7 +152,7 @@ def _train_worker(arguments: dict[str, str]) -> str | None:
         for report in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
             _publish(replace(report, metrics={**report.metrics, **resumed}), experiment.state, rank)
     except TrainingError as error:
-        return str(error)
+        return one_line(error, None)
     return None
 
 

@@ -12,7 +12,7 @@ from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
 from encsearch.files import write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import (
     BEGUN_FILE,
     REPORTS_FILE,
@@ -155,7 +155,7 @@ def _finish(config: Config, store: Store, folder: Path, sender: Sender, result: 
         fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
+        tracking_uri=without_user(tracking.uri),
         experiment_id=tracking.experiment_id,
         run=run,
         run_id=None,

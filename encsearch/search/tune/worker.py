@@ -74,7 +74,7 @@ class TrialWorker:
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
         except UserError as error:
-            return Built(hardware, str(error))
+            return Built(hardware, one_line(error, None))
         if experiment.fingerprint != fingerprint:
             found = experiment.fingerprint[:12]
             return Built(
@@ -90,7 +90,7 @@ class TrialWorker:
         try:
             return next(self._reports)
         except (TrainingError, UserError) as error:
-            return str(error)
+            return one_line(error, None)
 
     def latency_ms(self) -> float:
         return latency_ms(self._built())

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.errors import UserError, one_line
+from encsearch.errors import UserError, for_terminal, one_line
 from encsearch.files import append_line, hold_lock, read_lines, write_whole
 from encsearch.reports import Point
 from encsearch.tracking.outbox.events import (
@@ -175,7 +175,7 @@ def is_settled(job_folder: Path) -> bool:
 def warn(text: str) -> None:
     """Print a line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
     with suppress(OSError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: {text}".replace("\n", "\\n")), file=sys.stderr, flush=True)
 
 
 def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:

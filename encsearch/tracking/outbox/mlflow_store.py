@@ -10,7 +10,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import Point
 from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, innermost
 from encsearch.tracking.outbox.events import Ended, Started
@@ -30,7 +30,7 @@ class MlflowStore:
 
     def __init__(self, tracking: Tracking) -> None:
         self._client = tracking.client
-        self.shown_uri = without_secrets(tracking.uri)
+        self.shown_uri = without_user(tracking.uri)
         self.experiment_id = tracking.experiment_id
 
     def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:

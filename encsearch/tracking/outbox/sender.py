@@ -24,8 +24,8 @@ from threading import Thread
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from encsearch.errors import PreflightError, TrainingError, UserError, one_line
-from encsearch.redaction import without_secrets
+from encsearch.errors import PreflightError, TrainingError, UserError, guard_terminal, one_line
+from encsearch.redaction import without_secrets, without_user
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
     EventStore,
@@ -134,7 +134,7 @@ class Sender:
         Raises UserError when the record was begun in another store.
         """
         store = self.store()
-        begin_sending(job_folder, without_secrets(store.uri), store.experiment_id)
+        begin_sending(job_folder, without_user(store.uri), store.experiment_id)
         self._job_folder = job_folder.absolute()
         self._send_line(str(self._job_folder))
 
@@ -181,6 +181,7 @@ def main() -> None:
 
     A line on stdin is the job's folder, which wakes the sender, or a notice as JSON.
     """
+    guard_terminal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _time_is_over)
     signal.signal(signal.SIGTERM, _time_is_over)

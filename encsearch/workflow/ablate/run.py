@@ -24,7 +24,7 @@ from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, write_whole
 from encsearch.inference.bundle import checkpoint_model, read_bundle, write_bundle
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.report.ablation import PICTURE_FILE, WORDS_FILES, AblationStory, select_series, write_report
 from encsearch.reports import (
     REPORTS_FILE,
@@ -402,7 +402,7 @@ def _summary(
         fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
+        tracking_uri=without_user(tracking.uri),
         experiment_id=tracking.experiment_id,
         run=trained[0].name,
         run_id=run_ids.get(trained[0].name),

@@ -20,7 +20,7 @@ from pathlib import Path
 from encsearch.config import CONFIG_FILE, Config, load_config, require_search, to_yaml
 from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import hold_lock, write_whole
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import STUDY_FILE
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
@@ -64,7 +64,7 @@ def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier) -> Path
     place = StudyPlace(
         name=folder.name,
         fingerprint=fingerprint,
-        storage=without_secrets(database) if database else None,
+        storage=without_user(database) if database else None,
         warm_start=str(earlier.warm_start.absolute()) if earlier.warm_start else None,
         prior_from=str(earlier.prior_from.absolute()) if earlier.prior_from else None,
     )
@@ -107,7 +107,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     Raises PreflightError when the storage fails, or is not the one that the sweep was started in.
     """
     database = named_database()
-    shown = without_secrets(database) if database else None
+    shown = without_user(database) if database else None
     if shown != place.storage:
         raise PreflightError(
             f"{folder}: its study is in {place.storage or JOURNAL_FILE}, but {STORAGE_VARIABLE} is "
