@@ -10,7 +10,7 @@ from typing import Any
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
 from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
-from encsearch.files import write_whole
+from encsearch.files import read_regular, write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_user
 from encsearch.reports import (
@@ -107,9 +107,9 @@ def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
 def _read_begun(folder: Path) -> dict[str, Any]:
     path = folder / BEGUN_FILE
     try:
-        begun: dict[str, Any] = json.loads(path.read_bytes())
+        begun: dict[str, Any] = json.loads(read_regular(path))
         return {"fingerprint": str(begun["fingerprint"]), "in_process": bool(begun["in_process"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
