@@ -6,6 +6,7 @@ sends notices too, which the job hands to it.
 """
 
 import json
+import logging
 import math
 import os
 import random
@@ -199,6 +200,9 @@ def _forward(answers: TextIO) -> None:
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.outbox.mlflow_store import MlflowStore
 
+    # A failure of the store is one line, which this process writes; they write many, with tracebacks.
+    for library in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     _leave_deleted_folder()
     try:
         store = MlflowStore(connect())
@@ -236,7 +240,7 @@ class _Forwarder:
 
     def __init__(self, job_folder: Path, store: EventStore) -> None:
         self._job_folder, self._store = job_folder, store
-        self._failure = ""
+        self._failure, self._has_warned = "", False
         self._ends_s = math.inf
         self._failed_s = -math.inf
         self._notices: list[Thread] = []
@@ -285,7 +289,7 @@ class _Forwarder:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
                 backoff_s = 0.0
                 if time.monotonic() - self._failed_s > MAX_BACKOFF_S:
-                    self._failure = ""
+                    self._end_failure()
                 if wait_s:
                     with self._limited():
                         next(siblings, None)
@@ -308,6 +312,7 @@ class _Forwarder:
         while True:
             try:
                 if not self._send_chunk():
+                    self._end_failure()
                     return
                 gives_up_s, backoff_s = time.monotonic() + patience_s, FLUSH_POLL_S
             except UnavailableError as error:
@@ -374,6 +379,11 @@ class _Forwarder:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def _end_failure(self) -> None:
+        if self._has_warned:
+            warn(f"MLflow at {self._store.shown_uri} takes the record again")
+        self._failure, self._has_warned = "", False
+
     def _warn_once(self, error: UnavailableError) -> None:
         """Warn once: an outage is one line, and so is a store that fails now and then."""
         if not self._failure:
@@ -381,6 +391,7 @@ class _Forwarder:
                 f"MLflow at {self._store.shown_uri} fails ({error}); the job goes on, "
                 "and its record is sent later"
             )
+            self._has_warned = True
         self._failure, self._failed_s = str(error), time.monotonic()
 
 
