@@ -1,6 +1,12 @@
-"""Errors that people can fix, each with its exit code; and the message of any error as one line."""
+"""Errors that people can fix, each with its exit code; and messages as a terminal may have them."""
+
+import logging
+import sys
+import traceback
+from types import TracebackType
 
 from encsearch.redaction import without_secrets
+from encsearch.text import printable
 
 MAX_LENGTH = 300
 
@@ -57,4 +63,26 @@ def last_line(error: object) -> str:
     measured = next((line for line in lines if line.startswith("Memory on the node")), None)
     if measured and any("low on memory" in line for line in lines):
         return f"the node ran low on memory, and Ray ended a process: {measured}"
-    return lines[-1]
+    return without_secrets(lines[-1])
+
+
+def for_terminal(text: str) -> str:
+    """The text without secrets and without what could command a terminal."""
+    return printable(without_secrets(text))
+
+
+def guard_terminal() -> None:
+    """From now on the tracebacks of this process, and warnings that no handler takes, are `for_terminal`."""
+    sys.excepthook = _print_traceback
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_TerminalFormatter())
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, place))
+    print(for_terminal(text), end="", file=sys.stderr, flush=True)
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))

@@ -1,6 +1,7 @@
 """Files that survive a kill, a power cut or a full disk: text, folders, JSON lines. Also locks and hashes."""
 
 import csv
+import errno
 import fcntl
 import glob
 import hashlib
@@ -10,13 +11,17 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from stat import S_ISREG
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
-from encsearch.errors import PreflightError, StorageError, UserError
+from encsearch.errors import PreflightError, StorageError, UserError, one_line
 
 RETRY_S = 0.1
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -37,7 +42,7 @@ def beside(path: Path) -> Iterator[Path]:
     not synced in the block, and the rename unless the parent folder is synced after it.
     """
     path = path.absolute()
-    scratch = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    scratch = path.with_name(f".{_stem(path)}.{uuid4().hex}.tmp")
     try:
         yield scratch
         os.replace(scratch, path)
@@ -73,12 +78,17 @@ def settle(folder: Path) -> None:
     old = _set_aside(folder)
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
-    for left in (old, *folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp")):
+    for left in (old, *folder.parent.glob(f".{glob.escape(_stem(folder))}.*.tmp")):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f".{_stem(folder)}.old")
+
+
+def _stem(path: Path) -> str:
+    """The name, cut where it would leave no room for an ending: a file's name has 255 bytes at most."""
+    return os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def sync(*paths: Path) -> None:
@@ -95,6 +105,40 @@ def check_free(folder: Path) -> None:
     """Raises UserError unless `folder` is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; give another folder or delete it")
+
+
+def read_regular(path: Path) -> bytes:
+    """A file's content. Raises OSError, also for what is no file: a pipe in its place would never end."""
+    with _open_regular(path) as file:
+        return file.read()
+
+
+def read_object(path: Path, kind: type[T]) -> T:
+    """A dataclass from a file of JSON. Raises FileNotFoundError, and UserError for a damaged file."""
+    try:
+        values = json.loads(read_regular(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or error) from None
+    return to_object(kind, values, path)
+
+
+def to_object(kind: type[T], values: object, place: object) -> T:
+    """A dataclass from what JSON holds, every field of its type. Raises UserError that names a wrong one."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if isinstance(values, dict) and (
+        unknown := values.keys() - getattr(kind, "__dataclass_fields__", values)
+    ):
+        raise _damaged(place, f"{min(unknown)} is not known; or written by another version of encsearch")
+    try:
+        made: T = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise _damaged(place, f"{field}: {first['msg']}" if field else first["msg"]) from None
+    return made
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
@@ -125,7 +169,7 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
     Raises PreflightError for a line that is not a JSON object, which a kill cannot cause.
     """
     try:
-        with open(path, "rb") as file:
+        with _open_regular(path) as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -137,6 +181,8 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
                 yield values, offset
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
 
 
 def remove_torn_line(path: Path) -> None:
@@ -163,7 +209,7 @@ def hold_lock(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
-    with open(path, "rb") as file:
+    with _open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -190,9 +236,22 @@ def _report_write_errors(path: Path) -> Iterator[None]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[BufferedReader]:
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
+def _damaged(place: object, reason: object) -> UserError:
+    return UserError(f"{place}: damaged ({one_line(reason, 200)}); restore the file")
 
 
 def _damage_error(path: Path, offset: int) -> PreflightError:

@@ -6,7 +6,6 @@ The process near the training appends to the lines (the spool); the driver tails
 At the end: what a training leaves (`TrainingResult`), and what a finished job says of itself (`RunSummary`).
 """
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from encsearch.errors import NoticeError, UserError
-from encsearch.files import append_line, lines_after
+from encsearch.files import append_line, lines_after, read_object, to_object
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -134,10 +133,10 @@ class SpoolReader:
     def new_reports(self) -> list[Report]:
         """The reports completed since the last call; none while the spool does not exist.
 
-        Raises PreflightError for a damaged line.
+        Raises PreflightError or UserError for a damaged line.
         """
         lines = list(lines_after(self._path, self._offset))
-        reports = [Report.from_dict(values) for values, _ in lines]
+        reports = [to_object(Report, values, self._path) for values, _ in lines]
         if lines:
             self._offset = lines[-1][1]
         return reports
@@ -219,10 +218,8 @@ def read_summary(folder: Path) -> RunSummary:
     """The summary in `folder`. Raises UserError when `folder` does not belong to a finished job."""
     path = folder / SUMMARY_FILE
     try:
-        return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
+        return read_object(path, RunSummary)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None

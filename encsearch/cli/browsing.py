@@ -59,7 +59,7 @@ def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: boo
         return
     from encsearch.workflow.browse import show
 
-    show(folder, host, port, say, lambda pages: print(_format_links(pages), flush=True))
+    show(folder, host, port, say, lambda pages: emit(pages, False, _format_links(pages)))
 
 
 @click.group()

@@ -11,8 +11,9 @@ from typing import Any, TextIO
 
 import click
 
-from encsearch.errors import UserError
-from encsearch.text import NOTHING, format_number, printable
+from encsearch.errors import UserError, for_terminal
+from encsearch.redaction import without_secrets
+from encsearch.text import NOTHING, format_number
 
 _document: TextIO | None = None  # the process's stdout, once it is kept for the result
 
@@ -43,8 +44,8 @@ def absolute(context: click.Context, parameter: click.Parameter, value: Path | N
 
 
 def say(line: str) -> None:
-    """Print for people, on stderr; names of files and classes command no terminal."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Print for people, on stderr, without secrets; names of files and classes command no terminal."""
+    print(for_terminal(line), file=sys.stderr, flush=True)
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
@@ -52,7 +53,7 @@ def emit(result: Any, as_json: bool, text: str) -> None:
 
     Raises UserError where it cannot be written, as to a full disk.
     """
-    shown = json.dumps(_finite(result), indent=2, allow_nan=False) if as_json else printable(text)
+    shown = json.dumps(_for_json(result), indent=2, allow_nan=False) if as_json else for_terminal(text)
     out = _document or sys.stdout
     try:
         print(shown, file=out, flush=True)
@@ -79,12 +80,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by null, since JSON has neither; a training that diverged has them."""
+def _for_json(value: Any) -> Any:
+    """Remove secrets, and replace NaN and infinity, of diverged trainings, by null: JSON has neither."""
     if isinstance(value, Mapping):
-        return {name: _finite(child) for name, child in value.items()}
+        return {name: _for_json(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
+        return [_for_json(child) for child in value]
+    if isinstance(value, str):
+        return without_secrets(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import absolute, say
+from encsearch.cli.console import absolute, emit, say
 
 if TYPE_CHECKING:
     from encsearch.workflow.sweep.run import Swept
@@ -48,9 +48,8 @@ def demo(recipe: str, out: Path) -> None:
         shown.say("predicting unseen images with the champion")
         champion = f"models:/{config.promote.model_name}@{config.promote.alias}"
         picture = _predict_unseen(champion, done, done.folder / "unseen.png")
-    print(swept_text(done))
-    print(f"picture: {picture}")
-    print(f"MLflow: encsearch ui {done.folder}")
+    pages = f"picture: {picture}\nMLflow: encsearch ui {done.folder}"
+    emit(None, False, f"{swept_text(done)}\n{pages}")
     say("done")
 
 

@@ -10,8 +10,7 @@ import click
 
 from encsearch import __version__
 from encsearch.cli.console import say
-from encsearch.errors import NoticeError, TrainingError, UserError
-from encsearch.redaction import without_secrets
+from encsearch.errors import NoticeError, TrainingError, UserError, guard_terminal
 
 # name: (module, help). The module is imported when its command runs, so `--help` stays instant.
 COMMANDS = {
@@ -81,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # As Ctrl-C does: Ray 2.60 passes this on, but turns any SystemExit into SystemExit(1).
         raise KeyboardInterrupt
 
+    guard_terminal()
     signal.signal(signal.SIGTERM, terminate)
     try:
         code = cli.main(args=arguments, prog_name="encsearch", standalone_mode=False)
@@ -90,14 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = error.format_message()
         # A group without a command: click 8.2 and newer raise its help as an error.
         is_help = message.startswith("Usage: ")
-        say(message if is_help else without_secrets(f"error: {' '.join(message.split())}"))
+        say(message if is_help else f"error: {' '.join(message.split())}")
         code = 2
     except (UserError, TrainingError) as error:
-        say(without_secrets(f"error: {error}").replace("\n", "\\n"))  # a name with a newline forges no line
+        say(f"error: {error}".replace("\n", "\\n"))  # a name with a newline forges no line
         code = error.exit_code
     except NoticeError as error:
         say(f"terminated, {error}")
         code = 128 + signal.SIGTERM
+    except OSError as error:
+        if error.filename is None:  # a bug: what a person can mend has a path
+            raise
+        say(f"error: {error.filename}: cannot be used ({error.strerror})".replace("\n", "\\n"))
+        code = TrainingError.exit_code
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")
         code = 128 + received

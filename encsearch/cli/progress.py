@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from encsearch.cli.console import say
 from encsearch.config import Config
+from encsearch.errors import for_terminal
 from encsearch.reports import Report
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
@@ -85,7 +86,7 @@ class LiveProgress:
         self._status = self._sweep = ""
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, highlight=False, markup=False)
+        self._live.console.print(for_terminal(line), highlight=False, markup=False)
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
         self._status = epoch_line(name, report, config)
@@ -113,7 +114,7 @@ class LiveProgress:
             value = "" if event.value is None else format_percent(event.value)
             epoch = f"{event.epoch}/{epochs}"
             table.add_row(str(event.number), format_params(event.values), epoch, value, event.state)
-        lines = [Text(line) for line in (self._sweep, self._status) if line]
+        lines = [Text(for_terminal(line)) for line in (self._sweep, self._status) if line]
         self._live.update(Group(*([table] if self._events else []), *lines), refresh=True)
 
 

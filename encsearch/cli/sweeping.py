@@ -74,7 +74,7 @@ def report(folder: Path) -> None:
     """Write the HTML report of the sweep in FOLDER again."""
     from encsearch.workflow.sweep.story import rewrite_report
 
-    print(rewrite_report(folder))
+    emit(None, False, str(rewrite_report(folder)))
 
 
 def swept_text(done: "Swept") -> str:

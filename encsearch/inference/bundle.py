@@ -26,7 +26,7 @@ from encsearch.data.datasets import DatasetInfo
 from encsearch.data.store import Store
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
-from encsearch.files import instead_of, sha256
+from encsearch.files import instead_of, read_regular, sha256
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.inference.segment import Network
 from encsearch.model.encnet import EncNet, EncNetOutput
@@ -160,7 +160,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 def weights_digest(folder: Path) -> str:
     """The SHA-256 of a bundle's weights, as stored with them."""
-    return (folder / DIGEST_FILE).read_text(encoding="utf-8").split()[0]
+    return next(iter(_digests(folder)), "")
 
 
 def place_network(bundle: Bundle, device: torch.device) -> Network:
@@ -230,12 +230,16 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
             f"{folder / WEIGHTS_FILE}: not the weights of this model ({one_line(error)})"
         ) from None
     found = sha256(folder / WEIGHTS_FILE)
-    if found not in (folder / DIGEST_FILE).read_text(encoding="utf-8").split():
+    if found not in _digests(folder):
         raise UserError(
             f"{folder / WEIGHTS_FILE}: damaged or exchanged, its SHA-256 {found[:12]} is not the one in "
             f"{DIGEST_FILE}; fetch the model again"
         )
     return model.eval()
+
+
+def _digests(folder: Path) -> list[str]:
+    return read_regular(folder / DIGEST_FILE).decode(errors="replace").split()
 
 
 def _check_preprocessing(path: Path) -> None:
@@ -254,9 +258,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, {error}") from None
+        values = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged, it is not a mapping")
     return values

@@ -21,7 +21,7 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
-from encsearch.errors import NoticeError, TrainingError, UserError, last_line
+from encsearch.errors import NoticeError, TrainingError, UserError, last_line, one_line
 from encsearch.reports import (
     REPORTS_FILE,
     Recorder,
@@ -170,7 +170,7 @@ def _train_worker(arguments: dict[str, Any]) -> str | None:
         except NoticeError as error:
             return f"{_TOLD_TO_END}{error}"
         except (TrainingError, UserError) as error:
-            return str(error)
+            return one_line(error, None)
     return None
 
 

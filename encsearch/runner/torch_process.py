@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import ParamSpec, TypeVar
 
-from encsearch.errors import TrainingError, UserError
+from encsearch.errors import TrainingError, UserError, guard_terminal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,6 +87,7 @@ def torch_process() -> Iterator[TorchProcess]:
 
 def _serve(pipe: Connection) -> None:
     """Runs in the process: answers calls until the driver's end of the pipe is closed."""
+    guard_terminal()
     try:
         os.getcwd()
     except FileNotFoundError:

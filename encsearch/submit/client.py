@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encsearch.errors import PreflightError, TrainingError, UserError, first_line, one_line
+from encsearch.errors import PreflightError, TrainingError, UserError, first_line, for_terminal, one_line
 from encsearch.submit.package import check_package, check_script, pack, package_files
 from encsearch.text import format_duration
 from encsearch.tracking.uris import SQLITE, check_kind
@@ -110,8 +110,8 @@ def follow(job_id: str, *, address: str | None = None) -> int:
     tail = ""
     for attempt in range(RECONNECTS + 1):
         try:
-            for text in _stream(client, job_id, skip=written):
-                sys.stdout.write(text)
+            for text in _in_lines(_stream(client, job_id, skip=written)):
+                sys.stdout.write(_show_output(text))
                 sys.stdout.flush()
                 written += len(text)
                 tail = (tail + text)[-4000:]
@@ -122,7 +122,7 @@ def follow(job_id: str, *, address: str | None = None) -> int:
                 raise
             time.sleep(RECONNECT_WAIT_S)
     if job.status == "FAILED":
-        print(version_hint(tail) or f"{job_id} failed: {job.message}", file=sys.stderr)
+        print(for_terminal(version_hint(tail) or f"{job_id} failed: {job.message}"), file=sys.stderr)
     return exit_status(job)
 
 
@@ -141,11 +141,14 @@ def status(job_id: str, *, address: str | None = None) -> ClusterJob:
 
 
 def logs(job_id: str, *, address: str | None = None) -> str:
-    """Return all that the job has written so far; raises UserError if the cluster does not know it."""
+    """Return all that the job has written so far, as a terminal may have it.
+
+    Raises UserError if the cluster does not know the job.
+    """
     client = _connect(address)
     with _one_line_errors(job_id):
         text: str = client.get_job_logs(job_id)
-    return text
+    return _show_output(text)
 
 
 def stop(job_id: str, *, address: str | None = None) -> bool:
@@ -310,6 +313,22 @@ def _stream(client: "JobSubmissionClient", job_id: str, skip: int) -> Iterator[s
             kept = text[skip:]
             skip = max(0, skip - len(text))
             yield kept
+
+
+def _in_lines(texts: Iterator[str]) -> Iterator[str]:
+    """Yield the same text in whole lines, so that no secret is cut in two; the last one may be torn."""
+    rest = ""
+    for text in texts:
+        lines, end, rest = (rest + text).rpartition("\n")
+        if end:
+            yield lines + end
+    yield rest
+
+
+def _show_output(text: str) -> str:
+    """A job's output as a terminal may have it: without secrets; of what commands it, only colours stay."""
+    parts = re.split(r"(\x1b\[[\d;]{0,16}m)", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return "".join(part if number % 2 else for_terminal(part) for number, part in enumerate(parts))
 
 
 def _wait_until_over(client: "JobSubmissionClient", job_id: str) -> ClusterJob:

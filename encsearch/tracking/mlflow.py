@@ -51,6 +51,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
         _set_up(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
+        check_answer(bool(found.experiment_id))
     if found.lifecycle_stage != "active":
         raise PreflightError(
             f"experiment {name} in MLflow at {without_secrets(uri)} is deleted; restore it or name another"
@@ -70,6 +71,12 @@ def check_run(tracking: Tracking, run_id: str) -> None:
                 f"MLflow at {without_secrets(tracking.uri)} has no run {run_id}; "
                 "set MLFLOW_TRACKING_URI to the store that it was recorded in"
             ) from None
+
+
+def check_answer(is_whole: bool) -> None:
+    """Raise MlflowException for an answer that lacks what MLflow's always has, as a proxy's `{}` does."""
+    if not is_whole:
+        raise MlflowException("it answers, but not as MLflow does; something between may answer in its place")
 
 
 @contextmanager
@@ -108,7 +115,7 @@ def call_with_retries(uri: str, call: Callable[[], T]) -> T:
 def innermost(error: Exception) -> str:
     """Return the error's innermost message, which gives the cause, short and without secrets."""
     text = one_line(error, None)
-    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out", text)
+    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out|database is locked", text)
     return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encsearch.errors import UserError
-from encsearch.files import instead_of, settle, sha256
+from encsearch.files import instead_of, read_regular, settle, sha256
 
 CHECKPOINT_PREFIX = "checkpoint-epoch"
 BEST = "best"
@@ -46,14 +46,14 @@ def read_content(folder: Path, files: Collection[str] | None = None) -> Content:
     """
     path = folder / CONTENT_FILE
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
         content = Content(values["step"], values["samples_seen"], frozenset(values["sha256"]))
         if not all(type(count) is int and count >= 0 for count in (content.step, content.samples_seen)):
             raise ValueError(f"step {content.step}, samples_seen {content.samples_seen}")
         hashes = {name: values["sha256"][name] for name in files or (*FILES, *content.files - {*FILES})}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; this is no whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, not a checkpoint's ({type(error).__name__}: {error})") from None
     for name, expected in hashes.items():
         file = folder / name

@@ -10,9 +10,9 @@ from typing import Any
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
 from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
-from encsearch.files import write_whole
+from encsearch.files import read_regular, write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import (
     BEGUN_FILE,
     REPORTS_FILE,
@@ -110,9 +110,9 @@ def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
 def _read_begun(folder: Path) -> dict[str, Any]:
     path = folder / BEGUN_FILE
     try:
-        begun: dict[str, Any] = json.loads(path.read_bytes())
+        begun: dict[str, Any] = json.loads(read_regular(path))
         return {"fingerprint": str(begun["fingerprint"]), "in_process": bool(begun["in_process"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
@@ -159,7 +159,7 @@ def _finish(config: Config, store: Store, folder: Path, sender: Sender, result: 
         fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
+        tracking_uri=without_user(tracking.uri),
         experiment_id=tracking.experiment_id,
         run=run,
         run_id=None,

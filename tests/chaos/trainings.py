@@ -291,6 +291,8 @@ class Ground:
         log = self.folder / f"{out.name}-{len(list(self.folder.glob(f'{out.name}-*.log')))}.log"
         environment = {
             **clean_environment(),
+            # Threads that spin beside other work on the same cores make an epoch thirty times as long.
+            "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / out.name}.db",
             MARK: f"{os.getpid()}-{out.name}",
         }

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from encsearch.cli.main import main
 from encsearch.errors import TrainingError, UserError
 from encsearch.reports import Point, Report
 from encsearch.tracking.mlflow import Tracking, connect
@@ -32,6 +34,7 @@ from tests.forward import send_all
 
 EXPERIMENT = "toys"
 KILLS = 20
+LOCKED_S = 40  # MLflow waits for a lock for a while before it fails
 SETTLED_TIMEOUT_S = 240
 
 
@@ -99,7 +102,7 @@ def test_senders_that_are_killed_at_any_moment_store_every_row_once(
         assert refused_parts(folder) == 0
 
 
-def test_an_outage_holds_up_nothing_and_is_one_line(
+def test_an_outage_holds_up_nothing_and_is_a_line_at_its_begin_and_its_end(
     serve: Callable[[int], BaseWSGIServer],
     job: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,8 +129,79 @@ def test_an_outage_holds_up_nothing_and_is_one_line(
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert warnings == [
         f"warning: MLflow at {uri} fails ([Errno 111] Connection refused); the job goes on, and its record"
-        " is sent later"
+        " is sent later",
+        f"warning: MLflow at {uri} takes the record again",
     ]
+
+
+def test_what_a_proxy_confirms_and_drops_is_sent_again(
+    serve: Callable[[int], BaseWSGIServer],
+    job: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """MLflow's answer to figures is `{}`, as is that of a proxy which drops everything for a while."""
+    server = serve(0)
+    drops = threading.Event()
+
+    def proxy(environ: dict[str, Any], start_response: Any) -> Any:
+        if drops.is_set():
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [b"{}"]
+        return server.app(environ, start_response)
+
+    front = make_server("127.0.0.1", 0, proxy, threaded=True)
+    threading.Thread(target=front.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{front.port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with run_sender() as sender, own_record(job) as record:
+        sender.follow(job)
+        run = begin(record)
+        for epoch in range(30):
+            if epoch in (10, 20):
+                sender.run_ids()
+                drops.set() if epoch == 10 else drops.clear()
+            run.log(report(epoch))
+        drops.set()
+        run.close("FINISHED")
+        sender.run_ids(timeout_s=3)
+        assert not is_settled(job)
+        for arguments in (["runs", "list"], ["sync", str(job)]):
+            with pytest.raises(SystemExit) as ended:
+                main(arguments)
+            assert ended.value.code == 3
+        drops.clear()
+    stop(front)
+    assert is_settled(job)
+    direct = f"http://127.0.0.1:{server.port}"
+    assert stored(connect(direct, "encsearch"), job) == written(job)
+    err = capfd.readouterr().err
+    assert err.count("it answers, but not as MLflow does") == 3
+    assert "Traceback" not in err
+
+
+def test_a_database_that_is_locked_is_a_line_at_its_begin_and_its_end(
+    tracking: Tracking, job: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    with run_sender() as sender, own_record(job) as record:
+        sender.follow(job)
+        run = begin(record)
+        sender.run_ids()
+        lock = sqlite3.connect(tracking.uri.removeprefix("sqlite:///"), isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        run.log(report(0))
+        sender.run_ids(timeout_s=LOCKED_S)
+        assert not is_settled(job)
+        lock.execute("ROLLBACK")
+        lock.close()
+        run.log(report(1))
+        run.close("FINISHED")
+    assert stored(tracking, job) == written(job)
+    begun, ended = capfd.readouterr().err.splitlines()
+    assert begun.startswith(f"warning: MLflow at {tracking.uri} fails (database is locked); ")
+    assert ended == f"warning: MLflow at {tracking.uri} takes the record again"
 
 
 JOB = """

@@ -1,12 +1,18 @@
 """A `Store` in memory, which fails where a test wants it to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from encsearch.reports import Point
 from encsearch.tracking.outbox.events import Ended, Started
-from encsearch.tracking.outbox.forward import METRICS_A_REQUEST, EventRefusedError, GoneError
+from encsearch.tracking.outbox.forward import (
+    METRICS_A_REQUEST,
+    EventRefusedError,
+    GoneError,
+    Missing,
+    without_figures,
+)
 
 Figure = tuple[str, int, int, str]
 
@@ -76,6 +82,13 @@ class MemoryStore:
             raise EventRefusedError(f"{path} does not exist")
         run.files[str(Path(target, path.name))] = path.read_bytes()
         self.disturb()
+
+    def find_missing(self, run_id: str, params: Set[str], tags: Set[str], points: Sequence[Point]) -> Missing:
+        self._call("find_missing", run_id)
+        run = self.runs[run_id]
+        self.disturb()
+        of_head = not (params <= run.params.keys() and tags <= run.tags.keys())
+        return Missing(of_head, tuple(without_figures(points, {figure[:3] for figure in run.figures})))
 
     def end(self, run_id: str, event: Ended) -> None:
         self._call("end", run_id)

@@ -1,15 +1,18 @@
 """The command line: instant help, one line for an error, the exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from encsearch.cli.console import table
+import encsearch
+from encsearch.cli.console import emit, say, table
 from encsearch.cli.main import COMMANDS, main
 from encsearch.config import Config, to_yaml
+from encsearch.tracking.outbox.forward import warn
 
 HEAVY = ("torch", "ray", "mlflow", "optuna", "pyarrow", "pydantic")
 
@@ -162,7 +165,8 @@ def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
     info = read_manifest(toy_config.data.store).info
     model = EncNet.from_config(toy_config.model, len(info.classes))
     write_bundle(Bundle(model, toy_config, info, "abc", metrics={}), tmp_path / "bundle")
-    for name in ("a.png", "b.jpg"):
+    long = "n" * 236
+    for name in ("a.png", "b.jpg", f"{long}.png"):
         Image.new("RGB", (20, 16)).save(tmp_path / name)
     (tmp_path / "file").touch()
     command = ["predict", str(tmp_path / "bundle"), str(tmp_path), "--out"]
@@ -172,7 +176,7 @@ def test_predict_writes_a_label_map_and_an_overlay_of_each_image(
 
     assert code == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"a.png", "a.overlay.png", "b.png", "b.overlay.png"}
+    assert written == {f"{name}{end}" for name in ("a", "b", long) for end in (".png", ".overlay.png")}
     assert refused == 2
     assert "file: cannot make this folder" in err
 
@@ -235,3 +239,64 @@ def test_a_result_that_cannot_be_written_is_one_line(
         found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr == "error: stdout: the result cannot be written (No space left on device)\n"
+
+
+NAME = "e\x1b]0;own\x07x\nerror: fake hunter2-Zx"
+
+
+def test_no_outlet_shows_a_secret_or_commands_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2-Zx")
+    say(NAME)
+    warn(NAME)
+    emit({"name": [NAME]}, True, "")
+    emit({}, False, NAME)
+    out, err = capsys.readouterr()
+    _, _, refused = run(["train", str(tmp_path / NAME)], capsys)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import logging; from encsearch.errors import guard_terminal; guard_terminal()\n"
+            f"logging.getLogger('x').warning({NAME!r})\nraise ValueError({NAME!r})",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    for text in (out, err, refused, done.stderr):
+        assert "hunter2" not in text
+        assert "\x1b" not in text
+    assert "Traceback" in done.stderr
+    assert json.loads(out[: out.index("}") + 1]) == {"name": [NAME.replace("hunter2-Zx", "***")]}
+
+
+def test_only_the_console_writes_to_a_terminal() -> None:
+    """Whatever prints by itself is named here, with why it may."""
+    package = Path(encsearch.__file__).parent
+    writers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"\bprint\(|std(?:out|err)\.write\(", path.read_text(encoding="utf-8"))
+    }
+    assert writers == {
+        "cli/console.py",
+        "cli/jobs.py",  # the id of a job; logs, which submit/client.py has cleaned
+        "cli/progress.py",  # by rich, cleaned
+        "errors.py",  # tracebacks, cleaned
+        "submit/client.py",  # a job's output, cleaned
+        "tracking/outbox/forward.py",  # warnings of the sender, cleaned
+        "tracking/outbox/sender.py",  # answers to its job, on a pipe
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["resume"], ["report"], ["runs", "show"], ["predict", "--out", "out"], ["eval"], ["config"]]
+)
+@pytest.mark.parametrize("length", [240, 300])
+def test_a_long_name_is_one_line(
+    arguments: list[str], length: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = run([*arguments, str(tmp_path / ("n" * length))], capsys)
+    assert code in (1, 2, 3)
+    assert (out, err.count("\n")) == ("", 1)

@@ -1,4 +1,4 @@
-"""What `benchmarks/fuzz.py` found: damage is one line, never other pixels, a hang or a traceback."""
+"""What `benchmarks/fuzz.py` and `damage.py` found: damage is one line, never other pixels or a traceback."""
 
 import json
 import os
@@ -33,6 +33,11 @@ from encsearch.data.manifest import StoreError, read_manifest
 from encsearch.data.rows import StoreRow
 from encsearch.data.store import Store, write_store
 from encsearch.errors import TrainingError, UserError
+from encsearch.reports import Point, Report, append, distinct_reports, read_summary
+from encsearch.tracking.outbox.events import read_events
+from encsearch.tracking.outbox.forward import read_sent
+from encsearch.train.checkpoint_files import read_content
+from encsearch.workflow.sweep.folder import reopen
 from tests.unit.test_importers import chunk, chunks, labels, picture, png
 
 CLASSES = ("sky", "road", "car")
@@ -459,3 +464,67 @@ def test_skipped_samples_leave_a_sheet_of_the_others(tmp_path: Path, source: Pat
         ImportSettings("skip", bad_limit=1),
     )
     assert len(Store(tmp_path / "store").split("train")) == 1
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "null": lambda path: path.write_text("null\n"),
+    "[]": lambda path: path.write_text("[]\n"),
+    "{}": lambda path: path.write_text("{}\n"),
+    "NaN": lambda path: path.write_text("NaN\n"),
+    "nested deep": lambda path: path.write_text("[" * 100_000 + "\n"),
+    "not UTF-8": lambda path: path.write_bytes(b'{"a": "\xff\xfe"}\n'),
+    "an unknown key": lambda path: path.write_text('{"unknown": 1}\n'),
+    "a line of another": lambda path: path.write_text('{"name": "x", "epoch": 1, "kind": "x"}\n'),
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+READERS: dict[str, Callable[[Path], object]] = {
+    "run.json": lambda path: read_summary(path.parent),
+    "study.json": lambda path: reopen(path.parent),
+    "reports.jsonl": distinct_reports,
+    "sent.json": lambda path: read_sent(path.parent.parent),
+    "events.jsonl": lambda path: list(read_events(path)),
+    "checkpoint.json": lambda path: read_content(path.parent),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_of_a_job_is_one_line(name: str, damage: str, tmp_path: Path) -> None:
+    """`benchmarks/damage.py` does this to real jobs and commands, in more ways."""
+    path = tmp_path / "job" / "record" / name
+    path.parent.mkdir(parents=True)
+    DAMAGES[damage](path)
+    if (name, damage) in {("reports.jsonl", "empty"), ("events.jsonl", "empty")}:
+        assert READERS[name](path) == []
+        return
+    with pytest.raises(UserError) as refused:
+        READERS[name](path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < len(str(path)) + 300
+
+
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    report = Report(1, 10, 1.5, {"mIoU": 0.5}).to_dict() | {"metrics": {"mIoU": "high"}}
+    (tmp_path / "reports.jsonl").write_text(json.dumps(report) + "\n")
+    with pytest.raises(UserError, match=r"reports\.jsonl: damaged \(metrics\.mIoU: .*number"):
+        distinct_reports(tmp_path / "reports.jsonl")
+
+
+def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
+    whole = Report(
+        epoch=1,
+        step=10,
+        seconds=1.5,
+        metrics={"mIoU": 0.5, "train/loss": float("inf")},
+        class_iou={"road": 0.25},
+        confusion=((1, 2), (3, 4)),
+        points=(Point(3, 1000, {"step/loss": 0.5}),),
+        label_maps={"a": "iVBO"},
+        texts={"profile.txt": "text"},
+    )
+    append(tmp_path / "reports.jsonl", whole)
+    assert distinct_reports(tmp_path / "reports.jsonl") == [whole]

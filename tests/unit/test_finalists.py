@@ -1,17 +1,18 @@
 """Who is confirmed, with what, and what is kept of it."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from encsearch.config import Config, ConfirmConfig, with_values
-from encsearch.files import append_line, read_lines
+from encsearch.files import append_line, read_lines, to_object
 from encsearch.reports import REPORTS_FILE, Report, TrainingResult, append, best_report
 from encsearch.search.confirm.finalists import (
     Finalist,
+    FinalistLine,
     finalist_config,
     from_line,
     group_trainings,
@@ -160,10 +161,10 @@ def test_a_training_is_rebuilt_from_its_line_wherever_the_folder_is(
     config = with_values(toy_config, {"train.seed": 2})
     trained = Finalist("trial7-seed2", 7, config, TrainingResult(reports, reports[1], checkpoint, 4.0), 1234)
 
-    append_line(before / "finalists.jsonl", json.loads(json.dumps(to_line(trained, before))))
+    append_line(before / "finalists.jsonl", asdict(to_line(trained, before)))
     before.rename(after)
     (line,) = read_lines(after / "finalists.jsonl")
-    found = from_line(line, config, after)
+    found = from_line(to_object(FinalistLine, line, after), config, after)
 
     assert found.result.best_checkpoint == after / "trial7-seed2" / "ray" / "checkpoint_1"
     assert (found.name, found.trial, found.seed, found.value) == ("trial7-seed2", 7, 2, 0.2)

@@ -4,7 +4,7 @@ import ast
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from encsearch.model.encnet import EncNet
 from encsearch.reports import Point
 from encsearch.submit.package import package_files
 from encsearch.tracking.outbox.events import Ended, Filed, Started
-from encsearch.tracking.outbox.forward import refused_parts
+from encsearch.tracking.outbox.forward import Missing, refused_parts
 from encsearch.tracking.outbox.record import own_record
 from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.experiment import build
@@ -245,6 +245,9 @@ class Shelf:
 
     def store_files(self, run_id: str, path: Path, target: str) -> None:
         self.files.append(path.name)
+
+    def find_missing(self, run_id: str, params: Set[str], tags: Set[str], points: Sequence[Point]) -> Missing:
+        return Missing()
 
     def end(self, run_id: str, event: Ended) -> None: ...
 

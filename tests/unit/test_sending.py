@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from encsearch.errors import UserError
 from encsearch.files import read_lines
 from encsearch.reports import Point, Report
 from encsearch.tracking.outbox import forward, sender
-from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged
+from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged, Started
 from encsearch.tracking.outbox.forward import (
     METRICS_A_REQUEST,
     REFUSED_FILE,
@@ -98,7 +98,12 @@ def test_everything_arrives_in_order_with_its_own_times(job: Path) -> None:
     assert runs["trial0"].params == {"more": "1"}
     assert runs["trial0"].tags["reason"] == "it was good"
     assert runs["trial0"].files == {"texts/notes.txt": b"kept"}
-    assert [value for name, *_, value in runs["trial0"].figures if name == "epoch"] == ["0", "1", "2", "3"]
+    assert [value for name, *_, value in runs["trial0"].figures if name == "epoch"] == [
+        "0.0",
+        "1.0",
+        "2.0",
+        "3.0",
+    ]
     assert [value for name, *_, value in runs["trial1"].figures if name == "mIoU"] == ["0.5", "nan", "0.5"]
     assert runs["sweep"].params == {"optim.lr": "0.1"}
     events = (job / FOLDER / EVENTS_FILE).read_text().splitlines()
@@ -253,9 +258,7 @@ def test_a_record_stays_in_the_store_and_the_experiment_that_it_was_begun_in(job
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"offset": 1, "open_runs": [], "newer": 1}'])
 def test_a_note_of_what_was_sent_that_is_none_of_this_version_is_named(job: Path, text: str) -> None:
     (job / FOLDER / forward.SENT_FILE).write_text(text)
-    with pytest.raises(
-        UserError, match=r"sent\.json: cannot be read \(.*; it is damaged, or of another version"
-    ):
+    with pytest.raises(UserError, match=r"sent\.json: damaged \(.*restore the file"):
         read_sent(job)
 
 
@@ -352,3 +355,55 @@ def test_figures_of_one_run_go_together_and_stay_before_what_follows_them() -> N
     steps = list(forward._steps(events))
     assert [type(step).__name__ + step.run for step in steps] == ["Loggeda", "Endeda", "Loggedb"]
     assert [point.step for point in steps[0].points] == [1, 2]  # type: ignore[union-attr]
+
+
+def test_what_a_proxy_has_swallowed_is_sent_again_before_the_end(job: Path) -> None:
+    """It answers as the store does, while nothing arrives."""
+    whole = MemoryStore()
+    send_all(job, whole)
+    for kind in ("describe", "log", "tag"):
+        for lost in range(whole.calls.count(kind)):
+            forget_what_was_sent(job)
+            store = Swallowing(kind, {lost})
+            send_all(job, store)
+            assert store.runs.keys() == whole.runs.keys()
+            for key, run in whole.runs.items():
+                assert sorted(store.runs[key].figures) == sorted(run.figures), (kind, lost)
+                assert store.runs[key].params == run.params
+                assert store.runs[key].tags == run.tags
+                assert store.runs[key].status == run.status
+
+
+def test_a_run_does_not_end_while_its_figures_are_swallowed(job: Path) -> None:
+    store = Swallowing("log", range(1000))
+    with pytest.raises(
+        UnavailableError, match=r"it has confirmed \d+ figures of run .*, but does not have them"
+    ):
+        send_all(job, store)
+    assert "end" not in store.calls
+    store.swallowed = set()
+    send_all(job, store)
+    assert {run.status for run in store.runs.values()} == {"FINISHED", "FAILED"}
+
+
+class Swallowing(MemoryStore):
+    """Takes the calls of a kind with these numbers without doing anything."""
+
+    def __init__(self, kind: str, swallowed: Collection[int]) -> None:
+        super().__init__()
+        self.kind, self.swallowed, self.number = kind, swallowed, count()
+
+    def _is_swallowed(self, kind: str) -> bool:
+        return kind == self.kind and next(self.number) in self.swallowed
+
+    def describe(self, run_id: str, event: Started) -> None:
+        if not self._is_swallowed("describe"):
+            super().describe(run_id, event)
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        if not self._is_swallowed("log"):
+            super().log(run_id, points)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        if not self._is_swallowed("tag"):
+            super().tag(run_id, tags)

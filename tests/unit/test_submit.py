@@ -233,3 +233,16 @@ def test_every_command_that_can_be_submitted_has_an_entry_point() -> None:
     (command,) = (p for p in jobs.submit.params if p.name == "command")
     assert isinstance(command.type, click.Choice)
     assert sorted(command.type.choices) == sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+
+
+def test_a_jobs_output_is_shown_in_whole_lines_without_secrets_and_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2-Zx")
+    written = "\x1b[36m(worker)\x1b[0m it has hunter2-Zx\r\n\x1b]0;own\x07token=abcdefg\n50 %\r100 %\nthe end"
+    pieces = [written[start : start + 7] for start in range(0, len(written), 7)]
+    in_lines = list(client._in_lines(iter(pieces)))
+    assert "".join(in_lines) == written
+    assert "".join(client._show_output(text) for text in in_lines) == (
+        "\x1b[36m(worker)\x1b[0m it has ***\n\\x1b]0;own\\x07token=***\n50 %\n100 %\nthe end"
+    )

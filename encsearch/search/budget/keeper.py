@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
-from encsearch.files import append_line, read_lines
+from encsearch.files import append_line, read_lines, to_object
 from encsearch.search.budget.forecast import ForecastPoint, forecast
 from encsearch.search.budget.rules import (
     BudgetDecision,
@@ -30,6 +30,13 @@ PROGRESS_FILE = "progress.jsonl"
 DECISION_S, PROGRESS_S = 1, 15
 # Seconds from a free place to a trial's first step, in a running process (Ray 2.60 on two cores).
 STARTUP_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Elapsed:
+    """A line of progress without a forecast."""
+
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,8 @@ class Keeper:
     ) -> None:
         self._config, self._study, self._follow = config, study, follow
         self._at_once, self._clock, self._path = at_once, clock, folder / PROGRESS_FILE
-        lines = read_lines(self._path)
-        self._started_s = clock() - (lines[-1]["elapsed_s"] if lines else 0.0)
+        lines = self._lines()
+        self._started_s = clock() - (lines[-1].elapsed_s if lines else 0.0)
         self._decision = BudgetDecision(may_start=True, must_end=False, may_repeat=True)
         self._needs: Needs | None = None
         self._next_decision_s = self._next_progress_s = -1.0
@@ -102,8 +109,15 @@ class Keeper:
 
     def points(self) -> tuple[ForecastPoint, ...]:
         """All forecasts so far, including those of earlier processes."""
-        lines = read_lines(self._path)
-        return tuple(ForecastPoint(**line) for line in lines if "median_s" in line)
+        return tuple(line for line in self._lines() if isinstance(line, ForecastPoint))
+
+    def _lines(self) -> list["ForecastPoint | _Elapsed"]:
+        return [
+            to_object(ForecastPoint, line, self._path)
+            if "median_s" in line
+            else to_object(_Elapsed, line, self._path)
+            for line in read_lines(self._path)
+        ]
 
     def _decide(self) -> None:
         if self.elapsed_s < self._next_decision_s:

@@ -132,30 +132,43 @@ def name_context(context: Context) -> str:
             return "FCN"
 
 
-def to_line(finalist: Finalist, folder: Path) -> dict[str, Any]:
-    """Convert a training to its JSON line, its checkpoint relative to `folder`; see `from_line`."""
+@dataclass(frozen=True)
+class FinalistLine:
+    """A finished training as a line of JSON, its checkpoint relative to the folder of the lines."""
+
+    name: str
+    trial: int | None
+    seed: int
+    epochs: int
+    seconds: float
+    parameters: int
+    checkpoint: str
+    best: Report
+
+
+def to_line(finalist: Finalist, folder: Path) -> FinalistLine:
     result = finalist.result
-    return {
-        "name": finalist.name,
-        "trial": finalist.trial,
-        "seed": finalist.seed,
-        "epochs": result.reports[-1].epoch,
-        "seconds": result.seconds,
-        "parameters": finalist.parameters,
-        "checkpoint": os.path.relpath(result.best_checkpoint, folder),
-        "best": result.best.to_dict(),
-    }
+    return FinalistLine(
+        name=finalist.name,
+        trial=finalist.trial,
+        seed=finalist.seed,
+        epochs=result.reports[-1].epoch,
+        seconds=result.seconds,
+        parameters=finalist.parameters,
+        checkpoint=os.path.relpath(result.best_checkpoint, folder),
+        best=result.best,
+    )
 
 
-def from_line(line: Mapping[str, Any], config: Config, folder: Path) -> Finalist:
+def from_line(line: FinalistLine, config: Config, folder: Path) -> Finalist:
     """Restore the training of `config` from its line, and its reports from its spool."""
     result = TrainingResult(
-        reports=tuple(distinct_reports(folder / line["name"] / REPORTS_FILE)),
-        best=Report.from_dict(line["best"]),
-        best_checkpoint=folder / line["checkpoint"],
-        seconds=line["seconds"],
+        reports=tuple(distinct_reports(folder / line.name / REPORTS_FILE)),
+        best=line.best,
+        best_checkpoint=folder / line.checkpoint,
+        seconds=line.seconds,
     )
-    return Finalist(line["name"], line["trial"], config, result, line["parameters"])
+    return Finalist(line.name, line.trial, config, result, line.parameters)
 
 
 def name_configuration(training: Finalist) -> str:

@@ -5,14 +5,14 @@ before it is trained; the winner's value is selected among few (`Ranking.optimis
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config, ConfirmConfig, with_values
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError
-from encsearch.files import append_line, read_lines
+from encsearch.files import append_line, read_lines, to_object
 from encsearch.reports import (
     REPORTS_FILE,
     Recorder,
@@ -23,6 +23,7 @@ from encsearch.reports import (
 )
 from encsearch.search.confirm.finalists import (
     Finalist,
+    FinalistLine,
     finalist_config,
     from_line,
     group_trainings,
@@ -169,7 +170,9 @@ def _train_missing(
     progress: Callable[[int], None],
 ) -> tuple[Finalist, ...]:
     """Train what has no line, and return all that did not fail, in the order of `wanted`."""
-    lines = {line["name"]: line for line in read_lines(folder / FINALISTS_FILE)}
+    path = folder / FINALISTS_FILE
+    found = [to_object(FinalistLine, line, path) for line in read_lines(path)]
+    lines = {line.name: line for line in found}
     done = [one for one in wanted if one.name in lines]
     known = {one.name: from_line(lines[one.name], one.config, folder) for one in done}
     missing = [one for one in wanted if one.name not in known]
@@ -216,7 +219,7 @@ class _Trainings:
 
     def recorded(self, training: PlannedFinalist) -> None:
         """The line comes last: after a kill before it the observer is called again, but nothing trains."""
-        append_line(self._folder / FINALISTS_FILE, to_line(self._known[training.name], self._folder))
+        append_line(self._folder / FINALISTS_FILE, asdict(to_line(self._known[training.name], self._folder)))
         self._progress(len(self._known))
 
     def failed(self, training: PlannedFinalist, reason: str) -> None:

@@ -80,7 +80,7 @@ class TrialWorker:
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
         except UserError as error:
-            return Built(hardware, str(error))
+            return Built(hardware, one_line(error, None))
         if experiment.fingerprint != fingerprint:
             found = experiment.fingerprint[:12]
             return Built(
@@ -114,7 +114,7 @@ class TrialWorker:
         except StorageError as error:
             return error
         except (TrainingError, UserError) as error:
-            return str(error)
+            return one_line(error, None)
 
     def latency_ms(self) -> float:
         return latency_ms(self._built())

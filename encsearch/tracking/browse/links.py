@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 
 WORKFLOW = "workflowType=machine_learning"
 CHARTS = "&compareRunsMode=CHART"  # appended to the link of a table, it opens the charts instead
@@ -36,7 +36,7 @@ def is_server(uri: str) -> bool:
 def ui_base(uri: str, port: int = PORT, host: str = LOOPBACK) -> str:
     """Return the UI's address: the tracking server's own, or the one that `ui_command` opens."""
     if is_server(uri):
-        return without_secrets(uri).rstrip("/")
+        return without_user(uri).rstrip("/")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -65,7 +65,7 @@ def server_command(uri: str, port: int, host: str, names: Sequence[str] = ()) ->
     # uvicorn that MLflow starts, which puts a folder of its own first.
     environment |= {"PYTHONSAFEPATH": "1", "UVICORN_APP_DIR": os.devnull}
     store: tuple[str, ...] = ("--backend-store-uri", uri)
-    if without_secrets(uri) != uri:
+    if without_user(uri) != uri:
         environment["MLFLOW_BACKEND_STORE_URI"] = uri
         store = ()
     listen = ("--host", host, "--port", str(port), "--workers", "1")

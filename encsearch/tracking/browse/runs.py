@@ -13,7 +13,7 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.browse.rows import Query, RunRow, filter_text, order_by, pick, quote_value, sort_rows
 from encsearch.tracking.browse.views import View, plan_tags
-from encsearch.tracking.mlflow import Tracking, innermost, translate_failures
+from encsearch.tracking.mlflow import Tracking, check_answer, innermost, translate_failures
 
 RUNS_A_PAGE = 1000
 MAX_NAMED = 10  # experiments that an error lists
@@ -48,6 +48,7 @@ def open_experiment(uri: str, experiment_id: str | None = None) -> Tracking:
         if experiment_id:
             return Tracking(client, uri, experiment_id)
         found = client.get_experiment_by_name(name)
+        check_answer(found is None or bool(found.experiment_id))
         known = [one.name for one in client.search_experiments(max_results=MAX_NAMED)] if not found else []
     if found is None:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from encsearch.errors import UserError
-from encsearch.files import lines_after
+from encsearch.files import lines_after, to_object
 from encsearch.reports import Point, Status
 
 
@@ -85,13 +85,7 @@ def to_values(event: Event) -> dict[str, Any]:
 
 def from_values(values: Mapping[str, Any]) -> Event:
     fields = {name: value for name, value in values.items() if name != "kind"}
-    kind = _KINDS[values["kind"]]
-    if kind is Logged:
-        fields["points"] = tuple(Point(**point) for point in fields["points"])
-    if kind is Started and fields["dataset"]:
-        fields["dataset"] = Dataset(**fields["dataset"])
-    event: Event = kind(**fields)
-    return event
+    return to_object(_KINDS[values["kind"]], fields, "event")
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
@@ -102,7 +96,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     for values, end in lines_after(path, offset):
         try:
             event = from_values(values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, UserError) as error:
             raise UserError(
                 f"{path}: no event at byte {offset} ({type(error).__name__}: {error}); the file is "
                 "damaged, or of another version of encsearch"

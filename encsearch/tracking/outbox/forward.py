@@ -4,6 +4,9 @@ The offset is noted after a chunk was sent. A crash in between sends the chunk a
 nothing: a run is looked up by its key before it is created, and MLflow identifies a metric by key, time,
 step and value.
 
+What counts is what the store has: before a run's end is sent, its params, tags and figures are looked up
+there, and what is missing is sent again. So nothing is lost to a proxy that answers in place of the store.
+
 record/sent.json       how far the sender has come, and the MLflow run id of each run
 record/sender.lock     one process sends at a time
 record/refused.jsonl   events that the store will never take, with the reason; a crash may repeat a line
@@ -11,16 +14,17 @@ record/refused.jsonl   events that the store will never take, with the reason; a
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.errors import UserError, one_line
-from encsearch.files import append_line, hold_lock, read_lines, write_whole
+from encsearch.errors import UserError, for_terminal, one_line
+from encsearch.files import append_line, hold_lock, read_lines, read_object, write_whole
 from encsearch.reports import Point
+from encsearch.text import format_count
 from encsearch.tracking.outbox.events import (
     Ended,
     Event,
@@ -50,6 +54,14 @@ class GoneError(EventRefusedError):
     """The run was deleted in the store, and takes nothing more."""
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What the store lacks of a run: some param or tag, and these figures."""
+
+    of_head: bool = False
+    points: tuple[Point, ...] = ()
+
+
 class EventStore(Protocol):
     """Where runs are kept. Every call may be repeated; each may raise the three errors above."""
 
@@ -77,6 +89,10 @@ class EventStore(Protocol):
 
     def store_files(self, run_id: str, path: Path, target: str) -> None: ...
 
+    def find_missing(self, run_id: str, params: Set[str], tags: Set[str], points: Sequence[Point]) -> Missing:
+        """Look up params and tags by name, figures by name, step and time."""
+        ...
+
     def end(self, run_id: str, event: Ended) -> None: ...
 
 
@@ -84,7 +100,8 @@ class EventStore(Protocol):
 class Sent:
     """`offset` is in bytes of the events; `runs` are MLflow's run ids by the names of the job's runs.
 
-    `open_runs` are the runs whose begin was sent and whose end was not.
+    `open_runs` are the runs whose begin was sent and whose end was not; `begun` is the offset of the event
+    with which each run last began.
     """
 
     offset: int = 0
@@ -92,6 +109,7 @@ class Sent:
     experiment_id: str = ""
     runs: Mapping[str, str] = field(default_factory=dict)
     open_runs: tuple[str, ...] = ()
+    begun: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_sent(job_folder: Path) -> Sent:
@@ -101,15 +119,12 @@ def read_sent(job_folder: Path) -> Sent:
     """
     path = job_folder / FOLDER / SENT_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Sent(**{**values, "open_runs": tuple(values["open_runs"])})
+        sent = read_object(path, Sent)
     except FileNotFoundError:
         return Sent()
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); it is damaged, or of another version "
-            "of encsearch"
-        ) from None
+    if not sent.uri:
+        raise UserError(f"{path}: damaged (it names no store); restore the file")
+    return sent
 
 
 def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
@@ -153,15 +168,21 @@ def send_chunk(job_folder: Path, store: EventStore) -> int:
     chunk = _next_chunk(job_folder, sent.offset)
     if not chunk:
         return 0
-    runs = dict(sent.runs)
-    for events in _steps([event for event, _ in chunk]):
-        _send(events, runs, store, job_folder)
+    runs, begun = dict(sent.runs), dict(sent.begun)
+    ends = [sent.offset, *(end for _, end in chunk)]
+    offsets = {id(event): before for (event, _), before in zip(chunk, ends[:-1], strict=True)}
+    for event in _steps([event for event, _ in chunk]):
+        if isinstance(event, Started):
+            begun[event.run] = offsets[id(event)]
+        if isinstance(event, Ended) and event.run in runs:
+            _send_missing(event, begun.get(event.run, 0), runs[event.run], store, job_folder)
+        _send(event, runs, store, job_folder)
     is_open = dict.fromkeys(sent.open_runs, True)
     for event, _ in chunk:
         if isinstance(event, Started | Ended):
             is_open[event.run] = isinstance(event, Started)
     still_open = tuple(run for run, still in is_open.items() if still)
-    _write_sent(job_folder, replace(sent, offset=chunk[-1][1], runs=runs, open_runs=still_open))
+    _write_sent(job_folder, replace(sent, offset=ends[-1], runs=runs, open_runs=still_open, begun=begun))
     return len(chunk)
 
 
@@ -175,7 +196,7 @@ def is_settled(job_folder: Path) -> bool:
 def warn(text: str) -> None:
     """Print a line on stderr, if anyone reads it: a pipe's reader may have died, a terminal may be closed."""
     with suppress(OSError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(for_terminal(f"warning: {text}".replace("\n", "\\n")), file=sys.stderr, flush=True)
 
 
 def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
@@ -222,6 +243,66 @@ def _send(event: Event, runs: dict[str, str], store: EventStore, job_folder: Pat
         if isinstance(error, GoneError):
             runs.pop(event.run, None)
         _keep_refused(event, error, job_folder)
+
+
+def _send_missing(event: Ended, offset: int, run_id: str, store: EventStore, job_folder: Path) -> None:
+    """Send again what the store lacks of a run that ends, from the event with which it last began.
+
+    Raises UnavailableError if the store does not have all of it then.
+    """
+    started: Started | None = None
+    tags: dict[str, str] = {}
+    points: list[Point] = []
+    for one, _ in read_events(job_folder / FOLDER / EVENTS_FILE, offset):
+        if one == event:
+            break
+        if one.run != event.run:
+            continue
+        if isinstance(one, Started):
+            started = one
+        if isinstance(one, Started | Tagged):
+            tags |= one.tags
+        if isinstance(one, Logged):
+            points += one.points
+    params: Mapping[str, str] = started.params if started else {}
+
+    def find_missing() -> Missing:
+        kept = _without_refused(points, event.run, job_folder)
+        return store.find_missing(run_id, params.keys(), tags.keys(), kept)
+
+    try:
+        missing = find_missing()
+        if missing.of_head and started:
+            store.describe(run_id, started)
+            store.tag(run_id, tags)
+        _send_points(Logged(event.run, missing.points), run_id, store, job_folder)
+        missing = find_missing() if missing != Missing() else missing
+    except EventRefusedError:
+        return  # the end of the run is refused too, which keeps the reason
+    if missing != Missing():
+        lost = sum(len(point.values) for point in missing.points)
+        what = format_count(lost, "figure") if lost else "params or tags"
+        raise UnavailableError(f"it has confirmed {what} of run {event.run}, but does not have them")
+
+
+def _without_refused(points: Sequence[Point], run: str, job_folder: Path) -> list[Point]:
+    refused = {
+        (name, point["step"], point["time_ms"])
+        for line in read_lines(job_folder / FOLDER / REFUSED_FILE)
+        if line["event"]["run"] == run
+        for point in line["event"].get("points", ())
+        for name in point["values"]
+    }
+    return without_figures(points, refused)
+
+
+def without_figures(points: Sequence[Point], known: Set[tuple[str, int, int]]) -> list[Point]:
+    """The points without figures that are known by name, step and time."""
+    left = []
+    for point in points:
+        values = {n: v for n, v in point.values.items() if (n, point.step, point.time_ms) not in known}
+        left += [replace(point, values=values)] if values else []
+    return left
 
 
 def _inside(job_folder: Path, path: str) -> Path:

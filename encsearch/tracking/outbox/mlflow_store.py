@@ -10,11 +10,17 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import Point
-from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, innermost
+from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, check_answer, innermost
 from encsearch.tracking.outbox.events import Ended, Started
-from encsearch.tracking.outbox.forward import EventRefusedError, GoneError, UnavailableError
+from encsearch.tracking.outbox.forward import (
+    EventRefusedError,
+    GoneError,
+    Missing,
+    UnavailableError,
+    without_figures,
+)
 
 KEY_TAG = "encsearch.record"
 TOO_LARGE = 413
@@ -30,19 +36,19 @@ class MlflowStore:
 
     def __init__(self, tracking: Tracking) -> None:
         self._client = tracking.client
-        self.shown_uri = without_secrets(tracking.uri)
+        self.shown_uri = without_user(tracking.uri)
         self.experiment_id = tracking.experiment_id
 
     def begin(self, event: Started, parent_id: str | None, known_id: str | None) -> str:
         with self._classify_failures(known_id):
             run_id = known_id or self._find(event.key) or self._create(event, parent_id)
-            if self._client.get_run(run_id).info.status != "RUNNING":
+            if self._get(run_id).info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
         return run_id
 
     def describe(self, run_id: str, event: Started) -> None:
         with self._classify_failures(run_id):
-            stored = self._client.get_run(run_id)
+            stored = self._get(run_id)
             self.tag(run_id, event.tags)
             if event.dataset:
                 digest = event.dataset.fingerprint[:MAX_DIGEST_LENGTH]
@@ -75,10 +81,27 @@ class MlflowStore:
         with self._classify_failures(run_id), _any_upload_failure_is_for_now():
             send(run_id, str(path), target or None)
 
+    def find_missing(self, run_id: str, params: Set[str], tags: Set[str], points: Sequence[Point]) -> Missing:
+        with self._classify_failures(run_id):
+            stored = self._get(run_id).data
+            known = {
+                (name, figure.step, figure.timestamp)
+                for name in {name for point in points for name in point.values} & stored.metrics.keys()
+                for figure in self._client.get_metric_history(run_id, name)
+            }
+        of_head = not (params <= stored.params.keys() and tags <= stored.tags.keys())
+        return Missing(of_head, tuple(without_figures(points, known)))
+
     def end(self, run_id: str, event: Ended) -> None:
         with self._classify_failures(run_id):
             self._client.set_terminated(run_id, event.status, event.time_ms)
             self._drop_twins(run_id)
+            check_answer(self._get(run_id).info.status == event.status)
+
+    def _get(self, run_id: str) -> Run:
+        run = self._client.get_run(run_id)
+        check_answer(run.info.run_id == run_id)
+        return run
 
     def _find(self, key: str) -> str | None:
         """Find the run that was begun before a crash; a deleted one only if there is no other."""
@@ -94,11 +117,12 @@ class MlflowStore:
             tags={**event.tags, **parent, KEY_TAG: event.key},
             run_name=event.run,
         )
+        check_answer(bool(run.info.run_id))
         return str(run.info.run_id)
 
     def _drop_twins(self, run_id: str) -> None:
         """Delete other runs of the same key: a hung server creates one from a request that was sent again."""
-        key = self._client.get_run(run_id).data.tags.get(KEY_TAG)
+        key = self._get(run_id).data.tags.get(KEY_TAG)
         for run in self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'"):
             if run.info.run_id != run_id:
                 self._client.delete_run(run.info.run_id)

@@ -6,6 +6,7 @@ sends notices too, which the job hands to it.
 """
 
 import json
+import logging
 import math
 import os
 import random
@@ -24,8 +25,8 @@ from threading import Thread
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from encsearch.errors import PreflightError, TrainingError, UserError, one_line
-from encsearch.redaction import without_secrets
+from encsearch.errors import PreflightError, TrainingError, UserError, guard_terminal, one_line
+from encsearch.redaction import without_secrets, without_user
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
     EventStore,
@@ -134,7 +135,7 @@ class Sender:
         Raises UserError when the record was begun in another store.
         """
         store = self.store()
-        begin_sending(job_folder, without_secrets(store.uri), store.experiment_id)
+        begin_sending(job_folder, without_user(store.uri), store.experiment_id)
         self._job_folder = job_folder.absolute()
         self._send_line(str(self._job_folder))
 
@@ -181,6 +182,7 @@ def main() -> None:
 
     A line on stdin is the job's folder, which wakes the sender, or a notice as JSON.
     """
+    guard_terminal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _time_is_over)
     signal.signal(signal.SIGTERM, _time_is_over)
@@ -198,6 +200,9 @@ def _forward(answers: TextIO) -> None:
     from encsearch.tracking.mlflow import connect
     from encsearch.tracking.outbox.mlflow_store import MlflowStore
 
+    # A failure of the store is one line, which this process writes; they write many, with tracebacks.
+    for library in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     _leave_deleted_folder()
     try:
         store = MlflowStore(connect())
@@ -235,7 +240,7 @@ class _Forwarder:
 
     def __init__(self, job_folder: Path, store: EventStore) -> None:
         self._job_folder, self._store = job_folder, store
-        self._failure = ""
+        self._failure, self._has_warned = "", False
         self._ends_s = math.inf
         self._failed_s = -math.inf
         self._notices: list[Thread] = []
@@ -284,7 +289,7 @@ class _Forwarder:
                 wait_s = 0.0 if self._send_chunk() else POLL_S
                 backoff_s = 0.0
                 if time.monotonic() - self._failed_s > MAX_BACKOFF_S:
-                    self._failure = ""
+                    self._end_failure()
                 if wait_s:
                     with self._limited():
                         next(siblings, None)
@@ -307,6 +312,7 @@ class _Forwarder:
         while True:
             try:
                 if not self._send_chunk():
+                    self._end_failure()
                     return
                 gives_up_s, backoff_s = time.monotonic() + patience_s, FLUSH_POLL_S
             except UnavailableError as error:
@@ -373,6 +379,11 @@ class _Forwarder:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def _end_failure(self) -> None:
+        if self._has_warned:
+            warn(f"MLflow at {self._store.shown_uri} takes the record again")
+        self._failure, self._has_warned = "", False
+
     def _warn_once(self, error: UnavailableError) -> None:
         """Warn once: an outage is one line, and so is a store that fails now and then."""
         if not self._failure:
@@ -380,6 +391,7 @@ class _Forwarder:
                 f"MLflow at {self._store.shown_uri} fails ({error}); the job goes on, "
                 "and its record is sent later"
             )
+            self._has_warned = True
         self._failure, self._failed_s = str(error), time.monotonic()
 
 

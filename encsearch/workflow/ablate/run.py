@@ -22,9 +22,9 @@ from statistics import fmean
 from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
-from encsearch.files import append_line, read_lines, write_whole
+from encsearch.files import append_line, read_lines, to_object, write_whole
 from encsearch.inference.bundle import checkpoint_model, read_bundle, write_bundle
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.report.ablation import PICTURE_FILE, WORDS_FILES, AblationStory, select_series, write_report
 from encsearch.reports import (
     REPORTS_FILE,
@@ -193,7 +193,10 @@ class _Observer:
         progress: Progress,
     ) -> None:
         self.failures: dict[str, str] = {}
-        self.results = [AblationResult(**line) for line in read_lines(folder / RESULTS_FILE)]
+        self.results = [
+            to_object(AblationResult, line, folder / RESULTS_FILE)
+            for line in read_lines(folder / RESULTS_FILE)
+        ]
         # The folder may have been moved since.
         self.parent = record.main or folder.name
         scored = {scoring.training for scoring in ablation.scorings if scoring.training}
@@ -402,7 +405,7 @@ def _summary(
         fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(tracking.uri),
+        tracking_uri=without_user(tracking.uri),
         experiment_id=tracking.experiment_id,
         run=trained[0].name,
         run_id=run_ids.get(trained[0].name),

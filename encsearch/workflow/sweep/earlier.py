@@ -6,7 +6,7 @@ from pathlib import Path
 
 from encsearch.config import Config, SearchConfig, find_active, flatten, require_search
 from encsearch.errors import UserError
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.search.study.proposals import Prior, recipe_prior
 from encsearch.search.study.study import Study, trials_at
 from encsearch.search.trials import Trial
@@ -113,7 +113,7 @@ def earlier_prior(source: Path, search: SearchConfig) -> Prior:
 
 def _read_trials(source: Path, place: StudyPlace, search: SearchConfig, option: str) -> tuple[Trial, ...]:
     database = os.environ.get(STORAGE_VARIABLE, "")
-    if place.storage and place.storage != without_secrets(database):
+    if place.storage and place.storage != without_user(database):
         raise UserError(f"{option} {source}: its study is in {place.storage}; set {STORAGE_VARIABLE} to that")
     journal = source / JOURNAL_FILE
     if not place.storage and not journal.exists():

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from encsearch.config import CONFIG_FILE, Config, load_config, require_search, to_yaml
-from encsearch.errors import PreflightError, UserError, one_line
-from encsearch.files import hold_lock, write_whole
-from encsearch.redaction import without_secrets
+from encsearch.errors import PreflightError, UserError
+from encsearch.files import hold_lock, read_object, write_whole
+from encsearch.redaction import without_user
 from encsearch.reports import STUDY_FILE
 from encsearch.search.study.storage import open_storage, repair_journal
 from encsearch.search.study.study import Study
@@ -64,7 +64,7 @@ def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier) -> Path
     place = StudyPlace(
         name=folder.name,
         fingerprint=fingerprint,
-        storage=without_secrets(database) if database else None,
+        storage=without_user(database) if database else None,
         warm_start=str(earlier.warm_start.absolute()) if earlier.warm_start else None,
         prior_from=str(earlier.prior_from.absolute()) if earlier.prior_from else None,
     )
@@ -75,11 +75,9 @@ def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier) -> Path
 def reopen(folder: Path) -> tuple[Config, StudyPlace]:
     """Read a sweep's recipe and study place. Raises UserError when `folder` is not a sweep's."""
     try:
-        place = StudyPlace(**json.loads((folder / STUDY_FILE).read_text(encoding="utf-8")))
+        place = read_object(folder / STUDY_FILE, StudyPlace)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not the folder of a sweep ({STUDY_FILE} is missing)") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / STUDY_FILE}: cannot be read ({one_line(error)})") from None
     config = load_config(folder / CONFIG_FILE)
     if config.search is None:
         raise UserError(f"{folder / CONFIG_FILE}: its search: block is missing; restore the file")
@@ -107,7 +105,7 @@ def open_study(config: Config, folder: Path, place: StudyPlace) -> Study:
     Raises PreflightError when the storage fails, or is not the one that the sweep was started in.
     """
     database = named_database()
-    shown = without_secrets(database) if database else None
+    shown = without_user(database) if database else None
     if shown != place.storage:
         raise PreflightError(
             f"{folder}: its study is in {place.storage or JOURNAL_FILE}, but {STORAGE_VARIABLE} is "

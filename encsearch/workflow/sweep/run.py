@@ -20,7 +20,7 @@ from encsearch.config import (
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.files import write_whole
-from encsearch.redaction import without_secrets
+from encsearch.redaction import without_user
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
@@ -244,7 +244,7 @@ def _run(
         fingerprint=store.fingerprint,
         store=config.data.store,
         split=config.data.val_split,
-        tracking_uri=without_secrets(pages.store.uri),
+        tracking_uri=without_user(pages.store.uri),
         experiment_id=pages.store.experiment_id,
         run=winner.name,
         run_id=run_ids.get(winner.name),

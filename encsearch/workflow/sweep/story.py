@@ -7,7 +7,7 @@ from pathlib import Path
 from encsearch.config import Config, to_yaml
 from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
-from encsearch.files import write_whole
+from encsearch.files import read_regular, write_whole
 from encsearch.report.page import render
 from encsearch.report.summary import FinalistSummary, SweepSummary, from_json, to_json
 from encsearch.runner.torch_process import TorchProcess
@@ -80,10 +80,10 @@ def write_story(
 def rewrite_report(folder: Path) -> Path:
     """Rewrite the report of a finished sweep from its `sweep.json`."""
     try:
-        story = from_json((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+        story = from_json(read_regular(folder / SWEEP_FILE).decode())
     except FileNotFoundError:
         raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
 
