@@ -115,7 +115,10 @@ def call_with_retries(uri: str, call: Callable[[], T]) -> T:
 def innermost(error: Exception) -> str:
     """Return the error's innermost message, which gives the cause, short and without secrets."""
     text = one_line(error, None)
-    cause = re.search(r"\[Errno[^\]]*\] [^'\")]*|timed? ?out|database is locked", text)
+    # Of a database, what SQLAlchemy has between the kind of error and the statement.
+    cause = re.search(
+        r"\[Errno[^\]]*\] [^'\")]*|timed? ?out|database is locked|(?<=Error\) )[^\[]+(?= \[SQL)", text
+    )
     return cause.group().strip(" :") if cause else text[:MAX_LENGTH]
 
 

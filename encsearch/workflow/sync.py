@@ -21,6 +21,7 @@ from encsearch.tracking.outbox.reaper import reap
 from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
 
 RETRY_S = 2.0
+SAY_S = 2.0  # between two lines that say how far it is
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _sync(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], 
 def _send(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
     """Send the events; return how many were sent, and why the others were not."""
     sent, failure = 0, ""
+    said_s = time.monotonic()
     while True:
         try:
             with sending_alone(job) as is_alone:
@@ -92,7 +94,9 @@ def _send(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], 
                     raise UnavailableError("another process is sending it")
                 while count := send_chunk(job, store):
                     sent += count
-                    say(f"{job}: {format_count(sent, 'event')} sent")
+                    if time.monotonic() - said_s > SAY_S:
+                        said_s = time.monotonic()
+                        say(f"{job}: {format_count(sent, 'event')} sent")
             return sent, ""
         except UserError as error:
             return sent, str(error)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encsearch.tracking.mlflow import innermost
 from tests.e2e.servers import DEFINITION, TrackingServer, server_command, server_variables
 from tests.e2e.shell import BIN, COMMAND_TIMEOUT_S, Shell, clean_environment
 
@@ -162,3 +163,11 @@ def test_it_does_not_start_without_its_secrets(server: TrackingServer, tmp_path:
     )
     assert done.returncode != 0
     assert missing in done.stdout + done.stderr
+
+
+def test_of_a_databases_error_the_cause_is_told() -> None:
+    told = (
+        "(raised as a result of Query-invoked autoflush; consider no_autoflush) (sqlite3.OperationalError) "
+        "database or disk is full [SQL: INSERT INTO metrics (a) VALUES (?)] [parameters: (1, )]"
+    )
+    assert innermost(Exception(told)) == "database or disk is full"
