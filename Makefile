@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help setup demo check unit test test-fast lint types contracts format lock clean
+.PHONY: help setup demo check unit test test-fast lint types contracts chaos format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
 
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
 	$(call run_tests,ray and fast,"not ray and fast")
+
+chaos: $(STAMP) ## faults at random moments in real trainings (as root, three quarters of an hour)
+	$(BIN)/python -m benchmarks.chaos
 
 format: $(STAMP) ## let ruff rewrite the formatting
 	$(BIN)/ruff check --fix .
