@@ -247,7 +247,10 @@ class Ground:
         for number, job in enumerate(jobs):
             if "Traceback" in job.said:
                 yield f"attempt {number} shows a traceback"
-            if job.process.returncode not in (0, 1, 3, 130, 143, -signal.SIGKILL):
+            # A signal to a job that has said its last word ends it as any program.
+            allowed = (0, 1, 3, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+            is_over = "next: encsearch promote" in job.said
+            if job.process.returncode not in allowed[: None if is_over else 6]:
                 yield f"attempt {number} ended with {job.process.returncode}"
         deadline = time.monotonic() + GONE_S
         while (left := jobs[0].processes()) and time.monotonic() < deadline:
