@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="of the runs and their logs; a temporary one if not given"
     )
-    parser.add_argument("--only", default="", help="part of a kind's name or mode")
+    parser.add_argument("--only", action="append", help="part of a kind's name or mode; may be given again")
     parser.add_argument("--tries", type=int, help="of each kind instead of its own number")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
         connect(f"sqlite:///{database}", "Default")
         ground = Ground(place, database)
         for number, (kind, count) in enumerate(kinds()):
-            if arguments.only not in f"{kind.name} {kind.mode}":
+            if arguments.only and not any(part in f"{kind.name} {kind.mode}" for part in arguments.only):
                 continue
             for moment in moments(arguments.tries or count, arguments.seed + number):
                 done = ground.run(kind, moment)

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError, RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
@@ -65,23 +66,6 @@ def run_ray_train(
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
     # Silenced, since Ray prints every worker's stack; people get one line from the TrainingError.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "config": to_json(config),
-            "folder": str(run_dir),
-            "key": key,
-            "is_watched": os.environ[PREEMPTION_WATCHER] == "1",
-        },
-        torch_config=ray.train.torch.TorchConfig(timeout_s=round(config.scaling.timeout_s)),
-        scaling_config=_to_ray_scaling(config.scaling),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(run_dir),
-            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures),
-            worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
-        ),
-    )
     silence_s = config.scaling.timeout_s / 4
     with (
         forwarding(spool, recorder),
@@ -89,11 +73,14 @@ def run_ray_train(
         _keep_interrupt(),
     ):
         try:
-            result = trainer.fit()
+            failure = _fit(config, run_dir, key)
         except TrainingFailedError as error:
             silence = describe_silence()
             raise TrainingError(_describe_failure(error) + (f"; {silence}" if silence else "")) from None
-    failure: str | None = result.return_value
+        except RayError as error:  # its head or this node's raylet is gone
+            raise TrainingError(
+                f"Ray is lost ({one_line(last_line(error))}); go on with `encsearch resume`"
+            ) from None
     if failure and failure.startswith(_TOLD_TO_END):
         raise NoticeError(failure.removeprefix(_TOLD_TO_END))
     if failure:
@@ -103,6 +90,45 @@ def run_ray_train(
         raise TrainingError(f"{run_dir}: the training ended without a report")
     best = best_report(reports, config.metric)
     return TrainingResult(reports, best, find_best(run_dir), time.monotonic() - started)
+
+
+def _fit(config: Config, run_dir: Path, key: str) -> str | None:
+    """Train by Ray, and return what the workers return.
+
+    Ray 2.60 starts lost workers again, but not its controller; here it is, as often as workers are.
+    """
+    max_failures = config.scaling.max_failures
+    for failures in range(max_failures + 1):
+        trainer = ray.train.torch.TorchTrainer(
+            _train_worker,
+            train_loop_config={
+                "config": to_json(config),
+                "folder": str(run_dir),
+                "key": key,
+                "is_watched": os.environ[PREEMPTION_WATCHER] == "1",
+            },
+            torch_config=ray.train.torch.TorchConfig(timeout_s=round(config.scaling.timeout_s)),
+            scaling_config=_to_ray_scaling(config.scaling),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=str(run_dir),
+                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                worker_runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
+            ),
+        )
+        try:
+            returned: str | None = trainer.fit().return_value
+        except RayActorError:
+            if failures == max_failures:
+                raise
+            logging.getLogger(__name__).warning(
+                "Ray's controller of the training is lost; another one starts (%d of %d)",
+                failures + 1,
+                max_failures,
+            )
+        else:
+            return returned
+    raise AssertionError("the last failure is raised")
 
 
 @contextmanager
