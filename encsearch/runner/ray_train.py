@@ -18,8 +18,10 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray._raylet import PlacementGroupID
 from ray.exceptions import RayActorError, RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import NoticeError, TrainingError, UserError, last_line, one_line
@@ -126,9 +128,21 @@ def _fit(config: Config, run_dir: Path, key: str) -> str | None:
                 failures + 1,
                 max_failures,
             )
+            _free_workers()
         else:
             return returned
     raise AssertionError("the last failure is raised")
+
+
+def _free_workers() -> None:
+    """Give back what the workers of a lost controller hold, on a Ray of this process.
+
+    Ray 2.60 has a process for that which asks the dashboard; such a Ray has none, and nothing else runs there.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        for number, group in placement_group_table().items():
+            if group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(number))))
 
 
 @contextmanager

@@ -107,13 +107,17 @@ Strike = Callable[[Job], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """`undo` comes before a resume; with `is_small_disk` the runs have a file system of their own."""
+    """`undo` comes before a resume; with `is_small_disk` the runs have a file system of their own.
+
+    `is_synced_after`: the job says that its record is to be sent by `encsearch sync`.
+    """
 
     name: str
     strike: Strike
     mode: Mode
     undo: Callable[[Job], None] | None = None
     is_small_disk: bool = False
+    is_synced_after: bool = False
 
 
 def signalled(sent: signal.Signals, name: str | None = None) -> Strike:
@@ -149,7 +153,15 @@ def kinds() -> list[tuple[Kind, int]]:
         (Kind("driver, SIGKILL", signalled(kill), "in process"), 10),
         (Kind("driver, SIGTERM", signalled(term), "in process"), 6),
         (Kind("driver, Ctrl-C", signalled(interrupt), "in process"), 3),
-        (Kind("sender of the record, SIGKILL", signalled(kill, "outbox.sender"), "in process"), 3),
+        (
+            Kind(
+                "sender of the record, SIGKILL",
+                signalled(kill, "outbox.sender"),
+                "in process",
+                is_synced_after=True,
+            ),
+            3,
+        ),
         (Kind("disk full", fill_disk, "in process", **disk), 6),
         (Kind("worker, SIGKILL", signalled(kill, "RayTrainWorker"), "2 workers"), 6),
         (Kind("worker, SIGSTOP", signalled(stop, "RayTrainWorker"), "2 workers"), 4),
@@ -228,6 +240,8 @@ class Ground:
                 jobs.append(job)
             if kind.undo:
                 kind.undo(job)
+            if kind.is_synced_after:
+                self._start(out, "sync", str(job.folder)).process.wait(ATTEMPT_TIMEOUT_S)
             done.faults += self._judge(jobs, kind.mode, saved)
         return done
 
