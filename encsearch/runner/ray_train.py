@@ -137,7 +137,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> str | None:
 def _free_workers() -> None:
     """Give back what the workers of a lost controller hold, on a Ray of this process.
 
-    Ray 2.60 has a process for that which asks the dashboard; such a Ray has none, and nothing else runs there.
+    Ray 2.60 has a process for that, which asks the dashboard; such a Ray has none, and runs nothing else.
     """
     if "RAY_ADDRESS" not in os.environ:
         for number, group in placement_group_table().items():
