@@ -52,6 +52,8 @@ MARK = "ENCSEARCH_CHAOS"  # in the environment of all that a try starts
 # Metrics whose names begin so are of the process.
 OF_THE_PROCESS = ("time/", "throughput/", "memory/", "resumed_from_step")
 ATTEMPTS, ATTEMPT_TIMEOUT_S, GONE_S, POLL_S = 4, 300, 30, 0.05
+# Moments below START are while the training starts, START_S seconds after its folder is made at most.
+START, START_S = 0.1, 6
 
 
 @dataclass
@@ -185,38 +187,31 @@ class Ground:
         if not (folder / "scenes").exists():
             self._shell.run(*STORE)
         self._expected: dict[Mode, tuple[str, list[Any]]] = {}
-        self._seconds: dict[Mode, float] = {}
         self._count = 0
 
-    def undisturbed(self, mode: Mode) -> float:
-        """Train once without a fault; returns the seconds from the first step to the last, about."""
+    def undisturbed(self, mode: Mode) -> None:
+        """Train once without a fault, and keep what that leaves."""
         if mode not in self._expected:
             with self._place(is_small_disk=False) as out:
                 job = self._start(out, "train", "../toy.yaml", *OPTIONS[mode], "--out", str(out))
-                while not job.reached():
-                    assert job.process.poll() is None, job.said
-                    time.sleep(POLL_S)
-                began = time.monotonic()
                 assert job.process.wait(ATTEMPT_TIMEOUT_S) == 0, job.said
-                self._seconds[mode] = time.monotonic() - began
                 assert job.folder
                 self._expected[mode] = _left(job.folder)
-        return self._seconds[mode]
 
     def run(self, kind: Kind, moment: float) -> Try:
-        """Disturb a training at `moment`, a part of its time in [0, 1), and bring it to its end."""
+        """Disturb a training at `moment`, a part of its steps, below START of its start; bring it to its end."""
         done = Try(kind.name, kind.mode)
-        whole_s = self.undisturbed(kind.mode)
+        self.undisturbed(kind.mode)
         with self._place(is_small_disk=kind.is_small_disk) as out:
             arguments = ("train", "../toy.yaml", *OPTIONS[kind.mode], "--out", str(out))
             job = self._start(out, *arguments)
             while not job.folder:
                 assert job.process.poll() is None, job.said
                 time.sleep(POLL_S)
-            if moment > 0.1:  # else while it starts
-                while not job.reached() and job.process.poll() is None:
-                    time.sleep(POLL_S)
-            time.sleep(moment * whole_s)
+            if moment < START:
+                time.sleep(moment / START * START_S)
+            while moment >= START and job.reached() < moment * EPOCHS * STEPS and job.process.poll() is None:
+                time.sleep(POLL_S)
             saved, lines = job.reached(), len(_reports(job.folder))
             struck = time.monotonic()
             try:
