@@ -199,7 +199,7 @@ class Ground:
                 self._expected[mode] = _left(job.folder)
 
     def run(self, kind: Kind, moment: float) -> Try:
-        """Disturb a training at `moment`, a part of its steps, below START of its start; bring it to its end."""
+        """Disturb a training at `moment`, a part of its steps or (below START) of its start, and end it."""
         done = Try(kind.name, kind.mode)
         self.undisturbed(kind.mode)
         with self._place(is_small_disk=kind.is_small_disk) as out:
