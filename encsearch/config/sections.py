@@ -384,8 +384,8 @@ class ScalingConfig(Section):
     def _read_range(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(given := values.get("num_workers"), Mapping):
             return values
-        if given.keys() != {"min", "max"}:
-            raise ValueError("num_workers takes a number, or min and max")
+        if given.keys() != {"min", "max"} or values.get("min_workers") is not None:
+            raise ValueError("num_workers takes a number, or min and max without min_workers beside it")
         return {**values, "num_workers": given["max"], "min_workers": given["min"]}
 
     @model_validator(mode="after")

@@ -57,12 +57,6 @@ class Config(Section):
     ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
-    def _only_a_training_is_elastic(self) -> "Config":
-        if self.scaling.min_workers and self.search:
-            raise ValueError("scaling.min_workers is for a training; the trials of a search have num_workers")
-        return self
-
-    @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
         for workers in _worker_counts(self):
             size = self.train.global_batch_size
@@ -79,7 +73,7 @@ class Config(Section):
         crop, stride, head = self.augment.crop_size, self.model.output_stride, self.model.head
         synchronised = self.scaling.gpus_per_worker > 0 and self.train.sync_bn == "auto"
         lonely = 1 if synchronised else max(_worker_counts(self))
-        if self.train.global_batch_size > lonely:
+        if self.train.global_batch_size > lonely and self._fewest_images(synchronised) > 1:
             return self
         if crop and max(crop) <= stride:
             raise ValueError(
@@ -96,6 +90,16 @@ class Config(Section):
                 )
             case "fcn" | "unet" | "refinenet":
                 return self
+
+    def _fewest_images(self, synchronised: bool) -> int:
+        """The least images that batch norm sees at once, over all numbers of workers of an elastic training."""
+        size, most = self.train.global_batch_size, self.scaling.num_workers
+        fewest = size
+        for workers in range(self.scaling.min_workers or most, most + 1):
+            largest, micro = -(-size // workers), -(-size // most)
+            parts = 1 if self.loss.ohem_threshold is not None else -(-largest // micro)
+            fewest = min(fewest, size // workers // parts * (workers if synchronised else 1))
+        return fewest
 
     @model_validator(mode="after")
     def _space_fits(self) -> "Config":

@@ -260,7 +260,8 @@ def _describe_workers(config: Config) -> str:
         return ""
     synchronised = scaling.gpus_per_worker > 0 and config.train.sync_bn == "auto"
     norm = "over all together" if synchronised else "in each alone"
-    return f" on {format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
+    fewest = f"{scaling.min_workers} to " if scaling.min_workers else ""
+    return f" on {fewest}{format_count(scaling.num_workers, 'worker')}, batch norm {norm}"
 
 
 def _describe_loss(config: Config) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""A notice to end: SIGTERM, as a spot machine, Slurm or Kubernetes sends it before a machine goes."""
+"""A notice to end: SIGTERM, as a spot machine, Slurm or Kubernetes sends it before a machine goes.
+
+It is for the driver. A signal to all processes of a job, as of a process group or a control group, ends a Ray
+of its own too, which then saves nothing.
+"""
 
 import os
 import signal

@@ -82,10 +82,11 @@ def rehearse_session(*, needs: ScalingConfig) -> Iterator[None]:
 
 def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> str | None:
     """What the cluster lacks for one training, with both numbers; None if the training fits."""
+    least = needs.min_workers or needs.num_workers
     for name, each in _list_worker_needs(needs).items():
-        needed, present = needs.num_workers * each, resources.get(name, 0)
+        needed, present = least * each, resources.get(name, 0)
         if needed > present:
-            workers = f"{format_count(needs.num_workers, 'worker')} x {format_number(each)}"
+            workers = f"{format_count(least, 'worker')} x {format_number(each)}"
             return f"{format_count(needed, name)} ({workers}), but the cluster has {format_number(present)}"
     return None
 

@@ -107,7 +107,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> str | None:
                 "config": to_json(config),
                 "folder": str(run_dir),
                 "key": key,
-                "is_watched": os.environ[PREEMPTION_WATCHER] == "1",
+                "is_watched": os.environ.get(PREEMPTION_WATCHER) == "1",
             },
             torch_config=ray.train.torch.TorchConfig(timeout_s=round(config.scaling.timeout_s)),
             scaling_config=_to_ray_scaling(config.scaling),

@@ -147,7 +147,8 @@ def drop_checkpoints(folder: Path) -> None:
     for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
         hidden = folder / f".{path.name}"
         shutil.rmtree(hidden, ignore_errors=True)
-        path.rename(hidden)
+        with suppress(FileNotFoundError):  # a process that was told to stop has replaced it meanwhile
+            path.rename(hidden)
     for hidden in folder.glob(f".{CHECKPOINT_PREFIX}*"):
         shutil.rmtree(hidden, ignore_errors=True)
 

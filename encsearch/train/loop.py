@@ -147,6 +147,7 @@ def fit(
     Raises TrainingError at too many non-finite gradients, on every rank at the same step.
     """
     moments = Moments(
+        first_step=state.step,
         every_steps=plan.save_steps,
         every_minutes=plan.save_minutes,
         notice=plan.notice,
@@ -457,10 +458,24 @@ class _Epoch:
         else:
             part = parts[0]
             self._curve.take_up([part["sums"] for part in parts], plan.device)
+            averages = _average_buffers([part["buffers"] for part in parts])
+            self._state.model.load_state_dict(averages, strict=False)
+            lines = [line for part in parts for line in part["health"]["lines"]]
+            part = {**part, "health": {**part["health"], "lines": lines if plan.rank == 0 else []}}
             if plan.rank > 0:
                 self._curve.clear()
         self._health.take_up(part["health"])
         self._rate = self._curve.last_rate
+
+
+def _average_buffers(of_ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The means of the ranks' statistics; counts are the same on all."""
+    return {
+        name: torch.stack([buffers[name] for buffers in of_ranks]).mean(dim=0)
+        if first.is_floating_point()
+        else first
+        for name, first in of_ranks[0].items()
+    }
 
 
 def _set_rate(state: TrainState, plan: Plan) -> float:

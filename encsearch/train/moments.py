@@ -23,8 +23,9 @@ class Moment(Enum):
 
 
 class Moments:
-    """Asked after each step; nothing that it answers changes what is trained.
+    """Asked after each step from `first_step` on; nothing that it answers changes what is trained on a CPU.
 
+    On a GPU a step that is skipped puts batch norm's statistics back to those of the last moment at most.
     `every_steps` counts from the first step of the training, `every_minutes` from the last saved state by the
     clock of any rank; None: never. `notice` says whether this rank was told to end, `preempted` whether the
     state is to be saved at once.
@@ -33,6 +34,7 @@ class Moments:
     def __init__(
         self,
         *,
+        first_step: int,
         every_steps: int | None,
         every_minutes: float | None,
         notice: Callable[[], bool],
@@ -44,7 +46,7 @@ class Moments:
         self._notice, self._preempted = notice, preempted
         self._device, self._world_size = device, world_size
         self._saved_s = self._agreed_s = time.monotonic()
-        self._agreed_step = self._next_step = 0
+        self._agreed_step = self._next_step = first_step
 
     def saved(self) -> None:
         """The state was saved otherwise, at the end of an epoch."""
@@ -54,7 +56,7 @@ class Moments:
         """What to do after step number `step`; every rank asks, and gets the same answer."""
         moment = Moment.SAVE if self._every_steps and step % self._every_steps == 0 else None
         # With one rank there is nobody to agree with, so a notice is seen at once.
-        if self._world_size == 1 or step >= self._next_step:
+        if step >= self._next_step or (self._world_size == 1 and self._notice()):
             moment = self._agree(step) or moment
         if moment:
             self.saved()
@@ -71,9 +73,11 @@ class Moments:
             is_due |= now_s - self._saved_s >= 60 * self._every_minutes
         step_s = (now_s - self._agreed_s) / max(1, step - self._agreed_step)
         ends, due, slowest_s = self._exchange(float(self._notice()), float(is_due), step_s)
+        # From the slowest rank's time: all come to the same next step. Steps may become slow, so the way
+        # to the next agreement at most doubles.
+        longest = 2 * max(1, step - self._agreed_step)
+        self._next_step = step + min(max(1, int(AGREE_S / max(slowest_s, 1e-6))), longest)
         self._agreed_s, self._agreed_step = now_s, step
-        # From the slowest rank's time: all come to the same next step.
-        self._next_step = step + max(1, int(AGREE_S / max(slowest_s, 1e-6)))
         if ends:
             return Moment.END
         return Moment.SAVE if due else None

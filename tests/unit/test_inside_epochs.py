@@ -132,6 +132,7 @@ def test_ranks_agree_when_to_look_up_from_their_work(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Moments, "_exchange", exchange)
     one = Moments(
+        first_step=5000,  # of a training that goes on
         every_steps=None,
         every_minutes=None,
         notice=no_notice,
@@ -140,13 +141,33 @@ def test_ranks_agree_when_to_look_up_from_their_work(monkeypatch: pytest.MonkeyP
         world_size=2,
     )
     ends = []
-    for step in range(1, 60):
+    for step in range(5001, 5060):
         clock[0] += 0.1
         if one.after(step) is Moment.END:
             ends.append(step)
             break
-    assert ends == [51], "the first time that the ranks spoke after the notice at 5 s"
+    assert ends == [5051], "the first time that the ranks spoke after the notice at 5 s"
     assert len(seen) == 26, "every other step: once a second by the slower rank's half second"
+
+
+def test_steps_that_become_slow_do_not_silence_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(moments.time, "monotonic", lambda: clock[0])
+    agreed = []
+    monkeypatch.setattr(Moments, "_exchange", lambda self, *values: [agreed.append(values), *values][1:])
+    one = Moments(
+        first_step=0,
+        every_steps=None,
+        every_minutes=None,
+        notice=no_notice,
+        preempted=no_notice,
+        device=torch.device("cpu"),
+        world_size=2,
+    )
+    for step in range(1, 200):
+        clock[0] += 1e-5
+        one.after(step)
+    assert 6 <= len(agreed) <= 9, "after 1, 3, 7, 15, ... steps"
 
 
 @pytest.fixture

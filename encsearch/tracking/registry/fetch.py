@@ -51,7 +51,7 @@ def _unfinished(folder: Path) -> Unfinished:
     found = unfinished_model(folder)
     if found is None:
         raise UserError(
-            f"{folder}: the training has no whole checkpoint; go on with `encsearch resume {folder}`"
+            f"{folder}: no epoch of the training is complete; go on with `encsearch resume {folder}`"
         )
     return found
 
