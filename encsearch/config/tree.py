@@ -92,7 +92,7 @@ class Config(Section):
                 return self
 
     def _fewest_images(self, synchronised: bool) -> int:
-        """The least images that batch norm sees at once, over all numbers of workers of an elastic training."""
+        """The least images that batch norm sees at once, with any number of an elastic training's workers."""
         size, most = self.train.global_batch_size, self.scaling.num_workers
         fewest = size
         for workers in range(self.scaling.min_workers or most, most + 1):

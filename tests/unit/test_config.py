@@ -321,3 +321,18 @@ def test_written_configuration_does_not_depend_on_the_presets(tmp_path: Path) ->
     read = load_config(tmp_path / "config.yaml")
     assert read.model == config.model
     assert read.model.model_fields_set >= {"aggregate", "scaling", "auxiliary"}
+
+
+def test_a_range_of_workers_is_two_fields_and_batch_norm_must_have_values_with_any_of_them(
+    recipe: Path,
+) -> None:
+    elastic = load_config(recipe, ["scaling.num_workers={min: 1, max: 4}", "train.global_batch_size=8"])
+    assert (elastic.scaling.min_workers, elastic.scaling.num_workers) == (1, 4)
+    pooled = ["model.head=pspnet", "model.context=none", "loss.se_weight=0", "train.global_batch_size=8"]
+    load_config(recipe, [*pooled, "scaling.num_workers=4"])
+    with pytest.raises(UserError, match="head=pspnet pools an image to one value"):  # 3 workers: 2 parts of 3
+        load_config(recipe, [*pooled, "scaling.num_workers={min: 1, max: 4}"])
+    with pytest.raises(UserError, match="min_workers=3 is more than num_workers=2"):
+        load_config(recipe, ["scaling.num_workers={min: 3, max: 2}", "train.global_batch_size=8"])
+    with pytest.raises(UserError, match="takes a number, or min and max"):
+        load_config(recipe, ["scaling.num_workers={least: 1, max: 2}"])
