@@ -9,13 +9,13 @@ At the end: what a training leaves (`TrainingResult`), and what a finished job s
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from encsearch.errors import NoticeError, UserError
+from encsearch.errors import NoticeError, TrainingError, UserError
 from encsearch.files import append_line, lines_after, read_object, to_object
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -88,10 +88,12 @@ def recording(recorder: Recorder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, NoticeError):
-        recorder.close("KILLED")
+        with suppress(OSError, TrainingError):  # what ended the block is what people are told
+            recorder.close("KILLED")
         raise
     except BaseException:
-        recorder.close("FAILED")
+        with suppress(OSError, TrainingError):  # as of a disk that is still full
+            recorder.close("FAILED")
         raise
     recorder.close("FINISHED")
 

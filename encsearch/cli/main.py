@@ -1,5 +1,6 @@
 """`encsearch`: the table of commands; errors become one line and an exit code."""
 
+import errno
 import importlib
 import signal
 import sys
@@ -11,6 +12,8 @@ import click
 from encsearch import __version__
 from encsearch.cli.console import say
 from encsearch.errors import NoticeError, TrainingError, UserError, guard_terminal
+
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 # name: (module, help). The module is imported when its command runs, so `--help` stays instant.
 COMMANDS = {
@@ -99,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(f"terminated, {error}")
         code = 128 + signal.SIGTERM
     except OSError as error:
-        if error.filename is None:  # a bug: what a person can mend has a path
-            raise
-        say(f"error: {error.filename}: cannot be used ({error.strerror})".replace("\n", "\\n"))
+        if error.filename is None and error.errno not in OF_A_DISK:
+            raise  # a bug: what else a person can mend has a path
+        place = error.filename or "a file"
+        say(f"error: {place}: cannot be used ({error.strerror})".replace("\n", "\\n"))
         code = TrainingError.exit_code
     except (KeyboardInterrupt, click.Abort):
         say("interrupted" if received == signal.SIGINT else "terminated")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.config import Config
-from encsearch.errors import NoticeError, UserError
+from encsearch.errors import NoticeError, StorageError, UserError
 from encsearch.files import write_whole
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind
 from encsearch.search.budget.keeper import SweepProgress
@@ -60,9 +60,9 @@ class Progress(Protocol):
 
 @contextmanager
 def report_resume(folder: Path, progress: Progress) -> Iterator[None]:
-    """Say how the job continues when Ctrl-C or a notice ends it."""
+    """Say how the job continues when Ctrl-C, a notice or a full disk ends it."""
     try:
         yield
-    except (KeyboardInterrupt, NoticeError):
+    except (KeyboardInterrupt, NoticeError, StorageError):
         progress.say(f"continue with `encsearch resume {folder}`")
         raise
