@@ -98,8 +98,10 @@ class Job:
         return [process for process in psutil.process_iter() if _mark_of(process) == self.mark]
 
     def find(self, name: str) -> psutil.Process | None:
-        """One of its processes by a part of its title."""
-        found = [process for process in self.processes() if name in _title(process)]
+        """One of its processes by the name of its program, or else by a part of its title."""
+        running = self.processes()
+        found = [process for process in running if process.name() == name]
+        found = found or [process for process in running if name in _title(process)]
         return found[-1] if found else None
 
 
@@ -171,7 +173,7 @@ def kinds() -> list[tuple[Kind, int]]:
         (Kind("controller, SIGKILL", signalled(kill, "TrainController"), "2 workers"), 4),
         (Kind("driver, SIGKILL", signalled(kill), "2 workers"), 4),
         (Kind("driver, SIGTERM", signalled(term), "2 workers"), 4),
-        (Kind("raylet, SIGKILL", signalled(kill, "raylet/raylet"), "2 workers"), 3),
+        (Kind("raylet, SIGKILL", signalled(kill, "raylet"), "2 workers"), 3),
         (Kind("GCS, SIGKILL", signalled(kill, "gcs_server"), "2 workers"), 3),
         (Kind("disk full", fill_disk, "2 workers", **disk), 3),
     ]
