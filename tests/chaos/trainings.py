@@ -229,6 +229,8 @@ class Ground:
             while not (job.folder and (job.folder / "run.json").exists()) and len(jobs) < ATTEMPTS:
                 if kind.undo:
                     kind.undo(job)
+                if len(jobs) == 1 and job.reached() == EPOCHS * STEPS:
+                    saved = 0  # the workers have trained to the end without the driver
                 began = time.monotonic()
                 command = ("resume", str(job.folder)) if job.folder else arguments
                 job = self._start(out, *command)
