@@ -73,7 +73,7 @@ def test_only_a_sweeps_folder_is_resumed(tmp_path: Path, place: Path) -> None:
     with pytest.raises(UserError, match="not the folder of a sweep"):
         resume(tmp_path / "none", [], 0, LineProgress())
     (place / "study.json").write_text("{")
-    with pytest.raises(UserError, match=r"study.json: cannot be read"):
+    with pytest.raises(UserError, match=r"study.json: damaged"):
         resume(place, [], 0, LineProgress())
 
 
