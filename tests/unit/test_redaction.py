@@ -266,7 +266,7 @@ def test_what_is_short_or_common_or_no_secret_stays(monkeypatch: pytest.MonkeyPa
         "DB_PASSWORD": "train",
         "GOOGLE_APPLICATION_CREDENTIALS": str(file),
         "RAY_AUTH_TOKEN_PATH": "/home/me/token-file",
-        "PWD": "/work/project",
+        "PWD": "/home/me/project",
         "MONKEY": "bananas",
         "SITE_PASSWORD": "hedgehog",
         "MLFLOW_TRACKING_URI": "http://tracker:5000/runs/a@b",
@@ -274,7 +274,7 @@ def test_what_is_short_or_common_or_no_secret_stays(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     text = (
         f"train on mlflow with token-mode, True, token and 123456; {file}, /home/me/token-file, "
-        "/work/project, bananas; hedgehogs; http://tracker:5000/runs/a@b"
+        "/home/me/project, bananas; hedgehogs; http://tracker:5000/runs/a@b"
     )
     assert without_secrets(text) == text
 
