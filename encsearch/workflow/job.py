@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -59,10 +59,10 @@ class Progress(Protocol):
 
 
 @contextmanager
-def report_resume(folder: Path, progress: Progress) -> Iterator[None]:
+def report_resume(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Say how the job continues when Ctrl-C, a notice or a full disk ends it."""
     try:
         yield
     except (KeyboardInterrupt, NoticeError, StorageError):
-        progress.say(f"continue with `encsearch resume {folder}`")
+        say(f"continue with `encsearch resume {folder}`")
         raise

@@ -137,7 +137,7 @@ def _run(
         artifacts=folder / "artifacts",
         follow=lambda report: progress.epoch(config.name, report, config),
     )
-    with recording(recorder), report_resume(folder, progress):
+    with recording(recorder), report_resume(folder, progress.say):
         run = run_local if in_process else _ray_runner()
         with sigterm_notice() as notice:
             result = run(config, folder / CHECKPOINTS, recorder, notice)

@@ -59,7 +59,7 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, new_folder, write_summary
+from encsearch.workflow.job import Progress, new_folder, report_resume, write_summary
 from encsearch.workflow.recorder import start_recorder, start_run
 
 
@@ -151,7 +151,7 @@ def _train_and_compare(
         f"ablation of {config.name}: {len(missing)} of {len(ablation.trainings)} trainings to run; "
         f"files in {folder}"
     )
-    with recording(parent):
+    with recording(parent), report_resume(folder, observer.say):
         observer.settle(ablation)
         if missing:
             trials = folder / "trials"

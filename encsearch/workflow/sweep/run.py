@@ -189,7 +189,7 @@ def _run(
     with own_record(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
-        with recording(parent), report_resume(folder, progress):
+        with recording(parent), report_resume(folder, progress.say):
             observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
