@@ -18,9 +18,8 @@ GRACE_S = 25
 def sigterm_notice() -> Iterator[Callable[[], bool]]:
     """In the block the first SIGTERM only makes the yielded function return True.
 
-    A second one, and the end of GRACE_S, do what SIGTERM did before; so does the end of the block, if nobody has
-    heeded the first. Outside of the main thread, which alone
-    hears of signals, nothing changes.
+    A second one, the end of GRACE_S, and the end of the block if nobody has heeded the first, do what SIGTERM
+    did before. Outside of the main thread, which alone hears of signals, nothing changes.
     """
     given = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -23,29 +23,44 @@ def _terminates() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+def work(notices: int, heeds: bool) -> list[bool]:
+    """Be told so often, and say after each whether that was heard."""
+    heard = []
+    with sigterm_notice() as notice:
+        heard.append(notice())
+        for _ in range(notices):
+            signal.raise_signal(signal.SIGTERM)
+            heard.append(notice())
+        told.extend(heard)
+        if heeds:
+            raise NoticeError("saved")
+    return heard
+
+
+told: list[bool] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told() -> None:
+    told.clear()
+
+
 def test_a_notice_that_is_heeded_is_all_that_happens() -> None:
-    with pytest.raises(NoticeError), sigterm_notice() as notice:
-        assert not notice()
-        signal.raise_signal(signal.SIGTERM)
-        assert notice()
-        raise NoticeError("saved")
+    with pytest.raises(NoticeError):
+        work(1, heeds=True)
+    assert told == [False, True]
 
 
-def test_a_notice_that_comes_too_late_to_be_heeded_ends_the_process_after_the_block() -> None:
-    reached = False
-    with pytest.raises(TerminatedError), sigterm_notice():
-        signal.raise_signal(signal.SIGTERM)
-        reached = True
-    assert reached
+def test_one_that_comes_too_late_to_be_heeded_ends_the_process_after_the_block() -> None:
+    with pytest.raises(TerminatedError):
+        work(1, heeds=False)
+    assert told == [False, True]
 
 
 def test_a_second_one_ends_it_at_once() -> None:
-    reached = False
-    with pytest.raises(TerminatedError), sigterm_notice():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        reached = True
-    assert not reached
+    with pytest.raises(TerminatedError):
+        work(2, heeds=True)
+    assert told == [], "the block was left within"
 
 
 def test_without_one_nothing_changes() -> None:
