@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -162,17 +162,14 @@ def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s:
     if before is None or before.pulse != pulse:
         if before and before.pulse["pid"] != pulse["pid"]:
             if rank == 0:  # all start again together
-                log.warning("%s again, rank 0 on node %s", _count(pulse), pulse["node"])
+                workers = format_count(pulse["world_size"], "worker")
+                log.warning("%s started again, rank 0 on node %s", workers, pulse["node"])
         elif before and before.is_reported:
             log.warning("rank %d on node %s answers again", rank, pulse["node"])
         heard[rank] = _Heard(rank, pulse, time.monotonic())
     elif before.silent_s > silence_s and not before.is_reported:
         before.is_reported = True
         log.warning(before.describe())
-
-
-def _count(pulse: Mapping[str, Any]) -> str:
-    return f"{format_count(pulse['world_size'], 'worker')} started"
 
 
 def _is_told(training: str) -> bool:

@@ -98,7 +98,7 @@ class RankTraining:
                 self._reports.append(report)
                 self._together(partial(self._save, writer, report, settles=self._settles))
                 yield report
-            self._together(writer.wait if writer else _do_nothing)
+            self._together(lambda: writer.wait() if writer else None)
         finally:
             if writer:
                 writer.close()
@@ -183,7 +183,3 @@ class RankTraining:
         if up_to:
             return best_report(up_to, self._metric).step
         return None if step < steps_per_epoch else -1
-
-
-def _do_nothing() -> None:
-    pass

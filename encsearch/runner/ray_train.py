@@ -40,7 +40,8 @@ from encsearch.train.checkpoint_files import find_best
 from encsearch.train.experiment import build
 from encsearch.train.moments import no_notice
 
-_TOLD_TO_END = "told to end: "  # before what a worker returns after a notice
+WhyNot = NoticeError | TrainingError | UserError
+"""Why a worker goes no further; another attempt would end in the same way."""
 
 
 def run_ray_train(
@@ -83,10 +84,10 @@ def run_ray_train(
             raise TrainingError(
                 f"Ray is lost ({one_line(last_line(error))}); go on with `encsearch resume`"
             ) from None
-    if failure and failure.startswith(_TOLD_TO_END):
-        raise NoticeError(failure.removeprefix(_TOLD_TO_END))
+    if isinstance(failure, NoticeError):
+        raise failure
     if failure:
-        raise TrainingError(failure)
+        raise TrainingError(one_line(failure, None))
     reports = tuple(distinct_reports(spool))
     if not reports:
         raise TrainingError(f"{run_dir}: the training ended without a report")
@@ -94,7 +95,7 @@ def run_ray_train(
     return TrainingResult(reports, best, find_best(run_dir), time.monotonic() - started)
 
 
-def _fit(config: Config, run_dir: Path, key: str) -> str | None:
+def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
     """Train by Ray, and return what the workers return.
 
     Ray 2.60 starts lost workers again, but not its controller; here it is, as often as workers are.
@@ -119,7 +120,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> str | None:
             ),
         )
         try:
-            returned: str | None = trainer.fit().return_value
+            returned: WhyNot | None = trainer.fit().return_value
         except RayActorError:
             if failures == max_failures:
                 raise
@@ -186,7 +187,7 @@ class _Preemption:
         return is_new
 
 
-def _train_worker(arguments: dict[str, Any]) -> str | None:
+def _train_worker(arguments: dict[str, Any]) -> "WhyNot | None":
     """Train one rank; returns why the training cannot go on, or None at its end.
 
     What would come again on every rank is returned, not raised: Ray would retry.
@@ -207,10 +208,8 @@ def _train_worker(arguments: dict[str, Any]) -> str | None:
             training.begin()
             for _ in training.reports():
                 pass
-        except NoticeError as error:
-            return f"{_TOLD_TO_END}{error}"
-        except (TrainingError, UserError) as error:
-            return one_line(error, None)
+        except (NoticeError, TrainingError, UserError) as error:
+            return error
     return None
 
 

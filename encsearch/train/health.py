@@ -60,16 +60,16 @@ class Health:
             self._recent.clear()
             return None
         _copy(self._buffers, self._kept)
-        bad = [(step, ids) for step, ids, is_bad in self._recent if is_bad]
-        self._lines += [f"step {step}: {', '.join(ids)}" for step, ids in bad]
+        bad = [(number, ids) for number, ids, is_bad in self._recent if is_bad]
+        self._lines += [f"step {number}: {', '.join(ids)}" for number, ids in bad]
         self._known = found
         self._recent.clear()
         if found <= self._limit:
             return None
-        first, ids = bad[-1]
+        last, ids = bad[-1]
         steps = f"{found} steps" if found > 1 else "the step"
         return (
-            f"non-finite gradient in {steps} of this epoch up to step {first}, whose samples are "
+            f"non-finite gradient in {steps} of this epoch up to step {last}, whose samples are "
             f"{format_list(self._all_ids(ids))}"
         )
 

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
 from encsearch.data.store import Store
-from encsearch.errors import UserError, one_line
-from encsearch.files import read_regular, write_whole
+from encsearch.errors import UserError
+from encsearch.files import read_object, write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_user
 from encsearch.reports import (
@@ -45,6 +44,14 @@ class Trained:
     result: TrainingResult
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What a resume needs besides the recipe."""
+
+    fingerprint: str
+    in_process: bool
+
+
 def train(config: Config, out: Path, progress: Progress, *, in_process: bool = False) -> Trained:
     """Train, record in MLflow, and keep the best checkpoint as a bundle in a new folder below `out`.
 
@@ -59,9 +66,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         sender.store()
         folder = new_folder(out, config.name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
-        # What a resume needs besides the recipe.
-        begun = {"fingerprint": store.fingerprint, "in_process": in_process}
-        write_whole(folder / BEGUN_FILE, json.dumps(begun) + "\n")
+        begun = _Begun(store.fingerprint, in_process)
+        write_whole(folder / BEGUN_FILE, json.dumps(asdict(begun)) + "\n")
         steps = format_count(found.steps_per_epoch, "step")
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
@@ -75,12 +81,12 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     Raises UserError for a folder that is not a training's, for a change that would make it another training,
     and while another process trains there; PreflightError when the data has changed.
     """
-    begun = _read_begun(folder)
+    begun = read_object(folder / BEGUN_FILE, _Begun)
     config = changed_config(folder, overrides)
     store = open_store(config)
     found = preflight(config, store, folder)
-    check_same_data(config, store, begun["fingerprint"])
-    with run_sender() as sender, _session(config, begun["in_process"]):
+    check_same_data(config, store, begun.fingerprint)
+    with run_sender() as sender, _session(config, begun.in_process):
         sender.store()
         with own_record(folder, sender.root) as record:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -90,7 +96,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"training {config.name} goes on: {format_count(done)} of {epochs} of "
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
-            result = _run(config, store, folder, record, sender, progress, in_process=begun["in_process"])
+            result = _run(config, store, folder, record, sender, progress, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
 
 
@@ -105,15 +111,6 @@ def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
             "train.checkpoint_every. can be changed now"
         )
     return config
-
-
-def _read_begun(folder: Path) -> dict[str, Any]:
-    path = folder / BEGUN_FILE
-    try:
-        begun: dict[str, Any] = json.loads(read_regular(path))
-        return {"fingerprint": str(begun["fingerprint"]), "in_process": bool(begun["in_process"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
 def _run(

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from encsearch.config import ScalingConfig, from_json
-from encsearch.errors import StorageError
+from encsearch.errors import NoticeError, StorageError, one_line
 from encsearch.reports import Report
 from encsearch.search.trials import ENDS_ALL, LATENCY, SAVED
 
@@ -74,15 +74,16 @@ class TrialTrainable(tune.Trainable):
             return {**self._origin, LATENCY: _call(self._workers[:1], "latency_ms")[0]}
         if not self._ready:
             results = _call(self._workers, "step")
-            failure = next((result for result in results if isinstance(result, str)), None)
-            if failure:
-                return {**self._origin, "failure": failure, "done": True}
-            if storage := next((result for result in results if isinstance(result, StorageError)), None):
-                return {**self._origin, ENDS_ALL: str(storage)}
-            if results[0] is None:
-                time.sleep(SAVED_S)  # Tune asks again at once
-                return {**self._origin, SAVED: True}
-            self._ready.append(results[0])
+            match next((result for result in results if not isinstance(result, Report)), results[0]):
+                case Report() as report:
+                    self._ready.append(report)
+                case NoticeError():
+                    time.sleep(SAVED_S)  # Tune asks again at once
+                    return {**self._origin, SAVED: True}
+                case StorageError() as error:
+                    return {**self._origin, ENDS_ALL: str(error)}
+                case error:
+                    return {**self._origin, "failure": one_line(error, None), "done": True}
         report = self._ready.popleft()
         return {
             **self._origin,

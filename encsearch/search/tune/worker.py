@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from encsearch.config import from_json
-from encsearch.errors import NoticeError, StorageError, TrainingError, UserError, one_line
+from encsearch.errors import NoticeError, TrainingError, UserError, one_line
 from encsearch.reports import Report
 from encsearch.runner.hardware import describe_hardware, latency_ms
 from encsearch.runner.pulse import listen
@@ -104,17 +104,15 @@ class TrialWorker:
         self._reports = training.reports()
         return Built(hardware, reports=reports)
 
-    def step(self) -> Report | str | StorageError | None:
-        """Train one more epoch; return its report, why it failed, why all do, or None once told to end."""
+    def step(self) -> Report | NoticeError | TrainingError | UserError:
+        """Train one more epoch; return its report, or why there is none: Tune would retry what is raised."""
         assert self._reports is not None
         try:
-            return next(self._reports, None)  # None again, once it was told
-        except NoticeError:
-            return None
-        except StorageError as error:
+            return next(self._reports)
+        except StopIteration:
+            return NoticeError("its state is saved")  # the answer before was this one too
+        except (NoticeError, TrainingError, UserError) as error:
             return error
-        except (TrainingError, UserError) as error:
-            return one_line(error, None)
 
     def latency_ms(self) -> float:
         return latency_ms(self._built())
