@@ -34,7 +34,7 @@ from encsearch.runner.local import run_local
 from encsearch.runner.ray_session import ray_session
 from encsearch.train.checkpoint import CheckpointWriter
 from encsearch.train.experiment import build
-from encsearch.train.loop import train_step
+from encsearch.train.step import train_step
 
 ROUNDS, STEPS = 5, 6
 EPOCHS, EPOCH_STEPS, RUNS = 5, 60, 3

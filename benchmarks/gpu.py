@@ -38,8 +38,9 @@ from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding, encode, encode_definition
 from encsearch.train.experiment import build, new_state
 from encsearch.train.kernels import Kernels
-from encsearch.train.loop import Plan, fit, train_step
+from encsearch.train.loop import fit
 from encsearch.train.loss import loss_sums, weighted_loss
+from encsearch.train.step import Plan, train_step
 
 BATCH, NUM_CLASSES = 16, 59
 WARM_UP, TIMED = 4, 10

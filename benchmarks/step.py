@@ -230,7 +230,8 @@ def own(values: Mapping[str, Any], backbone: str) -> Contender:
     from encsearch.inference.predictor import Predictor
     from encsearch.model.encnet import EncNet
     from encsearch.train.experiment import new_state
-    from encsearch.train.loop import evaluate, train_step
+    from encsearch.train.loop import evaluate
+    from encsearch.train.step import train_step
 
     # mmsegmentation's ResNet-50 has a deep stem.
     name = f"{backbone}c" if values.get("context") != "none" else backbone

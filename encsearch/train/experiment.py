@@ -16,9 +16,10 @@ from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
 from encsearch.train.kernels import Kernels
-from encsearch.train.loop import Loaders, Plan
+from encsearch.train.loop import Loaders
 from encsearch.train.preflight import resolve_class_weights
 from encsearch.train.state import TrainState, new_optimizer
+from encsearch.train.step import Plan
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.model.encnet import EncNet
 from encsearch.train.kernels import Kernels, has_bf16
-from encsearch.train.loop import Plan, train_step
 from encsearch.train.state import TrainState, new_optimizer
+from encsearch.train.step import Plan, train_step
 
 BYTES_PER_PARAMETER = 4  # float32, as are the gradients and the momentum
 CHECKPOINT = 2 * BYTES_PER_PARAMETER  # weights and momentum

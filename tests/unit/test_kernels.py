@@ -30,8 +30,8 @@ from encsearch.search.tune import worker as trial_worker
 from encsearch.train import kernels
 from encsearch.train.experiment import build
 from encsearch.train.kernels import Kernels
-from encsearch.train.loop import train_step
 from encsearch.train.state import new_optimizer
+from encsearch.train.step import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 READ_BACKS = {

@@ -11,8 +11,8 @@ from encsearch.config import Config, SearchConfig, with_values
 from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.train.experiment import build
-from encsearch.train.loop import train_step
 from encsearch.train.memory import sweep_bytes, training_gib
+from encsearch.train.step import train_step
 
 MIB = 2**20
 
