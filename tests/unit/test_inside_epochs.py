@@ -118,6 +118,18 @@ def test_without_steps_it_is_saved_by_the_clock(
     assert isinstance(next(loop.fit(never.state, never.loaders, never.loss, never.plan)), Report)
 
 
+def of_two_ranks(first_step: int) -> Moments:
+    return Moments(
+        first_step=first_step,
+        every_steps=None,
+        every_minutes=None,
+        notice=no_notice,
+        preempted=no_notice,
+        device=torch.device("cpu"),
+        world_size=2,
+    )
+
+
 def test_ranks_agree_when_to_look_up_from_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks of which one is slower and alone gets the notice; the exchange is the largest value."""
     clock = [0.0]
@@ -131,15 +143,7 @@ def test_ranks_agree_when_to_look_up_from_their_work(monkeypatch: pytest.MonkeyP
         ]
 
     monkeypatch.setattr(Moments, "_exchange", exchange)
-    one = Moments(
-        first_step=5000,  # of a training that goes on
-        every_steps=None,
-        every_minutes=None,
-        notice=no_notice,
-        preempted=no_notice,
-        device=torch.device("cpu"),
-        world_size=2,
-    )
+    one = of_two_ranks(first_step=5000)  # of a training that goes on
     ends = []
     for step in range(5001, 5060):
         clock[0] += 0.1
@@ -155,15 +159,7 @@ def test_steps_that_become_slow_do_not_silence_the_ranks(monkeypatch: pytest.Mon
     monkeypatch.setattr(moments.time, "monotonic", lambda: clock[0])
     agreed = []
     monkeypatch.setattr(Moments, "_exchange", lambda self, *values: [agreed.append(values), *values][1:])
-    one = Moments(
-        first_step=0,
-        every_steps=None,
-        every_minutes=None,
-        notice=no_notice,
-        preempted=no_notice,
-        device=torch.device("cpu"),
-        world_size=2,
-    )
+    one = of_two_ranks(first_step=0)
     for step in range(1, 200):
         clock[0] += 1e-5
         one.after(step)
@@ -192,26 +188,21 @@ def run_to(found: Experiment, step: int) -> None:
             return
 
 
-def test_a_step_without_a_finite_gradient_changes_nothing(sick: Callable[..., Experiment]) -> None:
+def test_a_step_without_a_finite_gradient_changes_nothing(
+    sick: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = sick({2})
     events = loop.fit(found.state, found.loaders, found.loss, found.plan)
     before: dict[str, Tensor] = {}
-
-    def keep(step: int) -> None:
-        before.update({name: value.clone() for name, value in found.state.model.state_dict().items()})
-
-    run_one_step = loop.train_step
+    train_step = loop.train_step
 
     def watched(state: Any, *arguments: Any) -> Any:
         if state.step == 1:
-            keep(1)
-        return run_one_step(state, *arguments)
+            before.update({name: value.clone() for name, value in state.model.state_dict().items()})
+        return train_step(state, *arguments)
 
-    loop.train_step = watched  # type: ignore[assignment]
-    try:
-        assert next(events) is Moment.SAVE  # after the second step
-    finally:
-        loop.train_step = run_one_step
+    monkeypatch.setattr(loop, "train_step", watched)
+    assert next(events) is Moment.SAVE  # after the second step
     for name, value in found.state.model.state_dict().items():
         if "num_batches_tracked" not in name:
             assert torch.equal(value, before[name]), name
