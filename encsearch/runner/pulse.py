@@ -44,6 +44,16 @@ def passing_on(training: str, notice: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
+def announce_drain(training: str) -> None:
+    """Let the driver know that a node of the training is about to go."""
+    _internal_kv_put(_key(training, "drain"), b"1", namespace=NAMESPACE)
+
+
+def take_drain(training: str) -> bool:
+    """Whether a node of the training was announced to go since the last question."""
+    return bool(_internal_kv_del(_key(training, "drain"), namespace=NAMESPACE))
+
+
 @contextmanager
 def beating(
     training: str, rank: int, world_size: int, step: Callable[[], int]
@@ -148,7 +158,7 @@ def _watch(
                     _hear(heard, rank, json.loads(found), silence_s)
         except Exception as error:  # as above; the training itself says what is wrong with Ray
             logging.getLogger(__name__).debug("no pulse is heard: %s", error)
-    for name in ("end", *range(num_ranks)):
+    for name in ("end", "drain", *range(num_ranks)):
         try:
             _internal_kv_del(_key(training, name), namespace=NAMESPACE)
         except Exception:

@@ -33,7 +33,7 @@ from encsearch.reports import (
     distinct_reports,
     forwarding,
 )
-from encsearch.runner.pulse import beating, watching
+from encsearch.runner.pulse import announce_drain, beating, take_drain, watching
 from encsearch.runner.rank import RankTraining
 from encsearch.runner.ray_session import PREEMPTION_WATCHER
 from encsearch.train.checkpoint_files import find_best
@@ -98,10 +98,12 @@ def run_ray_train(
 def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
     """Train by Ray, and return what the workers return.
 
-    Ray 2.60 starts lost workers again, but not its controller; here it is, as often as workers are.
+    Ray 2.60 starts lost workers again, but not its controller; here it is, as often as workers are. And it
+    counts a failure where a node goes before its time is over, since another worker is the first to notice.
     """
-    max_failures = config.scaling.max_failures
-    for failures in range(max_failures + 1):
+    log = logging.getLogger(__name__)
+    max_failures, failures = config.scaling.max_failures, 0
+    while True:
         trainer = ray.train.torch.TorchTrainer(
             _train_worker,
             train_loop_config={
@@ -121,18 +123,21 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
         )
         try:
             returned: WhyNot | None = trainer.fit().return_value
+            return returned
+        except TrainingFailedError:
+            if not take_drain(key):
+                raise
+            log.warning("a node that was to go is gone; the training starts again, which is no failure")
         except RayActorError:
             if failures == max_failures:
                 raise
-            logging.getLogger(__name__).warning(
+            failures += 1
+            log.warning(
                 "Ray's controller of the training is lost; another one starts (%d of %d)",
-                failures + 1,
+                failures,
                 max_failures,
             )
             _free_workers()
-        else:
-            return returned
-    raise AssertionError("the last failure is raised")
 
 
 def _free_workers() -> None:
@@ -175,8 +180,8 @@ def _to_ray_scaling(scaling: ScalingConfig) -> ray.train.ScalingConfig:
 class _Preemption:
     """Whether Ray has announced, since the last question, that a node of this training goes."""
 
-    def __init__(self, is_watched: bool) -> None:
-        self._is_watched = is_watched
+    def __init__(self, training: str, is_watched: bool) -> None:
+        self._training, self._is_watched = training, is_watched
         self._last: Any = None
 
     def __call__(self) -> bool:
@@ -184,6 +189,8 @@ class _Preemption:
         info = ray.train.get_preemption_info() if self._is_watched else None
         is_new = info is not None and info != self._last
         self._last = info
+        if is_new:
+            announce_drain(self._training)
         return is_new
 
 
@@ -198,7 +205,7 @@ def _train_worker(arguments: dict[str, Any]) -> "WhyNot | None":
     # Ray 2.60 shows every GPU of the node to a process that booked none.
     device = str(ray.train.torch.get_device()) if config.scaling.gpus_per_worker else "cpu"
     experiment = build(config, rank=rank, world_size=context.get_world_size(), device=device)
-    preempted = _Preemption(arguments["is_watched"])
+    preempted = _Preemption(arguments["key"], arguments["is_watched"])
     world_size = context.get_world_size()
     with beating(arguments["key"], rank, world_size, lambda: experiment.state.step) as notice:
         training = RankTraining(
