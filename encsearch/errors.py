@@ -1,6 +1,7 @@
 """Errors that people can fix, each with its exit code; and messages as a terminal may have them."""
 
 import logging
+import re
 import sys
 import traceback
 from types import TracebackType
@@ -60,9 +61,9 @@ def last_line(error: object) -> str:
     Of Ray's memory monitor, whose last line is advice (2.60), what it measured.
     """
     lines = [type(error).__name__, *str(error).strip().splitlines()]
-    measured = next((line for line in lines if line.startswith("Memory on the node")), None)
-    if measured and any("low on memory" in line for line in lines):
-        return f"the node ran low on memory, and Ray ended a process: {measured}"
+    measured = re.search(r"^.*low on memory.*?(Memory on the node.*?)$", str(error), re.MULTILINE | re.DOTALL)
+    if measured:
+        return f"the node ran low on memory, and Ray ended a process: {measured[1]}"
     return without_secrets(lines[-1])
 
 

@@ -229,8 +229,13 @@ def _report_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); make room, or choose another folder"
+            f"{path}: cannot be written ({error.strerror}); {way_out(str(error))}, or choose another folder"
         ) from None
+
+
+def way_out(reason: str) -> str:
+    """What to do about a write that failed for this reason, in the system's words."""
+    return "make room" if "No space" in reason or "quota" in reason else "mend that"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -19,12 +19,12 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray._raylet import PlacementGroupID
-from ray.exceptions import RayActorError, RayError
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
-from encsearch.errors import NoticeError, TrainingError, UserError, last_line, one_line
+from encsearch.errors import NoticeError, StorageError, TrainingError, UserError, last_line, one_line
 from encsearch.reports import (
     REPORTS_FILE,
     Recorder,
@@ -84,7 +84,7 @@ def run_ray_train(
             raise TrainingError(
                 f"Ray is lost ({one_line(last_line(error))}); go on with `encsearch resume`"
             ) from None
-    if isinstance(failure, NoticeError):
+    if isinstance(failure, NoticeError | StorageError):
         raise failure
     if failure:
         raise TrainingError(one_line(failure, None))
@@ -100,6 +100,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
 
     Ray 2.60 starts lost workers again, but not its controller; here it is, as often as workers are. And it
     counts a failure where a node goes before its time is over, since another worker is the first to notice.
+    Its memory monitor kills the controller, or what that needs, beside the workers.
     """
     log = logging.getLogger(__name__)
     max_failures, failures = config.scaling.max_failures, 0
@@ -124,16 +125,16 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
         try:
             returned: WhyNot | None = trainer.fit().return_value
             return returned
-        except TrainingFailedError:
-            if not take_drain(key):
-                raise
-            log.warning("a node that was to go is gone; the training starts again, which is no failure")
-        except RayActorError:
-            if failures == max_failures:
+        except (TrainingFailedError, RayActorError, OutOfMemoryError) as error:
+            if isinstance(error, TrainingFailedError) and take_drain(key):
+                log.warning("a node that was to go is gone; the training starts again, which is no failure")
+                continue
+            if isinstance(error, WorkerGroupError) or failures == max_failures:
                 raise
             failures += 1
             log.warning(
-                "Ray's controller of the training is lost; another one starts (%d of %d)",
+                "Ray's controller of the training is lost (%s); another one starts (%d of %d)",
+                one_line(last_line(error)),
                 failures,
                 max_failures,
             )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from encsearch.errors import StorageError, UserError, one_line
-from encsearch.files import sha256
+from encsearch.files import sha256, way_out
 from encsearch.train.checkpoint_files import (
     CONTENT_FILE,
     FILES,
@@ -108,7 +108,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError, RuntimeError) as error:  # as the three kinds of files do
             reason = getattr(error, "strerror", None) or one_line(error)
             raise StorageError(
-                f"{self._folder}: a checkpoint cannot be written ({reason}); make room, and resume"
+                f"{self._folder}: a checkpoint cannot be written ({reason}); {way_out(reason)}, and resume"
             ) from None
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ Whatever was done to it, a training must leave what an undisturbed one of the sa
 weights, every epoch once with the same figures, one finished run in MLflow, no process.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -49,9 +51,13 @@ OPTIONS: Mapping[Mode, tuple[str, ...]] = {
     "2 workers": ("scaling.num_workers=2",),
 }
 MARK = "ENCSEARCH_CHAOS"  # in the environment of all that a try starts
+EPOCH_LINE = "toy epoch "
 # Metrics whose names begin so are of the process.
 OF_THE_PROCESS = ("time/", "throughput/", "memory/", "resumed_from_step")
 ATTEMPTS, ATTEMPT_TIMEOUT_S, GONE_S, POLL_S = 4, 300, 30, 0.05
+AWAY_S, MEMORY_THRESHOLD = 60, 0.3
+# Linux' EXT4_IOC_SHUTDOWN: every use of the file system fails from now on; what was not synced is lost.
+SHUTDOWN, WITHOUT_FLUSH = 0x8004587D, 2
 # Moments below START are while the training starts, START_S seconds after its folder is made at most.
 START, START_S = 0.1, 6
 
@@ -105,13 +111,14 @@ class Job:
         return found[-1] if found else None
 
 
+Disk = Literal["small", "of its own"]
 Strike = Callable[[Job], None]
 """Disturbs a running training; the moment has come."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`undo` comes before a resume; with `is_small_disk` the runs have a file system of their own.
+    """`undo` comes before a resume; `disk` is the file system that the runs have for themselves.
 
     `is_synced_after`: the job says that its record is to be sent by `encsearch sync`.
     """
@@ -120,7 +127,7 @@ class Kind:
     strike: Strike
     mode: Mode
     undo: Callable[[Job], None] | None = None
-    is_small_disk: bool = False
+    disk: Disk | None = None
     is_synced_after: bool = False
 
 
@@ -149,10 +156,40 @@ def free_disk(job: Job) -> None:
     (job.out / "fill").unlink(missing_ok=True)
 
 
+def freeze_disk(job: Job) -> None:
+    """Let everything that uses the file system of the runs wait for a minute."""
+    subprocess.run(["fsfreeze", "--freeze", str(job.out)], check=True)
+    time.sleep(AWAY_S)
+    subprocess.run(["fsfreeze", "--unfreeze", str(job.out)], check=True)
+
+
+def lose_disk(job: Job) -> None:
+    """Let every use of the file system of the runs fail for a minute; what was not synced is lost."""
+    folder = os.open(job.out, os.O_RDONLY)
+    fcntl.ioctl(folder, SHUTDOWN, WITHOUT_FLUSH.to_bytes(4, sys.byteorder))
+    os.close(folder)
+    time.sleep(AWAY_S)
+    subprocess.run(["umount", "--lazy", str(job.out)], check=True)
+    _mount_image(job.out)
+
+
+def fill_memory(job: Job) -> None:
+    """Fill the machine's memory over Ray's threshold until Ray has killed a worker."""
+    workers = [process for process in job.processes() if "RayTrainWorker" in _title(process)]
+    if not workers:
+        raise LookupError("no worker yet")
+    size = int(psutil.virtual_memory().total * MEMORY_THRESHOLD)
+    code = f"held = bytearray(b'1') * {size}; input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as filler:
+        deadline = time.monotonic() + AWAY_S
+        while all(process.is_running() for process in workers) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        filler.kill()
+
+
 def kinds() -> list[tuple[Kind, int]]:
     """What is done, and how often."""
     kill, stop, term, interrupt = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT
-    disk = {"undo": free_disk, "is_small_disk": True}
     return [
         (Kind("driver, SIGKILL", signalled(kill), "in process"), 10),
         (Kind("driver, SIGTERM", signalled(term), "in process"), 6),
@@ -166,7 +203,9 @@ def kinds() -> list[tuple[Kind, int]]:
             ),
             3,
         ),
-        (Kind("disk full", fill_disk, "in process", **disk), 6),
+        (Kind("disk full", fill_disk, "in process", free_disk, "small"), 6),
+        (Kind("disk hangs for a minute", freeze_disk, "in process", disk="of its own"), 2),
+        (Kind("disk lost for a minute", lose_disk, "in process", disk="of its own"), 3),
         (Kind("worker, SIGKILL", signalled(kill, "RayTrainWorker"), "2 workers"), 6),
         (Kind("worker, SIGSTOP", signalled(stop, "RayTrainWorker"), "2 workers"), 4),
         (Kind("only worker, SIGSTOP", signalled(stop, "RayTrainWorker"), "1 worker"), 2),
@@ -175,7 +214,10 @@ def kinds() -> list[tuple[Kind, int]]:
         (Kind("driver, SIGTERM", signalled(term), "2 workers"), 4),
         (Kind("raylet, SIGKILL", signalled(kill, "raylet"), "2 workers"), 3),
         (Kind("GCS, SIGKILL", signalled(kill, "gcs_server"), "2 workers"), 3),
-        (Kind("disk full", fill_disk, "2 workers", **disk), 3),
+        (Kind("memory full, Ray's monitor", fill_memory, "2 workers"), 3),
+        (Kind("disk full", fill_disk, "2 workers", free_disk, "small"), 3),
+        (Kind("disk hangs for a minute", freeze_disk, "2 workers", disk="of its own"), 2),
+        (Kind("disk lost for a minute", lose_disk, "2 workers", disk="of its own"), 2),
     ]
 
 
@@ -194,7 +236,7 @@ class Ground:
     def undisturbed(self, mode: Mode) -> None:
         """Train once without a fault, and keep what that leaves."""
         if mode not in self._expected:
-            with self._place(is_small_disk=False) as out:
+            with self._place(None) as out:
                 job = self._start(out, "train", "../toy.yaml", *OPTIONS[mode], "--out", str(out))
                 assert job.process.wait(ATTEMPT_TIMEOUT_S) == 0, job.said
                 assert job.folder
@@ -204,7 +246,7 @@ class Ground:
         """Disturb a training at `moment`, a part of its steps or (below START) of its start, and end it."""
         done = Try(kind.name, kind.mode)
         self.undisturbed(kind.mode)
-        with self._place(is_small_disk=kind.is_small_disk) as out:
+        with self._place(kind.disk) as out:
             arguments = ("train", "../toy.yaml", *OPTIONS[kind.mode], "--out", str(out))
             job = self._start(out, *arguments)
             while not job.folder:
@@ -214,8 +256,7 @@ class Ground:
                 time.sleep(moment / START * START_S)
             while moment >= START and job.reached() < moment * EPOCHS * STEPS and job.process.poll() is None:
                 time.sleep(POLL_S)
-            saved, lines = job.reached(), len(_reports(job.folder))
-            struck = time.monotonic()
+            saved, struck = job.reached(), time.monotonic()
             try:
                 if job.process.poll() is None:
                     kind.strike(job)
@@ -223,7 +264,7 @@ class Ground:
                 pass  # it has ended, or not begun: no try
             else:
                 done.is_struck = job.process.poll() is None or job.process.returncode != 0
-            done.recovery_s = self._follow(job, lines, struck)
+            done.recovery_s = self._follow(job, job.said.count(EPOCH_LINE), struck)
             done.codes.append(job.process.returncode)
             jobs = [job]
             while not (job.folder and (job.folder / "run.json").exists()) and len(jobs) < ATTEMPTS:
@@ -249,7 +290,7 @@ class Ground:
         next_s = None
         deadline = time.monotonic() + ATTEMPT_TIMEOUT_S
         while job.process.poll() is None and time.monotonic() < deadline:
-            if next_s is None and job.said.count(" epoch ") > lines:
+            if next_s is None and job.said.count(EPOCH_LINE) > lines:
                 next_s = time.monotonic() - since
             time.sleep(POLL_S)
         if job.process.poll() is None:
@@ -290,21 +331,27 @@ class Ground:
         yield from _judge_runs(folder.parent.parent / f"{folder.parent.name}.db")
 
     @contextmanager
-    def _place(self, *, is_small_disk: bool) -> Iterator[Path]:
-        """A folder for the runs, on a small file system of its own if asked for, and a database beside it."""
+    def _place(self, disk: Disk | None) -> Iterator[Path]:
+        """A folder for the runs, on a file system of its own if asked for, and a database beside it."""
         self._count += 1
         out = self.folder / f"try{self._count}"
         out.mkdir()
         shutil.copy(self._database, self.folder / f"{out.name}.db")
         (self.folder / "toy.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-        if is_small_disk:
+        if disk == "small":
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(out)], check=True)
+        elif disk:
+            with open(_image(out), "wb") as image:
+                image.truncate(256 << 20)
+            subprocess.run(["mkfs.ext4", "-q", "-F", str(_image(out))], check=True)
+            _mount_image(out)
         try:
             yield out
         finally:
-            if is_small_disk:
+            if disk:
                 subprocess.run(["umount", "--lazy", str(out)], check=True)
             shutil.rmtree(out, ignore_errors=True)
+            _image(out).unlink(missing_ok=True)
 
     def _start(self, out: Path, *command: str) -> Job:
         log = self.folder / f"{out.name}-{len(list(self.folder.glob(f'{out.name}-*.log')))}.log"
@@ -312,6 +359,7 @@ class Ground:
             **clean_environment(),
             # Threads that spin beside other work on the same cores make an epoch thirty times as long.
             "OMP_NUM_THREADS": "1",
+            "RAY_memory_usage_threshold": str(MEMORY_THRESHOLD),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / out.name}.db",
             MARK: f"{os.getpid()}-{out.name}",
         }
@@ -327,6 +375,15 @@ class Ground:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         return Job(process, out, log, environment[MARK])
+
+
+def _image(out: Path) -> Path:
+    return out.with_suffix(".img")
+
+
+def _mount_image(out: Path) -> None:
+    subprocess.run(["mount", "-o", "loop", str(_image(out)), str(out)], check=True)
+    shutil.rmtree(out / "lost+found", ignore_errors=True)
 
 
 def moments(count: int, seed: int) -> list[float]:

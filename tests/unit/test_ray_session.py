@@ -1,10 +1,16 @@
-"""What a cluster lacks for one training is said before anything waits for it."""
+"""What a cluster lacks for one training is said before anything waits for it; and a process that it kills."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError
 from encsearch.runner.ray_session import describe_shortage, rehearse_session, trainings_at_once
+from encsearch.search.tune.driver import losing_what_memory_kills
 
 NEEDS = ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5)
 
@@ -35,3 +41,19 @@ def test_a_rehearsal_refuses_what_this_machine_lacks(monkeypatch: pytest.MonkeyP
         pass
     with rehearse_session(needs=ScalingConfig(num_workers=64)):
         pass
+
+
+def test_a_training_whose_process_the_memory_monitor_killed_is_lost_like_any() -> None:
+    errors: list[Exception] = []
+    manager = RayActorManager(MagicMock())
+    task = SimpleNamespace(
+        _tracked_actor=SimpleNamespace(actor_id=1, _on_error=lambda _, error: errors.append(error)),
+        _on_error=None,
+    )
+    manager._cleanup_actor = MagicMock()
+    with losing_what_memory_kills():
+        manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("low on memory"))
+    assert isinstance(errors[0], RayActorError)
+    assert "low on memory" in str(errors[0])
+    with pytest.raises(RuntimeError, match="unexpected"):  # else this is no longer needed
+        manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("low on memory"))

@@ -7,12 +7,15 @@ to continue, so a lost process, a lost node and a killed driver are one case: th
 import logging
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
@@ -56,10 +59,34 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     # Tune prints every failed trial's stack; people get one line from the board.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        with sigterm_notice() as stopper.notice, passing_on(name, stopper.notice):
+        with (
+            sigterm_notice() as stopper.notice,
+            passing_on(name, stopper.notice),
+            losing_what_memory_kills(),
+        ):
             tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def losing_what_memory_kills() -> Iterator[None]:
+    """Lose a training whose process Ray's memory monitor killed, as any that lost its process.
+
+    Tune 2.60 does not expect that error of a process that starts or is used again, and ends the experiment.
+    """
+    handle = RayActorManager._actor_task_failed
+
+    def handle_all(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        handle(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = handle_all
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = handle
 
 
 class _HoldsBoard:
