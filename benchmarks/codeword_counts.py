@@ -3,7 +3,7 @@
     python -m benchmarks.codeword_counts scenes                          # 140 trainings, 70 CPU minutes
     python -m benchmarks.codeword_counts camvid --source PATH/TO/CamVid  # 56 trainings of 120 x 90 px
 
-On `scenes` the recipe is jobs/recipes/ablation.yaml with 5 seeds, on CamVid that of its surface in
+On `scenes` the recipe is encsearch/recipes/ablation.yaml with 5 seeds, on CamVid that of its surface in
 benchmarks/search_surface.py with 2. Only K and `model.codeword_init` change. Figures are of the last epoch on
 the validation split; in use, dead and negative codewords as `encsearch.diagnostics` counts them on its first
 images. A training that the JSON file has is not run again. Prints a Markdown table.
@@ -104,7 +104,7 @@ def make_store(surface: str, store: Path, source: Path | None) -> Path:
 
 def base_config(surface: str, store: Path) -> Config:
     """The recipe at its own precision, whose one epoch is the whole budget: the last epoch is scored."""
-    recipe, values = "jobs/recipes/ablation.yaml", {}
+    recipe, values = "encsearch/recipes/ablation.yaml", {}
     if surface == "camvid":
         recipe, values = PLANS["camvid"].recipe, dict(PLANS["camvid"].overrides)
         values |= {"train.precision": "auto", "train.channels_last": True, "model.num_codewords": 32}

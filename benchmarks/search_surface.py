@@ -91,7 +91,7 @@ def make_camvid(store: Path, source: Path | None) -> None:
 
 PLANS = {
     "scenes": Plan(
-        "jobs/recipes/demo.yaml",
+        "encsearch/recipes/demo.yaml",
         EPOCHS,
         make_scenes,
         (16, 1, 64, 4, 8, 32, 2),
@@ -99,7 +99,7 @@ PLANS = {
         (0.002, 0.0043, 0.0093, 0.02, 0.043, 0.093, 0.2),
     ),
     "scenes-unit": Plan(
-        "jobs/recipes/demo.yaml",
+        "encsearch/recipes/demo.yaml",
         {
             **EPOCHS,
             "model.codeword_init": "unit",
@@ -114,7 +114,7 @@ PLANS = {
         (0.003, 0.0065, 0.014, 0.03, 0.065, 0.14, 0.3),
     ),
     "camvid": Plan(
-        "jobs/recipes/camvid.yaml",
+        "encsearch/recipes/camvid.yaml",
         {
             **EPOCHS,
             "model.backbone": "tiny",

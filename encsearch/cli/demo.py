@@ -15,7 +15,7 @@ NUM_PICTURES = 6
 
 
 @click.command()
-@click.option("--recipe", default="jobs/recipes/demo.yaml", show_default=True)
+@click.option("--recipe", default="demo", show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, callback=absolute
 )

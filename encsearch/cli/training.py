@@ -1,4 +1,4 @@
-"""`encsearch check`, `train`, `config` and `schema`."""
+"""`encsearch check`, `train`, `recipes`, `config` and `schema`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from encsearch.workflow.checked import Checked
     from encsearch.workflow.train import Trained
 
+# A file, or the name of one of `encsearch recipes`.
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
 out_option = click.option(
@@ -102,8 +103,30 @@ def report_trained(done: "Trained", as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
+@click.argument("name", required=False)
+@json_option
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the recipes that come with encsearch, or print NAME as it is written.
+
+    Each is used by its name, as in `encsearch train camvid`, or extended: a recipe of one's own may begin
+    with `extends: camvid`, and what it says replaces what that one says.
+    """
+    from encsearch.config import find_recipe, recipe_names
+    from encsearch.errors import UserError
+
+    texts = {known: find_recipe(known).read_text(encoding="utf-8") for known in recipe_names()}
+    if name is None:
+        firsts = {known: text.partition("\n")[0].lstrip("# ") for known, text in texts.items()}
+        emit(firsts, as_json, table(["recipe", "what it trains"], list(firsts.items())))
+    elif name in texts:
+        emit({name: texts[name]}, as_json, texts[name].rstrip())
+    else:
+        raise UserError(f"{name} is none of our recipes; they are {', '.join(texts)}")
+
+
+@click.command()
+@recipe_argument
+@overrides_argument
 @json_option
 def config(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE with its OVERRIDES (path=value) and every default resolved."""

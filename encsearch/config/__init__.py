@@ -1,8 +1,10 @@
 """The experiment as one frozen tree of values; every default lives here.
 
-sections.py and search.py hold the sections, tree.py the whole and the path language.
+sections.py and search.py hold the sections, tree.py the whole and the path language, recipe_text.py reads and
+writes YAML, problems.py says what is wrong.
 """
 
+from encsearch.config.recipe_text import find_recipe, recipe_names
 from encsearch.config.search import (
     AblateConfig,
     BudgetConfig,
@@ -41,6 +43,7 @@ from encsearch.config.tree import (
     check_alias,
     flatten,
     from_json,
+    from_yaml,
     json_schema,
     load_config,
     model_config,
@@ -85,12 +88,15 @@ __all__ = [
     "TrainConfig",
     "check_alias",
     "find_active",
+    "find_recipe",
     "flatten",
     "from_json",
+    "from_yaml",
     "json_schema",
     "load_config",
     "model_config",
     "paths",
+    "recipe_names",
     "require_search",
     "to_json",
     "to_yaml",

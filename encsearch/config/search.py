@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from encsearch.config.sections import Head, Positive, Section, Seed, as_number
+from encsearch.config.sections import Head, Positive, Section, Seed
 from encsearch.text import format_given
 
 # Values of an integer range that are checked when a recipe is loaded.
@@ -24,31 +24,24 @@ class Dimension(Section):
     recipe's own value holds.
     """
 
-    choice: tuple[bool | int | float | str, ...] | None = Field(None, min_length=1)
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    integer: tuple[int, int] | None = None
-    loginteger: tuple[int, int] | None = None
+    choice: tuple[bool | int | float | str, ...] | None = Field(None, min_length=1, description="the values")
+    uniform: tuple[float, float] | None = Field(None, description="[low, high]")
+    loguniform: tuple[float, float] | None = Field(None, description="[low, high], even in the logarithm")
+    integer: tuple[int, int] | None = Field(None, description="[low, high], whole numbers")
+    loginteger: tuple[int, int] | None = Field(
+        None, description="[low, high], whole numbers, even in the logarithm"
+    )
     when: dict[str, Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]] = Field(
         {}, description="path: values"
     )
 
     @field_validator("choice", mode="before")
     @classmethod
-    def _numbers_are_numbers(cls, values: Any) -> Any:
-        if not isinstance(values, list):
-            return values
-        for value in values:
+    def _no_lists(cls, values: Any) -> Any:
+        for value in values if isinstance(values, list) else ():
             if isinstance(value, list):
                 raise ValueError(f"{value} is a list and not searchable; compare lists in ablate.rows")
-        return [as_number(value) for value in values]
-
-    @field_validator("when", mode="before")
-    @classmethod
-    def _conditions_are_numbers(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {path: cls._numbers_are_numbers(values) for path, values in given.items()}
+        return tuple(values) if isinstance(values, list) else values  # strict pydantic asks here for a tuple
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Dimension":
@@ -142,11 +135,6 @@ class Belief(Section):
     at: bool | int | float | str | None = Field(None, description="null: the recipe's own value")
     width: float = Field(0.25, gt=0, le=10, description="standard deviation, as a share of the path's range")
 
-    @field_validator("at", mode="before")
-    @classmethod
-    def _number_is_a_number(cls, value: Any) -> Any:
-        return as_number(value)
-
 
 class PriorConfig(Section):
     """Proposals around the recipe's own values, or around `paths`, beside those of the sampler."""
@@ -176,7 +164,7 @@ class MedianConfig(Section):
 class BudgetConfig(Section):
     """What a sweep and the confirmation of its finalists may cost; the first limit reached ends the sweep."""
 
-    trials: Positive = 20
+    trials: Positive = Field(20, description="trainings of the search, stopped ones included")
     gpu_hours: float | None = Field(None, gt=0, description="of all workers together; null: no limit")
     wall: float | None = Field(None, gt=0, description="seconds, or text like 2h30m; null: no limit")
     max_failed: Positive = Field(3, description="so many failures in a row with one reason end the sweep")
@@ -188,6 +176,9 @@ class BudgetConfig(Section):
             return given
         parts = DURATION.fullmatch(given.strip())
         if not parts or not any(parts.groups()):
+            first, colon, second = given.strip().partition(":")
+            if colon and first.isdigit() and second.isdigit():
+                raise ValueError(f"{given} may mean {first}h{second}m or {first}m{second}s; write which")
             raise ValueError(f"{given!r} is not a duration; try 90m, 2h30m, or a number of seconds")
         hours, minutes, seconds = (float(part or 0) for part in parts.groups())
         return 3600 * hours + 60 * minutes + seconds
@@ -196,7 +187,7 @@ class BudgetConfig(Section):
 class LimitsConfig(Section):
     """Upper limits for a trial's network; a proposal beyond them is refused before it is trained."""
 
-    parameters: Positive | None = None
+    parameters: Positive | None = Field(None, description="number of the network's weights")
     memory_gib: float | None = Field(None, gt=0, description="estimate of one worker's training step")
     latency_ms: float | None = Field(None, gt=0, description="one validation image, measured by the trial")
 
@@ -204,8 +195,8 @@ class LimitsConfig(Section):
 class ConfirmConfig(Section):
     """The best configurations are trained again from scratch before one is named the winner."""
 
-    finalists: Positive = 1
-    seeds: tuple[Seed, ...] = Field((1,), min_length=1)
+    finalists: Positive = Field(1, description="configurations, the best of the search first")
+    seeds: tuple[Seed, ...] = Field((1,), min_length=1, description="a training of each finalist with each")
     num_workers: Positive | None = Field(
         None, description="of a finalist's training; null: scaling.num_workers"
     )
@@ -235,18 +226,18 @@ Minimized = Literal["parameters", "latency_ms"]
 class SearchConfig(Section):
     """A sweep: which paths, which sampler and scheduler, what it may cost."""
 
-    space: dict[str, Dimension] = Field(min_length=1)
+    space: dict[str, Dimension] = Field(min_length=1, description="path: its values; see Dimension")
     budget: BudgetConfig = BudgetConfig()
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
-    sampler: Sampler = "tpe"
+    sampler: Sampler = Field("tpe", description="what proposes the next trial (docs/search.md)")
     startup_trials: Positive = Field(10, description="random trials before TPE, GP and CMA-ES begin to model")
     uniform: float = Field(0.25, ge=0, lt=1, description="share of these samplers' proposals that is uniform")
     prior: PriorConfig = PriorConfig()
     repeats: Literal["none", "seeds"] = Field(
         "none", description="a configuration that has run: not again, or with the next seed"
     )
-    seed: Seed = 0
-    scheduler: Scheduler = "asha"
+    seed: Seed = Field(0, description="of the proposals")
+    scheduler: Scheduler = Field("asha", description="what pauses or stops a trial early (docs/search.md)")
     asha: AshaConfig = AshaConfig()
     disk_gib: float = Field(20.0, ge=0, description="of paused trials' checkpoints; the worst go first")
     median: MedianConfig = MedianConfig()
@@ -313,21 +304,11 @@ class SearchConfig(Section):
                         raise ValueError(f"space.{path}: when {other}={value!r} never holds in search.space")
         return self
 
-    @field_validator("enqueue", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, points: Any) -> Any:
-        if not isinstance(points, list):
-            return points
-        return [
-            {path: as_number(value) for path, value in point.items()} if isinstance(point, dict) else point
-            for point in points
-        ]
-
 
 class AblateConfig(Section):
     """The ablation of the paper: what is trained with each seed and budget, and compared."""
 
-    seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="a training with each")
     epochs: tuple[Positive, ...] = Field((), description="budgets; empty: train.epochs alone")
     heads: tuple[Head, ...] = Field(
         ("pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"),
@@ -353,16 +334,6 @@ class AblateConfig(Section):
     rows: dict[Annotated[str, Field(pattern=r"^[\w .,()=+-]+$", max_length=60)], dict[str, Any]] = Field(
         {}, description="further rows by name, as path: value"
     )
-
-    @field_validator("rows", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, rows: Any) -> Any:
-        if not isinstance(rows, dict):
-            return rows
-        return {
-            name: {path: as_number(value) for path, value in row.items()} if isinstance(row, dict) else row
-            for name, row in rows.items()
-        }
 
     @field_validator("scene_pattern")
     @classmethod

@@ -50,8 +50,8 @@ class DataConfig(Section):
     """Where the samples come from; splits are named in the store."""
 
     store: str = Field(description="the store that `encsearch data` wrote: a folder, or s3://bucket/folder")
-    train_split: str = "train"
-    val_split: str = "val"
+    train_split: str = Field("train", description="the split whose samples are trained on")
+    val_split: str = Field("val", description="the split that scores every epoch")
     threads: Positive = Field(2, description="decoding threads a worker")
     processes: int = Field(
         0, ge=0, le=256, description="processes a worker that decode training images instead; for fast GPUs"
@@ -102,7 +102,7 @@ class AugmentConfig(Section):
         """Checked here, since pydantic reports one error for each branch of the union."""
         sides = given if isinstance(given, list | tuple) else [given]
         if given is None or (len(sides) == (2 if sides is given else 1) and all(map(_is_side, sides))):
-            return given
+            return tuple(given) if isinstance(given, list) else given  # strict pydantic asks here for a tuple
         raise ValueError(
             f"is a side of {LEAST_SIDE} to {LARGEST_SIDE} px, [height, width] or null, but got {given!r}"
         )
@@ -200,7 +200,7 @@ class ModelConfig(Section):
     )
     lateral: bool = Field(False, description="whether the fcn head joins the features of stages 2 and 3")
     align_corners: bool = Field(False, description="of the upsampled logits")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the channels before the classifier")
 
     @model_validator(mode="after")
     def _take_preset(self) -> "ModelConfig":
@@ -255,7 +255,9 @@ class LossConfig(Section):
     class_weights: Literal["none", "median_frequency"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
         "none", description="of the cross-entropies: none, median_frequency, or a weight by class name"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that goes to all classes, in the cross-entropies"
+    )
     ohem_threshold: float | None = Field(
         None, gt=0, lt=1, description="online hard example mining: pixels under this probability; null: all"
     )
@@ -277,13 +279,13 @@ class LossConfig(Section):
             return given
         if not isinstance(given, dict):
             raise ValueError(f"is none, median_frequency or a weight by class name, but got {given!r}")
-        weights = {name: as_number(weight) for name, weight in given.items()}
-        for name, weight in weights.items():
-            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+        for name, weight in given.items():
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (is_number and 0 <= weight < math.inf):
                 raise ValueError(f"a weight is a number of 0 or more, but got {name}: {weight!r}")
-        if not any(weights.values()):
+        if not any(given.values()):
             raise ValueError("needs a class with a weight above 0, or there is nothing to learn from")
-        return weights
+        return given
 
 
 class EvalConfig(Section):
@@ -316,10 +318,10 @@ class OptimConfig(Section):
     """SGD with the poly schedule lr * (1 - progress) ** power, for the global batch size."""
 
     lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
-    head_lr_factor: float = Field(10.0, gt=0, le=1000)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, le=1)
-    poly_power: float = Field(0.9, ge=0, le=10)
+    head_lr_factor: float = Field(10.0, gt=0, le=1000, description="rate of all but the backbone, over lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that the next one keeps")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 penalty that is added to the gradient")
+    poly_power: float = Field(0.9, ge=0, le=10, description="of the schedule; 0: a constant rate")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
 
 
@@ -333,11 +335,11 @@ class CheckpointEvery(Section):
 class TrainConfig(Section):
     """How long, how much at once, and from which seed."""
 
-    epochs: Positive = 50
+    epochs: Positive = Field(50, description="reports of one training, each after steps_per_epoch")
     steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of weights, order and augmentation")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="of the network; auto: bf16 where the device has it, else fp32"
     )
@@ -366,13 +368,13 @@ class TrainConfig(Section):
 class ScalingConfig(Section):
     """Workers of one training; `num_workers: {min: 1, max: 4}` is short for the first two."""
 
-    num_workers: Positive = 1
+    num_workers: Positive = Field(1, description="processes of one training, which share a batch")
     min_workers: Positive | None = Field(
         None,
         description="elastic: a training by Ray goes on with as few, and grows back; null: all or none",
     )
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_worker: float = Field(1, gt=0, description="that Ray books for a worker")
+    gpus_per_worker: float = Field(0, ge=0, description="that Ray books for a worker; 0: trains on CPUs")
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
     timeout_s: float = Field(120, ge=5, description="seconds until a worker that does not answer is given up")
     price_per_hour: float | None = Field(
@@ -405,8 +407,15 @@ class ScalingConfig(Section):
 class PromoteConfig(Section):
     """Name in the model registry, and the gate: what a candidate must show to take an alias."""
 
-    model_name: str = Field("encnet", pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)
-    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=200)
+    model_name: str = Field(
+        "encnet", pattern=r"^[A-Za-z0-9_.-]+$", max_length=200, description="in the model registry"
+    )
+    alias: str = Field(
+        "champion",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
+        max_length=200,
+        description="of the model's best version, which a promotion moves",
+    )
     margin: float = Field(
         0.0, ge=0, le=1, description="mIoU that the lower bound of the gain over the champion must reach"
     )
@@ -452,13 +461,3 @@ class PromoteConfig(Section):
 def _is_side(given: Any) -> bool:
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     return is_number and given % 1 == 0 and LEAST_SIDE <= given <= LARGEST_SIDE
-
-
-def as_number(value: Any) -> Any:
-    """Turn text like 1e-3, which YAML 1.1 does not read as a number, into the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

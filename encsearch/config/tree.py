@@ -4,16 +4,22 @@
 parameter and the MLflow param.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from encsearch.config.problems import (
+    describe_problem,
+    describe_unknown_path,
+    find_problem,
+    format_value,
+    section_paths,
+)
+from encsearch.config.recipe_text import parse_override, parse_yaml, read_recipe, write_yaml
 from encsearch.config.search import AblateConfig, SearchConfig, find_active
 from encsearch.config.sections import (
     IMAGENET,
@@ -28,9 +34,8 @@ from encsearch.config.sections import (
     ScalingConfig,
     Section,
     TrainConfig,
-    as_number,
 )
-from encsearch.errors import UserError, one_line
+from encsearch.errors import UserError
 from encsearch.text import format_given, format_list
 
 # The recipe with every default written out, in the folder of a job and of a model.
@@ -42,7 +47,9 @@ AS_TEXT = ("search.space", "search.prior.paths", "loss.class_weights", "ablate.r
 class Config(Section):
     """One experiment."""
 
-    name: str = Field("encnet", pattern=r"^[\w.-]+$", max_length=80)
+    name: str = Field(
+        "encnet", pattern=r"^[\w.-]+$", max_length=80, description="of the runs and of their folders"
+    )
     metric: str = Field("mIoU", description="the figure that is maximised: mIoU, pixAcc or mIoU/GROUP")
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -152,21 +159,12 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe and apply `path=value` overrides; a later override wins.
+    """Read a YAML recipe, or one of the package's by its name, and apply `path=value` overrides.
 
-    Raises UserError with one line that names the path, the value and what is allowed.
+    A later override wins. Raises UserError with one line that names the path, the value and what is allowed.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); see jobs/recipes/") from None
-    # YAML raises a plain ValueError for an impossible date, such as 2026-13-01.
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error, None)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
-    values = dict(map(_parse_override, overrides))
+    tree = read_recipe(path, whole=AS_TEXT)
+    values = dict(map(parse_override, overrides))
     for key in values:
         _check_path(key)
     _set_leaves(tree, values)
@@ -178,15 +176,16 @@ def model_config(**values: Any) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except ValidationError as error:
-        raise UserError(_first_problem(error)) from None
+        raise UserError(describe_problem(error, ModelConfig, values)) from None
 
 
 def check_alias(model_name: str, alias: str) -> None:
     """Raises UserError for names that MLflow or this package reserves."""
+    values = {"model_name": model_name, "alias": alias}
     try:
-        PromoteConfig(model_name=model_name, alias=alias)
+        PromoteConfig(**values)
     except ValidationError as error:
-        raise UserError(_first_problem(error)) from None
+        raise UserError(describe_problem(error, PromoteConfig, values)) from None
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -212,7 +211,7 @@ def require_search(config: Config) -> SearchConfig:
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """The same configuration with `path=value` overrides applied; a later override wins."""
-    return with_values(config, dict(map(_parse_override, overrides)))
+    return with_values(config, dict(map(parse_override, overrides)))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -248,44 +247,26 @@ def from_json(text: str) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration, every default written out."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    return text
+    return write_yaml(config.model_dump(mode="json", exclude_none=True))
+
+
+def from_yaml(text: str, where: str) -> Config:
+    """The configuration that `to_yaml` wrote. Raises UserError that begins with `where`."""
+    return _validate(parse_yaml(text, where), where)
 
 
 def paths() -> list[str]:
     """Every path of the configuration, sections included."""
-    found: list[str] = []
-
-    def visit(section: type[BaseModel], prefix: str) -> None:
-        for name, info in section.model_fields.items():
-            found.append(prefix + name)
-            child = _find_section(info.annotation)
-            if child:
-                visit(child, f"{prefix}{name}.")
-
-    visit(Config, "")
-    return found
+    return list(section_paths(Config))
 
 
 def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def _find_section(annotation: Any) -> type[Section] | None:
-    candidates = [annotation, *get_args(annotation)] if get_origin(annotation) is not dict else []
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-
-
 def _check_path(path: str) -> None:
     if path not in paths() and not path.startswith("search.space."):
-        raise UserError(_describe_unknown_path(path))
-
-
-def _describe_unknown_path(path: str) -> str:
-    near = difflib.get_close_matches(path, paths(), n=1, cutoff=0.6)
-    return f"unknown config path {path}; " + (
-        f"did you mean {near[0]}?" if near else "`encsearch schema --paths` lists them"
-    )
+        raise UserError(describe_unknown_path(path, paths()))
 
 
 def _check_searchable(path: str) -> None:
@@ -320,25 +301,12 @@ def _check_point(config: Config, values: Mapping[str, Any]) -> None:
         tree = config.model_dump(mode="json", exclude_unset=True, exclude={"search"})
         _set_leaves(tree, {**values, "scaling.num_workers": num_workers})
         try:
-            Config.model_validate(tree)
+            _to_config(tree)
         except ValidationError as error:
-            problem = error.errors()[0]
-            found = ".".join(map(str, problem["loc"]))
-            named = {found: values[found]} if found in values else values
-            point = ", ".join(f"{path}={value!r}" for path, value in named.items())
-            message = problem["msg"].removeprefix("Value error, ")
+            path, _, message = find_problem(error, Config, tree)
+            named = {path: values[path]} if path in values else values
+            point = ", ".join(f"{path}={format_value(value)}" for path, value in named.items())
             raise ValueError(f"search.space: {point} is not valid: {message}") from None
-
-
-def _parse_override(item: str) -> tuple[str, Any]:
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {item!r} is not of the form path=value, as in optim.lr=0.02")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"override {item!r}: the value is not valid YAML") from None
-    return key, as_number(value)
 
 
 def _set_leaves(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -370,21 +338,15 @@ def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[parts[-1]] = value
 
 
-def _validate(tree: dict[str, Any], where: str) -> Config:
+def _validate(tree: Any, where: str) -> Config:
     try:
-        return Config.model_validate(tree)
+        return _to_config(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error)}") from None
+        raise UserError(f"{where}: {describe_problem(error, Config, tree)}") from None
+    except (TypeError, ValueError, RecursionError) as error:  # bytes, a set or a list in itself
+        raise UserError(f"{where}: a recipe holds text, numbers, lists and mappings ({error})") from None
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return _describe_unknown_path(path)
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    if problem["type"] == "missing":
-        return f"{path} is missing; add it to the recipe or give {path}=VALUE"
-    return f"{path}={problem['input']!r}: {message}"
+def _to_config(tree: Any) -> Config:
+    """By JSON, whose types pydantic takes strictly and without asking for tuples: `true` is no number."""
+    return Config.model_validate_json(json.dumps(tree), strict=True)

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter
 
-from encsearch.config import Config, SearchConfig, require_search
+from encsearch.config import CONFIG_FILE, Config, SearchConfig, from_yaml, require_search
 from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import Trial
 
@@ -66,7 +65,7 @@ class SweepSummary:
 
     @cached_property
     def config(self) -> Config:
-        return Config.model_validate(yaml.safe_load(self.config_yaml))
+        return from_yaml(self.config_yaml, CONFIG_FILE)
 
     @property
     def search(self) -> SearchConfig:

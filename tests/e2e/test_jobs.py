@@ -57,7 +57,7 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
     assert submitter.run("jobs", "logs", "training").stdout == done.stdout
 
     (copy,) = cluster.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
-    assert (copy / "jobs" / "recipes").is_dir()
+    assert (copy / "jobs" / "train.py").is_file()
     assert {".git", ".venv", "data", "runs", "mlflow.db"}.isdisjoint(path.name for path in copy.iterdir())
 
 

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from encsearch.config import (
     AugmentConfig,
@@ -19,6 +20,8 @@ from encsearch.config import (
     to_yaml,
     with_values,
 )
+from encsearch.config.problems import find_section
+from encsearch.config.recipe_text import parse_override, parse_yaml, write_yaml
 from encsearch.errors import UserError
 
 RECIPE = """
@@ -115,8 +118,8 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
     [
         ("optim.lrr=0.1", "unknown config path optim.lrr; did you mean optim.lr?"),
         ("modle.dropout=0.1", "unknown config path modle.dropout; did you mean model.dropout?"),
-        ("optim.lr=-1", "optim.lr=-1: Input should be greater than 0"),
-        ("model.num_codewords=0", "model.num_codewords=0: Input should be greater than or equal to 1"),
+        ("optim.lr=-1", "optim.lr=-1: must be greater than 0"),
+        ("model.num_codewords=0", "model.num_codewords=0: must be 1 or more"),
         ("model.output_stride=16", "output_stride=16 does not exist for tiny"),
         ("augment.scale=[2, 1]", "scale needs 0 < low <= high, but got (low=2, high=1)"),
         ("augment.crop=4", "augment.crop: is a side of 8 to 8192 px, [height, width] or null, but got 4"),
@@ -125,9 +128,9 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("augment.crop=[360, wide]", "[height, width] or null, but got [360, 'wide']"),
         ("augment.crop=true", "[height, width] or null, but got True"),
         ("augment.crop=48.5", "[height, width] or null, but got 48.5"),
-        ("augment.shorter_side=4", "augment.shorter_side=4: Input should be greater than or equal to 8"),
-        ("augment.blur=2", "augment.blur=2: Input should be less than or equal to 1"),
-        ("augment.class_uniform=-1", "augment.class_uniform=-1: Input should be greater than or equal to 0"),
+        ("augment.shorter_side=4", "augment.shorter_side=4: must be 8 or more"),
+        ("augment.blur=2", "augment.blur=2: must be 1 or less"),
+        ("augment.class_uniform=-1", "augment.class_uniform=-1: must be 0 or more"),
         (
             "search.space.augment.crop={choice: [[360, 480], 240]}",
             "augment.crop.choice: [360, 480] is a list and not searchable; compare lists in ablate.rows",
@@ -144,16 +147,16 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("search.space.data.store={choice: [a, b]}", "data.store is not searchable"),
         (
             "search.space.optim.lr={uniform: [0, 1]}",
-            "optim.lr=0.0 is not valid: Input should be greater than 0",
+            "optim.lr=0.0 is not valid: must be greater than 0",
         ),
         ("search.space.train.seed={choice: [1, 2]}", "train.seed is not searchable"),
         ("search.space.augment.scale={choice: [1, 2]}", "augment.scale is a list and not searchable"),
-        ("search.space.model.num_codewords={loguniform: [8, 64]}", "fractional part"),
+        ("search.space.model.num_codewords={loguniform: [8, 64]}", "must be a whole number"),
         ("search.enqueue=[{optim.lr: 5}]", "search.enqueue[0]: optim.lr=5 is outside search.space"),
         ("search.enqueue=[{model.num_codewords: 5}]", "num_codewords=5 is outside search.space"),
         ("search.space.model.output_stride={integer: [4, 8]}", "model.output_stride=5 is not valid"),
         ("search.confirm.seeds=[1, 1]", "seeds=[1, 1] names a training twice"),
-        ("search.confirm.seeds=[-1]", "greater than or equal to 0"),
+        ("search.confirm.seeds=[-1]", "must be 0 or more"),
         ("promote.alias=Latest", "alias=Latest is reserved by MLflow"),
         ("promote.alias=a b", "promote.alias='a b'"),
         ("promote.alias=best-previous", "alias=best-previous is kept for the previous model"),
@@ -161,7 +164,33 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
         ("promote.class_floor={car: 2}", "2 for car is no IoU from 0 to 1"),
         ("promote.class_floor=high", "'high' for all is no IoU from 0 to 1"),
         ("promote.confidence=1", "promote.confidence=1"),
-        ("name=2026-13-01", "not valid YAML"),
+        ("augment.flip=true", "augment.flip=true: must be a number"),
+        ("augment.flip=on", "augment.flip='on': must be a number"),
+        ("optim.lr=true", "optim.lr=true: must be a number"),
+        ("train.epochs=yes", "train.epochs='yes': must be a whole number"),
+        ("train.epochs=1e1", "train.epochs=10.0: must be a whole number"),
+        ("scaling.num_workers=true", "scaling.num_workers=true: must be a whole number"),
+        ("train.seed=true", "train.seed=true: must be a whole number"),
+        ("train.compile=yes", "train.compile='yes': must be true or false"),
+        ("train.compile=1", "train.compile=1: must be true or false"),
+        ("train.epochs='5'", "train.epochs='5': must be a whole number"),
+        ("name=010", "name=10: must be text; put it in quotes"),
+        ("name=", "name=null: must be text"),
+        ("name=a #b", "YAML drops what follows #; write name='\"a #b\"'"),
+        ("data.store=[a]", 'data.store=["a"]: must be text'),
+        ("augment.scale=[1]", "augment.scale=[1]: must be a list of 2 values"),
+        ("augment.scale=[1, 2, 3]", "augment.scale=[1, 2, 3]: must be a list of at most 2 values"),
+        ("train=5", "train=5: must be a section with epochs, steps_per_epoch"),
+        ("train.checkpoint_every=5", "must be a section with steps or minutes"),
+        ("train.precision=fp16", "train.precision='fp16': must be fp32, bf16 or auto"),
+        ("search.space.optim.lr={int: [4, 32]}", "did you mean search.space.optim.lr.integer?"),
+        ("search.space.optim.lr={choice: [null]}", "choice.0=null: must be true or false, a whole number,"),
+        ("search.space.optim.lr={choice: ['1e-3', 0.1]}", "optim.lr='1e-3' is not valid: must be a number"),
+        ("search.budget.wall=2:30", "2:30 may mean 2h30m or 2m30s; write which"),
+        ("lr=0.1", "unknown config path lr; did you mean optim.lr?"),
+        ("train.epoch=5", "did you mean train.epochs?"),
+        ("optim={lr: 0.1, lr: 0.2}", "line 1: lr is given a second time; keep one"),
+        ("optim.lr=.nan", "must be a finite number"),
         ("search.space.optim.lr={uniform: [2, 1]}", "`low < high` must hold, but got (low=2, high=1)"),
         ("search.space.optim.lr={choice: [1], uniform: [0, 1]}", "exactly one of"),
         ("search.space.train.global_batch_size={choice: [8, 9]}", None),
@@ -262,6 +291,106 @@ def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+def test_a_key_that_is_given_twice_is_an_error_with_its_line(recipe: Path) -> None:
+    recipe.write_text(RECIPE + "optim: {momentum: 0.5}\nmodel: {backbone: tiny}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: line 11: model is given a second time; keep one"):
+        load_config(recipe)
+
+
+def test_a_value_is_what_is_written(recipe: Path) -> None:
+    recipe.write_text(RECIPE + "train: {sync_bn: off, epochs: 010}\noptim: {lr: 1e-3}\n")
+    config = load_config(recipe, ["name=2026-11-27", "search.budget.wall=2h30m", "model.weights='010'"])
+    assert (config.train.sync_bn, config.train.epochs, config.optim.lr) == ("off", 10, 0.001)
+    assert (config.name, config.model.weights) == ("2026-11-27", "010")
+    assert config.search
+    assert config.search.budget.wall == 9000
+
+
+def test_every_literal_of_the_schema_survives_yaml_and_an_override_without_quotes() -> None:
+    literals = [
+        value
+        for section in sections(Config)
+        for info in section.model_fields.values()
+        for value in find_literals(info.annotation)
+    ]
+    assert {"off", "none", "auto", "tpe", 8} <= set(literals)
+    for value in literals:
+        assert parse_override(f"path={value}") == ("path", value)
+        assert parse_yaml(f"key: {value}", "recipe") == {"key": value}
+
+
+def test_every_field_of_the_schema_has_a_description() -> None:
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in sections(Config)
+        for name, info in section.model_fields.items()
+        if not info.description and not find_section(info.annotation)
+    ]
+    assert missing == []
+
+
+TEXTS = "on off yes true null ~ 1e-3 .5 1_000 010 0x1f 2:30 2026-11-27 << = %a @ &a 'q' !t 東京".split(" ")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "", " x ", "a #b", "a: b", "- x", "\x1b", "a\tb", "x" * 400])
+def test_text_survives_the_written_recipe(text: str) -> None:
+    tree = {"key": text, text: 1, "numbers": [1e-6, 1e300, 1.0, 5, True, None]}
+    assert parse_yaml(write_yaml(tree), "recipe") == tree
+
+
+def test_a_recipe_extends_another_section_by_section(recipe: Path, tmp_path: Path) -> None:
+    above = tmp_path / "above.yaml"
+    above.write_text(
+        "extends: recipe.yaml\nname: above\nmodel: {channels: 8}\n"
+        "search: {space: {optim.lr: {uniform: [0.1, 0.2]}}}\n"
+    )
+    config = load_config(above, ["optim.lr=0.15"])
+    assert (config.name, config.model.backbone, config.model.channels) == ("above", "tiny", 8)
+    assert config.search
+    assert list(config.search.space) == ["optim.lr"]  # a mapping of one's own keys is replaced
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: above.yaml\nsearch: null\n")
+    assert load_config(top).search is None
+
+
+def test_what_is_extended_must_exist_and_lead_to_an_end(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("extends: second.yaml\n")
+    second.write_text("extends: first.yaml\n")
+    with pytest.raises(UserError, match=r"second\.yaml: extends first\.yaml, which extends this recipe"):
+        load_config(first)
+    first.write_text("extends: camvit\n")
+    with pytest.raises(UserError, match=r"camvit: cannot read the recipe .*did you mean camvid"):
+        load_config(first)
+    first.write_text("extends: [camvid]\n")
+    with pytest.raises(UserError, match="path or name of one recipe"):
+        load_config(first)
+
+
+def test_a_recipe_of_the_package_is_used_and_extended_by_its_name(tmp_path: Path) -> None:
+    assert load_config("camvid", ["train.epochs=3"]).train.epochs == 3
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: camvid\ndata: {store: mine}\n")
+    assert load_config(mine).data.store == "mine"
+    assert load_config(mine).model == load_config("camvid").model
+
+
+def sections(section: type[BaseModel]) -> list[type[BaseModel]]:
+    """The section, those in it, and those that a mapping of it holds."""
+    found = [section]
+    for info in section.model_fields.values():
+        for part in (info.annotation, *get_args(info.annotation)):
+            if child := find_section(part):
+                found += [other for other in sections(child) if other not in found]
+    return found
+
+
+def find_literals(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in find_literals(part)]
+
+
 def test_the_schema_and_the_paths_agree() -> None:
     assert "optim.lr" in paths()
     assert "search.asha.grace_epochs" in paths()
@@ -269,7 +398,7 @@ def test_the_schema_and_the_paths_agree() -> None:
 
 
 def test_the_shipped_recipes_are_valid() -> None:
-    recipes = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[2] / "encsearch" / "recipes").glob("*.yaml"))
 
     assert recipes
     for recipe in recipes:

@@ -11,6 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
+from encsearch.config import find_recipe
+
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
 SCHEMAS = ROOT / "tests" / "data" / "kuberay"
@@ -142,8 +144,9 @@ def test_ray_is_the_pinned_one() -> None:
 
 def test_the_job_starts_files_that_exist() -> None:
     entrypoint = load("rayjob.yaml")["spec"]["entrypoint"].split()
-    assert entrypoint[:3] == ["python", "jobs/sweep.py", "jobs/recipes/camvid.yaml"]
-    assert [path for path in entrypoint[1:3] if not (ROOT / path).is_file()] == []
+    assert entrypoint[:3] == ["python", "jobs/sweep.py", "camvid"]
+    assert (ROOT / entrypoint[1]).is_file()
+    assert find_recipe(entrypoint[2]).is_file()
 
 
 def test_secrets_are_references() -> None:

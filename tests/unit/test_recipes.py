@@ -13,7 +13,7 @@ from encsearch.data.importers.labels import shipped_table
 from encsearch.data.importers.sets import SETS, context_table
 from encsearch.data.store import write_store
 
-RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+RECIPES = Path(__file__).parents[2] / "encsearch" / "recipes"
 PUBLIC = sorted(name for name in SETS if name != "camvid")
 
 
@@ -63,7 +63,7 @@ def test_a_public_sets_recipe_passes_the_check(name: str, backbone: str, stores:
 def test_its_head_comment_says_what_to_expect(recipe: Path) -> None:
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     text = " ".join(head)
-    assert f"encsearch train jobs/recipes/{recipe.name}" in text
+    assert f"encsearch train {recipe.stem}" in text
     assert "encsearch data import" in text
     assert "Expected: " in text
     assert "GiB" in text

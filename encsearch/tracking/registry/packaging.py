@@ -28,7 +28,7 @@ SERVING_REQUIREMENTS = (
     "numpy",
     "pillow",
     "pydantic",
-    "pyyaml",
+    "ruamel.yaml",
     "safetensors",
     "torch",
     "torchvision",
