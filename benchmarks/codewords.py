@@ -3,7 +3,7 @@
     python benchmarks/codewords.py --seeds 0                                          # all, 6 CPU minutes
     python benchmarks/codewords.py --seeds 0 1 2 3 4 --variants published "unit length, smoothing 10"
 
-Every training has the backbone, data and steps of encsearch/recipes/demo.yaml with the paper's head; a variant
+Every training has the backbone, data and steps of the recipe `demo` with the paper's head; a variant
 changes the encoding layer or how its parameters learn, and nothing else. The score is the mIoU of the
 ambiguous classes on the validation split after the last step. Prints a Markdown table and writes JSON.
 """

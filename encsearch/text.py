@@ -4,6 +4,7 @@ Programs get raw numbers: JSON, CSV, MLflow's metrics and params. NOTHING stands
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -144,6 +145,11 @@ def format_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
     size /= 1024
     return f"{size:.3g} GiB" if size < 999.5 else f"{size:,.0f} GiB"
+
+
+def metric_name(name: str) -> str:
+    """Replace what MLflow does not take in a metric's name: it takes letters, digits and _-. :/."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def printable(text: str) -> str:

@@ -287,3 +287,8 @@ def say_written(manifest: "Manifest", store: Path) -> None:
     counts = ", ".join(f"{name} {format_count(split.num_samples)}" for name, split in manifest.splits.items())
     classes = format_count(len(manifest.info.classes), "class")
     say(f"wrote {store}: {counts}; {classes}; {manifest.fingerprint[:12]}")
+    from encsearch.data.statistics import find_gaps, split_stats
+
+    if {"train", "val"} <= manifest.splits.keys():
+        for gap in find_gaps(split_stats(store, manifest, "train"), split_stats(store, manifest, "val")):
+            say(f"warning: {gap}")

@@ -90,9 +90,11 @@ def _report(result: "Evaluation", classes: Sequence[str], place: str) -> str:
         for name, value in result.to_metrics().items()
         if not name.startswith("size/")
     )
+    num_scored = len(result.class_iou)
+    over = f"; mIoU is over {num_scored} of {len(classes)} classes" if num_scored < len(classes) else ""
     parts = [
         table(["class", *by_class], rows),
         table(["objects", "mIoU %", "mean recall %"], sizes),
-        f"{place}: {figures}",
+        f"{place}: {figures}{over}",
     ]
     return "\n\n".join(parts)

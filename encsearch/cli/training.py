@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
-from encsearch.text import format_percent, format_score
+from encsearch.text import format_count, format_percent, format_score
 
 if TYPE_CHECKING:
     from encsearch.config import Config
@@ -95,7 +95,8 @@ def report_trained(done: "Trained", as_json: bool) -> None:
         for name, value in best.metrics.items()
         if name.startswith(("mIoU", "pixAcc"))
     )
-    text = f"{table(['class', 'IoU %'], rows)}\nbest epoch {best.epoch}: {scores}\nfiles: {done.folder}"
+    best_epoch = f"best epoch {best.epoch}, over {format_count(len(rows), 'class')}"
+    text = f"{table(['class', 'IoU %'], rows)}\n{best_epoch}: {scores}\nfiles: {done.folder}"
     figures = {name: value for name, value in best.to_dict().items() if name not in ("points", "label_maps")}
     result = {"folder": str(done.folder), "best": figures, **asdict(done.summary)}
     emit(result, as_json, text)

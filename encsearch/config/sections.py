@@ -420,6 +420,10 @@ class PromoteConfig(Section):
         0.0, ge=0, le=1, description="mIoU that the lower bound of the gain over the champion must reach"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of that lower bound, one-sided")
+    floor: Probability = Field(0.2, description="mIoU that a model needs where there is none to compare with")
+    min_class_share: Probability = Field(
+        0.9, description="share of the classes that have training pixels and that the set must show"
+    )
     min_images: int = Field(10, ge=2, description="labelled images that the set of the comparison must have")
     max_class_drop: Probability | None = Field(
         None, description="IoU that a class may lose against the champion; null: not checked"

@@ -13,6 +13,7 @@ from encsearch.data.shards import Facts, read_facts
 from encsearch.errors import UserError
 from encsearch.text import format_count
 
+MAX_NAMES = 12  # of classes in a sentence
 MIN_TOGETHER = 5
 """Images that have both classes, from which on their lift is more than chance."""
 
@@ -98,6 +99,30 @@ def split_stats(store: Path, manifest: Manifest, split: str) -> SplitStats:
         tuple(sizes.most_common()),
         tuple(map(tuple, together.tolist())),
     )
+
+
+def absent_classes(stats: SplitStats) -> list[str]:
+    """The classes without a pixel in the split."""
+    return [each.name for each in stats.classes if not each.pixels]
+
+
+def find_gaps(train: SplitStats, val: SplitStats) -> list[str]:
+    """What the splits that are trained on and scored lack, a sentence each."""
+    gaps = []
+    if train.split == val.split:
+        gaps.append(f"{val.split} is trained on and scored, so scores show what is known by heart")
+    count = format_count(len(train.classes), "class")
+    if absent := absent_classes(train):
+        gaps.append(
+            f"{len(absent)} of {count} without a pixel in {train.split}, not learnt: {_names(absent)}"
+        )
+    if absent := absent_classes(val):
+        left = len(val.classes) - len(absent)
+        gaps.append(
+            f"{len(absent)} of {count} without a pixel in {val.split}, not scored: {_names(absent)}; mIoU is "
+            f"over the other {left}, and over one of these, with 0, where it is predicted"
+        )
+    return gaps
 
 
 def class_pairs(stats: SplitStats) -> list[ClassPair]:
@@ -197,3 +222,8 @@ def median_frequency_weights(store: Path, manifest: Manifest, split: str) -> tup
 def _facts(store: Path, manifest: Manifest, split: str) -> Iterator[Facts]:
     for shard in manifest.split(split).shards:
         yield from read_facts(store, shard)
+
+
+def _names(names: list[str]) -> str:
+    more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*names[:MAX_NAMES], *more])

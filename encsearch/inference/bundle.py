@@ -10,7 +10,7 @@ README.md           the model card, for people: purpose, scores and limits of th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
 from encsearch.data.datasets import DatasetInfo
+from encsearch.data.statistics import absent_classes
 from encsearch.data.store import Store
 from encsearch.data.transforms import MEAN, STD
 from encsearch.errors import PreflightError, UserError, one_line
@@ -61,7 +62,8 @@ class Bundle:
     """A model in eval mode on the CPU, and the facts about it.
 
     `metrics` are figures of all classes, `class_iou` those by class, on the validation split; `num_images`
-    counts the images of each split. A fact that was not recorded is empty.
+    counts the images of each split, and `untrained` are the classes without a training pixel. A fact that was
+    not recorded is empty.
     """
 
     model: EncNet
@@ -71,6 +73,7 @@ class Bundle:
     metrics: Mapping[str, float]
     class_iou: Mapping[str, float] = field(default_factory=dict)
     num_images: Mapping[str, int] = field(default_factory=dict)
+    untrained: Sequence[str] = ()
 
 
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
@@ -87,6 +90,7 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
         metrics=scored.metrics if scored else {},
         class_iou=scored.class_iou if scored else {},
         num_images=num_images,
+        untrained=absent_classes(store.stats(config.data.train_split)),
     )
 
 
@@ -120,7 +124,11 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle, whole or not at all; an existing one at `folder` is replaced."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
-    source = {"fingerprint": bundle.fingerprint, "num_images": dict(bundle.num_images)}
+    source = {
+        "fingerprint": bundle.fingerprint,
+        "num_images": dict(bundle.num_images),
+        "untrained": list(bundle.untrained),
+    }
     with instead_of(folder) as scratch:
         scratch.mkdir(parents=True)
         save_file(tensors, scratch / WEIGHTS_FILE)
@@ -148,6 +156,7 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         info = DatasetInfo.from_dict(dataset)
         fingerprint, num_images = dataset["fingerprint"], dataset["num_images"]
+        untrained = dataset.get("untrained", ())  # models of older versions have not recorded it
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / DATASET_FILE}: damaged, {error!r}") from None
     try:
@@ -155,7 +164,7 @@ def read_bundle(folder: Path) -> Bundle:
     except KeyError as error:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
     model = _read_model(folder, config, len(info.classes))
-    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images)
+    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images, untrained)
 
 
 def weights_digest(folder: Path) -> str:
@@ -215,6 +224,7 @@ def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
         metrics=bundle.metrics,
         class_iou=bundle.class_iou,
         num_images=bundle.num_images,
+        untrained=bundle.untrained,
     )
 
 

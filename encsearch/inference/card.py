@@ -3,7 +3,7 @@
 Plain Markdown from recorded facts alone; a fact that was not recorded is shown as unknown.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from encsearch.config import AugmentConfig, Config, Context, ModelConfig, TrainConfig
@@ -23,8 +23,8 @@ class ModelFacts:
     """The facts that a card is made of.
 
     `metrics` are figures of all classes by name and `class_iou` the IoU by class, both on the validation
-    split; a class that this split lacks has none. `num_images` counts the images of each split. Empty
-    mappings are facts that were not recorded.
+    split; a class that this split lacks has none. `num_images` counts the images of each split; `untrained`
+    are the classes without a training pixel. Empty mappings are facts that were not recorded.
     """
 
     config: Config
@@ -35,6 +35,7 @@ class ModelFacts:
     metrics: Mapping[str, float]
     class_iou: Mapping[str, float]
     num_images: Mapping[str, int]
+    untrained: Sequence[str] = ()
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -75,9 +76,18 @@ def describe_limits(facts: ModelFacts) -> list[str]:
         named = [f"{name} ({format_score(iou)})" for name, iou in sorted(weak.items(), key=_value)]
         least = format_score(WEAK_IOU)
         found.append(f"Not to be relied on for classes with an IoU below {least}: {', '.join(named)}.")
+    if facts.untrained:
+        found.append(f"Never trained on {', '.join(facts.untrained)}: without a pixel in the training split.")
+    if facts.metrics and facts.config.data.val_split == facts.config.data.train_split:
+        found.append(
+            f"Scored on the split it was trained on, {split}: the figures show what it knows by heart."
+        )
     unseen = [name for name in info.classes if name not in facts.class_iou]
     if facts.class_iou and unseen:
-        found.append(f"Nothing is known about {', '.join(unseen)}: not in the {split} split.")
+        found.append(
+            f"Nothing is known about {', '.join(unseen)}: not in the {split} split, so mIoU is over "
+            f"{len(facts.class_iou)} of {len(info.classes)} classes."
+        )
     if not facts.class_iou:
         found.append("Nothing is known about single classes: no IoU by class was recorded.")
     num_images = facts.num_images.get(split)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 from encsearch.config import Config, LossConfig, trial_config, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import StoreError
+from encsearch.data.statistics import find_gaps
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
-from encsearch.text import format_bytes
+from encsearch.text import format_bytes, metric_name
 
 # Weights and momentum, 4 bytes each; two checkpoints are kept while a third is written.
 BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
@@ -28,7 +30,7 @@ class PaddedImages:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Facts about a training, found before it begins."""
+    """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each."""
 
     num_train: int
     num_val: int
@@ -37,6 +39,11 @@ class Preflight:
     steps_per_epoch: int
     fingerprint: str
     padded: PaddedImages | None
+    gaps: tuple[str, ...]
+
+    def say_gaps(self, say: Callable[[str], None]) -> None:
+        for gap in self.gaps:
+            say(f"warning: {gap}")
 
 
 def open_store(config: Config) -> Store:
@@ -57,7 +64,14 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         resolve_class_weights(config.loss, store, config.data.train_split)
     except UserError as error:
         raise PreflightError(str(error)) from None
+    stats = [store.stats(split) for split in (config.data.train_split, config.data.val_split)]
+    for split in stats:
+        if split.ignored_share == 1:
+            raise PreflightError(
+                f"{config.data.store}: no pixel of split {split.split} has a label; import one with labels"
+            )
     _check_metric(config.metric, store.info)
+    _check_names(store.info)
     _check_sizes(config, store)
     num_parameters = _check_models(config, len(store.info.classes))
     _check_writable(out)
@@ -70,6 +84,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         steps_per_epoch=config.train.steps_per_epoch or -(-num_train // config.train.global_batch_size),
         fingerprint=store.fingerprint,
         padded=_find_padded(config, store),
+        gaps=tuple(find_gaps(*stats)),
     )
 
 
@@ -119,6 +134,19 @@ def _check_metric(metric: str, info: DatasetInfo) -> None:
         raise PreflightError(f"metric={metric} is not measured on {info.name}; try one of {', '.join(known)}")
 
 
+def _check_names(info: DatasetInfo) -> None:
+    """Two classes or groups whose metrics have one name in MLflow would be one curve there."""
+    for names in (info.classes, info.groups):
+        found: dict[str, str] = {}
+        for name in names:
+            other = found.setdefault(metric_name(name), name)
+            if other != name:
+                raise PreflightError(
+                    f"{info.name}: {other!r} and {name!r} have one name in MLflow, {metric_name(name)!r}; "
+                    "import the data with names that differ in letters, digits or _-. :/"
+                )
+
+
 def _check_sizes(config: Config, store: Store) -> None:
     """All training images of a batch must have the same size."""
     sizes: Counter[tuple[int, int]] = Counter()
@@ -157,12 +185,12 @@ def _find_padded(config: Config, store: Store) -> PaddedImages | None:
 
 
 def _check_models(config: Config, num_classes: int) -> int:
-    """Build every model of the recipe and find its weights; returns the parameter count of the first one.
+    """Build every model of the recipe and read its weights; returns the parameter count of the first one.
 
-    The weights are not read. Published ones are fetched here, once, instead of by every worker.
+    Published weights are fetched here, once, instead of by every worker.
     """
     # Here, so that a sweep's driver, which opens the store, has no torch.
-    from encsearch.model.backbones import find_weights
+    from encsearch.model.backbones import build_backbone
     from encsearch.model.encnet import count_parameters
 
     searched = config.search.space if config.search else {}
@@ -171,9 +199,12 @@ def _check_models(config: Config, num_classes: int) -> int:
     models = [config.model]
     models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
     counts = []
+    read = set()
     for model in models:
         counts.append(count_parameters(model, num_classes))
-        find_weights(model.backbone, model.weights)
+        if model.weights and (model.backbone, model.weights) not in read:
+            build_backbone(model.backbone, model.output_stride, model.weights)
+            read.add((model.backbone, model.weights))
     return counts[0]
 
 

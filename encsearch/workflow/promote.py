@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
+from encsearch.data.statistics import absent_classes
 from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, UserError
 from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
@@ -223,7 +224,10 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
         for each, latency_ms in zip(models, latencies_ms, strict=True)
     ]
     classes = store.info.classes
-    decision = decide(seen[0], seen[1] if champion else None, classes, gate, place)
+    train_split = model.bundle.config.data.train_split
+    has_train = train_split in store.manifest.splits  # another store may have but the split that scores
+    untrained = absent_classes(store.stats(train_split)) if has_train else model.bundle.untrained
+    decision = decide(seen[0], seen[1] if champion else None, classes, gate, place, untrained)
     figures = {"mIoU": decision.mean_iou}
     if decision.gain:
         figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}

@@ -71,6 +71,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         steps = format_count(found.steps_per_epoch, "step")
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
+            found.say_gaps(progress.say)
             result = _run(config, store, folder, record, sender, progress, in_process=in_process)
         return _finish(config, store, folder, sender, result)
 

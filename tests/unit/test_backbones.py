@@ -148,6 +148,11 @@ def test_loads_a_file_in_the_layout_of_the_authors(tmp_path: Path) -> None:
         (b"0" * 8, "cannot be read as weights"),  # IndexError
         (b"X\x02\x00\x00\x00\xff\xff", "cannot be read as weights"),  # UnicodeDecodeError
         (b"h\x05", "cannot be read as weights"),  # KeyError
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a pointer of Git LFS, not the weights",
+        ),
+        ({"stem": torch.tensor([float("nan")])}, "1 of 1 tensors hold NaN or infinity, stem the first"),
         ({1: torch.zeros(1)}, "holds more than tensors by name"),
         ({"state_dict": {}, "epoch": 3}, r"\d+ keys missing"),
         ({"optimizer": {}}, "holds more than tensors by name"),

@@ -1,6 +1,7 @@
 """Weights of the classes in the cross-entropies, by frequency or by name, checked before training."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,22 @@ def test_names_that_do_not_fit_the_store_stop_before_training(
         preflight(config, Store(config.data.store), tmp_path)
     with pytest.raises(UserError, match=message):
         build(config)
+
+
+def test_what_would_be_one_metric_and_what_has_no_label_stop_before_training(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    colours = ((0, 0, 0), (1, 1, 1))
+    for place, classes, mask, message in (
+        ("names", ("car (moving)", "car [moving]"), pixels, "have one name in MLflow, 'car _moving_'"),
+        ("void", ("car", "road"), pixels + 255, "no pixel of split train has a label"),
+    ):
+        splits = {split: [sample(number, mask.tolist())] for number, split in enumerate(("train", "val"))}
+        write_store(tmp_path / place, DatasetInfo("x", classes, colours), splits)
+        config = with_values(toy_config, {"data.store": str(tmp_path / place)})
+        with pytest.raises(PreflightError, match=re.escape(message)):
+            preflight(config, Store(config.data.store), tmp_path)
 
 
 @pytest.mark.parametrize(

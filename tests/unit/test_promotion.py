@@ -53,6 +53,7 @@ def test_a_better_model_is_promoted_and_the_reasons_tell_the_figures() -> None:
     assert decision.promote
     assert decision.reasons == (
         "40 labelled images",
+        "3 of 3 classes trained and scored",
         "compared with the current model, version 3",
         f"mIoU {100 * ours:.2f} % against {100 * theirs:.2f} %: {100 * (ours - theirs):+.2f} points, with "
         f"0.95 confidence at least {100 * decision.gain.lower:+.2f} points, which reaches the margin of 0.00 "
@@ -66,6 +67,29 @@ def test_the_first_model_needs_no_rival_but_the_floors_and_the_images() -> None:
     assert decision.reasons[-1].startswith("no model to compare with; the candidate has mIoU 6")
     gate = PromoteConfig(min_images=41, class_floor={"car": 0.99})
     assert len(failed(decide(BETTER, None, CLASSES, gate))) == 2
+
+
+def test_a_first_model_below_the_floor_is_refused_and_the_floor_can_be_set() -> None:
+    weak = model("weak", (0.1, 0.1, 0.1))
+    (reason,) = failed(decide(weak, None, CLASSES, GATE))
+    assert reason.startswith("no model to compare with; the candidate has mIoU ")
+    assert reason.endswith(" %, below promote.floor, 20.00 %")
+    assert decide(weak, None, CLASSES, PromoteConfig(floor=0.01)).promote
+    assert decide(weak, model("x", (0, 0, 0)), CLASSES, GATE).promote  # the floor is for the first one
+
+
+def test_a_model_that_is_scored_on_too_few_classes_is_refused_with_their_names() -> None:
+    counts = BETTER.pixels.copy()
+    counts[:, 2] = 0
+    unseen = replace(BETTER, pixels=counts)
+    assert failed(decide(unseen, None, CLASSES, GATE)) == [
+        "2 of 3 classes trained and scored (car not shown by the set), fewer than min_class_share=0.9"
+    ]
+    assert failed(decide(unseen, None, CLASSES, GATE, untrained=["sky"])) == [
+        "1 of 3 classes trained and scored (sky without a training pixel; car not shown by the set), fewer "
+        "than min_class_share=0.9"
+    ]
+    assert decide(unseen, None, CLASSES, PromoteConfig(min_class_share=0.6)).promote
 
 
 def test_the_margin_is_for_the_lower_bound_and_not_for_the_gain() -> None:
@@ -137,7 +161,7 @@ def test_floors_hold_by_name_and_for_all() -> None:
 def test_a_floor_of_a_class_that_no_image_shows_is_not_reached() -> None:
     without = BETTER.pixels.copy()
     without[:, 2] = 0
-    gate = PromoteConfig(class_floor={"car": 0.1})
+    gate = PromoteConfig(min_class_share=0, class_floor={"car": 0.1})
     assert failed(decide(replace(BETTER, pixels=without), None, CLASSES, gate)) == [
         "no image shows car, whose floor is 10.00 %"
     ]

@@ -9,7 +9,7 @@ import pytest
 from encsearch.data.codec import encode_png
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.manifest import Origin
-from encsearch.data.statistics import class_pairs, split_drift
+from encsearch.data.statistics import class_pairs, find_gaps, split_drift
 from encsearch.data.store import Store, write_store
 from encsearch.report.dataset import find_facts, write_page
 
@@ -40,6 +40,18 @@ def store(tmp_path: Path) -> Store:
     val[1] = EncodedSample("copy", train[0].image, val[1].mask, "")
     write_store(tmp_path / "store", INFO, {"val": val, "train": train})
     return Store(tmp_path / "store")
+
+
+def test_what_the_splits_lack_is_said_with_the_names(store: Store) -> None:
+    train, val = store.stats("train"), store.stats("val")
+    assert find_gaps(train, val) == [
+        "1 of 4 classes without a pixel in val, not scored: boat; mIoU is over the other 3, and over one of "
+        "these, with 0, where it is predicted"
+    ]
+    learnt, known, _ = find_gaps(val, val)
+    assert learnt == "val is trained on and scored, so scores show what is known by heart"
+    assert known == "1 of 4 classes without a pixel in val, not learnt: boat"
+    assert find_gaps(train, train)[1:] == []
 
 
 def test_classes_together(store: Store) -> None:

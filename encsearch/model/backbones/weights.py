@@ -17,6 +17,7 @@ from encsearch.errors import PreflightError, UserError, first_line
 
 # The downloads have no time limit for a silent server, so one request with a limit comes first.
 REPLY_TIMEOUT_S = 10
+LFS_POINTER = b"version https://git-lfs"
 
 # Errors that torch.load (2.15, weights_only) raises for junk, found with random and mutated files.
 _DAMAGE = (
@@ -78,8 +79,12 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     name; both are taken off. Raises UserError for a file that is damaged or that holds anything else.
     """
     try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        if is_pointer:
+            raise UserError(f"{path}: a pointer of Git LFS, not the weights; fetch them by `git lfs pull`")
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _check_finite(load_file(path), path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         # PyTorch's own message is hidden, since it advises to unpickle the file all the same.
@@ -102,8 +107,8 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             "save dense ones"
         )
     if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return _check_finite(state, path)
 
 
 def select_fitting(
@@ -133,6 +138,16 @@ def select_fitting(
                 f"{path}: not the state dict of {owner}: {len(keys)} keys {problem}, {keys[0]} the first"
             )
     return found
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    odd = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        raise UserError(
+            f"{path}: {len(odd)} of {len(state)} tensors hold NaN or infinity, {odd[0]} the first; save "
+            "weights from before the training diverged"
+        )
+    return state
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -11,7 +11,6 @@ Nothing here waits for a server or imports mlflow: recording a training costs on
 import json
 import math
 import os
-import re
 import socket
 import threading
 import time
@@ -27,6 +26,7 @@ from encsearch.errors import UserError
 from encsearch.files import append_line, hold_lock, write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import Point, Report, Status
+from encsearch.text import metric_name
 from encsearch.tracking.outbox.events import (
     Dataset,
     Ended,
@@ -235,11 +235,6 @@ class RunRecord:
 
 def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def metric_name(name: str) -> str:
-    """Replace what MLflow does not take in a metric's name: it takes letters, digits and _-. :/."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _is_scored(metric: str) -> bool:

@@ -6,7 +6,7 @@ candidates were judged favours those that were chosen on it. So every decision s
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -83,12 +83,14 @@ def decide(
     classes: Sequence[str],
     gate: PromoteConfig,
     place: str = "",
+    untrained: Collection[str] = (),
 ) -> GateDecision:
     """Make every check of the gate, so that all reasons against a candidate are reported at once.
 
     The candidate must surely be better than the champion by `gate.margin`; no class may fall far; the floors
-    and the number of images are checked with and without a champion. `place` says where latencies were
-    measured. Raises UserError when no image has a labelled pixel.
+    and the numbers of images and classes are checked with and without a champion. `place` says where the
+    latencies were measured, `untrained` are the classes without a training pixel. Raises UserError when no
+    image has a labelled pixel.
     """
     assert champion is None or champion.pixels.shape == candidate.pixels.shape, "not the same images"
     labelled = np.flatnonzero(candidate.pixels[:, :, 1].sum(axis=1))
@@ -99,15 +101,16 @@ def decide(
     if champion:
         gain = paired_gain(candidate_pixels, champion.pixels[labelled], gate.confidence)
     value = mean_iou(candidate_pixels.sum(axis=0))
-    checks = [_check_image_count(labelled.size, gate.min_images)]
+    checks = [
+        _check_image_count(labelled.size, gate.min_images),
+        _check_class_count(candidate_pixels, classes, untrained, gate.min_class_share),
+    ]
     if champion and gain:
         checks += _check_confidence(labelled.size, gate.confidence)
         checks += [_check_is_another(candidate, champion), _check_gain(value, gain, gate)]
         checks += _check_drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
-        checks.append(
-            GateCheck(True, f"no model to compare with; the candidate has mIoU {format_score(value)}")
-        )
+        checks.append(_check_first(value, gate.floor))
     checks += _check_floors(candidate_pixels, classes, gate)
     checks += _check_latency(candidate, champion, gate.latency_limit_ms, place)
     return GateDecision(value, gain, tuple(checks))
@@ -184,6 +187,31 @@ def _check_image_count(number: int, least: int) -> GateCheck:
     if number < least:
         return GateCheck(False, f"the set has {images}, fewer than min_images={least}")
     return GateCheck(True, images)
+
+
+def _check_class_count(
+    candidate: Pixels, classes: Sequence[str], untrained: Collection[str], least: float
+) -> GateCheck:
+    shown = {classes[index] for index in _shown_classes(candidate, 1)}
+    lacking = {
+        "without a training pixel": [name for name in classes if name in untrained],
+        "not shown by the set": [name for name in classes if name not in shown and name not in untrained],
+    }
+    known = len(classes) - sum(map(len, lacking.values()))
+    reasons = [f"{', '.join(names)} {reason}" for reason, names in lacking.items() if names]
+    text = f"{known} of {format_count(len(classes), 'class')} trained and scored"
+    if reasons:
+        text += f" ({'; '.join(reasons)})"
+    if known < least * len(classes) - TOLERANCE:
+        return GateCheck(False, f"{text}, fewer than min_class_share={format_param(least)}")
+    return GateCheck(True, text)
+
+
+def _check_first(value: float, floor: float) -> GateCheck:
+    text = f"no model to compare with; the candidate has mIoU {format_score(value)}"
+    if value < floor - TOLERANCE:
+        return GateCheck(False, f"{text}, below promote.floor, {format_score(floor)}")
+    return GateCheck(True, text)
 
 
 def _check_confidence(number: int, confidence: float) -> Iterator[GateCheck]:

@@ -102,6 +102,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier)
+        found.say_gaps(progress.say)
         with locked(folder):
             _, place = reopen(folder)
             return _run(config, store, place, folder, sender, session, networks, found, progress)
