@@ -73,7 +73,7 @@ class SweepObserver(Protocol):
     """The sweep owner's reactions to its trials; called in the driver, between two Tune events."""
 
     def open_recorder(self, number: int, config: Config) -> Recorder:
-        """A trial starts, or continues after a kill; closed as FINISHED, KILLED (stopped early) or FAILED."""
+        """A trial starts, or continues after a kill; closed as FINISHED, also if stopped early, or FAILED."""
         ...
 
     def trial_ended(self, event: TrialEvent, config: Config, folder: Path) -> None:

@@ -15,8 +15,8 @@ PARAMETERS, LATENCY = "parameters", "latency_ms"
 # In a trial's result: it was told to end, and its state is on disk; why no trial can go on.
 SAVED, ENDS_ALL = "saved", "ends_all"
 
-# The status with which an ended trial's record is closed.
-STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+# The status with which an ended trial's record is closed. One that was stopped early did what it was to do.
+STATUS_OF: Mapping[TrialState, Status] = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ from encsearch.tracking.run_files import (
 # Not for trials and the trainings of an ablation, which are too many.
 PICTURED = ("training", "finalist", "baseline")
 
+# Sections of a recipe that say nothing of how a model is trained, and the kind of run that is about one.
+OF_OTHERS = ("search", "ablate", "eval", "promote")
+OF_KIND = {"sweep": "search", "ablation": "ablate"}
+
 Follow = Callable[[Report], None]
 """Called with each report after it was recorded, to show progress."""
 
@@ -138,7 +142,7 @@ def start_run(
         write_diff(record.root, artifacts)
     return record.start(
         run,
-        params=flatten(config),
+        params=_params(config, kind),
         tags={
             **_lineage(store.fingerprint, record.root),
             **describe_run(config, store.manifest, kind),
@@ -149,6 +153,16 @@ def start_run(
         dataset=describe_dataset(config.data, store),
         artifacts=artifacts,
     )
+
+
+def _params(config: Config, kind: str) -> dict[str, str | int | float | bool | None]:
+    """The leaves of the sections that make the run what it is; `config.yaml` has them all."""
+    own = OF_KIND.get(kind)
+    return {
+        path: value
+        for path, value in flatten(config).items()
+        if (section := path.partition(".")[0]) == own or section not in OF_OTHERS
+    }
 
 
 @cache

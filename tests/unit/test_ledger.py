@@ -163,7 +163,7 @@ def test_a_trial_that_the_scheduler_stops_is_pruned_with_its_last_report(sweep: 
     one.ledger.ended("b")
 
     assert (one.trials[1].state, one.trials[1].curve) == ("PRUNED", ((1, 0.1),))
-    assert one.observer.recorders[1].status == "KILLED"
+    assert one.observer.recorders[1].status == "FINISHED"
 
 
 def test_a_diverged_trial_fails_with_its_reason(sweep: Open) -> None:
@@ -278,7 +278,7 @@ def test_a_spent_budget_prunes_what_runs_and_says_so(sweep: Open) -> None:
 
     (trial,) = one.trials
     assert (trial.state, trial.reason, trial.value) == ("PRUNED", "the budget was spent", 0.4)
-    assert one.observer.recorders[0].status == "KILLED"
+    assert one.observer.recorders[0].status == "FINISHED"
     assert one.ledger.is_done()
 
 
@@ -288,7 +288,7 @@ def test_an_interrupted_sweep_leaves_its_trials_to_the_resume(sweep: Open) -> No
     one.ledger.leave_all()
 
     assert one.trials[0].state == "RUNNING"
-    assert one.observer.recorders[0].status == "KILLED"
+    assert one.observer.recorders[0].status == "FINISHED"
 
 
 def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> None:
@@ -486,7 +486,7 @@ def test_what_is_paused_at_the_end_is_pruned_with_its_curve_and_no_reason(pausin
 
     trial = one.trials[0]
     assert (trial.state, trial.reason, trial.curve) == ("PRUNED", None, ((1, 0.1),))
-    assert one.observer.recorders[0].status == "KILLED"
+    assert one.observer.recorders[0].status == "FINISHED"
 
 
 def test_a_paused_trial_that_a_spent_budget_kept_from_going_on_says_so(pausing: Open) -> None:

@@ -22,7 +22,7 @@ from encsearch.workflow.sweep.records import SweepRecords
 
 
 @pytest.mark.parametrize(
-    ("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")]
+    ("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "FINISHED"), ("FAIL", "FAILED")]
 )
 def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
     toy_config: Config, tmp_path: Path, state: TrialState, status: Status
@@ -69,7 +69,7 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
         records.settle([Trial(0, {}, "PRUNED", value=0.5, curve=((1, 0.5),), seconds=1.0)])
         closed = record.find("trial0")
     assert closed
-    assert (closed.status, closed.noted["encsearch.state"]) == ("KILLED", "PRUNED")
+    assert (closed.status, closed.noted["encsearch.state"]) == ("FINISHED", "PRUNED")
 
 
 @pytest.mark.parametrize(("state", "has_panels"), [("PRUNED", True), ("FAIL", False)])
