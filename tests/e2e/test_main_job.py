@@ -66,17 +66,15 @@ def test_mlflow_holds_a_parent_and_a_true_child_of_each_training(
     children = {run.info.run_name: run for run in runs_of(client, parent.info.run_id)}
     finalist, baseline = swept["finalists"]
     assert set(children) == {*TRIALS, finalist["name"], baseline["name"]}
-    assert {name: run.info.status for name, run in children.items()} == {
-        **dict.fromkeys(children, "FINISHED"),
-        **{f"trial{t['number']}": "KILLED" for t in swept["trials"] if t["state"] == "PRUNED"},
-    }
+    assert {run.info.status for run in children.values()} == {"FINISHED"}  # also of those stopped early
     assert swept["run_id"] == children[finalist["name"]].info.run_id
 
     config = load_config(shell.folder / "toy.yaml")
     for trial in swept["trials"]:
         run = children[f"trial{trial['number']}"]
         expected = flatten(with_values(config, trial["values"]).model_copy(update={"search": None}))
-        assert set(run.data.params) == set(expected)
+        others = ("search", "ablate", "eval", "promote")
+        assert set(run.data.params) == {path for path in expected if not path.startswith(others)}
         assert {path: json.loads(run.data.params[path]) for path in trial["values"]} == trial["values"]
         assert run.data.metrics["best/mIoU"] == max(value for _, value in trial["curve"])
         assert run.data.tags["encsearch.kind"] == "trial"

@@ -288,7 +288,7 @@ def test_an_interrupted_sweep_leaves_its_trials_to_the_resume(sweep: Open) -> No
     one.ledger.leave_all()
 
     assert one.trials[0].state == "RUNNING"
-    assert one.observer.recorders[0].status == "FINISHED"
+    assert one.observer.recorders[0].status == "KILLED"
 
 
 def test_a_proposal_beyond_a_limit_is_refused_and_another_taken(sweep: Open) -> None:
@@ -367,7 +367,7 @@ def test_the_record_is_closed_even_if_its_pictures_cannot_be_made(sweep: Open) -
     with pytest.raises(UserError):
         one.ledger.ended("a")
 
-    assert one.observer.recorders[0].status == "KILLED"
+    assert one.observer.recorders[0].status == "FINISHED"
 
 
 def test_a_grid_of_queued_points_alone_is_tried_before_it_ends(sweep: Open) -> None:
