@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from encsearch.errors import NoticeError, TrainingError, UserError
 from encsearch.files import append_line, lines_after, read_object, to_object
+from encsearch.text import format_list
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -24,6 +25,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORTS_FILE = "reports.jsonl"
 # The RunSummary, in the folder of a finished job.
 SUMMARY_FILE = "run.json"
+SHOWN_JOBS = 3
 # In the folder of a job from its start on; only jobs of one kind have it.
 BEGUN_FILE, STUDY_FILE, RESULTS_FILE = "training.json", "study.json", "trainings.jsonl"
 
@@ -222,6 +224,28 @@ def read_summary(folder: Path) -> RunSummary:
     try:
         return read_object(path, RunSummary)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder}: not the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
-        ) from None
+        what = f"the folder of a finished training, sweep or ablation ({SUMMARY_FILE} is missing)"
+        raise no_job_error(folder, what) from None
+
+
+def no_job_error(folder: Path, what: str) -> UserError:
+    """The error for a folder that is not `what`, with the newest jobs in it, beside it and in runs/."""
+    jobs = {
+        path.resolve(): path
+        for place in (folder, folder.parent, Path("runs"))
+        if place.is_dir()
+        for path in place.iterdir()
+        if job_kind(path) or (path / SUMMARY_FILE).is_file()
+    }
+    newest = sorted(jobs, key=lambda path: path.stat().st_mtime, reverse=True)[:SHOWN_JOBS]
+    problem = f"not {what}" if folder.exists() else "no such folder"
+    if newest:
+        hint = f"the newest jobs are {format_list([*map(_from_here, newest)])}"
+    else:
+        hint = "there is no job in it, beside it or in runs/"
+    return UserError(f"{folder}: {problem}; {hint}")
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,5 +1,6 @@
 """`encsearch`: the table of commands; errors become one line and an exit code."""
 
+import difflib
 import errno
 import importlib
 import signal
@@ -11,6 +12,7 @@ import click
 
 from encsearch import __version__
 from encsearch.cli.console import say
+from encsearch.cli.examples import add_examples
 from encsearch.errors import NoticeError, TrainingError, UserError, guard_terminal
 
 OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -57,7 +59,18 @@ class LazyGroup(click.Group):
         # `eval` is a Python name already.
         name = {"eval": "eval_"}.get(cmd_name, cmd_name.replace("-", "_"))
         command: click.Command = getattr(module, name)
+        add_examples(command, cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, which suggests only commands that have been imported."""
+        if args[0] in COMMANDS or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(args[0], COMMANDS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`encsearch --help` lists them"
+        raise click.UsageError(f"no command {args[0]}; {hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -69,7 +69,7 @@ def describe_unknown_path(path: str, known: Sequence[str]) -> str:
     section, _, leaf = path.rpartition(".")
     leaves = {other.rpartition(".")[2]: other for other in known}
     beside = [other for other in known if other.rpartition(".")[0] == section]
-    near = [other for other in known if other.rpartition(".")[2] == leaf]
+    near = [other for other in known if other.rpartition(".")[2].lower() == leaf.lower()]
     near = near or _close(leaf, {other.rpartition(".")[2]: other for other in beside}, 0.5)
     near = near or _close(path, {other: other for other in known}, 0.7) or _close(leaf, leaves, 0.8)
     if near:

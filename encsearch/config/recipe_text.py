@@ -104,8 +104,10 @@ def _read(given: str | Path, whole: frozenset[str], above: tuple[Path, ...]) -> 
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        names = recipe_names()
-        near = difflib.get_close_matches(path.stem, names, n=3)
+        files = [str(file) for file in sorted(path.parent.glob("*.y*ml"))]
+        near = difflib.get_close_matches(str(path), files, n=1) or difflib.get_close_matches(
+            path.stem, recipe_names(), n=3
+        )
         hint = f"did you mean {format_list(near, 'or')}?" if near else "`encsearch recipes` lists ours"
         raise UserError(f"{given}: cannot read the recipe ({reason}); {hint}") from None
     tree = parse_yaml(text, str(given))

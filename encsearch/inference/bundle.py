@@ -31,7 +31,7 @@ from encsearch.files import instead_of, read_regular, sha256
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.inference.segment import Network
 from encsearch.model.encnet import EncNet, EncNetOutput
-from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_reports
+from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_reports, no_job_error
 from encsearch.train.checkpoint import load_weights
 from encsearch.train.checkpoint_files import CHECKPOINTS, find_weights
 from encsearch.train.kernels import Kernels, has_bf16
@@ -149,7 +149,7 @@ def read_bundle(folder: Path) -> Bundle:
     """
     for name in READ_FILES:
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a model bundle, {name} is missing; name a trained model's folder")
+            raise no_job_error(folder, f"a trained model's folder ({name} is missing)")
     _check_preprocessing(folder / PREPROCESSING_FILE)
     config = load_config(folder / CONFIG_FILE)
     dataset, scores = _read_json(folder / DATASET_FILE), _read_json(folder / METRICS_FILE)

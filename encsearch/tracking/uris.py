@@ -7,6 +7,7 @@ from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 
 SQLITE = "sqlite:///"
+DATABASE = "mlflow.db"
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -14,7 +15,7 @@ def resolve_uri(uri: str | None) -> str:
 
     The path of an SQLite URI becomes absolute. Raises PreflightError for a store that MLflow cannot open.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
     check_kind(uri)
     return SQLITE + str(_checked_database(uri)) if uri.startswith("sqlite:") else uri
 
@@ -23,9 +24,16 @@ def existing_store(uri: str | None = None) -> str:
     """Like `resolve_uri`, for readers: raises PreflightError for an SQLite file that does not exist yet."""
     uri = resolve_uri(uri)
     path = sqlite_path(uri)
-    if path and not path.exists():
+    if path is None or path.exists():
+        return uri
+    if "MLFLOW_TRACKING_URI" in os.environ or path != Path(DATABASE).absolute():
         raise PreflightError(f"{path}: no such tracking database; set MLFLOW_TRACKING_URI to the one to read")
-    return uri
+    near = sorted(Path().glob(f"*/{DATABASE}"), key=lambda file: file.stat().st_mtime)
+    other = near and f"; to read {near[-1].parent}'s: export MLFLOW_TRACKING_URI={SQLITE}{near[-1]}"
+    raise PreflightError(
+        f"nothing is recorded in this folder yet, there is no {DATABASE}; `encsearch train` and `sweep` "
+        f"make one{other or ''}"
+    )
 
 
 def check_kind(uri: str) -> None:

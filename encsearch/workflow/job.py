@@ -12,7 +12,7 @@ from typing import Protocol
 from encsearch.config import Config
 from encsearch.errors import NoticeError, StorageError, UserError
 from encsearch.files import write_whole
-from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind
+from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 
@@ -35,8 +35,8 @@ def find_kind(folder: Path) -> JobKind:
     """The kind of the job in a folder, finished or not. Raises UserError if there is none."""
     kind = job_kind(folder)
     if kind is None:
-        raise UserError(
-            f"{folder}: not the folder of a training, sweep or ablation; it has none of {', '.join(MARKS)}"
+        raise no_job_error(
+            folder, f"the folder of a training, sweep or ablation; it has none of {', '.join(MARKS)}"
         )
     return kind
 

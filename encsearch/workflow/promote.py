@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import torch
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
 from encsearch.data.statistics import absent_classes
 from encsearch.data.store import Store
-from encsearch.errors import GateRefusedError, UserError
+from encsearch.errors import GateRefusedError, PreflightError, UserError
 from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, open_same_store
 from encsearch.reports import read_summary
 from encsearch.text import format_count
-from encsearch.tracking.browse.links import model_link, ui_base
+from encsearch.tracking.browse.links import model_link, run_link, ui_base
+from encsearch.tracking.browse.rows import NOTE_TAG, PARENT_TAG
 from encsearch.tracking.mlflow import Tracking, check_run, connect, translate_failures
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.outbox.notices import check_address, send_notice
@@ -109,6 +111,7 @@ def promote(
                     f" (decision {moved.state.head}); promote again to compare with that"
                 )
     holder = _new_holder(registry, draft, moved, settled)
+    _link_from_parent(registry, draft.run_id, holder.version)
     # The decision stands, and a person may be waiting: one try.
     body = f"{holder.uri} is now version {holder.version}: {'; '.join(holder.reasons)}\n{holder.link}"
     send_notice(f"{holder.model} has a new {holder.alias}", body, tries=1)
@@ -266,6 +269,22 @@ def _version(registry: MlflowRegistry, draft: Draft, folder: Path, weights: str)
     tags = {"data.fingerprint": draft.fingerprint}
     tags |= {"encsearch.reasons": "; ".join(draft.reasons), "mIoU": f"{draft.figures['mIoU']:.6g}"}
     return register(registry.tracking, draft.run_id, folder, registry.model, tags)
+
+
+def _link_from_parent(registry: MlflowRegistry, run_id: str, version: str) -> None:
+    """Link the model in the description of the sweep or ablation whose run it came from."""
+    client = registry.tracking.client
+    with suppress(PreflightError), translate_failures(registry.tracking.uri):  # the decision stands without
+        parent_id = client.get_run(run_id).data.tags.get(PARENT_TAG)
+        if parent_id is None:
+            return
+        parent = client.get_run(parent_id)
+        run = run_link("", parent.info.experiment_id, run_id).lstrip("/")
+        model = model_link("", registry.model, version).lstrip("/")
+        link = f"Model: [{registry.model}, version {version}]({model}), of [this run]({run})."
+        note = parent.data.tags.get(NOTE_TAG, "")
+        if link not in note:
+            client.set_tag(parent_id, NOTE_TAG, f"{note}\n\n{link}".lstrip())
 
 
 def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> None:

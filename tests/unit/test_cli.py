@@ -1,16 +1,20 @@
 """The command line: instant help, one line for an error, the exit codes."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import encsearch
 from encsearch.cli.console import emit, say, table
-from encsearch.cli.main import COMMANDS, main
+from encsearch.cli.examples import EXAMPLES
+from encsearch.cli.main import COMMANDS, cli, main
 from encsearch.config import Config, to_yaml
 from encsearch.tracking.outbox.forward import warn
 
@@ -38,6 +42,73 @@ def test_help_loads_nothing_heavy_and_names_every_command() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, without a tracking store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_has_an_example_that_it_takes(folder: Path) -> None:
+    def check(command: click.Command, path: str) -> set[str]:
+        if isinstance(command, click.Group):
+            below = command.commands.items()
+            return {found for name, each in below for found in check(each, f"{path} {name}")}
+        _, *words = shlex.split(EXAMPLES[path].partition(" > ")[0])
+        assert words[: len(path.split())] == path.split()
+        command.make_context(path, words[len(path.split()) :])
+        assert f"Example: {EXAMPLES[path]}" in str(command.epilog)
+        return {path}
+
+    (folder / "runs").mkdir()
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    assert {path for name, each in commands.items() if each for path in check(each, name)} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "camvid"], "no command trian; did you mean train?"),
+        (["xyz"], "no command xyz; `encsearch --help` lists them"),
+        (
+            ["train", "mine.yml"],
+            "mine.yml: cannot read the recipe (No such file or directory); did you mean mine.yaml?",
+        ),
+        (
+            ["train", "camvit"],
+            "camvit: cannot read the recipe (No such file or directory); did you mean camvid?",
+        ),
+        (["resume", "nope"], "nope: no such folder; the newest jobs are runs/toy-2 and runs/toy-1"),
+        (["promote", "runs"], "(run.json is missing); the newest jobs are runs/toy-2 and runs/toy-1"),
+        (["eval", "nope"], "nope: no such folder; the newest jobs are runs/toy-2 and runs/toy-1"),
+        (["runs", "list"], "nothing is recorded in this folder yet, there is no mlflow.db"),
+    ],
+)
+def test_what_does_not_exist_is_answered_with_what_may_have_been_meant(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.yaml").write_text("extends: camvid\n")
+    for number in (1, 2):
+        job = folder / "runs" / f"toy-{number}"
+        job.mkdir(parents=True)
+        (job / "training.json").write_text("{}\n")
+        os.utime(job, (number, number))
+    code, _, err = run(arguments, capsys)
+    assert code in (2, 3)
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_demos_records_are_named_where_there_are_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "demo-out").mkdir()
+    (folder / "demo-out" / "mlflow.db").touch()
+    _, _, err = run(["runs", "list"], capsys)
+    assert "to read demo-out's: export MLFLOW_TRACKING_URI=sqlite:///demo-out/mlflow.db" in err
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
         code, out, _ = run([name, "--help"], capsys)
@@ -48,11 +119,11 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["trian"], 2, "No such command 'trian'"),
+        (["trian"], 2, "no command trian; did you mean train?"),
         (["train"], 2, "Missing argument 'RECIPE'"),
         (["train", "none.yaml"], 2, "none.yaml: cannot read the recipe"),
         (["check", "{recipe}", "optim.lrr=1"], 2, "did you mean optim.lr?"),
-        (["check", "{recipe}", "optim.lr=-1"], 2, "Input should be greater than 0"),
+        (["check", "{recipe}", "optim.lr=-1"], 2, "optim.lr=-1: must be greater than 0"),
         (["check", "{recipe}", "scaling.num_workers=3"], 2, "8 is not divisible by num_workers=3"),
         (["check", "{recipe}", "data.store=nowhere"], 3, "nowhere: no such store"),
         (["check", "{recipe}", "data.val_split=test"], 3, "train"),
@@ -62,11 +133,15 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "{folder}"], 2, "not the folder of a finished sweep"),
         (["promote", "{folder}"], 2, "not the folder of a finished training, sweep or ablation"),
         (["data", "check", "{folder}/none"], 2, "no such store"),
-        (["eval", "{folder}"], 2, "not a model bundle"),
-        (["eval", "models:/x@y"], 3, "mlflow.db: no such tracking database"),
+        (["eval", "{folder}"], 2, "not a trained model's folder"),
+        (["eval", "models:/x@y"], 3, "nothing is recorded in this folder yet, there is no mlflow.db"),
         (["report", "{recipe}"], 2, "is a file"),
         (["promote", "{recipe}"], 2, "not the folder of a finished training, sweep or ablation"),
-        (["predict", "{folder}", "{folder}/a.png", "--out", "{folder}/out"], 2, "not a model bundle"),
+        (
+            ["predict", "{folder}", "{folder}/a.png", "--out", "{folder}/out"],
+            2,
+            "not a trained model's folder",
+        ),
         (["predict", "{folder}", "{folder}/none.png", "--out", "{folder}/out"], 2, "none.png: no such image"),
         (["predict", "{folder}", "{folder}", "--out", "{folder}"], 2, "would overwrite {folder}/a.png"),
         (["predict", "{folder}", "{folder}/a.png", "{folder}/b/a.jpg", "--out", "o"], 2, "overwrite o/a.png"),

@@ -10,6 +10,7 @@ from encsearch.errors import UserError, one_line
 from encsearch.files import read_regular, write_whole
 from encsearch.report.page import render
 from encsearch.report.summary import FinalistSummary, SweepSummary, from_json, to_json
+from encsearch.reports import no_job_error
 from encsearch.runner.torch_process import TorchProcess
 from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
@@ -82,7 +83,8 @@ def rewrite_report(folder: Path) -> Path:
     try:
         story = from_json(read_regular(folder / SWEEP_FILE).decode())
     except FileNotFoundError:
-        raise UserError(f"{folder}: not the folder of a finished sweep ({SWEEP_FILE} is missing)") from None
+        what = f"the folder of a finished sweep ({SWEEP_FILE} is missing)"
+        raise no_job_error(folder, what) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
     return render(story, folder / "artifacts" / REPORT_FILE)
