@@ -78,7 +78,8 @@ def serve(
 ) -> None:
     """Serve MODEL (a job's folder, a bundle, or models:/NAME@ALIAS) over HTTP until Ctrl-C.
 
-    POST /predict takes an image and answers with its label map; GET /model and /healthz describe the model.
+    POST /predict takes an image and answers with its label map; GET /model and /healthz describe the model;
+    GET / is a page to drop a picture on.
     The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
     """
     from encsearch.serving.cluster import Serving, serve_model
@@ -93,10 +94,12 @@ def serve(
         )
     with serve_model(model, how) as served:
         largest = format_count(served.limits.max_pixels, "pixel")
+        base = f"http://{host}:{port}"
         say(
-            f"{served.name} version {served.version} answers at http://{host}:{port}/predict "
+            f"{served.name} version {served.version} answers at {base}/predict "
             f"(images of up to {largest}); Ctrl-C ends it"
         )
+        say(f"drop a picture on {base}/, or: curl -F image=@picture.jpg {base}/predict")
         threading.Event().wait()
 
 

@@ -21,6 +21,7 @@ class ServedModel:
     name: str
     version: str
     classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
     data_fingerprint: str
     weights_sha256: str
     card: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from encsearch.data.codec import encode_png
 from encsearch.inference.bundle import read_bundle
@@ -24,7 +24,12 @@ from encsearch.serving.requests import (
 )
 from encsearch.serving.waiting import Queue, plan_room
 
-ROUTES = {"/predict": "POST", "/healthz": "GET", "/model": "GET"}
+PAGE = Path(__file__).parent / "page.html"
+# Nothing of the page may come from elsewhere, nor go there.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+}
+ROUTES = {"/": "GET", "/predict": "POST", "/healthz": "GET", "/model": "GET"}
 
 
 class ImageServer:
@@ -77,6 +82,8 @@ class ImageServer:
                 405,
                 {"Allow": ROUTES[path]},
             )
+        if path == "/":
+            return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
         if path == "/predict":
             return await self._predict(request)
         if path == "/model":
@@ -87,11 +94,12 @@ class ImageServer:
         return JSONResponse({"status": "ready"})
 
     async def _predict(self, request: Request) -> Response:
-        media = media_type(request.headers.get("content-type"))
+        content_type = request.headers.get("content-type")
+        media_type(content_type)
         check_length(request.headers.get("content-length"), self._limits)
         body = await self._arrivals.receive(request.stream())
         # In threads, since parsing and packing 20 MB would hold up the other requests.
-        file = await asyncio.to_thread(image_file, media, body, self._limits)
+        file = await asyncio.to_thread(image_file, content_type, body, self._limits)
         answer = await self._queue.answer(file)
         headers = {"X-Batch-Size": str(answer.batch_size)}
         if wants_png(request.headers.get("accept")):

@@ -69,10 +69,11 @@ def _read(source: str, how: Serving) -> tuple[ServedModel, dict[str, bytes]]:
         files = {name: (folder / name).read_bytes() for name in READ_FILES}
         card = (folder / CARD_FILE).read_text(encoding="utf-8")
     name, version = registered or (bundle.config.name, digest[:12])
-    classes = bundle.info.classes
-    max_pixels = how.max_pixels or pixels_at_once(len(classes), bundle.config.eval)
+    info = bundle.info
+    max_pixels = how.max_pixels or pixels_at_once(len(info.classes), bundle.config.eval)
     limits = Limits(how.max_bytes, max_pixels, how.timeout_s)
-    return ServedModel(name, version, classes, bundle.fingerprint, digest, card, limits), files
+    model = ServedModel(name, version, info.classes, info.palette, bundle.fingerprint, digest, card, limits)
+    return model, files
 
 
 def _find_version(source: str) -> tuple[str, str] | None:

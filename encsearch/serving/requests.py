@@ -3,12 +3,16 @@
 import json
 from dataclasses import dataclass
 
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, FormParser, parse_options_header
+
 from encsearch.errors import UserError
 from encsearch.serving.pictures import COLUMN, base64_bytes, count_pixels
 from encsearch.text import format_count
 
 IMAGE_TYPES = ("image/png", "image/jpeg")
 JSON_TYPE = "application/json"
+FORM_TYPE = "multipart/form-data"
 
 
 class RequestRefusedError(Exception):
@@ -42,9 +46,10 @@ class ImageFile:
 def media_type(content_type: str | None) -> str:
     """Return the type of the body, from its header. Raises RequestRefusedError 415."""
     found = (content_type or "").partition(";")[0].strip().lower()
-    if found not in (*IMAGE_TYPES, JSON_TYPE):
+    if found not in (*IMAGE_TYPES, JSON_TYPE, FORM_TYPE):
         raise RequestRefusedError(
-            415, f"Content-Type is {found or 'missing'}; send image/png, image/jpeg or {JSON_TYPE}"
+            415,
+            f"Content-Type is {found or 'missing'}; send image/png, image/jpeg, {FORM_TYPE} or {JSON_TYPE}",
         )
     return found
 
@@ -70,13 +75,19 @@ def check_received(num_bytes: int, limits: Limits) -> None:
         raise RequestRefusedError(413, f"the body has {given} or more, but {allowed} are allowed")
 
 
-def image_file(media: str, body: bytes, limits: Limits) -> ImageFile:
-    """Return the image file in a body; reads its header but not its pixels.
+def image_file(content_type: str | None, body: bytes, limits: Limits) -> ImageFile:
+    """Return the image file in a body of this Content-Type; reads its header but not its pixels.
 
     Raises RequestRefusedError 400 for a body without an image, 422 for too many pixels.
     """
     try:
-        data = _from_json(body) if media == JSON_TYPE else body
+        match media_type(content_type):
+            case "application/json":
+                data = _from_json(body)
+            case "multipart/form-data":
+                data = _from_form(content_type or "", body)
+            case _:
+                data = body
         num_pixels = count_pixels(data, "the image")
     except UserError as error:
         raise RequestRefusedError(400, str(error)) from None
@@ -89,6 +100,30 @@ def image_file(media: str, body: bytes, limits: Limits) -> ImageFile:
 def wants_png(accept: str | None) -> bool:
     """Whether the client asks for the label map itself instead of JSON."""
     return "image/png" in {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
+
+
+def _from_form(content_type: str, body: bytes) -> bytes:
+    """The file under "image", as `curl -F image=@FILE` and a browser's form send it."""
+    found: list[bytes] = []
+
+    def keep(file: File) -> None:
+        if file.field_name == COLUMN.encode():
+            file.file_object.seek(0)
+            found.append(file.file_object.read())
+
+    _, options = parse_options_header(content_type)
+    try:
+        # In memory: the body is there already.
+        parser = FormParser(
+            FORM_TYPE, None, keep, boundary=options[b"boundary"], config={"MAX_MEMORY_FILE_SIZE": len(body)}
+        )
+        parser.write(body)
+        parser.finalize()
+    except (KeyError, FormParserError):
+        raise UserError("the body: not a form; send it with `curl -F image=@FILE`") from None
+    if len(found) != 1:
+        raise UserError(f'the body: {len(found)} files under "image"; send one by `curl -F image=@FILE`')
+    return found[0]
 
 
 def _from_json(body: bytes) -> bytes:

@@ -106,6 +106,16 @@ def test_every_kind_of_image_comes_to_the_same_pixels(tmp_path: Path) -> None:
         assert [np.array_equal(found, pixels) for found in read_pictures(several)] == [True] * 3
 
 
+FORM = "multipart/form-data; boundary=edge"
+
+
+def form(data: bytes, name: str = "image", *, twice: bool = False) -> bytes:
+    """As `curl -F image=@a.png` sends it."""
+    head = f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n'
+    part = head.encode() + b"Content-Type: image/png\r\n\r\n" + data + b"\r\n"
+    return part * (2 if twice else 1) + b"--edge--\r\n"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -124,7 +134,7 @@ def test_text_is_never_a_path_and_what_is_no_image_is_refused(given: Any, messag
         read_pictures(given)
 
 
-@pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/form-data; boundary=x", "image/gif"])
+@pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/mixed; boundary=x", "image/gif"])
 def test_another_content_type_is_415(header: str | None) -> None:
     with pytest.raises(RequestRefusedError) as refused:
         media_type(header)
@@ -163,6 +173,13 @@ def test_lengths_within_the_limit_pass() -> None:
         ("application/json", b'{"image": 3}', 400, 'no text under "image"'),
         ("application/json", b'{"image": "/etc/passwd"}', 400, "the image"),
         ("application/json", b'{"image": "\\u00e9"}', 400, "not base64"),
+        ("multipart/form-data", b"--x", 400, "not a form"),
+        (FORM, b"", 400, "not a form|0 files"),
+        (FORM, b"x" * 600, 400, "not a form"),
+        (FORM, form(b"x", name="file"), 400, '0 files under "image"; send one'),
+        (FORM, form(b"x")[:-20], 400, "not a form|0 files"),
+        (FORM, form(b"x"), 400, "the image: not a readable image"),
+        (FORM, form(b"x", twice=True), 400, '2 files under "image"; send one'),
     ],
 )
 def test_a_body_without_a_fit_image_is_refused_in_one_line(
@@ -174,11 +191,12 @@ def test_a_body_without_a_fit_image_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_both_kinds_of_body_hold_the_same_file() -> None:
+def test_every_kind_of_body_holds_the_same_file() -> None:
     data = png(picture())
     expected = ImageFile(data, 600)
     assert image_file("image/png", data, LIMITS) == expected
     assert image_file("application/json", json.dumps({"image": text(data)}).encode(), LIMITS) == expected
+    assert image_file(FORM, form(data), LIMITS) == expected
 
 
 def test_text_has_a_limit_of_pixels_before_any_is_decoded_and_the_callers_own_images_have_none() -> None:
@@ -209,7 +227,7 @@ def test_same_sized_images_go_together_and_a_damaged_one_spoils_no_other(predict
 
 
 def test_an_answer_is_strict_json_with_the_label_map_as_png(predictor: Predictor) -> None:
-    served = ServedModel("toy", "3", INFO.classes, "abc", "def", "# toy", LIMITS)
+    served = ServedModel("toy", "3", INFO.classes, INFO.palette, "abc", "def", "# toy", LIMITS)
     (answer,) = answer_all(predictor, [png(picture())])
     assert isinstance(answer, Answer)
     found = json.loads(json.dumps(answer_json(answer, served), allow_nan=False))
@@ -224,7 +242,12 @@ def test_a_model_without_context_module_says_no_presence(predictor: Predictor) -
     (answer,) = answer_all(predictor, [png(picture())])
     assert isinstance(answer, Answer)
     plain = dataclasses.replace(answer, prediction=dataclasses.replace(answer.prediction, presence=None))
-    assert answer_json(plain, ServedModel("toy", "3", INFO.classes, "", "", "", LIMITS))["presence"] == {}
+    assert (
+        answer_json(plain, ServedModel("toy", "3", INFO.classes, INFO.palette, "", "", "", LIMITS))[
+            "presence"
+        ]
+        == {}
+    )
 
 
 def test_sizes_are_written_with_a_unit() -> None:
@@ -244,7 +267,7 @@ def test_sizes_are_written_with_a_unit() -> None:
         (["--timeout-s", "0"], "0.0 is not in the range"),
         (["--device", "tpu"], "device=tpu"),
         (["--port", "0"], "0 is not in the range"),
-        ([], "not a model bundle"),
+        ([], "not a trained model's folder"),
     ],
 )
 def test_serve_refuses_in_one_line(
