@@ -17,7 +17,7 @@ from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
 from encsearch.search.trials import flag_trials
-from encsearch.tracking.browse.links import children_link, compare_link, run_link, ui_base, ui_command
+from encsearch.tracking.browse.links import children_link, compare_link, is_server, run_link, ui_base
 from encsearch.tracking.outbox.sender import TrackingStore
 from encsearch.workflow.job import CONTEXT_FOLDER
 from encsearch.workflow.sweep.folder import StudyPlace
@@ -62,7 +62,7 @@ def write_story(
         finalists=tuple(_row(f) for f in (*confirmation.finalists, *confirmation.baselines)),
         winner=confirmation.winner.trial,
         config_yaml=to_yaml(config),
-        mlflow=ui_command(pages.store.uri) or "",
+        mlflow="" if is_server(pages.store.uri) else f"encsearch ui {folder}",
         links=_links(config, confirmation, pages, [f"trial{trial.number}" for trial in trials]),
         picture=Path(PICTURE_FILE),  # it lies beside the report
         wall_seconds=keeper.elapsed_s,
