@@ -7,7 +7,7 @@ At the end: what a training leaves (`TrainingResult`), and what a finished job s
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -28,6 +28,14 @@ SUMMARY_FILE = "run.json"
 SHOWN_JOBS = 3
 # In the folder of a job from its start on; only jobs of one kind have it.
 BEGUN_FILE, STUDY_FILE, RESULTS_FILE = "training.json", "study.json", "trainings.jsonl"
+
+OnStep = Callable[[int], None]
+"""Hears how many optimizer steps a training has done, also several times of the same number."""
+
+
+def ignore_step(step: int) -> None:
+    """For a training that nobody follows step by step."""
+
 
 JobKind = Literal["training", "sweep", "ablation"]
 MARKS: Mapping[str, JobKind] = MappingProxyType(

@@ -42,17 +42,25 @@ def progress() -> Iterator[Progress]:
 class LineProgress:
     """One line for each event; a trial has one for its start and one for its end.
 
-    How far a sweep is follows the end or the pause of a trial, once in SWEEP_S seconds at most.
+    How far a sweep is follows the end or the pause of a trial, once in SWEEP_S seconds at most; how far an
+    epoch is comes where nothing else was said for STEP_S.
     """
 
-    SWEEP_S = 60
+    SWEEP_S = STEP_S = 60
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._done, self._next_sweep_s = 0, 0.0
+        self._said_s, self._begun = 0.0, False
 
     def say(self, line: str) -> None:
-        say(f"[{format_clock(time.monotonic() - self._started)}] {line}")
+        self._said_s = time.monotonic()
+        say(f"[{format_clock(self._said_s - self._started)}] {line}")
+
+    def step(self, step: int, total: int, config: Config) -> None:
+        if not self._begun or time.monotonic() > self._said_s + self.STEP_S:
+            self._begun = True
+            self.say(step_line(step, total, config))
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
         self.say(epoch_line(name, report, config))
@@ -83,10 +91,17 @@ class LiveProgress:
     def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
         self._live = live
         self._events: dict[int, tuple[TrialEvent, int]] = {}  # with the epochs of the whole trial
-        self._status = self._sweep = ""
+        self._status = self._sweep = self._step = ""
+        self._next_draw_s = 0.0
 
     def say(self, line: str) -> None:
         self._live.console.print(for_terminal(line), highlight=False, markup=False)
+
+    def step(self, step: int, total: int, config: Config) -> None:
+        if time.monotonic() > self._next_draw_s:
+            self._next_draw_s = time.monotonic() + 1
+            self._step = step_line(step, total, config)
+            self._draw(config)
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
         self._status = epoch_line(name, report, config)
@@ -114,8 +129,12 @@ class LiveProgress:
             value = "" if event.value is None else format_percent(event.value)
             epoch = f"{event.epoch}/{epochs}"
             table.add_row(str(event.number), format_params(event.values), epoch, value, event.state)
-        lines = [Text(for_terminal(line)) for line in (self._sweep, self._status) if line]
+        lines = [Text(for_terminal(line)) for line in (self._sweep, self._status, self._step) if line]
         self._live.update(Group(*([table] if self._events else []), *lines), refresh=True)
+
+
+def step_line(step: int, total: int, config: Config) -> str:
+    return f"{config.name} trains: step {format_count(step)} of {format_count(total)}"
 
 
 def sweep_line(now: SweepProgress, config: Config) -> str:

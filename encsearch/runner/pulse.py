@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
+from encsearch.reports import OnStep, ignore_step
 from encsearch.text import format_count, format_duration
 
 BEAT_S = 2.0
@@ -111,16 +112,24 @@ class _Heard:
 
 @contextmanager
 def watching(
-    training: str, num_ranks: int, notice: Callable[[], bool], silence_s: float
+    training: str,
+    num_ranks: int,
+    notice: Callable[[], bool],
+    silence_s: float,
+    on_step: OnStep = ignore_step,
 ) -> Iterator[Callable[[], str | None]]:
     """In the block a thread reports ranks that fall silent or start again, and passes `notice` on.
 
-    The yielded function describes the rank that has been silent for longest, if any is silent.
+    It also tells `on_step` where rank 0 is. The yielded function describes the rank that has been silent for
+    longest, if any is silent.
     """
     stop = threading.Event()
     heard: dict[int, _Heard] = {}
     thread = threading.Thread(
-        target=_watch, args=(training, num_ranks, notice, silence_s, stop, heard), name="watch", daemon=True
+        target=_watch,
+        args=(training, num_ranks, notice, silence_s, on_step, stop, heard),
+        name="watch",
+        daemon=True,
     )
     thread.start()
 
@@ -140,6 +149,7 @@ def _watch(
     num_ranks: int,
     notice: Callable[[], bool],
     silence_s: float,
+    on_step: OnStep,
     stop: threading.Event,
     heard: dict[int, _Heard],
 ) -> None:
@@ -156,6 +166,8 @@ def _watch(
                     heard.pop(rank, None)
                 elif found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
                     _hear(heard, rank, json.loads(found), silence_s)
+            if 0 in heard:
+                on_step(heard[0].pulse["step"])
         except Exception as error:  # as above; the training itself says what is wrong with Ray
             logging.getLogger(__name__).debug("no pulse is heard: %s", error)
     for name in ("end", "drain", *range(num_ranks)):

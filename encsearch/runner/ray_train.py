@@ -27,11 +27,13 @@ from encsearch.config import Config, ScalingConfig, from_json, to_json
 from encsearch.errors import NoticeError, StorageError, TrainingError, UserError, last_line, one_line
 from encsearch.reports import (
     REPORTS_FILE,
+    OnStep,
     Recorder,
     TrainingResult,
     best_report,
     distinct_reports,
     forwarding,
+    ignore_step,
 )
 from encsearch.runner.pulse import announce_drain, beating, take_drain, watching
 from encsearch.runner.rank import RankTraining
@@ -45,13 +47,18 @@ WhyNot = NoticeError | TrainingError | UserError
 
 
 def run_ray_train(
-    config: Config, run_dir: Path, recorder: Recorder, notice: Callable[[], bool] = no_notice
+    config: Config,
+    run_dir: Path,
+    recorder: Recorder,
+    notice: Callable[[], bool] = no_notice,
+    on_step: OnStep = ignore_step,
 ) -> TrainingResult:
     """Train with `config.scaling.num_workers` DDP workers; Ray is already connected.
 
     A lost worker restarts the group from the last checkpoint, at most `scaling.max_failures` times, and one
     that does not answer is lost after `scaling.timeout_s`. A node that Ray drains is no failure: the state is
-    saved before it goes. A second call with the same `run_dir` resumes from its last checkpoint.
+    saved before it goes. A second call with the same `run_dir` resumes from its last checkpoint. `on_step` is
+    called in a thread, several times a second, with the step that rank 0 has last told.
 
     Raises TrainingError when the training ends without a result, NoticeError once it is saved after a
     `notice`. The caller closes the recorder.
@@ -72,7 +79,7 @@ def run_ray_train(
     silence_s = config.scaling.timeout_s / 4
     with (
         forwarding(spool, recorder),
-        watching(key, config.scaling.num_workers, notice, silence_s) as describe_silence,
+        watching(key, config.scaling.num_workers, notice, silence_s, on_step) as describe_silence,
         _keep_interrupt(),
     ):
         try:

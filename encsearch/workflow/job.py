@@ -51,6 +51,9 @@ class Progress(Protocol):
 
     def say(self, line: str) -> None: ...
 
+    def step(self, step: int, total: int, config: Config) -> None:
+        """A training has done `step` optimizer steps; also called again with the same number."""
+
     def epoch(self, name: str, report: Report, config: Config) -> None: ...
 
     def trial(self, event: TrialEvent, config: Config) -> None: ...

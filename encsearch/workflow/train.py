@@ -1,6 +1,7 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from encsearch.redaction import without_user
 from encsearch.reports import (
     BEGUN_FILE,
     REPORTS_FILE,
+    OnStep,
     Recorder,
     RunSummary,
     TrainingResult,
@@ -62,6 +64,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
+    _say_phase(progress, in_process)
     with run_sender() as sender, _session(config, in_process):
         sender.store()
         folder = new_folder(out, config.name)
@@ -72,7 +75,8 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             found.say_gaps(progress.say)
-            result = _run(config, store, folder, record, sender, progress, in_process=in_process)
+            total = found.steps_per_epoch * config.train.epochs
+            result = _run(config, store, folder, record, sender, progress, total, in_process=in_process)
         return _finish(config, store, folder, sender, result)
 
 
@@ -87,6 +91,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     store = open_store(config)
     found = preflight(config, store, folder)
     check_same_data(config, store, begun.fingerprint)
+    _say_phase(progress, begun.in_process)
     with run_sender() as sender, _session(config, begun.in_process):
         sender.store()
         with own_record(folder, sender.root) as record:
@@ -97,8 +102,14 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"training {config.name} goes on: {format_count(done)} of {epochs} of "
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
-            result = _run(config, store, folder, record, sender, progress, in_process=begun.in_process)
+            total = found.steps_per_epoch * config.train.epochs
+            result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
+
+
+def _say_phase(progress: Progress, in_process: bool) -> None:
+    ray = "the cluster" if "RAY_ADDRESS" in os.environ else "Ray on this machine"
+    progress.say(f"the recipe fits its data; starting {'here' if in_process else ray}")
 
 
 def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
@@ -121,10 +132,11 @@ def _run(
     record: Record,
     sender: Sender,
     progress: Progress,
+    total: int,
     *,
     in_process: bool,
 ) -> TrainingResult:
-    """Train in a folder that has been begun, to the end of its plan."""
+    """Train in a folder that has been begun, to the end of its plan of `total` steps."""
     sender.follow(folder)
     recorder = start_recorder(
         config,
@@ -138,7 +150,14 @@ def _run(
     with recording(recorder), report_resume(folder, progress.say):
         run = run_local if in_process else _ray_runner()
         with sigterm_notice() as notice:
-            result = run(config, folder / CHECKPOINTS, recorder, notice)
+            result = run(
+                config,
+                folder / CHECKPOINTS,
+                recorder,
+                notice,
+                lambda step: progress.step(step, total, config),
+            )
+        progress.say("keeping the best checkpoint as a model, drawing its pictures")
         bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
         write_bundle(bundle, folder / BUNDLE)
         # The diagnostics run where the panels have left the model.
@@ -177,7 +196,7 @@ def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:
     return nullcontext() if in_process else ray_session(needs=config.scaling, dashboard=False)
 
 
-def _ray_runner() -> Callable[[Config, Path, Recorder, Callable[[], bool]], TrainingResult]:
+def _ray_runner() -> Callable[[Config, Path, Recorder, Callable[[], bool], OnStep], TrainingResult]:
     """Imported late: importing Ray takes seconds, which a training without it can save."""
     from encsearch.runner.ray_train import run_ray_train
 
