@@ -46,10 +46,10 @@ WAIT_S = 60.0  # how long `sync` goes on with a store that fails
 @click.option("--print", "only_print", is_flag=True, help="Print the command and the links; start nothing.")
 @json_option
 def ui(folder: Path | None, port: int, host: str, only_print: bool, as_json: bool) -> None:
-    """Open MLflow on the records, and print the pages of the run or sweep in FOLDER.
+    """Open MLflow on the records, with a page of links to the run or sweep in FOLDER.
 
-    Serves a local store until Ctrl-C; starts nothing if MLFLOW_TRACKING_URI is a server. --json only prints,
-    as --print does.
+    Serves a local store until Ctrl-C, and the page of links at the port after it. If MLFLOW_TRACKING_URI is a
+    server it starts nothing and prints the links. --json only prints, as --print does.
     """
     if only_print or as_json:
         from encsearch.workflow.browse import find_links

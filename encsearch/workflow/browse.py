@@ -42,7 +42,7 @@ from encsearch.tracking.browse.rows import (
     rank_by,
 )
 from encsearch.tracking.browse.runs import find_registered, get, has_model, open_experiment, save_view, search
-from encsearch.tracking.browse.ui_server import run_server
+from encsearch.tracking.browse.ui_server import run_index, run_server
 from encsearch.tracking.browse.views import View
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.outbox.forward import read_sent
@@ -167,7 +167,7 @@ def make_groups(run: RunRow, children: Sequence[RunRow]) -> list[Group]:
 def show(
     folder: Path | None, host: str, port: int, say: Callable[[str], None], show_pages: Callable[[Pages], None]
 ) -> None:
-    """Serve a local store until a signal, and show the pages once it answers; with a server, only show them.
+    """Serve a local store until a signal, and a page of links once it answers; with a server, show the links.
 
     Raises UserError for a folder without a job, PreflightError for a store or a port that cannot be used.
     """
@@ -186,9 +186,11 @@ def show(
         # In parallel with the server's start, which takes as long.
         tracking = open_experiment(uri, experiment)
         server.wait_until_up()
-        show_pages(find_pages(tracking, server.base, job))
-        say("serving until Ctrl-C")
-        server.wait_until_over()
+        title = folder.absolute().name if folder else "encsearch"
+        with run_index(title, find_pages(tracking, server.base, job), host, port + 1) as address:
+            show_pages({"pages": address})
+            say("serving until Ctrl-C")
+            server.wait_until_over()
 
 
 def _jobs_page(tracking: Tracking, base: str) -> str:

@@ -270,8 +270,6 @@ class Ground:
             while not (job.folder and (job.folder / "run.json").exists()) and len(jobs) < ATTEMPTS:
                 if kind.undo:
                     kind.undo(job)
-                if len(jobs) == 1 and job.reached() == EPOCHS * STEPS:
-                    saved = 0  # the workers have trained to the end without the driver
                 began = time.monotonic()
                 command = ("resume", str(job.folder)) if job.folder else arguments
                 job = self._start(out, *command)
@@ -326,7 +324,9 @@ class Ground:
         if not (folder / "run.json").exists():
             yield "no run.json"
         resumed = [r.metrics.get("resumed_from_step", 0.0) for r in _reports(folder)]
-        if len(jobs) > 1 and max(resumed) < saved and saved < EPOCHS * STEPS:
+        # Workers go on for some seconds without the driver, and may come to the end.
+        had_all = f"goes on: {EPOCHS} of {EPOCHS} epochs" in jobs[-1].said
+        if len(jobs) > 1 and max(resumed) < saved and not had_all:
             yield f"went on from step {max(resumed):.0f}, though {saved} was on disk"
         yield from _judge_runs(folder.parent.parent / f"{folder.parent.name}.db")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import psutil
@@ -115,7 +117,10 @@ def ui(store: Store) -> Iterator[Ui]:
         port = free.getsockname()[1]
     process = store.shell.start("encsearch", "ui", str(store.folder), "--port", str(port))
     read_until(process, "stderr", lambda line: "serving until" in line)
-    found = Ui(process, dict(line.split(": ", 1) for line in said_on_stdout(process)), port)
+    (line,) = said_on_stdout(process)
+    with urllib.request.urlopen(line.removeprefix("pages: "), timeout=ENDED_TIMEOUT_S) as reply:
+        links = re.findall('<a href="(.*?)">(.*?)</a>', reply.read().decode())
+    found = Ui(process, {unescape(name): unescape(link) for link, name in links}, port)
     family = found.family()
     yield found
     process.kill()

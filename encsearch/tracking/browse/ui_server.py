@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from encsearch.errors import PreflightError
@@ -23,6 +26,23 @@ STOP_S = 10.0
 POLL_S = 0.2
 WILDCARDS = ("0.0.0.0", "::")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  body {{ font: 17px/1.7 system-ui, sans-serif; margin: 3rem auto; max-width: 40rem; padding: 0 1rem; }}
+  a {{ color: #0072b2; }} .note {{ color: #5b6577; font-size: 14px; }}
+</style>
+<h1>{title}</h1>
+<ul>
+{items}
+</ul>
+<p class="note">Pages of MLflow, while <code>encsearch ui</code> runs. Its assistant opens at the first visit;
+once closed it stays so.</p>
+</html>
+"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,40 @@ def run_server(uri: str, host: str, port: int) -> Iterator[UiServer]:
             yield UiServer(ui_base(uri, port, names[0] if names else host), process, Path(log.name))
         finally:
             _stop(process)
+
+
+@contextmanager
+def run_index(title: str, pages: Mapping[str, str], host: str, port: int) -> Iterator[str]:
+    """Serve one page of named links inside the block, at `port` or else at a free one; yields its address."""
+    items = "\n".join(f'<li><a href="{escape(link)}">{escape(name)}</a>' for name, link in pages.items())
+    document = INDEX.format(title=escape(title), items=items).encode()
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that the base class asks for
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(document)))
+            self.end_headers()
+            self.wfile.write(document)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing of requests."""
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+    try:
+        server = Server((host, port), Page)
+    except OSError:
+        server = Server((host, 0), Page)
+    thread = threading.Thread(target=server.serve_forever, name="index", daemon=True)
+    thread.start()
+    try:
+        yield ui_base("", server.server_port, host) + "/"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def require_port(host: str, port: int) -> None:
