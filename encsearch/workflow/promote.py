@@ -284,7 +284,7 @@ def _link_from_parent(registry: MlflowRegistry, run_id: str, version: str) -> No
         link = f"Model: [{registry.model}, version {version}]({model}), of [this run]({run})."
         note = parent.data.tags.get(NOTE_TAG, "")
         if link not in note:
-            client.set_tag(parent_id, NOTE_TAG, f"{note}\n\n{link}".lstrip())
+            client.set_tag(parent_id, NOTE_TAG, f"{link}\n\n{note}".rstrip())
 
 
 def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> None:

@@ -40,6 +40,7 @@ from encsearch.tracking.outbox.events import (
 )
 
 FOLDER, EVENTS_FILE, OWNER_LOCK, OWNER_FILE = "record", "events.jsonl", "owner.lock", "owner.json"
+DIGITS = 6  # significant ones: more than any figure here is known with
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 # On a run that another process closed because its own was dead; if the run went on, it also says when.
@@ -191,7 +192,7 @@ class RunRecord:
         extended sweep may have fewer epochs than the winner before.
         """
         newest = self._state.newest
-        if any(newest.get(metric_name(name)) != value for name, value in report.metrics.items()):
+        if any(newest.get(metric_name(name)) != _round(value) for name, value in report.metrics.items()):
             # The best is what is summarized: a mean over seeds may fall when a sweep is extended.
             best = {f"best/{name}": value for name, value in report.metrics.items() if _is_scored(name)}
             self._append(replace(report, step=self._state.num_reports, points=()), best)
@@ -220,7 +221,7 @@ class RunRecord:
         values |= {**best, "seconds": report.seconds, "epoch": report.epoch}
         # They come first in the event: MLflow's comparison opens with the metric that a run has had longest.
         points = (Point(report.step, now_ms(), values), *report.points)
-        self._record.append(Logged(self.run, tuple(_clean_names(point) for point in points)))
+        self._record.append(Logged(self.run, tuple(_clean_point(point) for point in points)))
 
     def _best(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the highest value so far of each score; none while all are NaN, as after diverging."""
@@ -245,13 +246,18 @@ def _clock() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _clean_names(point: Point) -> Point:
-    return replace(point, values={metric_name(name): value for name, value in point.values.items()})
+def _clean_point(point: Point) -> Point:
+    return replace(point, values={metric_name(name): _round(value) for name, value in point.values.items()})
+
+
+def _round(value: Any) -> Any:
+    """A figure with the digits that it is shown with in MLflow, which shows all that it gets."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _param_text(value: Any) -> str:
-    """Write a value as a recipe would: null, true, 0.01; text stays as it is."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    """Write a value as a recipe would: null, true, 0.01; text stays. `config.yaml` has all digits."""
+    text = value if isinstance(value, str) else json.dumps(_round(value))
     return without_secrets(text)[:MAX_PARAM_LENGTH]
 
 
