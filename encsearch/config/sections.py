@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from encsearch.text import format_given
+from encsearch.text import format_given, format_list
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -239,8 +239,9 @@ class ModelConfig(Section):
         # A timm network may lack some of the three strides, which shows when it is built.
         allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
         if self.output_stride not in allowed:
+            fits = format_list([str(stride) for stride in allowed], "or")
             raise ValueError(
-                f"output_stride={self.output_stride} does not exist for {self.backbone}; try {allowed}"
+                f"output_stride={self.output_stride} does not exist for {self.backbone}; try {fits}"
             )
         return self
 

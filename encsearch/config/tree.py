@@ -71,7 +71,8 @@ class Config(Section):
                 below, above = size // workers * workers, (size // workers + 1) * workers
                 fits = format_list([str(n) for n in (below, above) if n], "or")
                 raise ValueError(
-                    f"global_batch_size={size} is not divisible by num_workers={workers}; try {fits}"
+                    f"global_batch_size={size} is not divisible by num_workers={workers}; try "
+                    f"train.global_batch_size={fits}"
                 )
         return self
 

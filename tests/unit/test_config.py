@@ -136,8 +136,14 @@ def test_the_space_is_searchable_by_path_on_the_command_line(recipe: Path) -> No
             "augment.crop.choice: [360, 480] is a list and not searchable; compare lists in ablate.rows",
         ),
         ("search.space.augment.crop={integer: [4, 480]}", "augment.crop=4 is not valid: is a side of 8 to"),
-        ("scaling.num_workers=3", "global_batch_size=16 is not divisible by num_workers=3; try 15 or 18"),
-        ("search.confirm.num_workers=5", "is not divisible by num_workers=5; try 15 or 20"),
+        (
+            "scaling.num_workers=3",
+            "global_batch_size=16 is not divisible by num_workers=3; try train.global_batch_size=15 or 18",
+        ),
+        (
+            "search.confirm.num_workers=5",
+            "is not divisible by num_workers=5; try train.global_batch_size=15 or 20",
+        ),
         ("promote.alias=v3", "alias=v3 is reserved by MLflow"),
         ("optim.lr", "override 'optim.lr' is not of the form path=value"),
         (
@@ -207,6 +213,47 @@ def test_bad_input_is_one_line_with_the_way_out(recipe: Path, override: str, mes
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "advice", "followed"),
+    [
+        ("optim.lrr=0.1", "did you mean optim.lr?", ["optim.lr=0.1"]),
+        ("modle.dropout=0.1", "did you mean model.dropout?", ["model.dropout=0.1"]),
+        ("lr=0.1", "did you mean optim.lr?", ["optim.lr=0.1"]),
+        ("train.epoch=5", "did you mean train.epochs?", ["train.epochs=5"]),
+        ("model.output_stride=16", "try 4 or 8", ["model.output_stride=8"]),
+        (
+            "model.backbone=resnet5",
+            "did you mean resnet50",
+            ["model.backbone=resnet50", "model.output_stride=8"],
+        ),
+        ("model.weights=imagenet", "try null", ["model.weights=null"]),
+        ("scaling.num_workers=3", "try train.global_batch_size=15 or 18", ["train.global_batch_size=18"]),
+        ("scaling.gpus_per_worker=1.5", "try whole GPUs", ["scaling.gpus_per_worker=1"]),
+        ("search.budget.gpu_hours=1", "give search.budget.wall", ["search.budget.wall=1h"]),
+        ("search.budget.wall=2:30", "2h30m or 2m30s", ["search.budget.wall=2h30m"]),
+        ("search.minimize=parameters", "set search.scheduler=none", ["search.scheduler=none"]),
+        ("search.sampler=grid", "list its values", ["search.sampler=tpe"]),
+        ("loss.ce_weight=0", "try dice_weight=1", ["loss.ce_weight=0", "loss.dice_weight=1"]),
+        ("promote.alias=v3", "try champion", ["promote.alias=champion"]),
+        ("promote.class_floor={car: 2}", "write class_floor: {car: 0.3}", ["promote.class_floor={car: 0.3}"]),
+        ("name=a #b", "write name='\"a #b\"'", ['data.store="a #b"']),
+        ("name=010", "put it in quotes", ["name='010'"]),
+        (
+            "search.space.optim.lr={int: [4, 32]}",
+            "lr.integer?",
+            ["search.space.model.channels={integer: [4, 32]}"],
+        ),
+    ],
+)
+def test_each_advice_that_is_followed_gets_further(
+    recipe: Path, given: str, advice: str, followed: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(recipe, [given])
+    assert advice in str(caught.value)
+    load_config(recipe, followed)
 
 
 def test_a_searched_batch_size_must_divide_by_the_workers_of_trials_and_finalists(recipe: Path) -> None:
