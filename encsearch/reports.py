@@ -6,6 +6,7 @@ The process near the training appends to the lines (the spool); the driver tails
 At the end: what a training leaves (`TrainingResult`), and what a finished job says of itself (`RunSummary`).
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -238,22 +239,18 @@ def read_summary(folder: Path) -> RunSummary:
 
 def no_job_error(folder: Path, what: str) -> UserError:
     """The error for a folder that is not `what`, with the newest jobs in it, beside it and in runs/."""
-    jobs = {
-        path.resolve(): path
-        for place in (folder, folder.parent, Path("runs"))
-        if place.is_dir()
-        for path in place.iterdir()
-        if job_kind(path) or (path / SUMMARY_FILE).is_file()
-    }
-    newest = sorted(jobs, key=lambda path: path.stat().st_mtime, reverse=True)[:SHOWN_JOBS]
+    jobs: dict[Path, tuple[float, Path]] = {}
+    for place in (Path("runs"), folder, folder.parent):
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_dir() and (job_kind(path) or (path / SUMMARY_FILE).is_file()):
+                    jobs.setdefault(path.resolve(), (entry.stat().st_mtime, path))
+    jobs.pop(folder.resolve(), None)
+    newest = [str(path) for _, path in sorted(jobs.values(), reverse=True)[:SHOWN_JOBS]]
     problem = f"not {what}" if folder.exists() else "no such folder"
     if newest:
-        hint = f"the newest jobs are {format_list([*map(_from_here, newest)])}"
+        hint = f"the newest jobs are {format_list(newest)}"
     else:
         hint = "there is no job in it, beside it or in runs/"
     return UserError(f"{folder}: {problem}; {hint}")
-
-
-def _from_here(path: Path) -> str:
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

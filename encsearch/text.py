@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 NOTHING = "-"
+MAX_NAMES = 12  # in a sentence
 
 # Metrics that are shares in [0, 1] begin like this; the rows of an ablation end with its budget.
 _SCORES: tuple[str, ...] = ("mIoU", "pixAcc", "mAcc", "fwIoU", "IoU/", "foreground/", "boundary/", "size/")
@@ -35,6 +36,11 @@ def format_count(number: float | None, noun: str = "") -> str:
 def format_param(value: Any) -> str:
     """As in 0.01235, 16, poly: as a recipe could have it, four significant digits at most."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def round_figure(value: Any) -> Any:
+    """A figure with six significant digits, more than any is known with: MLflow shows all that it gets."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def format_given(value: float) -> str:
@@ -163,6 +169,12 @@ def printable(text: str) -> str:
 def format_list(items: Sequence[str], last: str = "and") -> str:
     """As in a, b and c."""
     return f" {last} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def format_names(names: Sequence[str]) -> str:
+    """As in sky, car, road, and of many the first ones: sky, car, ..., 150 more."""
+    more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*names[:MAX_NAMES], *more])
 
 
 def capitalize(text: str) -> str:

@@ -112,7 +112,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     Each is used by its name, as in `encsearch train camvid`, or extended: a recipe of one's own may begin
     with `extends: camvid`, and what it says replaces what that one says.
     """
-    from encsearch.config import find_recipe, recipe_names
+    from encsearch.config import describe_near, find_recipe, recipe_names
     from encsearch.errors import UserError
 
     texts = {known: find_recipe(known).read_text(encoding="utf-8") for known in recipe_names()}
@@ -122,7 +122,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     elif name in texts:
         emit({name: texts[name]}, as_json, texts[name].rstrip())
     else:
-        raise UserError(f"{name} is none of our recipes; they are {', '.join(texts)}")
+        raise UserError(f"{name} is none of our recipes; {describe_near(name)}")
 
 
 @click.command()

@@ -4,7 +4,7 @@ sections.py and search.py hold the sections, tree.py the whole and the path lang
 writes YAML, problems.py says what is wrong.
 """
 
-from encsearch.config.recipe_text import find_recipe, recipe_names
+from encsearch.config.recipe_text import describe_near, find_recipe, recipe_names
 from encsearch.config.search import (
     AblateConfig,
     BudgetConfig,
@@ -87,6 +87,7 @@ __all__ = [
     "SearchConfig",
     "TrainConfig",
     "check_alias",
+    "describe_near",
     "find_active",
     "find_recipe",
     "flatten",

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -47,19 +47,20 @@ def describe_problem(error: ValidationError, root: type[Section], tree: Any) -> 
 
 def find_problem(error: ValidationError, root: type[Section], tree: Any) -> tuple[str, str, str]:
     """Path of the first problem, the path as it is shown, often with its value, and what is wrong."""
-    problems = error.errors()
+    # Last what is missing: an unknown key may be what it was to be.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")
     first = problems[0]
-    parts = _locate(tree, first)
+    parts = _locate(tree, first, known := set(section_paths(root)))
     path = ".".join(map(str, parts))
     match first["type"]:
         case "extra_forbidden":
-            return path, "", describe_unknown_path(path, _known_beside(root, parts))
+            return path, "", _describe_extra(parts, root)
         case "value_error":
             return path, path, first["msg"].removeprefix("Value error, ")
         case "missing" if first["loc"] == tuple(parts):
             return path, "", f"{path} is missing; add it to the recipe or give {path}=VALUE"
     # Each branch of a union has its own error.
-    here = [problem for problem in problems if _locate(tree, problem) == parts]
+    here = [problem for problem in problems if _locate(tree, problem, known) == parts]
     allowed = list(dict.fromkeys(_describe_allowed(problem, root, parts) for problem in here))
     return path, f"{path}={format_value(first['input'])}", f"must be {format_list(allowed, 'or')}"
 
@@ -69,8 +70,10 @@ def describe_unknown_path(path: str, known: Sequence[str]) -> str:
     section, _, leaf = path.rpartition(".")
     leaves = {other.rpartition(".")[2]: other for other in known}
     beside = [other for other in known if other.rpartition(".")[0] == section]
-    near = [other for other in known if other.rpartition(".")[2].lower() == leaf.lower()]
-    near = near or _close(leaf, {other.rpartition(".")[2]: other for other in beside}, 0.5)
+    by_leaf = {other.rpartition(".")[2]: other for other in beside}
+    near = _close(leaf.lower(), by_leaf, 0.75)
+    near = near or [other for other in known if other.rpartition(".")[2].lower() == leaf.lower()]
+    near = near or _close(leaf, by_leaf, 0.5)
     near = near or _close(path, {other: other for other in known}, 0.7) or _close(leaf, leaves, 0.8)
     if near:
         return f"unknown config path {path}; did you mean {format_list(near, 'or')}?"
@@ -104,19 +107,30 @@ def _close(given: str, known: Mapping[str, str], cutoff: float) -> list[str]:
     return [known[name] for name in difflib.get_close_matches(given, known, n=1, cutoff=cutoff)]
 
 
-def _locate(tree: Any, problem: ErrorDetails) -> list[str | int]:
+def _locate(tree: Any, problem: ErrorDetails, known: Collection[str]) -> list[str | int]:
     """Where the problem is; pydantic's own place also names the branch of a union, or what is missing."""
     parts: list[str | int] = []
     for part in problem["loc"]:
-        is_index = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
-        if is_index or (isinstance(tree, dict) and part in tree):
+        is_index = isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        if is_index or (isinstance(tree, Mapping) and part in tree):
             tree = tree[part]
-        elif problem["type"] == "missing" and isinstance(tree, dict):
-            return [*parts, part]
+        elif ".".join(map(str, (*parts, part))) in known:  # missing, or put there by a short form
+            tree = None
         else:
             break
         parts.append(part)
     return parts
+
+
+def _describe_extra(parts: Sequence[str | int], root: type[Section]) -> str:
+    path, known = ".".join(map(str, parts)), _known_beside(root, parts)
+    if path in known:  # a path as one key
+        section, _, leaf = path.rpartition(".")
+        return f"{path} is one key; write {section}: {{{leaf}: VALUE}}, or give {path}=VALUE as an override"
+    searched = ".".join(map(str, parts[2:]))
+    if parts[:2] == ["search", "space"] and searched in section_paths(root):
+        return f"{path}: a searched path is one key; write search: {{space: {{{searched}: ...}}}}"
+    return describe_unknown_path(path, [*known, "extends"] if len(parts) == 1 else known)
 
 
 def _known_beside(root: type[Section], parts: Sequence[str | int]) -> list[str]:
@@ -138,16 +152,21 @@ def _known_beside(root: type[Section], parts: Sequence[str | int]) -> list[str]:
 
 def _describe_allowed(problem: ErrorDetails, root: type[Section], parts: Sequence[str | int]) -> str:
     """What the place takes, as words after "must be"."""
-    kind, limits = problem["type"], problem.get("ctx", {})
-    if kind == "string_type" and isinstance(problem["input"], int | float):
+    kind, limits, value = problem["type"], problem.get("ctx", {}), problem["input"]
+    if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return f"a whole number; write {int(value)}"
+    if kind == "string_type" and isinstance(value, int | float):
         return "text; put it in quotes"
     if kind in ("model_type", "model_attributes_type"):
         prefix = ".".join(map(str, parts)) + "."
         below = [path.removeprefix(prefix) for path in _known_beside(root, [*parts, ""]) if prefix in path]
-        return f"a section with {format_list([name for name in below if '.' not in name], 'or')}"
+        named = format_list([name for name in below if "." not in name], "or")
+        return f"a section with {named}" + ("; leave an empty one out" if value is None else "")
     if kind == "missing":
         return f"a list of {int(problem['loc'][-1]) + 1} values"
     if kind not in WORDS:
         return problem["msg"].removeprefix("Input should be ")
+    if kind == "too_short" and limits.get("field_type") == "Dictionary":
+        return f"a mapping of at least {limits['min_length']}"
     given = {k: format_given(v) if isinstance(v, int | float) else str(v) for k, v in limits.items()}
     return WORDS[kind].format(**given).replace("'", "")

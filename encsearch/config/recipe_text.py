@@ -4,8 +4,11 @@ YAML 1.2: `on`, `off`, `yes` and 2:30 are text, 1e-3 is a number, and a key that
 """
 
 import difflib
+import json
+import math
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,16 @@ from encsearch.text import format_list
 RECIPES = Path(__file__).parents[1] / "recipes"
 SUFFIX = ".yaml"
 EXTENDS = "extends"  # the key of a recipe whose value is the recipe under it
-QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"")
+MAX_DEPTH = 20  # of mappings and lists; the deepest in a recipe of ours has five
+KINDS = {dict: "a mapping", list: "a list", str: "text", type(None): "empty"}
 
 
 class _Constructor(SafeConstructor):
-    """Without dates: none is a value of a recipe, and 2026-11-27 is a good name."""
+    """Without dates: none is a value of a recipe, and 2026-11-27 is a good name. And `=` is text."""
 
 
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+for _kind in ("timestamp", "value"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", SafeConstructor.construct_yaml_str)
 
 
 def recipe_names() -> list[str]:
@@ -36,28 +41,36 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(given: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of one of the package's. Raises UserError for none."""
+    """The file of a recipe: a path, or the name of one of the package's. A folder of that name is none."""
     path, name = Path(given), str(given)
-    if path.exists() or name not in recipe_names():
-        return path
-    return RECIPES / f"{name}{SUFFIX}"
+    return RECIPES / f"{name}{SUFFIX}" if name in recipe_names() and not path.is_file() else path
 
 
-def read_recipe(given: str | Path, whole: Collection[str] = ()) -> dict[str, Any]:
-    """The tree of a recipe. Raises UserError, one line that begins with the file.
+def describe_near(name: str) -> str:
+    """What a recipe that does not exist may have meant."""
+    path, names = Path(name), recipe_names()
+    files = {file.name: str(file) for file in path.parent.glob("*.y*ml") if file != path}
+    near = [path.stem] if path.stem in names else []
+    near = near or [files[each] for each in difflib.get_close_matches(path.name, files, n=1, cutoff=0.75)]
+    near = near or difflib.get_close_matches(path.stem, names, n=3)
+    return f"did you mean {format_list(near, 'or')}?" if near else "`encsearch recipes` lists ours"
 
-    With `extends`, its sections are merged into those of the recipe under it, key by key; every other value
-    replaces the one below, lists and the mappings at the paths `whole` among them.
-    """
-    return _read(given, frozenset(whole), ())
+
+def read_layers(given: str | Path) -> list[dict[str, Any]]:
+    """The tree of a recipe, after those that it extends. Raises UserError that begins with the file."""
+    return _read(given, find_recipe(given), ())
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value that `text` has in YAML 1.2. Raises UserError, one line that begins with `where`."""
+    if text.lstrip("\ufeff").startswith("%"):
+        raise UserError(f"{where}: begins with a directive, {text.split()[0]}; leave it out")
     try:
-        return _yaml().load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an anchor that is used again, which is allowed
+            value = _yaml().load(text)
     except DuplicateKeyError as error:
-        key = re.search(r'duplicate key "(.*?)" with', str(error.problem))
+        key = re.search(r'duplicate key "(.*)" with value', str(error.problem))
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise UserError(
             f"{where}: line {line}: {key[1] if key else 'a key'} is given a second time; keep one"
@@ -65,9 +78,15 @@ def parse_yaml(text: str, where: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{where}: not valid YAML: {place}{one_line(error.problem or error, None)}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {one_line(error, None)}") from None
+        reason = str(error.problem or error).replace("could not determine a constructor for", "no meaning of")
+        raise UserError(f"{where}: not valid YAML: {place}{one_line(reason, None)}") from None
+    except RecursionError:
+        raise UserError(f"{where}: deeper than {MAX_DEPTH} mappings and lists") from None
+    # KeyError of `!!bool maybe`, TypeError of a list as a key, ValueError of a number of 5000 digits.
+    except (YAMLError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from None
+    _check_values(value, where, ())
+    return value
 
 
 def parse_override(item: str) -> tuple[str, Any]:
@@ -75,9 +94,10 @@ def parse_override(item: str) -> tuple[str, Any]:
     path, equals, text = item.partition("=")
     if not equals or not path:
         raise UserError(f"override {item!r} is not of the form path=value, as in optim.lr=0.02")
-    if re.search(r"(^|\s)#", QUOTED.sub("", text)):
+    value = parse_yaml(text, f"override {item!r}")
+    if json.dumps(value).count("#") < text.count("#"):
         raise UserError(f"override {item!r}: YAML drops what follows #; write {path}='\"{text}\"'")
-    return path, parse_yaml(text, f"override {item!r}")
+    return path, value
 
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
@@ -98,39 +118,50 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _read(given: str | Path, whole: frozenset[str], above: tuple[Path, ...]) -> dict[str, Any]:
-    path = find_recipe(given)
+def _read(given: str | Path, path: Path, above: tuple[Path, ...]) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        resolved = path.resolve()
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        files = [str(file) for file in sorted(path.parent.glob("*.y*ml"))]
-        near = difflib.get_close_matches(str(path), files, n=1) or difflib.get_close_matches(
-            path.stem, recipe_names(), n=3
-        )
-        hint = f"did you mean {format_list(near, 'or')}?" if near else "`encsearch recipes` lists ours"
-        raise UserError(f"{given}: cannot read the recipe ({reason}); {hint}") from None
+        raise UserError(f"{given}: cannot read the recipe ({reason}); {describe_near(str(given))}") from None
     tree = parse_yaml(text, str(given))
     if not isinstance(tree, dict):
-        raise UserError(f"{given}: a recipe is a mapping of sections, but this is {type(tree).__name__}")
+        kind = KINDS.get(type(tree), "a number")
+        raise UserError(f"{given}: a recipe is a mapping of sections, but this is {kind}")
     below = tree.pop(EXTENDS, None)
     if below is None:
-        return tree
-    if not isinstance(below, str):
+        return [tree]
+    if not isinstance(below, str) or not below:
         raise UserError(f"{given}: {EXTENDS} is the path or name of one recipe, but got {below!r}")
-    beside = path.parent / below
-    base = beside if beside.exists() else find_recipe(below)
-    chain = (*above, path.resolve())
-    if base.resolve() in chain:
-        raise UserError(f"{given}: {EXTENDS} {below}, which extends this recipe")
-    merged: dict[str, Any] = _merge(_read(base, whole, chain), tree, whole)
-    return merged
+    try:
+        # Beside this file, wherever the command is run.
+        base = path.parent / below
+        base = base if base.is_file() or below not in recipe_names() else find_recipe(below)
+        if base.resolve() in (*above, resolved):
+            raise UserError(f"{below} extends this recipe")
+        return [*_read(base, base, (*above, resolved)), tree]
+    except (UserError, OSError, ValueError) as error:
+        raise UserError(f"{given}: {EXTENDS} {below}: {error}") from None
 
 
-def _merge(below: Any, above: Any, whole: frozenset[str], path: str = "") -> Any:
-    if path in whole or not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {
-        key: _merge(below.get(key), value, whole, f"{path}.{key}" if path else str(key))
-        for key, value in above.items()
-    }
+def _check_values(value: Any, where: str, path: tuple[str, ...]) -> None:
+    """Raise UserError for what no recipe holds, so that everything else is JSON."""
+    place = f"{where}: {'.'.join(path) or 'the recipe'}"
+    if len(path) > MAX_DEPTH:
+        raise UserError(f"{where}: {'.'.join(path[:3])}...: deeper than {MAX_DEPTH} mappings and lists")
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{place}: the key {key!r} is no text; put it in quotes")
+            _check_values(child, where, (*path, key))
+    elif isinstance(value, list):
+        for number, child in enumerate(value):
+            _check_values(child, where, (*path, str(number)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place}={value}: must be a finite number")
+    elif isinstance(value, str):
+        if not value.isprintable() and not value.encode("utf-8", "replace").decode() == value:
+            raise UserError(f"{place}: text that is no Unicode")
+    elif not isinstance(value, int | float | None):
+        raise UserError(f"{place}: a {type(value).__name__}, but a recipe holds text, numbers and lists")

@@ -464,5 +464,4 @@ class PromoteConfig(Section):
 
 
 def _is_side(given: Any) -> bool:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    return is_number and given % 1 == 0 and LEAST_SIDE <= given <= LARGEST_SIDE
+    return isinstance(given, int) and not isinstance(given, bool) and LEAST_SIDE <= given <= LARGEST_SIDE

@@ -6,6 +6,7 @@ parameter and the MLflow param.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from encsearch.config.problems import (
     format_value,
     section_paths,
 )
-from encsearch.config.recipe_text import parse_override, parse_yaml, read_recipe, write_yaml
+from encsearch.config.recipe_text import parse_override, parse_yaml, read_layers, write_yaml
 from encsearch.config.search import AblateConfig, SearchConfig, find_active
 from encsearch.config.sections import (
     IMAGENET,
@@ -162,14 +163,19 @@ class Config(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML recipe, or one of the package's by its name, and apply `path=value` overrides.
 
-    A later override wins. Raises UserError with one line that names the path, the value and what is allowed.
+    A recipe is laid over the one that it `extends`, section by section; other values replace those below,
+    lists and the mappings of AS_TEXT among them. A later override wins. Raises UserError with one line that
+    names the path, the value and what is allowed.
     """
-    tree = read_recipe(path, whole=AS_TEXT)
+    layers = read_layers(path)
     values = dict(map(parse_override, overrides))
     for key in values:
         _check_path(key)
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        _lay_over(tree, json.loads(json.dumps(layer)))  # a copy in which no alias is shared
     _set_leaves(tree, values)
-    return _validate(tree, where=str(path))
+    return _validate(tree, where=str(path), is_written_out=Path(path).name == CONFIG_FILE)
 
 
 def model_config(**values: Any) -> ModelConfig:
@@ -253,7 +259,7 @@ def to_yaml(config: Config) -> str:
 
 def from_yaml(text: str, where: str) -> Config:
     """The configuration that `to_yaml` wrote. Raises UserError that begins with `where`."""
-    return _validate(parse_yaml(text, where), where)
+    return _validate(parse_yaml(text, where), where, is_written_out=True)
 
 
 def paths() -> list[str]:
@@ -316,14 +322,35 @@ def _set_leaves(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
     A recipe that was written out, such as a sweep's, has every value of its preset; those that are still the
     preset's are replaced by the new one's.
     """
-    model = tree.get("model")
+    _make_way(tree, values)
+    for path, value in values.items():
+        _set_leaf(tree, path, value)
+
+
+def _make_way(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Take out what the values at these paths replace beside themselves."""
+    model, scaling = tree.get("model"), tree.get("scaling")
     if "model.preset" in values and isinstance(model, dict):
         before = PRESETS.get(model.get("preset", ModelConfig.model_fields["preset"].default), {})
         if before.keys() <= model.keys():
             for name in [name for name, value in before.items() if model[name] == value]:
                 del model[name]
-    for path, value in values.items():
-        _set_leaf(tree, path, value)
+    if isinstance(values.get("scaling.num_workers"), Mapping) and isinstance(scaling, dict):
+        scaling.pop("min_workers", None)  # the short form is of both
+
+
+def _lay_over(tree: dict[str, Any], layer: Mapping[str, Any], path: str = "") -> None:
+    """Put the values of a recipe over those of the one that it extends."""
+    if not path:
+        parts = {section: part for section, part in layer.items() if isinstance(part, dict)}
+        _make_way(tree, {f"{section}.{name}": part[name] for section, part in parts.items() for name in part})
+    for key, value in layer.items():
+        here, below = f"{path}{key}", tree.get(key)
+        is_whole = here in AS_TEXT or here == "scaling.num_workers"
+        if isinstance(value, dict) and isinstance(below, dict) and not is_whole:
+            _lay_over(below, value, f"{here}.")
+        else:
+            tree[key] = value
 
 
 def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -339,15 +366,22 @@ def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[parts[-1]] = value
 
 
-def _validate(tree: Any, where: str) -> Config:
+def _validate(tree: Any, where: str, *, is_written_out: bool = False) -> Config:
+    """With `is_written_out`, types are as encsearch took them before they were strict: jobs of then go on."""
     try:
         return _to_config(tree)
     except ValidationError as error:
+        if is_written_out:
+            with suppress(ValidationError):
+                return Config.model_validate(tree)
         raise UserError(f"{where}: {describe_problem(error, Config, tree)}") from None
-    except (TypeError, ValueError, RecursionError) as error:  # bytes, a set or a list in itself
-        raise UserError(f"{where}: a recipe holds text, numbers, lists and mappings ({error})") from None
 
 
 def _to_config(tree: Any) -> Config:
     """By JSON, whose types pydantic takes strictly and without asking for tuples: `true` is no number."""
-    return Config.model_validate_json(json.dumps(tree), strict=True)
+    return Config.model_validate_json(json.dumps(tree, default=_plain), strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of NumPy, as samplers give it, or a path."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -11,9 +11,8 @@ import numpy as np
 from encsearch.data.manifest import Manifest
 from encsearch.data.shards import Facts, read_facts
 from encsearch.errors import UserError
-from encsearch.text import format_count
+from encsearch.text import format_count, format_names
 
-MAX_NAMES = 12  # of classes in a sentence
 MIN_TOGETHER = 5
 """Images that have both classes, from which on their lift is more than chance."""
 
@@ -114,13 +113,13 @@ def find_gaps(train: SplitStats, val: SplitStats) -> list[str]:
     count = format_count(len(train.classes), "class")
     if absent := absent_classes(train):
         gaps.append(
-            f"{len(absent)} of {count} without a pixel in {train.split}, not learnt: {_names(absent)}"
+            f"{len(absent)} of {count} without a pixel in {train.split}, not learnt: {format_names(absent)}"
         )
     if absent := absent_classes(val):
         left = len(val.classes) - len(absent)
         gaps.append(
-            f"{len(absent)} of {count} without a pixel in {val.split}, not scored: {_names(absent)}; mIoU is "
-            f"over the other {left}, and over one of these, with 0, where it is predicted"
+            f"{len(absent)} of {count} without a pixel in {val.split}, not scored: {format_names(absent)}; "
+            f"mIoU is over the other {left}, and over one of these, with 0, where it is predicted"
         )
     return gaps
 
@@ -222,8 +221,3 @@ def median_frequency_weights(store: Path, manifest: Manifest, split: str) -> tup
 def _facts(store: Path, manifest: Manifest, split: str) -> Iterator[Facts]:
     for shard in manifest.split(split).shards:
         yield from read_facts(store, shard)
-
-
-def _names(names: list[str]) -> str:
-    more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*names[:MAX_NAMES], *more])

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from encsearch.config import AugmentConfig, Config, Context, ModelConfig, TrainConfig
 from encsearch.data.datasets import DatasetInfo
-from encsearch.text import format_count, format_param, format_percent, format_score, format_share, is_score
+from encsearch.text import (
+    format_count,
+    format_names,
+    format_param,
+    format_percent,
+    format_score,
+    format_share,
+    is_score,
+)
 from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
@@ -77,7 +85,9 @@ def describe_limits(facts: ModelFacts) -> list[str]:
         least = format_score(WEAK_IOU)
         found.append(f"Not to be relied on for classes with an IoU below {least}: {', '.join(named)}.")
     if facts.untrained:
-        found.append(f"Never trained on {', '.join(facts.untrained)}: without a pixel in the training split.")
+        found.append(
+            f"Never trained on {format_names(facts.untrained)}: without a pixel in the training split."
+        )
     if facts.metrics and facts.config.data.val_split == facts.config.data.train_split:
         found.append(
             f"Scored on the split it was trained on, {split}: the figures show what it knows by heart."

@@ -23,7 +23,7 @@ def run_local(
     """Train to the end of the plan on `local_device`, and keep the best checkpoint under `run_dir`.
 
     A second call with the same `run_dir` goes on from its newest intact checkpoint, and first repeats the
-    reports up to there; see `RankTraining`. `on_step` is called before every step.
+    reports up to there; see `RankTraining`. `on_step` is called after every step.
 
     Raises what `local_device` raises, TrainingError when the training fails, NoticeError once it is saved
     after a `notice`, and closes nothing: the caller owns the recorder.

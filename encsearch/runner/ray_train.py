@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from encsearch.config import Config, ScalingConfig, from_json, to_json
@@ -136,7 +136,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
             if isinstance(error, TrainingFailedError) and take_drain(key):
                 log.warning("a node that was to go is gone; the training starts again, which is no failure")
                 continue
-            if isinstance(error, WorkerGroupError) or failures == max_failures:
+            if not _is_loss(error) or failures == max_failures:
                 raise
             failures += 1
             log.warning(
@@ -146,6 +146,12 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
                 max_failures,
             )
             _free_workers()
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether Ray's controller, or a process that it needs, was lost."""
+    cause = getattr(error, "controller_failure", error)
+    return isinstance(cause, RayActorError | OutOfMemoryError)
 
 
 def _free_workers() -> None:

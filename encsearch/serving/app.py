@@ -18,6 +18,7 @@ from encsearch.serving.arriving import Arrivals
 from encsearch.serving.requests import (
     RequestRefusedError,
     check_length,
+    check_origin,
     image_file,
     media_type,
     wants_png,
@@ -94,6 +95,7 @@ class ImageServer:
         return JSONResponse({"status": "ready"})
 
     async def _predict(self, request: Request) -> Response:
+        check_origin(request.headers.get("sec-fetch-site"))
         content_type = request.headers.get("content-type")
         media_type(content_type)
         check_length(request.headers.get("content-length"), self._limits)

@@ -13,6 +13,7 @@ from encsearch.text import format_count
 IMAGE_TYPES = ("image/png", "image/jpeg")
 JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
+MAX_PARTS = 100  # of a form; parsing them takes time
 
 
 class RequestRefusedError(Exception):
@@ -97,6 +98,14 @@ def image_file(content_type: str | None, body: bytes, limits: Limits) -> ImageFi
     return ImageFile(data, num_pixels)
 
 
+def check_origin(fetch_site: str | None) -> None:
+    """Refuse what a page of another site makes a visitor's browser send. Raises RequestRefusedError 403."""
+    if fetch_site == "cross-site":
+        raise RequestRefusedError(
+            403, "sent by a page of another site; send it from this server's page or a program"
+        )
+
+
 def wants_png(accept: str | None) -> bool:
     """Whether the client asks for the label map itself instead of JSON."""
     return "image/png" in {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
@@ -112,14 +121,17 @@ def _from_form(content_type: str, body: bytes) -> bytes:
             found.append(file.file_object.read())
 
     _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary or body.count(b"\r\n--" + boundary) > MAX_PARTS:
+        raise UserError(f"the body: not a form of at most {MAX_PARTS} parts; send `curl -F image=@FILE`")
     try:
         # In memory: the body is there already.
         parser = FormParser(
-            FORM_TYPE, None, keep, boundary=options[b"boundary"], config={"MAX_MEMORY_FILE_SIZE": len(body)}
+            FORM_TYPE, None, keep, boundary=boundary, config={"MAX_MEMORY_FILE_SIZE": len(body)}
         )
         parser.write(body)
         parser.finalize()
-    except (KeyError, FormParserError):
+    except FormParserError:
         raise UserError("the body: not a form; send it with `curl -F image=@FILE`") from None
     if len(found) != 1:
         raise UserError(f'the body: {len(found)} files under "image"; send one by `curl -F image=@FILE`')

@@ -14,6 +14,7 @@ from encsearch.redaction import without_secrets
 from encsearch.reports import Report
 from encsearch.text import format_count, format_list
 from encsearch.tracking.outbox.events import Dataset
+from encsearch.tracking.outbox.record import NOTE_TAG
 
 PACKAGES = ("encsearch", "torch", "torchvision", "numpy", "pyarrow", "ray", "optuna", "mlflow")
 DIFF_FILE = Path("lineage", "git.diff")
@@ -41,7 +42,7 @@ def describe_run(config: Config, manifest: Manifest, kind: str) -> dict[str, str
         "mlflow.source.name": config.name,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
-        "mlflow.note.content": _note(config, manifest, kind),
+        NOTE_TAG: _note(config, manifest, kind),
     }
 
 

@@ -1,6 +1,7 @@
 """Tracking URIs as text: which one is used, and which ones are refused."""
 
 import os
+import shlex
 from pathlib import Path
 
 from encsearch.errors import PreflightError
@@ -29,7 +30,9 @@ def existing_store(uri: str | None = None) -> str:
     if "MLFLOW_TRACKING_URI" in os.environ or path != Path(DATABASE).absolute():
         raise PreflightError(f"{path}: no such tracking database; set MLFLOW_TRACKING_URI to the one to read")
     near = sorted(Path().glob(f"*/{DATABASE}"), key=lambda file: file.stat().st_mtime)
-    other = near and f"; to read {near[-1].parent}'s: export MLFLOW_TRACKING_URI={SQLITE}{near[-1]}"
+    other = near and (
+        f"; to read {near[-1].parent}'s: export MLFLOW_TRACKING_URI={shlex.quote(f'{SQLITE}{near[-1]}')}"
+    )
     raise PreflightError(
         f"nothing is recorded in this folder yet, there is no {DATABASE}; `encsearch train` and `sweep` "
         f"make one{other or ''}"

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
-from encsearch.data.statistics import absent_classes
 from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, PreflightError, UserError
 from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
@@ -24,10 +23,11 @@ from encsearch.inference.evaluation import count_images, median_latencies_ms, op
 from encsearch.reports import read_summary
 from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, run_link, ui_base
-from encsearch.tracking.browse.rows import NOTE_TAG, PARENT_TAG
+from encsearch.tracking.browse.rows import PARENT_TAG
 from encsearch.tracking.mlflow import Tracking, check_run, connect, translate_failures
 from encsearch.tracking.outbox.forward import read_sent
 from encsearch.tracking.outbox.notices import check_address, send_notice
+from encsearch.tracking.outbox.record import NOTE_TAG
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, count_looks, resolve
 from encsearch.tracking.registry.fetch import bundle_folder, describe_unfinished
@@ -227,10 +227,8 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
         for each, latency_ms in zip(models, latencies_ms, strict=True)
     ]
     classes = store.info.classes
-    train_split = model.bundle.config.data.train_split
-    has_train = train_split in store.manifest.splits  # another store may have but the split that scores
-    untrained = absent_classes(store.stats(train_split)) if has_train else model.bundle.untrained
-    decision = decide(seen[0], seen[1] if champion else None, classes, gate, place, untrained)
+    champion_seen = seen[1] if champion else None
+    decision = decide(seen[0], champion_seen, classes, gate, place, model.bundle.untrained)
     figures = {"mIoU": decision.mean_iou}
     if decision.gain:
         figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}
@@ -283,8 +281,9 @@ def _link_from_parent(registry: MlflowRegistry, run_id: str, version: str) -> No
         model = model_link("", registry.model, version).lstrip("/")
         link = f"Model: [{registry.model}, version {version}]({model}), of [this run]({run})."
         note = parent.data.tags.get(NOTE_TAG, "")
-        if link not in note:
-            client.set_tag(parent_id, NOTE_TAG, f"{link}\n\n{note}".rstrip())
+        if note.startswith("Model: "):  # of the promotion before
+            note = note.partition("\n\n")[2]
+        client.set_tag(parent_id, NOTE_TAG, f"{link}\n\n{note}".rstrip())
 
 
 def _mark_overtaken(registry: MlflowRegistry, draft: Draft, moved: Moved) -> None:

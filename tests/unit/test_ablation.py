@@ -54,7 +54,7 @@ def test_rows_are_trained_at_every_budget_and_curves_at_the_shortest(toy_config:
 
 
 def test_trainings_carry_the_values_of_their_row(toy_config: Config) -> None:
-    values = {"rows": {"EncNet, sum": {"model.aggregate": "sum", "optim.lr": "1e-3"}}, "heads": ["unet"]}
+    values = {"rows": {"EncNet, sum": {"model.aggregate": "sum", "optim.lr": 1e-3}}, "heads": ["unet"]}
     ablation = plan_ablation(with_values(toy_config, {"ablate": values}))
 
     by_row = {training.row: training.config for training in ablation.trainings}
@@ -105,7 +105,7 @@ def test_sizes_and_presence_score_the_same_weights_once_and_words_those_of_fcn(t
         ({"loss.se_weight": 0.0}, 'the row "\\+ SE-loss" needs a weight'),
         ({"model.head": "unet"}, "model.head=unet: the ablation goes from FCN to EncNet"),
         ({"ablate.seeds": [1, 1]}, "names a training twice"),
-        ({"ablate.words": [1]}, "greater than or equal to 2"),
+        ({"ablate.words": [1]}, "must be 2 or more"),
         (
             {"ablate.words": [8], "ablate.rows": {"8 words of features": {"model.dropout": 0.5}}},
             "'8 words of features' and '8 words of features' are different, but",

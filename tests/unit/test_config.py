@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from encsearch.config import (
@@ -318,7 +319,7 @@ def test_a_log_range_of_whole_numbers_can_be_searched(recipe: Path) -> None:
     ("content", "message"),
     [
         ("data: [", "not valid YAML"),
-        ("- a\n- b", "a recipe is a mapping of sections, but this is list"),
+        ("- a\n- b", "a recipe is a mapping of sections, but this is a list"),
         ("name: x", "data is missing"),
         ("data: {store: x}\nmodle: {}", "unknown config path modle; did you mean model?"),
     ],
@@ -420,7 +421,10 @@ def test_what_is_extended_must_exist_and_lead_to_an_end(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("extends: second.yaml\n")
     second.write_text("extends: first.yaml\n")
-    with pytest.raises(UserError, match=r"second\.yaml: extends first\.yaml, which extends this recipe"):
+    with pytest.raises(
+        UserError,
+        match=r"first\.yaml: extends second\.yaml: .*: first\.yaml extends this recipe",
+    ):
         load_config(first)
     first.write_text("extends: camvit\n")
     with pytest.raises(UserError, match=r"camvit: cannot read the recipe .*did you mean camvid"):
@@ -428,6 +432,91 @@ def test_what_is_extended_must_exist_and_lead_to_an_end(tmp_path: Path) -> None:
     first.write_text("extends: [camvid]\n")
     with pytest.raises(UserError, match="path or name of one recipe"):
         load_config(first)
+
+
+def test_another_preset_above_replaces_that_of_a_recipe_that_was_written_out(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text(to_yaml(load_config("demo")))
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\nmodel: {preset: reference}\n")
+    extended = load_config(tmp_path / "above.yaml").model
+    assert extended == load_config("demo", ["model.preset=reference"]).model
+    (tmp_path / "elastic.yaml").write_text("extends: below.yaml\nscaling: {num_workers: {min: 1, max: 4}}\n")
+    elastic = load_config(tmp_path / "elastic.yaml")
+    (tmp_path / "below.yaml").write_text(to_yaml(elastic))
+    assert load_config(tmp_path / "elastic.yaml").scaling == elastic.scaling
+    assert (
+        load_config(tmp_path / "below.yaml", ["scaling.num_workers={min: 2, max: 4}"]).scaling.min_workers
+        == 2
+    )
+
+
+def test_the_recipe_of_a_job_from_before_types_were_strict_is_read(tmp_path: Path) -> None:
+    """PyYAML wrote it, of values that were taken as numbers then."""
+    tree = load_config("camvid").model_dump(mode="json", exclude_none=True)
+    tree["train"]["epochs"], tree["ablate"]["codewords"] = 8.0, [1.0, 16.0]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert load_config(tmp_path / "config.yaml").ablate.codewords == (1, 16)
+    with pytest.raises(UserError, match=r"train\.epochs=8\.0: must be a whole number; write 8"):
+        load_config((tmp_path / "config.yaml").rename(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a recipe is a mapping of sections, but this is empty"),
+        ("%YAML 1.1\n---\na: 1", "begins with a directive, %YAML; leave it out"),
+        ("eval: {flip: !!bool maybe}", "not valid YAML"),
+        ("[[1]]: 3", "not valid YAML"),
+        ("data: !foo x", "no meaning of the tag '!foo'"),
+        ("data: &a [*a]", "deeper than 20 mappings and lists"),
+        ("data: " + "{a: " * 300 + "1" + "}" * 300, "deeper than 20 mappings and lists"),
+        ("1: 2", "the recipe: the key 1 is no text; put it in quotes"),
+        ("loss: {class_weights: {1: 2}}", "loss.class_weights: the key 1 is no text"),
+        ("data: !!binary aGk=", "a bytes, but a recipe holds text, numbers and lists"),
+        ("ablate: {rows: {x: {optim.lr: .nan}}}", "ablate.rows.x.optim.lr=nan: must be a finite number"),
+        ("train: {epochs: " + "9" * 5000 + "}", "not valid YAML"),
+        ("extends: [a]", "extends is the path or name of one recipe"),
+        ("extends: ''", "extends is the path or name of one recipe"),
+        ("extends: nope.yaml", "extends nope.yaml: "),
+        ("extends: " + "a" * 5000, "extends aaaa"),
+        ('extends: "a\\0b"', "extends a\0b: "),
+        ("optim.lr: 0.1", "optim.lr is one key; write optim: {lr: VALUE}, or give optim.lr=VALUE"),
+        ("extend: camvid", "unknown config path extend; did you mean extends?"),
+        (
+            "search: {space: {optim: {lr: {uniform: [0, 1]}}}}",
+            "a searched path is one key; write search: {space: {",
+        ),
+        ("search: {space: {}}", "search.space={}: must be a mapping of at least 1"),
+        ("scaling: {num_workers: {min: '1', max: 4}}", "scaling.min_workers='1': must be a whole number"),
+        ("train:", "must be a section with epochs, steps_per_epoch"),
+    ],
+)
+def test_what_no_recipe_can_mean_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("camvid").mkdir()
+    assert load_config("camvid").name == "encnet-r18-camvid"
+
+
+def test_an_anchor_may_be_used_again_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    tree = parse_yaml("a: &x 1\nb: &x 2\nc: *x\nd: =\n", "recipe")
+    assert tree == {"a": 1, "b": 2, "c": 2, "d": "="}
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("value", ["it's #1 o'clock", "a #b", "'a' # b", "# a"])
+def test_an_override_loses_nothing_after_a_hash(value: str) -> None:
+    with pytest.raises(UserError, match="YAML drops what follows #"):
+        parse_override(f"name={value}")
+    assert parse_override("name='a # b'") == ("name", "a # b")
+    assert parse_override("name=a#b") == ("name", "a#b")
 
 
 def test_a_recipe_of_the_package_is_used_and_extended_by_its_name(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_of_a_job_that_no_store_has_the_way_out_is_told(tmp_path: Path) -> None:
     write_summary(tmp_path, summary(run_id=None, parent_run_id=None))
     with pytest.raises(UserError, match="encsearch sync"):
         find_job(tmp_path)
-    with pytest.raises(UserError, match=r"run\.json is missing"):
+    with pytest.raises(UserError, match="no such folder"):
         find_job(tmp_path / "elsewhere")
 
 

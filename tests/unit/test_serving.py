@@ -31,6 +31,7 @@ from encsearch.serving.requests import (
     Limits,
     RequestRefusedError,
     check_length,
+    check_origin,
     check_received,
     image_file,
     media_type,
@@ -189,6 +190,19 @@ def test_a_body_without_a_fit_image_is_refused_in_one_line(
         image_file(media, body, LIMITS)
     assert refused.value.status == status
     assert "\n" not in str(refused.value)
+
+
+def test_a_form_of_many_parts_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(RequestRefusedError, match="not a form of at most 100 parts"):
+        image_file(FORM, form(b"x" * 10, name="other")[:-10] * 200, LIMITS)
+
+
+def test_a_page_of_another_site_is_refused() -> None:
+    check_origin(None)  # a program
+    check_origin("same-origin")
+    with pytest.raises(RequestRefusedError) as refused:
+        check_origin("cross-site")
+    assert refused.value.status == 403
 
 
 def test_every_kind_of_body_holds_the_same_file() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from encsearch.errors import UserError
 
-PARENT_TAG, KIND_TAG, NOTE_TAG = "mlflow.parentRunId", "encsearch.kind", "mlflow.note.content"
+PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
 # The same on all seeds of a finalist or a baseline, and on the run that has their means.
 CONFIGURATION_TAG = "encsearch.configuration"
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")

@@ -109,6 +109,9 @@ def run_index(title: str, pages: Mapping[str, str], host: str, port: int) -> Ite
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that the base class asks for
+            if self.path != "/":
+                self.send_error(404)
+                return
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(document)))
@@ -124,7 +127,7 @@ def run_index(title: str, pages: Mapping[str, str], host: str, port: int) -> Ite
 
     try:
         server = Server((host, port), Page)
-    except OSError:
+    except (OSError, OverflowError):  # taken, or beyond the last port
         server = Server((host, 0), Page)
     thread = threading.Thread(target=server.serve_forever, name="index", daemon=True)
     thread.start()

@@ -26,7 +26,7 @@ from encsearch.errors import UserError
 from encsearch.files import append_line, hold_lock, write_whole
 from encsearch.redaction import without_secrets
 from encsearch.reports import Point, Report, Status
-from encsearch.text import metric_name
+from encsearch.text import metric_name, round_figure
 from encsearch.tracking.outbox.events import (
     Dataset,
     Ended,
@@ -40,9 +40,9 @@ from encsearch.tracking.outbox.events import (
 )
 
 FOLDER, EVENTS_FILE, OWNER_LOCK, OWNER_FILE = "record", "events.jsonl", "owner.lock", "owner.json"
-DIGITS = 6  # significant ones: more than any figure here is known with
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
+NOTE_TAG = "mlflow.note.content"
 # On a run that another process closed because its own was dead; if the run went on, it also says when.
 REAPED_TAG = "encsearch.reaped"
 # Whoever closes the runs of a dead job holds the lock for a moment; a live job holds it to its end.
@@ -137,6 +137,8 @@ class Record:
         key = known.started.key if known else uuid.uuid4().hex
         if known and known.reaped:
             self.append(Tagged(run, {REAPED_TAG: f"{known.reaped}; it went on at {_clock()}"}))
+        if known:  # what a promotion has written above it stays
+            tags = {tag: text for tag, text in tags.items() if tag != NOTE_TAG}
         self.append(Started(run, now_ms(), key, texts, _clean(tags), parent, dataset))
         return RunRecord(self, run, artifacts)
 
@@ -192,7 +194,9 @@ class RunRecord:
         extended sweep may have fewer epochs than the winner before.
         """
         newest = self._state.newest
-        if any(newest.get(metric_name(name)) != _round(value) for name, value in report.metrics.items()):
+        if any(
+            newest.get(metric_name(name)) != round_figure(value) for name, value in report.metrics.items()
+        ):
             # The best is what is summarized: a mean over seeds may fall when a sweep is extended.
             best = {f"best/{name}": value for name, value in report.metrics.items() if _is_scored(name)}
             self._append(replace(report, step=self._state.num_reports, points=()), best)
@@ -247,17 +251,14 @@ def _clock() -> str:
 
 
 def _clean_point(point: Point) -> Point:
-    return replace(point, values={metric_name(name): _round(value) for name, value in point.values.items()})
-
-
-def _round(value: Any) -> Any:
-    """A figure with the digits that it is shown with in MLflow, which shows all that it gets."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    return replace(
+        point, values={metric_name(name): round_figure(value) for name, value in point.values.items()}
+    )
 
 
 def _param_text(value: Any) -> str:
     """Write a value as a recipe would: null, true, 0.01; text stays. `config.yaml` has all digits."""
-    text = value if isinstance(value, str) else json.dumps(_round(value))
+    text = value if isinstance(value, str) else json.dumps(round_figure(value))
     return without_secrets(text)[:MAX_PARAM_LENGTH]
 
 

@@ -16,7 +16,14 @@ from scipy.stats import t as student_t
 
 from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
-from encsearch.text import format_count, format_number, format_param, format_points, format_score
+from encsearch.text import (
+    format_count,
+    format_names,
+    format_number,
+    format_param,
+    format_points,
+    format_score,
+)
 
 TOLERANCE = 1e-9  # 0.57 - 0.55 is 0.0199999999999999 in binary: a bound of exactly the margin must pass
 RESAMPLES = 2000
@@ -198,7 +205,7 @@ def _check_class_count(
         "not shown by the set": [name for name in classes if name not in shown and name not in untrained],
     }
     known = len(classes) - sum(map(len, lacking.values()))
-    reasons = [f"{', '.join(names)} {reason}" for reason, names in lacking.items() if names]
+    reasons = [f"{format_names(names)} {reason}" for reason, names in lacking.items() if names]
     text = f"{known} of {format_count(len(classes), 'class')} trained and scored"
     if reasons:
         text += f" ({'; '.join(reasons)})"
