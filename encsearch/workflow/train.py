@@ -108,8 +108,8 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
 
 
 def _say_phase(progress: Progress, in_process: bool) -> None:
-    ray = "the cluster" if "RAY_ADDRESS" in os.environ else "Ray on this machine"
-    progress.say(f"the recipe fits its data; starting {'here' if in_process else ray}")
+    next_step = "connecting to the cluster" if "RAY_ADDRESS" in os.environ else "starting Ray on this machine"
+    progress.say(f"the recipe fits its data; {'training here' if in_process else next_step}")
 
 
 def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
