@@ -38,4 +38,4 @@ def test_a_store_and_models_named_from_here_are_found_and_a_broken_one_is_told(
     alone = read_bundle(Path("whole"))
     same = replace(alone, config=toy_config.model_copy(update={"eval": settings}))
     assert found["whole"].metrics == pytest.approx(score_bundle(same, Store(toy_store), "val").to_metrics())
-    assert "absent: not a model bundle" in str(found["absent"].failure)
+    assert "absent: no such folder" in str(found["absent"].failure)

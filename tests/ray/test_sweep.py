@@ -113,7 +113,7 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
     assert states[2] == "PRUNED"
     assert (records[2].epochs, states[0]) == (6, "COMPLETE")
     assert records[0].epochs == 8
-    statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    statuses = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
     for record in records:
         recorder = observer.recorders[record.number]
         assert recorder.status == statuses[record.state]
