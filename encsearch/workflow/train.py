@@ -1,7 +1,6 @@
 """`encsearch train`: one configuration, by Ray Train or in this process."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -64,7 +63,6 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
-    _say_phase(progress, in_process)
     with run_sender() as sender, _session(config, in_process):
         sender.store()
         folder = new_folder(out, config.name)
@@ -91,7 +89,6 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     store = open_store(config)
     found = preflight(config, store, folder)
     check_same_data(config, store, begun.fingerprint)
-    _say_phase(progress, begun.in_process)
     with run_sender() as sender, _session(config, begun.in_process):
         sender.store()
         with own_record(folder, sender.root) as record:
@@ -105,11 +102,6 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
-
-
-def _say_phase(progress: Progress, in_process: bool) -> None:
-    next_step = "connecting to the cluster" if "RAY_ADDRESS" in os.environ else "starting Ray on this machine"
-    progress.say(f"the recipe fits its data; {'training here' if in_process else next_step}")
 
 
 def changed_config(folder: Path, overrides: Sequence[str]) -> Config:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from encsearch.config import flatten, load_config, with_values
 from tests.e2e.conftest import NUM_TRAIN, NUM_VAL, RECIPE
-from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, read_until
+from tests.e2e.shell import COMMAND_TIMEOUT_S, Shell, one_line, read_until
 
 pytestmark = pytest.mark.ray
 
@@ -167,8 +167,7 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_made(
 ) -> None:
     offline = Shell(shell.folder, {"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"})
     out = tmp_path / "runs"
-    started, line = offline.encsearch("train", "toy.yaml", "--out", str(out), code=3).stderr.splitlines()
-    assert "starting Ray on this machine" in started
+    line = offline.refusal("train", "toy.yaml", "--out", str(out), code=3)
     assert "MLflow at http://127.0.0.1:9 cannot be used" in line
     assert not out.exists()
 
@@ -176,8 +175,7 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_made(
 def test_an_unreachable_cluster_is_refused_before_anything_is_made(shell: Shell, tmp_path: Path) -> None:
     offline = Shell(tmp_path, {"RAY_ADDRESS": "127.0.0.1:9"})
     recipe, store = shell.folder / "toy.yaml", shell.folder / "scenes"
-    started, line = offline.run("train", str(recipe), f"data.store={store}", code=3).stderr.splitlines()
-    assert "connecting to the cluster" in started
+    line = one_line(offline.run("train", str(recipe), f"data.store={store}", code=3))
     assert "Ray at RAY_ADDRESS=127.0.0.1:9 cannot be reached" in line
     assert list(tmp_path.iterdir()) == []
 
