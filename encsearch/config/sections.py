@@ -158,7 +158,7 @@ class ModelConfig(Section):
 
     backbone: str = Field(
         "resnet50",
-        pattern=r"^(timm:)?[A-Za-z0-9_.]+$",
+        pattern=r"^(timm:)?[A-Za-z0-9_.-]+$",
         max_length=80,
         description="tiny, a ResNet, ResNeXt or Wide ResNet, resnet50s (deep stem), timm:NAME",
     )

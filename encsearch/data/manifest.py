@@ -1,5 +1,6 @@
 """The manifest of a store: its content and the hashes that verify it."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -89,8 +90,11 @@ def read_manifest(path: str | Path) -> Manifest:
     file = store / MANIFEST_FILE
     try:
         if not store.is_dir():
+            beside = {path.parent.name: str(path.parent) for path in store.parent.glob(f"*/{MANIFEST_FILE}")}
+            near = difflib.get_close_matches(store.name, beside, n=1)
+            hint = f"did you mean {beside[near[0]]}? Or make" if near else "make"
             raise StoreError(
-                f"{store}: no such store; make one with `encsearch data import` or `data scenes`"
+                f"{store}: no such store; {hint} one with `encsearch data import` or `data scenes`"
             )
         if file.exists() and not file.is_file():
             raise StoreError(f"{file}: not a regular file; import the data again")

@@ -229,6 +229,11 @@ def test_bad_input_is_one_line_with_the_way_out(recipe: Path, override: str, mes
             "did you mean resnet50",
             ["model.backbone=resnet50", "model.output_stride=8"],
         ),
+        (
+            "model.backbone=resnet-50",
+            "did you mean resnet50",
+            ["model.backbone=resnet50", "model.output_stride=8"],
+        ),
         ("model.weights=imagenet", "try null", ["model.weights=null"]),
         ("scaling.num_workers=3", "try train.global_batch_size=15 or 18", ["train.global_batch_size=18"]),
         ("scaling.gpus_per_worker=1.5", "try whole GPUs", ["scaling.gpus_per_worker=1"]),
