@@ -35,6 +35,7 @@ from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_report
 from encsearch.train.checkpoint import load_weights
 from encsearch.train.checkpoint_files import CHECKPOINTS, find_weights
 from encsearch.train.kernels import Kernels, has_bf16
+from encsearch.train.preflight import count_padded
 
 WEIGHTS_FILE = "model.safetensors"
 DIGEST_FILE = "weights.sha256"
@@ -62,8 +63,8 @@ class Bundle:
     """A model in eval mode on the CPU, and the facts about it.
 
     `metrics` are figures of all classes, `class_iou` those by class, on the validation split; `num_images`
-    counts the images of each split, and `untrained` are the classes without a training pixel. A fact that was
-    not recorded is empty.
+    counts the images of each split, `untrained` are the classes without a training pixel, and `num_padded`
+    counts the training images that were smaller than the crop. A fact that was not recorded is empty.
     """
 
     model: EncNet
@@ -74,6 +75,7 @@ class Bundle:
     class_iou: Mapping[str, float] = field(default_factory=dict)
     num_images: Mapping[str, int] = field(default_factory=dict)
     untrained: Sequence[str] = ()
+    num_padded: int = 0
 
 
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
@@ -82,6 +84,7 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
     model = EncNet.from_config(shape, len(store.info.classes))
     load_weights(model, checkpoint)
     num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
+    train = store.stats(config.data.train_split)
     return Bundle(
         model.eval(),
         config,
@@ -90,7 +93,8 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
         metrics=scored.metrics if scored else {},
         class_iou=scored.class_iou if scored else {},
         num_images=num_images,
-        untrained=absent_classes(store.stats(config.data.train_split)),
+        untrained=absent_classes(train),
+        num_padded=count_padded(config.augment, train),
     )
 
 
@@ -128,6 +132,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         "fingerprint": bundle.fingerprint,
         "num_images": dict(bundle.num_images),
         "untrained": list(bundle.untrained),
+        "num_padded": bundle.num_padded,
     }
     with instead_of(folder) as scratch:
         scratch.mkdir(parents=True)
@@ -156,7 +161,8 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         info = DatasetInfo.from_dict(dataset)
         fingerprint, num_images = dataset["fingerprint"], dataset["num_images"]
-        untrained = dataset.get("untrained", ())  # models of older versions have not recorded it
+        # Models of older versions have not recorded these.
+        untrained, num_padded = dataset.get("untrained", ()), dataset.get("num_padded", 0)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / DATASET_FILE}: damaged, {error!r}") from None
     try:
@@ -164,7 +170,7 @@ def read_bundle(folder: Path) -> Bundle:
     except KeyError as error:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
     model = _read_model(folder, config, len(info.classes))
-    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images, untrained)
+    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images, untrained, num_padded)
 
 
 def weights_digest(folder: Path) -> str:
@@ -225,6 +231,7 @@ def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
         class_iou=bundle.class_iou,
         num_images=bundle.num_images,
         untrained=bundle.untrained,
+        num_padded=bundle.num_padded,
     )
 
 

@@ -32,7 +32,8 @@ class ModelFacts:
 
     `metrics` are figures of all classes by name and `class_iou` the IoU by class, both on the validation
     split; a class that this split lacks has none. `num_images` counts the images of each split; `untrained`
-    are the classes without a training pixel. Empty mappings are facts that were not recorded.
+    are the classes without a training pixel, `num_padded` counts the training images that were smaller than
+    the crop. Empty mappings are facts that were not recorded.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class ModelFacts:
     class_iou: Mapping[str, float]
     num_images: Mapping[str, int]
     untrained: Sequence[str] = ()
+    num_padded: int = 0
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -108,6 +110,10 @@ def describe_limits(facts: ModelFacts) -> list[str]:
     if facts.metrics and crop:
         height, width = crop
         found.append(f"Trained on crops of {width}x{height} px; objects of another scale were not seen.")
+        num_train = facts.num_images.get(facts.config.data.train_split, 0)
+        if 2 * facts.num_padded > num_train:
+            images = format_count(num_train, "training image")
+            found.append(f"{format_count(facts.num_padded)} of {images} were smaller than that, and padded.")
     if facts.config.model.context != "none" and not _has_presence(facts.config):
         found.append("Its predictions of class presence mean nothing: its SE-loss had weight 0.")
     if facts.metrics:

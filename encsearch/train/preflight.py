@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from encsearch.config import Config, LossConfig, trial_config, with_values
+from encsearch.config import AugmentConfig, Config, LossConfig, trial_config, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import StoreError
-from encsearch.data.statistics import find_gaps
+from encsearch.data.statistics import SplitStats, find_gaps
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.text import format_bytes, metric_name
@@ -85,6 +85,20 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         fingerprint=store.fingerprint,
         padded=_find_padded(config, store),
         gaps=tuple(find_gaps(*stats)),
+    )
+
+
+def count_padded(augment: AugmentConfig, train: SplitStats) -> int:
+    """How many training images are smaller than the crop, before the random zoom of `augment.scale`."""
+    crop = augment.crop_size
+    if crop is None:
+        return 0
+    return sum(
+        number
+        for size, number in train.sizes
+        if any(
+            round(augment.base_zoom(*size) * side) < needed for side, needed in zip(size, crop, strict=True)
+        )
     )
 
 
@@ -168,7 +182,7 @@ def _check_sizes(config: Config, store: Store) -> None:
 
 
 def _find_padded(config: Config, store: Store) -> PaddedImages | None:
-    """None without such images. They are counted before the random zoom of `augment.scale`."""
+    """None without such images."""
     searched = config.search.space if config.search else {}
     worst = ("augment.crop", max), ("augment.shorter_side", min)
     values = {path: pick(searched[path].values) for path, pick in worst if path in searched}
@@ -176,11 +190,7 @@ def _find_padded(config: Config, store: Store) -> PaddedImages | None:
     crop = augment.crop_size
     if crop is None:
         return None
-    num_images = 0
-    for size, count in store.stats(config.data.train_split).sizes:
-        zoom = augment.base_zoom(*size)
-        if any(round(zoom * side) < needed for side, needed in zip(size, crop, strict=True)):
-            num_images += count
+    num_images = count_padded(augment, store.stats(config.data.train_split))
     return PaddedImages(num_images, crop) if num_images else None
 
 

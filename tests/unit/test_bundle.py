@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encsearch.config import Config, DataConfig, ModelConfig
+from encsearch.config import Config, DataConfig, ModelConfig, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
@@ -198,6 +198,19 @@ def test_the_card_tells_the_figures_and_the_limits_that_follow(folder: Path) -> 
     assert "Nothing is known about car: not in the val split, so mIoU is over 2 of 3 classes." in card
     assert "The figures come from 12 images" in card
     assert "data `abc`" in card
+
+
+def test_what_the_store_lacked_is_in_the_card_and_comes_back(tmp_path: Path, model: EncNet) -> None:
+    config = with_values(CONFIG, {"augment.crop": 64, "data.val_split": "train"})
+    figures = {"mIoU": 0.5}, {"sky": 0.75}, {"train": 30}
+    bundle = Bundle(model, config, INFO, "x", *figures, untrained=["road"], num_padded=20)
+    write_bundle(bundle, tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "Never trained on road: without a pixel in the training split." in card
+    assert "Scored on the split it was trained on, train" in card
+    assert "20 of 30 training images were smaller than that, and padded." in card
+    again = read_bundle(tmp_path / "bundle")
+    assert (list(again.untrained), again.num_padded) == (["road"], 20)
 
 
 def test_the_card_of_an_imported_model_invents_nothing(tmp_path: Path, model: EncNet) -> None:
