@@ -57,7 +57,7 @@ test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
 	$(call run_tests,ray and fast,"not ray and fast")
 
-chaos: $(STAMP) ## faults at random moments in real trainings (as root, three quarters of an hour)
+chaos: $(STAMP) ## faults at random moments in real trainings (as root, an hour)
 	$(BIN)/python -m benchmarks.chaos
 
 format: $(STAMP) ## let ruff rewrite the formatting

@@ -1,6 +1,6 @@
 """Does a training survive what happens to machines? Faults at random moments, and what is left is compared.
 
-    python -m benchmarks.chaos                # from the repository's root, as root; three quarters of an hour
+    python -m benchmarks.chaos                # from the repository's root, as root; an hour
     python -m benchmarks.chaos --only worker  # the kinds whose name or mode holds that
 
 Each try is a training of 300 steps with a checkpoint every 10, by the command line and with the real

@@ -172,9 +172,9 @@ def format_list(items: Sequence[str], last: str = "and") -> str:
 
 
 def format_names(names: Sequence[str]) -> str:
-    """As in sky, car, road, and of many the first ones: sky, car, ..., 150 more."""
-    more = [f"{len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-    return ", ".join([*names[:MAX_NAMES], *more])
+    """As in sky, car, road; of many the first ones and 150 more."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {format_count(more)} more" if more > 0 else "")
 
 
 def capitalize(text: str) -> str:

@@ -1,6 +1,5 @@
 """`encsearch data import|scenes|check|stats`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +8,10 @@ import click
 
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.importing import import_, say_written
-from encsearch.text import format_count, format_percent, format_share
+from encsearch.text import format_count, format_names, format_percent, format_share
 
 if TYPE_CHECKING:
     from encsearch.data.statistics import Drift
-
-MAX_NAMES = 12  # in one line
 
 
 @click.group()
@@ -97,7 +94,7 @@ def stats(store: str, html: Path | None, as_json: bool) -> None:
     lines += [f"{drift.split} and {drift.other} differ in {_describe(drift)}" for drift in facts.drift]
     lines += [f"warning: {line}" for line in facts.leaks]
     lines += [
-        f"warning: {name} has no pixel of {_shorten(absent)}"
+        f"warning: {name} has no pixel of {format_names(absent)}"
         for name, absent in facts.absent.items()
         if absent
     ]
@@ -112,8 +109,3 @@ def _describe(drift: "Drift") -> str:
         return text
     shares = " and ".join(map(format_share, drift.shares))
     return f"{text}, most in {drift.largest}: {shares}"
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {format_count(more)} more" if more > 0 else "")

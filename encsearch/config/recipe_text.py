@@ -8,8 +8,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SUFFIX = ".yaml"
 EXTENDS = "extends"  # the key of a recipe whose value is the recipe under it
 MAX_DEPTH = 20  # of mappings and lists; the deepest in a recipe of ours has five
+MAX_VALUES = 100_000
 KINDS = {dict: "a mapping", list: "a list", str: "text", type(None): "empty"}
 
 
@@ -85,7 +87,7 @@ def parse_yaml(text: str, where: str) -> Any:
     # KeyError of `!!bool maybe`, TypeError of a list as a key, ValueError of a number of 5000 digits.
     except (YAMLError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{where}: not valid YAML: {one_line(error)}") from None
-    _check_values(value, where, ())
+    _check_values(value, where, (), count(1))
     return value
 
 
@@ -145,19 +147,21 @@ def _read(given: str | Path, path: Path, above: tuple[Path, ...]) -> list[dict[s
         raise UserError(f"{given}: {EXTENDS} {below}: {error}") from None
 
 
-def _check_values(value: Any, where: str, path: tuple[str, ...]) -> None:
+def _check_values(value: Any, where: str, path: tuple[str, ...], counter: Iterator[int]) -> None:
     """Raise UserError for what no recipe holds, so that everything else is JSON."""
     place = f"{where}: {'.'.join(path) or 'the recipe'}"
+    if next(counter) > MAX_VALUES:  # aliases of aliases: a few lines stand for millions
+        raise UserError(f"{where}: more than {MAX_VALUES} values, aliases counted as often as they stand")
     if len(path) > MAX_DEPTH:
         raise UserError(f"{where}: {'.'.join(path[:3])}...: deeper than {MAX_DEPTH} mappings and lists")
     if isinstance(value, dict):
         for key, child in value.items():
             if not isinstance(key, str):
                 raise UserError(f"{place}: the key {key!r} is no text; put it in quotes")
-            _check_values(child, where, (*path, key))
+            _check_values(child, where, (*path, key), counter)
     elif isinstance(value, list):
         for number, child in enumerate(value):
-            _check_values(child, where, (*path, str(number)))
+            _check_values(child, where, (*path, str(number)), counter)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{place}={value}: must be a finite number")
     elif isinstance(value, str):

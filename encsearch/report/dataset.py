@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from encsearch.data.pictures import draw_labelled
-from encsearch.data.statistics import ClassPair, Drift, SplitStats, class_pairs, split_drift
+from encsearch.data.statistics import ClassPair, Drift, SplitStats, absent_classes, class_pairs, split_drift
 from encsearch.data.store import Store
 from encsearch.files import write_whole
 from encsearch.report.charts.dataset import drift_chart, together_chart
@@ -40,9 +40,7 @@ def find_facts(store: Store) -> StoreFacts:
     names = sorted(store.manifest.splits, key=lambda name: name != "train")
     splits = {name: store.stats(name) for name in names}
     first, *others = splits.values()
-    absent = {
-        name: tuple(one.name for one in stats.classes if not one.pixels) for name, stats in splits.items()
-    }
+    absent = {name: tuple(absent_classes(stats)) for name, stats in splits.items()}
     return StoreFacts(
         name=store.info.name,
         fingerprint=store.fingerprint,

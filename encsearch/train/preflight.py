@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -200,7 +201,6 @@ def _check_models(config: Config, num_classes: int) -> int:
     Published weights are fetched here, once, instead of by every worker.
     """
     # Here, so that a sweep's driver, which opens the store, has no torch.
-    from encsearch.model.backbones import build_backbone
     from encsearch.model.encnet import count_parameters
 
     searched = config.search.space if config.search else {}
@@ -209,13 +209,19 @@ def _check_models(config: Config, num_classes: int) -> int:
     models = [config.model]
     models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
     counts = []
-    read = set()
     for model in models:
         counts.append(count_parameters(model, num_classes))
-        if model.weights and (model.backbone, model.weights) not in read:
-            build_backbone(model.backbone, model.output_stride, model.weights)
-            read.add((model.backbone, model.weights))
+        if model.weights:
+            _check_weights(model.backbone, model.output_stride, model.weights)
     return counts[0]
+
+
+@cache
+def _check_weights(backbone: str, output_stride: int, weights: str) -> None:
+    """Once a process: the rows of an ablation share the file. Raises as `build_backbone` does."""
+    from encsearch.model.backbones import build_backbone
+
+    build_backbone(backbone, output_stride, weights)
 
 
 def _check_writable(out: Path) -> None:

@@ -95,6 +95,9 @@ def test_promote_moves_the_alias_once(
     version = client.get_model_version_by_alias("toy", "champion")
     assert (str(version.version), version.run_id) == ("1", swept["run_id"])
     assert len(client.search_model_versions("name='toy'")) == 1
+    note = client.get_run(swept["parent_run_id"]).data.tags["mlflow.note.content"]
+    assert note.startswith("Model: [toy, version 1](#/models/toy/versions/1?")
+    assert note.count("Model: ") == 1
 
 
 def test_the_champion_and_the_folder_score_as_the_training_did(

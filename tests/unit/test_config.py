@@ -504,6 +504,14 @@ def test_what_no_recipe_can_mean_is_one_line(tmp_path: Path, text: str, message:
     assert "\n" not in str(caught.value)
 
 
+def test_aliases_of_aliases_are_counted_and_not_walked(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="more than 100000 values"):
+        load_config(tmp_path / "recipe.yaml")
+
+
 def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("camvid").mkdir()

@@ -72,6 +72,20 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
     assert (closed.status, closed.noted["encsearch.state"]) == ("FINISHED", "PRUNED")
 
 
+def test_a_training_says_its_step_first_and_then_where_nothing_else_was_said(
+    toy_config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("encsearch.cli.progress.time.monotonic", lambda: now_s)
+    progress = LineProgress()
+    for step, passed_s in ((0, 1), (1, 1), (2, 59), (3, 1.5), (4, 1)):
+        now_s += passed_s
+        progress.step(step, 1000, toy_config)
+    name = toy_config.name
+    said = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"{name} trains: step 0 of 1,000", f"{name} trains: step 3 of 1,000"]
+
+
 @pytest.mark.parametrize(("state", "has_panels"), [("PRUNED", True), ("FAIL", False)])
 def test_a_trials_panels_show_the_newest_predictions_that_it_reported(
     toy_config: Config, tmp_path: Path, state: TrialState, has_panels: bool
