@@ -103,6 +103,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
 class Ui:
     process: subprocess.Popen[str]
     pages: dict[str, str]
+    index: str
     port: int
 
     def family(self) -> list[psutil.Process]:
@@ -118,9 +119,10 @@ def ui(store: Store) -> Iterator[Ui]:
     process = store.shell.start("encsearch", "ui", str(store.folder), "--port", str(port))
     read_until(process, "stderr", lambda line: "serving until" in line)
     (line,) = said_on_stdout(process)
-    with urllib.request.urlopen(line.removeprefix("pages: "), timeout=ENDED_TIMEOUT_S) as reply:
+    index = line.removeprefix("pages: ")
+    with urllib.request.urlopen(index, timeout=ENDED_TIMEOUT_S) as reply:
         links = re.findall('<a href="(.*?)">(.*?)</a>', reply.read().decode())
-    found = Ui(process, {unescape(name): unescape(link) for link, name in links}, port)
+    found = Ui(process, {unescape(name): unescape(link) for link, name in links}, index, port)
     family = found.family()
     yield found
     process.kill()
@@ -151,6 +153,9 @@ def test_the_pages_answer_on_loopback_alone_and_end_with_the_command(store: Stor
     assert ui.pages["winner"].startswith(f"http://127.0.0.1:{ui.port}/")
     assert store.trials["trial1"] in ui.pages["winner"]
     assert status(ui.pages["sweep"], host="evil.example") == 403
+    assert status(ui.index) == 200
+    assert status(ui.index, host="evil.example") == 403
+    assert status(ui.index + "other") == 404
     (address,) = {
         one.laddr.ip for process in ui.family() for one in process.net_connections() if one.status == "LISTEN"
     }

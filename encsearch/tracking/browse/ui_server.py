@@ -13,13 +13,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from encsearch.errors import PreflightError
 from encsearch.text import format_duration
-from encsearch.tracking.browse.links import LOOPBACK, server_command, ui_base
+from encsearch.tracking.browse.links import LOOPBACK, allowed_hosts, server_command, ui_base
 
 START_S = 180.0  # on a loaded machine MLflow takes half a minute to import
 STOP_S = 10.0
@@ -82,7 +83,7 @@ def run_server(uri: str, host: str, port: int) -> Iterator[UiServer]:
     Raises PreflightError if the port cannot be listened on.
     """
     require_port(host, port)
-    names = [socket.gethostname(), socket.getfqdn()] if host in WILDCARDS else []
+    names = _own_names(host)
     command = server_command(uri, port, host, names)
     with tempfile.NamedTemporaryFile(prefix="encsearch-ui-", suffix=".log") as log:
         process = subprocess.Popen(
@@ -103,12 +104,20 @@ def run_server(uri: str, host: str, port: int) -> Iterator[UiServer]:
 
 @contextmanager
 def run_index(title: str, pages: Mapping[str, str], host: str, port: int) -> Iterator[str]:
-    """Serve one page of named links inside the block, at `port` or else at a free one; yields its address."""
+    """Serve one page of named links inside the block, at `port` or else at a free one; yields its address.
+
+    Like MLflow's server it refuses Host headers of others.
+    """
+    names = _own_names(host)
+    hosts = allowed_hosts(host, names)
     items = "\n".join(f'<li><a href="{escape(link)}">{escape(name)}</a>' for name, link in pages.items())
     document = INDEX.format(title=escape(title), items=items).encode()
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that the base class asks for
+            if not any(fnmatch(self.headers.get("Host", ""), pattern) for pattern in hosts):
+                self.send_error(403)
+                return
             if self.path != "/":
                 self.send_error(404)
                 return
@@ -132,10 +141,15 @@ def run_index(title: str, pages: Mapping[str, str], host: str, port: int) -> Ite
     thread = threading.Thread(target=server.serve_forever, name="index", daemon=True)
     thread.start()
     try:
-        yield ui_base("", server.server_port, host) + "/"
+        yield ui_base("", server.server_port, names[0] if names else host) + "/"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _own_names(host: str) -> list[str]:
+    """The names by which others reach this machine, where it listens to all."""
+    return [socket.gethostname(), socket.getfqdn()] if host in WILDCARDS else []
 
 
 def require_port(host: str, port: int) -> None:
