@@ -6,45 +6,57 @@
 
 The step is the product's (`train_step`), on random images that lie on the GPU, except in the part `loader`,
 which trains from the store. TFLOP/s count the products of convolutions and matrices, forwards and backwards,
-and are compared with a product of two bfloat16 matrices on the same card. Needs torch, torchvision, pyarrow
-and pydantic; no Ray, MLflow or Optuna. Prints each figure and writes JSON after each part; the parts of an
-earlier run stay in the file.
+and are compared with a product of two bfloat16 matrices on the same card. Needs torch, torchvision, pyarrow,
+pydantic, ruamel.yaml and safetensors; no Ray, MLflow or Optuna. Prints each figure and writes JSON after each
+part; the parts of an earlier run stay in the file.
 """
 
 import argparse
 import json
 import math
+import os
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise, product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, load_config, with_values
 from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import Inputs, feed
 from encsearch.data.store import Store
+from encsearch.errors import TrainingError
 from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding, encode, encode_definition
+from encsearch.reports import REPORTS_FILE
+from encsearch.runner.rank import RankTraining
+from encsearch.train.checkpoint_files import MODEL_FILE, find_best
 from encsearch.train.experiment import build, new_state
+from encsearch.train.gpu_memory import telling_full_gpu
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import fit
 from encsearch.train.loss import loss_sums, weighted_loss
+from encsearch.train.memory import training_gib
 from encsearch.train.step import Plan, train_step
 
 BATCH, NUM_CLASSES = 16, 59
 WARM_UP, TIMED = 4, 10
-PARTS = ("checks", "steps", "loader", "compile", "camvid")
+PARTS = ("checks", "steps", "loader", "compile", "memory", "shares", "resume", "camvid")
 NETWORKS: dict[str, dict[str, Any]] = {"EncNet": {}, "FCN": {"model.context": "none"}}
 # One change each against the defaults of a GPU; `plain` has none of them.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -93,6 +105,9 @@ def main() -> None:
         "steps": lambda: steps(device, arguments, peaks["bf16_tflops"]),
         "loader": lambda: loader(device, arguments),
         "compile": lambda: compiled(device, arguments, peaks["bf16_tflops"]),
+        "memory": lambda: memory(device, arguments),
+        "shares": lambda: shares(device, arguments),
+        "resume": lambda: resumed(device, arguments),
         "camvid": lambda: camvid(device, arguments),
     }
     for part in arguments.parts:
@@ -512,6 +527,139 @@ def loader(device: torch.device, arguments: argparse.Namespace) -> list[dict[str
         )
         print("loader " + json.dumps(rows[-1]), flush=True)
     return rows
+
+
+# --- several trainings on one card, and one that is killed ---
+
+
+def small_recipe(arguments: argparse.Namespace, values: Mapping[str, Any]) -> Config:
+    """The recipe `camvid`, whose small network leaves most of a card idle."""
+    return with_values(
+        load_config("camvid"), {"data.store": arguments.store, "scaling.gpus_per_worker": 1, **values}
+    )
+
+
+def memory(device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The estimate of a step's memory beside what PyTorch's allocator held, and what the process held."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    used_before = pynvml.nvmlDeviceGetMemoryInfo(gpu).used - torch.cuda.memory_reserved(device)
+    big = {"model.backbone": "resnet50", "model.output_stride": 8, "model.channels": 512}
+    cases: list[dict[str, Any]] = [
+        {},
+        {"augment.crop": 360, "train.global_batch_size": 16},
+        {**big, "augment.crop": 360, "train.global_batch_size": 16},
+        {**big, "augment.crop": 360, "train.global_batch_size": 16, "train.precision": "fp32"},
+        {**big, "augment.crop": 360, "train.global_batch_size": 4, "model.num_codewords": 128},
+    ]
+    rows = []
+    for values in cases:
+        config = small_recipe(arguments, {**values, "train.epochs": 1, "train.steps_per_epoch": 12})
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        experiment = build(config, device=str(device))
+        *_, _ = fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan)
+        rows.append(
+            {
+                "values": values,
+                "estimate_mib": training_gib(config, Store(arguments.store)) * 1024,
+                "allocated_mib": torch.cuda.max_memory_allocated(device) / 2**20,
+                "reserved_mib": torch.cuda.max_memory_reserved(device) / 2**20,
+                "card_without_allocator_mib": (
+                    pynvml.nvmlDeviceGetMemoryInfo(gpu).used - torch.cuda.memory_reserved(device)
+                )
+                / 2**20,
+                "the_same_before_mib": used_before / 2**20,
+            }
+        )
+        del experiment
+        print("memory " + json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def shares(device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trainings of the small network side by side on the card, and beside them one that needs too much."""
+    rows = []
+    for number, greedy in ((1, False), (2, False), (4, False), (8, False), (2, True)):
+        with ProcessPoolExecutor(number, mp_context=get_context("spawn")) as pool:
+            works = [
+                pool.submit(train_in_part, arguments, 1 / number, greedy and index == 0)
+                for index in range(number)
+            ]
+            done = [work.result() for work in works]
+        told = [result for result in done if isinstance(result, str)]
+        rates = [result for result in done if isinstance(result, float)]
+        rows.append({"at_once": number, "images_per_s": sum(rates), "ended": len(rates), "told": told})
+        print("shares " + json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def train_in_part(arguments: argparse.Namespace, part: float, greedy: bool) -> float | str:
+    """Images/s of the second epoch, or why it failed; in a process of its own."""
+    values: dict[str, Any] = {
+        "train.epochs": 3,
+        "train.steps_per_epoch": 60,
+        "scaling.gpus_per_worker": part,
+        "data.processes": 2,
+    }
+    if greedy:
+        values |= {"train.global_batch_size": 360, "augment.crop": 360, "model.output_stride": 8}
+    config = small_recipe(arguments, values)
+    try:
+        experiment = build(config, device="cuda:0")
+        with telling_full_gpu(torch.device("cuda:0")):
+            reports = list(fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan))
+    except TrainingError as error:
+        return str(error)
+    return float(reports[1].metrics["throughput/images_per_s"])
+
+
+def resumed(device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A training that is killed inside an epoch and goes on, against one that was left alone: same bits?"""
+    rows = []
+    for deterministic in (True, False):
+        values = {"train.epochs": 2, "train.steps_per_epoch": 30, "train.deterministic": deterministic}
+        values["train.checkpoint_every.steps"] = 10
+        with tempfile.TemporaryDirectory() as folder:
+            weights = []
+            for name, kills in (("alone", ()), ("killed", (17, 45))):
+                where = Path(folder) / name
+                for kill_at in (*kills, None):
+                    process = get_context("spawn").Process(
+                        target=train_in_folder, args=(arguments, values, where, kill_at)
+                    )
+                    process.start()
+                    process.join()
+                    assert process.exitcode == (-9 if kill_at else 0), process.exitcode
+                weights.append(load_file(find_best(where) / MODEL_FILE))
+                text = (where / REPORTS_FILE).read_text().splitlines()
+                weights[-1]["mIoU"] = torch.tensor([json.loads(line)["metrics"]["mIoU"] for line in text])
+            alone, killed = weights
+            largest = max(float((alone[k].double() - killed[k].double()).abs().max()) for k in alone)
+        same = all(torch.equal(alone[name], killed[name]) for name in alone)
+        rows.append({"deterministic": deterministic, "same_bits": same, "largest_difference": largest})
+        print("resume " + json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def train_in_folder(
+    arguments: argparse.Namespace, values: Mapping[str, Any], folder: Path, kill_at: int | None
+) -> None:
+    """Train, or go on; killed when it reaches step `kill_at`."""
+    experiment = build(small_recipe(arguments, values), device=arguments.device + ":0")
+
+    def killed() -> bool:
+        if experiment.state.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    folder.mkdir(exist_ok=True)
+    training = RankTraining(experiment, folder, "mIoU", notice=killed)
+    training.begin()
+    for _ in training.reports():
+        pass
 
 
 def camvid(device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ rank 0 alone writes there.
 
 import logging
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from encsearch.train.checkpoint_files import (
     write_best,
 )
 from encsearch.train.experiment import Experiment
+from encsearch.train.gpu_memory import telling_full_gpu
 from encsearch.train.loop import fit
 from encsearch.train.moments import Moment, no_notice
 
@@ -85,7 +86,7 @@ class RankTraining:
         start = e.state.step
         writer = CheckpointWriter(self._folder, keep=self._keep) if plan.rank == 0 else None
         try:
-            for event in fit(e.state, e.loaders, e.loss, plan):
+            for event in self._events():
                 if isinstance(event, Moment):
                     self._together(partial(self._save, writer, settles=event is Moment.END))
                     if event is Moment.END:
@@ -102,6 +103,12 @@ class RankTraining:
         finally:
             if writer:
                 writer.close()
+
+    def _events(self) -> Generator[Report | Moment, None, None]:
+        """What the loop yields. Of several ranks one without memory raises: Ray then ends those that wait."""
+        e, plan = self._experiment, self._plan
+        with telling_full_gpu(plan.device) if plan.world_size == 1 else nullcontext():
+            yield from fit(e.state, e.loaders, e.loss, plan)
 
     def _save(self, writer: CheckpointWriter | None, report: Report | None = None, *, settles: bool) -> None:
         """Keep the state, at the end of an epoch after its report: no checkpoint is without it."""

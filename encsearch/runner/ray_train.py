@@ -218,9 +218,14 @@ def _train_worker(arguments: dict[str, Any]) -> "WhyNot | None":
     rank = context.get_world_rank()
     # Ray 2.60 shows every GPU of the node to a process that booked none.
     device = str(ray.train.torch.get_device()) if config.scaling.gpus_per_worker else "cpu"
-    experiment = build(config, rank=rank, world_size=context.get_world_size(), device=device)
-    preempted = _Preemption(arguments["key"], arguments["is_watched"])
     world_size = context.get_world_size()
+    try:
+        experiment = build(config, rank=rank, world_size=world_size, device=device)
+    except TrainingError as error:
+        if world_size > 1:
+            raise  # the others wait for this one, until Ray ends all
+        return error
+    preempted = _Preemption(arguments["key"], arguments["is_watched"])
     with beating(arguments["key"], rank, world_size, lambda: experiment.state.step) as notice:
         training = RankTraining(
             experiment, Path(arguments["folder"]), config.metric, notice=notice, preempted=preempted

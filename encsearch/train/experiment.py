@@ -15,6 +15,7 @@ from encsearch.data.store import Store
 from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
+from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
 from encsearch.train.preflight import resolve_class_weights
@@ -39,13 +40,15 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
 
     Opens the store anew, once per training and process: the data may have been replaced meanwhile.
     Initial weights depend on `train.seed` alone, so they are the same on every rank. Raises UserError for
-    what the store or the device does not have.
+    what the store or the device does not have, TrainingError where a GPU's memory does not suffice.
     """
+    keep_to_part(config.scaling, device)
     store = Store(config.data.store)
     train, val = store.split(config.data.train_split), store.split(config.data.val_split)
     torch.manual_seed(config.train.seed)
     model = EncNet.from_config(config.model, len(store.info.classes))
-    state = new_state(model, config, world_size=world_size, device=device)
+    with telling_full_gpu(torch.device(device)):
+        state = new_state(model, config, world_size=world_size, device=device)
     batch_size = config.train.global_batch_size
     loaders = Loaders(
         train=TrainStream(

@@ -21,6 +21,7 @@ from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes
 from encsearch.tracking.uris import resolve_uri
+from encsearch.train.gpu_memory import describe_fit, part_bytes
 from encsearch.train.memory import sweep_bytes, training_gib
 from encsearch.train.preflight import Preflight, existing_folder, open_store, preflight
 from encsearch.workflow.calibration import calibrate, pace_of_calibrations
@@ -47,11 +48,11 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     resolve_uri(None)
     search = config.search
     if search is None:
-        gpu = _check_gpu(config, training_gib(config, store)) if config.scaling.gpus_per_worker else None
+        gpu = _check_gpu(config, [training_gib(config, store)]) if config.scaling.gpus_per_worker else None
         return Checked(found, gpu, None)
     named_database()
     networks = _networks(config, search, store)
-    gpu = _check_gpu(config, min(n.memory_gib for n in networks)) if config.scaling.gpus_per_worker else None
+    gpu = _check_gpu(config, [n.memory_gib for n in networks]) if config.scaling.gpus_per_worker else None
     at_once = trials_at_once or search.max_concurrent or _count_places(config)
     disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
@@ -76,20 +77,23 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     return Checked(found, gpu, searched)
 
 
-def _check_gpu(config: Config, needed_gib: float) -> str:
-    """Describe this machine's GPU; raises PreflightError if a worker's tensors alone exceed its share."""
+def _check_gpu(config: Config, sizes_gib: Sequence[float]) -> str:
+    """Describe this machine's GPU, and how many workers of the largest network fit on it by memory.
+
+    Raises PreflightError if the tensors of every network, `sizes_gib`, exceed a worker's part.
+    """
     try:
         device = local_device(config.scaling)
     except PreflightError as error:
         return f"not checked for a GPU: {error}"
-    share = min(1.0, config.scaling.gpus_per_worker)
-    present = share * torch.cuda.get_device_properties(device).total_memory
-    if needed_gib * 2**30 > present:
+    gpu, part = describe_gpu(device), part_bytes(config.scaling, device)
+    if min(sizes_gib) * 2**30 > part:
         raise PreflightError(
-            f"{describe_gpu(device)}: a worker has {format_bytes(present)}, but its tensors alone need "
-            f"{format_bytes(needed_gib * 2**30)}; lower train.global_batch_size or augment.crop"
+            f"{gpu}: a worker may hold {format_bytes(part)}, but its tensors alone need "
+            f"{format_bytes(min(sizes_gib) * 2**30)}; lower train.global_batch_size or augment.crop"
+            + ("" if config.scaling.gpus_per_worker >= 1 else ", or raise scaling.gpus_per_worker")
         )
-    return describe_gpu(device)
+    return f"{gpu}; {describe_fit(max(sizes_gib), device)}"
 
 
 def _networks(config: Config, search: SearchConfig, store: Store) -> tuple[CheckedNetwork, ...]:

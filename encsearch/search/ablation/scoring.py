@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+import torch
 
 from encsearch.config import EvalConfig, ScalingConfig
 from encsearch.data.store import Store
@@ -13,6 +14,7 @@ from encsearch.errors import last_line
 from encsearch.inference.bundle import read_bundle
 from encsearch.inference.evaluation import predict_presence, score_bundle
 from encsearch.search.ablation.words import SCENE_ACCURACY, score_scenes
+from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 
 Scoring = Callable[[str], dict[str, float]]
 """Metrics by name, computed on the device of that name."""
@@ -35,7 +37,7 @@ def score_side_by_side(scorings: Mapping[str, Scoring], scaling: ScalingConfig) 
         num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_retries=0
     )
     device = "cuda:0" if scaling.gpus_per_worker else "cpu"
-    names = {task.remote(scoring, device): name for name, scoring in scorings.items()}
+    names = {task.remote(scoring, scaling, device): name for name, scoring in scorings.items()}
     waiting = list(names)
     while waiting:
         (done,), waiting = ray.wait(waiting)
@@ -68,6 +70,9 @@ def score_weights(
     return metrics
 
 
-def _run(scoring: Scoring, device: str) -> tuple[dict[str, float], float]:
+def _run(scoring: Scoring, scaling: ScalingConfig, device: str) -> tuple[dict[str, float], float]:
     started_s = time.monotonic()
-    return scoring(device), time.monotonic() - started_s
+    keep_to_part(scaling, device)
+    with telling_full_gpu(torch.device(device)):
+        metrics = scoring(device)
+    return metrics, time.monotonic() - started_s

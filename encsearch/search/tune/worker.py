@@ -79,7 +79,7 @@ class TrialWorker:
             return Built(f"no {device}", f"{device} cannot be used here: {one_line(error)}")
         try:
             experiment = build(config, rank=self._rank, world_size=self._world_size, device=device)
-        except UserError as error:
+        except (TrainingError, UserError) as error:
             return Built(hardware, one_line(error, None))
         if experiment.fingerprint != fingerprint:
             found = experiment.fingerprint[:12]
