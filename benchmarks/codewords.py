@@ -32,7 +32,7 @@ from encsearch.model.encoding import assign, encode
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import evaluate, fit
 
-RECIPE = "encsearch/recipes/demo.yaml"
+RECIPE = "encsearch/recipes/scenes.yaml"
 PAPERS_HEAD = {
     "model.preset": "paper",
     "model.codeword_init": "published",

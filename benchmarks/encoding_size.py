@@ -2,7 +2,7 @@
 
     python benchmarks/encoding_size.py --seeds 0 1 2 3 4        # 3 CPU minutes
 
-EncNet is trained on `scenes` (encsearch/recipes/demo.yaml with the paper's head, 64 px) and scored on the
+EncNet is trained on `scenes` (encsearch/recipes/scenes.yaml with the paper's head, 64 px) and scored on the
 validation split, seen at the training size and in other ways, with `model.rescale_encoding` and without; it
 changes nothing in training. Prints a Markdown table and writes JSON.
 """
@@ -29,7 +29,7 @@ from encsearch.model.encoding import Encoding
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import fit
 
-RECIPE = "encsearch/recipes/demo.yaml"
+RECIPE = "encsearch/recipes/scenes.yaml"
 OVERRIDES = {"model.preset": "paper", "model.encoding_conv": True, "model.rescale_encoding": True}
 
 View = Callable[[EncNet, Tensor, Tensor], tuple[Tensor, Tensor]]

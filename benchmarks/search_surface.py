@@ -91,7 +91,7 @@ def make_camvid(store: Path, source: Path | None) -> None:
 
 PLANS = {
     "scenes": Plan(
-        "encsearch/recipes/demo.yaml",
+        "encsearch/recipes/scenes.yaml",
         EPOCHS,
         make_scenes,
         (16, 1, 64, 4, 8, 32, 2),
@@ -99,7 +99,7 @@ PLANS = {
         (0.002, 0.0043, 0.0093, 0.02, 0.043, 0.093, 0.2),
     ),
     "scenes-unit": Plan(
-        "encsearch/recipes/demo.yaml",
+        "encsearch/recipes/scenes.yaml",
         {
             **EPOCHS,
             "model.codeword_init": "unit",

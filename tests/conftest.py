@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, ScalingConfig
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.store import write_store
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's own is 15: on a busy machine its workers would starve, and the tests wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A refusal is one line; on a busy machine it may come after the line that says what goes on.
+LineProgress.PHASE_S = 600
 
 UNIT = Path(__file__).parent / "unit"
 

@@ -50,7 +50,7 @@ def ablate(
         plan = rehearse(config, out, resume=resume)
         emit(_plan_json(plan), as_json, _plan_text(config, plan))
         return
-    with progress() as shown:
+    with progress("checking the recipe and its data") as shown:
         done = run(config, out, shown, resume=resume)
     report_ablated(done, as_json)
 

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from encsearch.workflow.sync import Synced
 
 LIMIT = 50
+MAX_FILES = 5  # of a folder that `runs show` lists one by one
+MACHINE_TAGS = ("mlflow.", "encsearch.record")  # for MLflow and for `sync`; --json has them
 MAX_TEXT = 90  # characters of a value in a table for people
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
@@ -228,10 +230,20 @@ def _tracking(*named: str) -> "Tracking":
 
 
 def _find(tracking: "Tracking", text: str) -> "RunRow":
+    from encsearch.errors import UserError
+    from encsearch.redaction import without_user
     from encsearch.tracking.browse.runs import find, get
-    from encsearch.workflow.browse import find_job
+    from encsearch.workflow.browse import find_job, find_store
 
-    return get(tracking, find_job(Path(text)).run_id) if Path(text).is_dir() else find(tracking, text)
+    if not Path(text).is_dir():
+        return find(tracking, text)
+    job = find_job(Path(text))
+    if (uri := find_store(job)) != tracking.uri:
+        raise UserError(
+            f"{text}: recorded in {without_user(uri)}, the first one in {without_user(tracking.uri)}; one "
+            "command reads one store"
+        )
+    return get(tracking, job.run_id)
 
 
 def _defaults() -> dict[str, str]:
@@ -262,7 +274,11 @@ def _format_run(found: "Detail", chosen: dict[str, str]) -> str:
     took = None if row.seconds is None else format_duration(row.seconds)
     head |= {"started": format_time(row.start_ms / 1000), "took": took, "part of": row.parent_run_id}
     lineage = lineage_tags(row.tags)
-    rest = {name: shorten(value, MAX_TEXT) for name, value in row.tags.items() if name not in lineage}
+    rest = {
+        name: shorten(value, MAX_TEXT)
+        for name, value in row.tags.items()
+        if name not in lineage and not name.startswith(MACHINE_TAGS)
+    }
     best = f"best/{main_metric([row])}"
     parts = [
         table(["run", ""], head.items()),
@@ -270,11 +286,27 @@ def _format_run(found: "Detail", chosen: dict[str, str]) -> str:
         table(["metric", ""], [(n, format_metric(n, row.metrics[n])) for n in metric_names([row])]),
         table(["lineage", ""], [*found.datasets.items(), *lineage.items()]),
         table(["tag", ""], rest.items()),
-        table(["artifact", "size"], [(path, format_bytes(size)) for path, size in found.artifacts.items()]),
+        table(["artifact", "size"], _fold(found.artifacts)),
     ]
     if found.children:
         parts.append(_table(found.children, ["run", "name", "kind", "status", best]))
     return "\n\n".join(parts)
+
+
+def _fold(artifacts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Path and size of each file; those of a folder with many are one row."""
+    folders: dict[str, list[int]] = {}
+    for path, size in artifacts.items():
+        folders.setdefault(path.rpartition("/")[0], []).append(size)
+    many = {folder: sizes for folder, sizes in folders.items() if folder and len(sizes) > MAX_FILES}
+    rows = [
+        (path, format_bytes(size)) for path, size in artifacts.items() if path.rpartition("/")[0] not in many
+    ]
+    rows += [
+        (f"{folder}/ ({format_count(len(sizes), 'file')})", format_bytes(sum(sizes)))
+        for folder, sizes in many.items()
+    ]
+    return sorted(rows)
 
 
 def _cell(name: str, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`encsearch demo`: everything that encsearch does, once, on generated data."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ NUM_PICTURES = 6
 
 
 @click.command()
-@click.option("--recipe", default="demo", show_default=True)
+@click.option("--recipe", default="scenes", show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, callback=absolute
 )
@@ -34,9 +35,9 @@ def demo(recipe: str, out: Path) -> None:
     from encsearch.workflow.promote import promote
     from encsearch.workflow.sweep.run import sweep
 
-    with progress() as shown:
+    with progress("generating the data set scenes") as shown:
         if not store.exists():
-            shown.say("generating the data set scenes")
+            shown.phase("generating the data set scenes")
             generate_scenes(store)
         done = sweep(config, out / "runs", shown)
         try:
@@ -45,16 +46,26 @@ def demo(recipe: str, out: Path) -> None:
         except GateRefusedError as refused:
             # In a second demo on the same records the first one's champion may be as good.
             shown.say(str(refused))
-        shown.say("predicting unseen images with the champion")
+        shown.phase("predicting unseen images with the champion")
         champion = f"models:/{config.promote.model_name}@{config.promote.alias}"
-        picture = _predict_unseen(champion, done, done.folder / "unseen.png")
+        picture = _predict_unseen(champion, done, done.folder / "unseen.png", out / "unseen")
     pages = f"picture: {picture}\nMLflow: encsearch ui {done.folder}"
     emit(None, False, f"{swept_text(done)}\n{pages}")
-    say("done")
+    say(
+        f"done; its records and its model are in a store of their own, for a shell that has\n"
+        f"  export MLFLOW_TRACKING_URI={shlex.quote(os.environ['MLFLOW_TRACKING_URI'])}\n"
+        f"  encsearch runs list\n"
+        f"  encsearch predict {champion} {shlex.quote(str(out / 'unseen'))} --out masks"
+    )
 
 
-def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
-    """Draw test images, their truth, the label maps of a baseline of each context, and the champion's."""
+def _predict_unseen(champion: str, done: "Swept", target: Path, pictures: Path) -> Path:
+    """Draw test images, their truth, the label maps of a baseline of each context, and the champion's.
+
+    The images alone are written to the folder `pictures`.
+    """
+    from PIL import Image
+
     from encsearch.data.datasets import evenly_spaced
     from encsearch.data.store import Store
     from encsearch.inference.bundle import checkpoint_model
@@ -70,5 +81,9 @@ def _predict_unseen(champion: str, done: "Swept", target: Path) -> Path:
         for baseline in done.confirmation.baselines
     }
     models["EncNet"] = load(champion)
-    comparison_sheet(evenly_spaced(store.split("test"), NUM_PICTURES), store.info, models).save(target)
+    samples = evenly_spaced(store.split("test"), NUM_PICTURES)
+    pictures.mkdir(exist_ok=True)
+    for sample in samples:
+        Image.fromarray(sample.image).save(pictures / f"{sample.id}.png")
+    comparison_sheet(samples, store.info, models).save(target)
     return target

@@ -27,7 +27,7 @@ EXAMPLES = {
     "eval": f"encsearch eval {RUN} eval.scales=[0.75,1,1.25] eval.flip=true",
     "predict": f"encsearch predict {MODEL} pictures --out masks",
     "serve": f"encsearch serve {MODEL} --port 8000",
-    "export": f"encsearch export {MODEL} --format onnx --out model.onnx",
+    "export": f"encsearch export {MODEL} --format onnx --out exported",
     "import-weights": "encsearch import-weights encnet_resnet50_ade.pth model --store data/ade20k",
     "promote": f"encsearch promote {SWEEP} promote.margin=0.01",
     "rollback": "encsearch rollback encnet-camvid",

@@ -39,6 +39,7 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
 
     The graphs take RGB in 0..1; model.json describes the rest.
     """
+    from encsearch.cli.progress import progress
     from encsearch.inference.export import FORMATS, export_bundle
     from encsearch.tracking.registry.fetch import describe_unfinished, fetch_bundle
 
@@ -46,7 +47,8 @@ def export(model: str, format_: str, out: Path, size: str | None, as_json: bool)
     formats = [name for name in FORMATS if format_ in (name, "all")]
     if note := describe_unfinished(model):
         say(note)
-    done = export_bundle(fetch_bundle(model), out, formats, fixed)
+    with progress("writing the files, and comparing what they compute with the model"):
+        done = export_bundle(fetch_bundle(model), out, formats, fixed)
     for file, reason in done.unchecked.items():
         say(f"warning: {file} was not compared with the model: {reason}")
     rows = [(check.file, "x".join(map(str, check.shape)), check.difference) for check in done.checks]

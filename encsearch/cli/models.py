@@ -46,12 +46,16 @@ def eval_(
 
     PATH=VALUE changes the eval section of its recipe, as in eval.scales=[0.75,1,1.25] eval.flip=true.
     """
-    from encsearch.data.store import Store
-    from encsearch.inference.evaluation import score_bundle
+    from encsearch.cli.progress import progress
 
-    bundle = bundle_with(model, overrides)
-    store = store or bundle.config.data.store
-    result = score_bundle(bundle, Store(store), split, device=device, batch_size=batch_size)
+    with progress("loading the model") as shown:
+        from encsearch.data.store import Store
+        from encsearch.inference.evaluation import score_bundle
+
+        bundle = bundle_with(model, overrides)
+        store = store or bundle.config.data.store
+        shown.phase(f"scoring the samples of {store} {split}")
+        result = score_bundle(bundle, Store(store), split, device=device, batch_size=batch_size)
     settings = bundle.config.eval.model_dump(mode="json")
     text = _report(result, bundle.info.classes, f"{store} {split}")
     place = {"store": store, "split": split, "eval": settings}
@@ -94,7 +98,7 @@ def _report(result: "Evaluation", classes: Sequence[str], place: str) -> str:
     over = f"; mIoU is over {num_scored} of {len(classes)} classes" if num_scored < len(classes) else ""
     parts = [
         table(["class", *by_class], rows),
-        table(["objects", "mIoU %", "mean recall %"], sizes),
+        table(["objects by size", "mIoU %", "mean recall %"], sizes),
         f"{place}: {figures}{over}",
     ]
     return "\n\n".join(parts)

@@ -52,6 +52,7 @@ def predict(
     colours; sub-folders are kept apart. PATH=VALUE changes the eval section of its recipe, as in
     eval.flip=true; write ./a.b=c for a file of such a name.
     """
+    from encsearch.cli.progress import progress
     from encsearch.inference.label_files import find_damaged, find_images, write_labels
     from encsearch.inference.predictor import Predictor
 
@@ -62,7 +63,8 @@ def predict(
     files, left_out = find_images(paths, out)
     for reason in left_out:
         say(f"left out: {reason}")
-    predictor = Predictor(bundle_with(model, overrides), device, batch_size)
+    with progress("loading the model"):
+        predictor = Predictor(bundle_with(model, overrides), device, batch_size)
     damaged = find_damaged(files, skip_bad)
     for reason in damaged.values():
         say(f"left out: {reason}")

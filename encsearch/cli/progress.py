@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,40 +28,65 @@ from encsearch.workflow.job import Progress
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Show progress on stderr, in the form that suits a terminal or a file."""
+def progress(phase: str) -> Iterator[Progress]:
+    """Show progress on stderr, in the form that suits a terminal or a file; `phase` is what begins."""
     if not sys.stderr.isatty():
-        yield LineProgress()
+        lines = LineProgress()
+        lines.phase(phase)
+        try:
+            yield lines
+        finally:
+            lines.end_phase()
         return
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield LiveProgress(live)
+    shown = LiveProgress()
+    console = Console(stderr=True)
+    with Live(console=console, get_renderable=shown.render, refresh_per_second=2, transient=True) as live:
+        shown.show_on(live)
+        shown.phase(phase)
+        yield shown
+    shown.conclude()
 
 
 class LineProgress:
     """One line for each event; a trial has one for its start and one for its end.
 
     How far a sweep is follows the end or the pause of a trial, once in SWEEP_S seconds at most; how far an
-    epoch is comes where nothing else was said for STEP_S.
+    epoch is comes where nothing else was said for STEP_S. A phase is said when it takes PHASE_S: what is
+    refused at once has one line.
     """
 
     SWEEP_S = STEP_S = 60
+    PHASE_S = 10
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._done, self._next_sweep_s = 0, 0.0
         self._said_s, self._begun = 0.0, False
+        self._pace = _Pace()
+        self._timer: threading.Timer | None = None
 
     def say(self, line: str) -> None:
+        self.end_phase()
         self._said_s = time.monotonic()
         say(f"[{format_clock(self._said_s - self._started)}] {line}")
+
+    def phase(self, line: str) -> None:
+        self.end_phase()
+        self._timer = threading.Timer(self.PHASE_S, self.say, [line])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end_phase(self) -> None:
+        if self._timer:
+            self._timer.cancel()
 
     def step(self, step: int, total: int, config: Config) -> None:
         if not self._begun or time.monotonic() > self._said_s + self.STEP_S:
             self._begun = True
-            self.say(step_line(step, total, config))
+            self.say(self._pace.step_line(step, total, config))
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
         self.say(epoch_line(name, report, config))
@@ -84,57 +110,83 @@ class LineProgress:
 
 
 class LiveProgress:
-    """A table of the running and the last finished trials under the lines, redrawn at every event."""
+    """Lines that stay, and under them a table of the running and the last finished trials, and what goes on.
+
+    Drawn by a thread, twice a second, so that the clock of a phase shows that something goes on.
+    """
 
     ROWS = 16
 
-    def __init__(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
-        self._live = live
+    def __init__(self) -> None:
         self._events: dict[int, tuple[TrialEvent, int]] = {}  # with the epochs of the whole trial
-        self._status = self._sweep = self._step = ""
-        self._next_draw_s = 0.0
+        self._heading = self._sweep = self._step = self._phase = ""
+        self._phase_s = 0.0
+        self._pace = _Pace()
+
+    def show_on(self, live: "Live") -> None:  # type: ignore[name-defined]  # noqa: F821
+        self._live = live
 
     def say(self, line: str) -> None:
-        self._live.console.print(for_terminal(line), highlight=False, markup=False)
+        self.end_phase()
+        self._live.console.print(for_terminal(line), highlight=False, markup=False, soft_wrap=True)
+
+    def conclude(self) -> None:
+        """What was drawn is gone, since the result has it; how far a sweep came stays."""
+        if self._sweep:
+            self.say(self._sweep)
+
+    def phase(self, line: str) -> None:
+        self._phase, self._phase_s, self._step = line, time.monotonic(), ""
+
+    def end_phase(self) -> None:
+        self._phase = ""
 
     def step(self, step: int, total: int, config: Config) -> None:
-        if time.monotonic() > self._next_draw_s:
-            self._next_draw_s = time.monotonic() + 1
-            self._step = step_line(step, total, config)
-            self._draw(config)
+        self.end_phase()
+        self._step = self._pace.step_line(step, total, config)
 
     def epoch(self, name: str, report: Report, config: Config) -> None:
-        self._status = epoch_line(name, report, config)
-        self._draw(config)
+        self.say(epoch_line(name, report, config))
 
     def trial(self, event: TrialEvent, config: Config) -> None:
+        self.end_phase()
         self._events[event.number] = event, config.train.epochs
-        self._draw(config)
+        self._heading = f"{config.metric} %"
 
     def sweep(self, now: SweepProgress, config: Config) -> None:
         self._sweep = sweep_line(now, config)
-        self._draw(config)
 
-    def _draw(self, config: Config) -> None:
+    def render(self) -> "Group":  # type: ignore[name-defined]  # noqa: F821
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        trials = format_count(len(self._events), "trial")
-        table = Table(title=f"{config.name}: {trials}", title_justify="left")
-        for heading in ("trial", "values", "epoch", f"{config.metric} %", "state"):
+        table = Table()
+        for heading in ("trial", "values", "epoch", self._heading, "state"):
             table.add_column(heading)
         newest = sorted(self._events.values(), key=lambda e: (e[0].state == "RUNNING", e[0].number))
         for event, epochs in newest[-self.ROWS :]:
             value = "" if event.value is None else format_percent(event.value)
             epoch = f"{event.epoch}/{epochs}"
             table.add_row(str(event.number), format_params(event.values), epoch, value, event.state)
-        lines = [Text(for_terminal(line)) for line in (self._sweep, self._status, self._step) if line]
-        self._live.update(Group(*([table] if self._events else []), *lines), refresh=True)
+        phase = f"{self._phase} ... {format_clock(time.monotonic() - self._phase_s)}" if self._phase else ""
+        lines = [Text(for_terminal(line)) for line in (self._sweep, self._step, phase) if line]
+        return Group(*([table] if self._events else []), *lines)
 
 
-def step_line(step: int, total: int, config: Config) -> str:
-    return f"{config.name} trains: step {format_count(step)} of {format_count(total)}"
+class _Pace:
+    """How far a training is, and for how long it will go on at its pace until now, validation included."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def step_line(self, step: int, total: int, config: Config) -> str:
+        now_s = time.monotonic()
+        first, began_s = self._first = self._first or (step, now_s)
+        line = f"{config.name} trains: step {format_count(step)} of {format_count(total)}"
+        if step == first:
+            return line
+        return f"{line}; {format_duration((total - step) * (now_s - began_s) / (step - first))} to go"
 
 
 def sweep_line(now: SweepProgress, config: Config) -> str:

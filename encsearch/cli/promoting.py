@@ -12,6 +12,7 @@ from encsearch.text import format_percent
 
 if TYPE_CHECKING:
     from encsearch.workflow.models import Models
+    from encsearch.workflow.promote import NewHolder
 
 
 @click.command()
@@ -35,17 +36,20 @@ def promote(
     The current holder of the alias is scored on the same images first; exit code 4 unless the gate passes.
     PATH=VALUE changes the promote section of the recipe, as in promote.margin=0.01.
     """
-    from encsearch.tracking.registry.fetch import describe_unfinished
-    from encsearch.workflow.promote import promote as run
+    from encsearch.cli.progress import progress
 
-    if note := describe_unfinished(source):
-        say(note)
-    done = run(source, alias=alias, store=store, device=device, overrides=overrides)
+    with progress("comparing the model with the one that has the alias"):
+        from encsearch.tracking.registry.fetch import describe_unfinished
+        from encsearch.workflow.promote import promote as run
+
+        if note := describe_unfinished(source):
+            say(note)
+        done = run(source, alias=alias, store=store, device=device, overrides=overrides)
     for line in done.notes:
         say(line)
     text = f"{done.uri} is now version {done.version}"
     text += f" (was {done.replaced})" if done.replaced else ""
-    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}\nregistry: {done.link}")
+    emit(asdict(done), as_json, f"{text}: {'; '.join(done.reasons)}\n{_format_place(done)}")
 
 
 @click.command()
@@ -61,7 +65,7 @@ def rollback(model: str, version: str | None, alias: str, as_json: bool) -> None
     for line in done.notes:
         say(line)
     text = f"{done.uri} is now version {done.version} (was {done.replaced or 'none'})"
-    emit(asdict(done), as_json, f"{text}\nregistry: {done.link}")
+    emit(asdict(done), as_json, f"{text}\n{_format_place(done)}")
 
 
 @click.command()
@@ -75,6 +79,13 @@ def models(name: str | None, as_json: bool) -> None:
     for line in found.warnings:
         say(f"warning: {line}")
     emit(asdict(found), as_json, _format_models(found))
+
+
+def _format_place(done: "NewHolder") -> str:
+    """Where the version is to be seen: a local store has no page until somebody opens it."""
+    if done.store.startswith(("http://", "https://")):
+        return f"registry: {done.link}"
+    return f"registry: {done.store}; after `encsearch ui`: {done.link}"
 
 
 def _format_models(found: "Models") -> str:

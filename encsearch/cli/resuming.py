@@ -32,9 +32,10 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
     match kind:
         case "sweep":
             from encsearch.cli.sweeping import report_swept
-            from encsearch.workflow.sweep.run import resume as resume_sweep
 
-            with progress() as shown:
+            with progress("reading the sweep and checking its data") as shown:
+                from encsearch.workflow.sweep.run import resume as resume_sweep
+
                 swept = resume_sweep(folder, overrides, extend or 0, shown)
             report_swept(swept, as_json)
         case "ablation":
@@ -50,7 +51,7 @@ def _resume_ablation(folder: Path, overrides: tuple[str, ...], as_json: bool) ->
     from encsearch.workflow.ablate.run import ablate
 
     config = load_config(folder / CONFIG_FILE, overrides)
-    with progress() as shown:
+    with progress("reading the ablation and checking its data") as shown:
         ablated = ablate(config, folder.parent, shown, resume=folder)
     report_ablated(ablated, as_json)
 
@@ -70,8 +71,9 @@ def _resume_training(folder: Path, overrides: tuple[str, ...], as_json: bool) ->
         return
     from encsearch.cli.progress import progress
     from encsearch.cli.training import report_trained
-    from encsearch.workflow.train import resume as resume_training
 
-    with progress() as shown:
+    with progress("reading the training and checking its data") as shown:
+        from encsearch.workflow.train import resume as resume_training
+
         trained = resume_training(folder, overrides, shown)
     report_trained(trained, as_json)

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import threading
+from contextlib import ExitStack
 
 import click
 
@@ -82,6 +83,7 @@ def serve(
     GET / is a page to drop a picture on.
     The model runs on Ray Serve: on the cluster that RAY_ADDRESS names, or here.
     """
+    from encsearch.cli.progress import progress
     from encsearch.serving.cluster import Serving, serve_model
 
     if device not in ("cpu", "cuda"):
@@ -92,7 +94,9 @@ def serve(
             f"warning: {host} is open to other machines without a password; put a proxy that asks for one "
             "in front of it"
         )
-    with serve_model(model, how) as served:
+    with ExitStack() as stack:
+        with progress("loading the model, starting Ray and the server"):
+            served = stack.enter_context(serve_model(model, how))
         largest = format_count(served.limits.max_pixels, "pixel")
         base = f"http://{host}:{port}"
         say(

@@ -61,9 +61,9 @@ def sweep(
 
         show(config, rehearse(config, out, earlier=earlier), as_json)
         return
-    from encsearch.workflow.sweep.run import sweep as run
+    with progress("checking the recipe and its data") as shown:
+        from encsearch.workflow.sweep.run import sweep as run
 
-    with progress() as shown:
         done = run(config, out, shown, earlier=earlier)
     report_swept(done, as_json)
 

@@ -79,9 +79,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, 
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
-    from encsearch.workflow.train import train as run
+    with progress("checking the recipe and its data") as shown:
+        from encsearch.workflow.train import train as run  # torch, which takes seconds
 
-    with progress() as shown:
         done = run(config, out, shown, in_process=in_process)
     report_trained(done, as_json)
 

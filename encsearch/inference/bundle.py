@@ -10,6 +10,7 @@ README.md           the model card, for people: purpose, scores and limits of th
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         save_file(tensors, scratch / WEIGHTS_FILE)
         digest = sha256(scratch / WEIGHTS_FILE)
         (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
+        shutil.copymode(scratch / DIGEST_FILE, scratch / WEIGHTS_FILE)  # safetensors' is for its owner alone
         (scratch / CONFIG_FILE).write_text(to_yaml(bundle.config), encoding="utf-8")
         _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
         _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)

@@ -216,7 +216,9 @@ def _excess(best: Valued, ranking: Ranking) -> str:
     standing = next((s for s in ranking.standings if s.configuration.trial == trial.number), ranking.winner)
     above = value - standing.mean.mean
     confirmed = f"the confirmed mean of {standing.name}, {format_score(standing.mean.mean)}"
-    return f"Here it is {format_points(abs(above))} {'above' if above >= 0 else 'below'} {confirmed}."
+    if above >= 0:
+        return f"Here it is {format_points(above)} above {confirmed}."
+    return f"Here, though, it is {format_points(-above)} below {confirmed}."
 
 
 def _distance(lead: Estimate, name: str) -> str:

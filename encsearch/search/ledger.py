@@ -138,7 +138,7 @@ class Ledger(Board[_Entry]):
             self._take_up(proposal)
 
     def next_assignment(self, key: str) -> Assignment | None:
-        if not self._waiting and len(self._out) < self._room:
+        if not self._waiting and len(self._out) < self.room:
             self._ask()
         return super().next_assignment(key)
 
@@ -237,6 +237,7 @@ class Ledger(Board[_Entry]):
 
     def _go_on(self, entry: _Entry) -> None:
         entry.cleared = max(self._study.curve(entry.number))
+        entry.heard_s = 0.0  # its pause was no silence
         self._waiting.append(entry)
         self._observer.follow(self._event(entry, self._study.curve(entry.number)[entry.cleared]))
         self._observer.say(f"trial {entry.number} goes on after epoch {entry.cleared}")

@@ -117,7 +117,10 @@ def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
         + (f"; refused: {network.refused}" if network.refused else "")
         for network in checked.networks
     ]
-    text += ["first trials:", *(f"  {format_params(point)}" for point in checked.first_points)]
+    text += [
+        "first trials, if each begins before another has ended:",
+        *(f"  {format_params(point)}" for point in checked.first_points),
+    ]
     needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
     text.append(f"disk: {needed} needed at most, {free} free")
     return text + _describe_time(checked)

@@ -51,6 +51,9 @@ class Progress(Protocol):
 
     def say(self, line: str) -> None: ...
 
+    def phase(self, line: str) -> None:
+        """What goes on until the next event, as in "starting Ray"."""
+
     def step(self, step: int, total: int, config: Config) -> None:
         """A training has done `step` optimizer steps; also called again with the same number."""
 

@@ -20,6 +20,7 @@ from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, PreflightError, UserError
 from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
 from encsearch.inference.evaluation import count_images, median_latencies_ms, open_same_store
+from encsearch.redaction import without_user
 from encsearch.reports import read_summary
 from encsearch.text import format_count
 from encsearch.tracking.browse.links import model_link, run_link, ui_base
@@ -48,7 +49,7 @@ OVERTAKEN_TAG = "encsearch.overtaken"
 
 @dataclass(frozen=True)
 class NewHolder:
-    """The version that an alias now points at, its page, and the reasons; a rollback has no figures.
+    """The version that an alias now points at, its page and store, the reasons; a rollback has no figures.
 
     `decision` is the decision's number in the log; `notes` list what had to be finished or adopted first, and
     what came right after.
@@ -59,6 +60,7 @@ class NewHolder:
     alias: str
     uri: str
     link: str
+    store: str
     replaced: str | None
     decision: int
     figures: dict[str, float]
@@ -302,6 +304,7 @@ def _new_holder(registry: MlflowRegistry, draft: Draft, moved: Moved, settled: S
         alias=draft.alias,
         uri=f"models:/{registry.model}@{draft.alias}",
         link=model_link(ui_base(registry.tracking.uri), registry.model, draft.target),
+        store=without_user(registry.tracking.uri),
         replaced=draft.source,
         decision=moved.number,
         figures=dict(draft.figures),

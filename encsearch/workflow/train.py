@@ -63,6 +63,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
+    progress.phase("starting the sender of records" + ("" if in_process else ", and Ray"))
     with run_sender() as sender, _session(config, in_process):
         sender.store()
         folder = new_folder(out, config.name)
@@ -73,6 +74,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             found.say_gaps(progress.say)
+            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=in_process)
         return _finish(config, store, folder, sender, result)
@@ -89,6 +91,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     store = open_store(config)
     found = preflight(config, store, folder)
     check_same_data(config, store, begun.fingerprint)
+    progress.phase("starting the sender of records" + ("" if begun.in_process else ", and Ray"))
     with run_sender() as sender, _session(config, begun.in_process):
         sender.store()
         with own_record(folder, sender.root) as record:
@@ -99,6 +102,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"training {config.name} goes on: {format_count(done)} of {epochs} of "
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
+            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
@@ -149,7 +153,7 @@ def _run(
                 notice,
                 lambda step: progress.step(step, total, config),
             )
-        progress.say("keeping the best checkpoint as a model, drawing its pictures")
+        progress.phase("keeping the best checkpoint as a model, drawing its pictures")
         bundle = checkpoint_model(config, store, result.best_checkpoint, result.best)
         write_bundle(bundle, folder / BUNDLE)
         # The diagnostics run where the panels have left the model.

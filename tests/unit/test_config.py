@@ -440,10 +440,10 @@ def test_what_is_extended_must_exist_and_lead_to_an_end(tmp_path: Path) -> None:
 
 
 def test_another_preset_above_replaces_that_of_a_recipe_that_was_written_out(tmp_path: Path) -> None:
-    (tmp_path / "below.yaml").write_text(to_yaml(load_config("demo")))
+    (tmp_path / "below.yaml").write_text(to_yaml(load_config("scenes")))
     (tmp_path / "above.yaml").write_text("extends: below.yaml\nmodel: {preset: reference}\n")
     extended = load_config(tmp_path / "above.yaml").model
-    assert extended == load_config("demo", ["model.preset=reference"]).model
+    assert extended == load_config("scenes", ["model.preset=reference"]).model
     (tmp_path / "elastic.yaml").write_text("extends: below.yaml\nscaling: {num_workers: {min: 1, max: 4}}\n")
     elastic = load_config(tmp_path / "elastic.yaml")
     (tmp_path / "below.yaml").write_text(to_yaml(elastic))

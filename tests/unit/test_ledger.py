@@ -1,5 +1,6 @@
 """The ledger and the study: every epoch once, every trial one true end, also over kills. No Ray here."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,24 @@ def test_a_trial_pauses_at_its_rung_and_goes_on_where_it_was_when_it_is_in_the_b
         *("RUNNING", "RUNNING", "PAUSED", "RUNNING", "RUNNING", "RUNNING", "COMPLETE")
     ]
     assert "trial 0 goes on after epoch 1" in one.observer.lines
+
+
+def test_a_pause_is_no_silence(pausing: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = pausing()
+    pause(one, "a", 0.5)
+    pause(one, "b", 0.1)
+    later = time.monotonic() + 1000
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert one.ledger.next_assignment("c"), "trial 0 goes on, and its process starts"
+    one.ledger.is_over()
+    assert not [line for line in one.observer.lines if "straggler" in line]
+
+    one.ledger.started("c")
+    later += 1000
+    one.ledger.is_over()
+    assert [
+        line for line in one.observer.lines if line.startswith("trial 0 is a straggler: silent for 17 min")
+    ]
 
 
 def test_the_best_at_its_rung_goes_on_without_a_pause(pausing: Open) -> None:

@@ -44,6 +44,19 @@ def test_no_point_is_tried_twice(toy_config: Config) -> None:
     assert found == [paper]
 
 
+def test_a_part_of_an_earlier_point_is_that_point(toy_config: Config) -> None:
+    space = {
+        K: {"choice": [16, 32]},
+        WEIGHT: {"uniform": [0, 1]},
+        "train.global_batch_size": {"choice": [8, 16]},
+    }
+
+    first, *others = points(toy_config, space, [{K: 32, WEIGHT: 0.2}, {K: 16}])
+
+    assert first == {K: 32, WEIGHT: 0.2, "train.global_batch_size": 8}
+    assert others == [{K: 16}], "the first of them would draw the batch, and may draw 8"
+
+
 def test_points_that_differ_in_a_path_that_does_not_hold_are_one(toy_config: Config) -> None:
     space = {
         "model.context": {"choice": ["none", "encoding"]},

@@ -108,7 +108,8 @@ def test_a_column_is_an_attribute_a_metric_a_param_or_a_tag() -> None:
         "trial",
     ]
     assert column(found, "elsewhere") is None
-    assert column(row(end_ms=None), "seconds") is None
+    still_running = row(end_ms=None, metrics={"seconds": 0.5})
+    assert column(still_running, "seconds") is None, "those of an epoch are something else"
 
 
 def test_only_params_that_differ_are_compared() -> None:

@@ -77,7 +77,9 @@ def test_the_bias_is_told_of_the_trial_that_had_the_maximum_also_when_another_wo
 
 
 def test_the_bias_is_told_of_the_winner_where_the_best_trial_was_not_confirmed() -> None:
-    assert "Here it is 1.00 points below the confirmed mean of trial 1, 82.00 %." in told(config(1, 0.82))
+    assert "Here, though, it is 1.00 points below the confirmed mean of trial 1, 82.00 %." in told(
+        config(1, 0.82)
+    )
 
 
 def test_with_two_objectives_the_front_is_left_to_people() -> None:

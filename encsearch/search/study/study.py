@@ -362,6 +362,8 @@ def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
 def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any], ...]:
     """The paper's K and SE-weight with the recipe's other values, then `search.enqueue`, without repeats.
 
+    A point of some paths whose values are all those of an earlier point is a repeat, too.
+
     If the space does not hold the paper's value, the recipe's is used; if it does not hold that either, one
     is drawn. A whole point loses the paths whose condition fails there, so that it does not seem another.
     """
@@ -377,7 +379,7 @@ def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any
     for point in (first, *search.enqueue):
         kept = find_active(space, point) if point.keys() == space.keys() else point
         active = {path: point[path] for path in kept}
-        if active not in points:
+        if not any(active.items() <= earlier.items() for earlier in points):
             points.append(active)
     return tuple(points)
 

@@ -58,14 +58,14 @@ class Board(ABC, Generic[E]):
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
         self._waiting: deque[E] = deque()
         self._out: dict[str, E] = {}
         self.ends_for: str | None = None  # what makes all of them stop, to be resumed
 
     def next_assignment(self, key: str) -> Assignment | None:
         """The training to start now; None if there is none at the moment."""
-        if not self._waiting or len(self._out) >= self._room:
+        if not self._waiting or len(self._out) >= self.room:
             return None
         entry = self._out[key] = self._waiting.popleft()
         return entry.assignment

@@ -5,6 +5,7 @@ to continue, so a lost process, a lost node and a killed driver are one case: th
 """
 
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     `folder` is Tune's scratch folder, deleted at the end. Raises NoticeError after SIGTERM, once all that run
     have saved their state, and TrainingError when one of them cannot write: all are left as they are.
     """
+    # Tune 2.60 would start one process at a time, which takes seconds each; the board has room for so many.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(board.room)
     # Tune silently continues an experiment whose name and storage it finds again.
     name = secrets.token_hex(8)
     stopper = _StopByBoard(board)

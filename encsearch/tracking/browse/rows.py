@@ -146,7 +146,9 @@ def column(row: RunRow, name: str) -> Any:
     sections: dict[str, Mapping[str, Any]] = {"params": row.params, "metrics": row.metrics, "tags": row.tags}
     if section in sections and rest in sections[section]:
         return sections[section][rest]
-    for values in (own, row.metrics, row.params, row.tags):
+    if name in own:
+        return own[name]
+    for values in (row.metrics, row.params, row.tags):
         if values.get(name) is not None:
             return values[name]
     return None

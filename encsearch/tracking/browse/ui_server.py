@@ -161,8 +161,8 @@ def require_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise PreflightError(
-                f"MLflow cannot listen at {host}, port {port}: {error.strerror}; try another --port, or "
-                f"--host {LOOPBACK}"
+                f"MLflow cannot listen at {host}, port {port}: {error.strerror}; try another --port"
+                + ("" if host == LOOPBACK else f", or --host {LOOPBACK}")
             ) from None
 
 

@@ -114,6 +114,7 @@ class SweepRecords:
     def finalist_trained(self, finalist: Finalist) -> None:
         artifacts = self._artifacts(finalist.name)
         result = finalist.result
+        self._progress.phase(f"keeping the model of {finalist.name}, drawing its pictures")
         self._networks.call(
             keep_finalist, finalist.config, self._store, result.best_checkpoint, result.best, artifacts
         )

@@ -97,6 +97,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
         found = process.call(check_recipe, config, out, measure=False, trials_at_once=None).preflight
     _check_earlier(earlier, config, store)
     check_database()
+    progress.phase("starting Ray")
     with run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, out)
@@ -153,6 +154,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         found = process.call(preflight, config, store, folder)
     check_same_data(config, store, place.fingerprint)
     check_database()
+    progress.phase("starting Ray")
     with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, folder)
@@ -183,10 +185,11 @@ def _run(
     """Search, confirm, and write the report; `session` is Ray's, and is closed once nothing is trained."""
     measure = partial(_measure, config, store, found, networks)
     study = open_study(config, folder, place)
+    about_earlier = []
     if place.warm_start:
-        progress.say(learn_from(Path(place.warm_start), study, config, store.fingerprint))
+        about_earlier.append(learn_from(Path(place.warm_start), study, config, store.fingerprint))
     if about_prior := set_prior(study, config, Path(place.prior_from) if place.prior_from else None):
-        progress.say(about_prior)
+        about_earlier.append(about_prior)
     with own_record(folder, sender.root) as record:
         sender.follow(folder)
         parent = parent_run(config, store, record, folder, place)
@@ -194,6 +197,9 @@ def _run(
             observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
+            for line in about_earlier:
+                progress.say(line)
+            progress.phase("starting the first trials")
             keeper = Keeper(
                 config,
                 study,
@@ -221,9 +227,11 @@ def _run(
                     progress.say(f"would have tried next: {format_params(values)}")
             excluded = flag_trials(trials) if study.search.flagged != "keep" else {}
             networks.start()  # it will be ready for the first finalist
+            progress.phase("starting the confirmation")
             confirmation = _confirm(
                 config, store, study, excluded, folder, observer, keeper, measure, progress
             )
+            progress.phase("writing the report")
             session.close()  # the cluster is free while the report is written
             observer.record_configurations(confirmation)
             if (price := config.scaling.price(_device_seconds(trials, confirmation))) is not None:
