@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @out_option
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     callback=absolute,
     help="Go on with an interrupted ablation of the same recipe.",

@@ -1,53 +1,77 @@
-"""`encsearch submit` and `encsearch jobs list|logs|status|stop`."""
+"""`encsearch submit` and `encsearch jobs list|status|logs|wait|stop|links`."""
 
-import os
+import re
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
-from encsearch.text import format_time
+from encsearch.errors import UserError
+from encsearch.text import NOTHING, format_duration
+
+if TYPE_CHECKING:
+    from encsearch.submit.client import ClusterJob
 
 address_option = click.option(
     "--address", help="Job server, as http://HOST:8265; default: RAY_ADDRESS, else a cluster on this machine."
 )
+COMMANDS = ("train", "sweep", "ablate", "resume", "promote", "eval", "predict", "export", "data")
+NAMED = ("train", "sweep")  # whose folder has the job's name
+# Parameters of these commands that are paths, beside what a recipe names.
+PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
+RECIPE_PATHS = ("data.store", "model.weights")
+OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+MAX_COMMAND = 60  # characters of a job's command in a table
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @address_option
 @click.option("--no-wait", is_flag=True, help="Return when the job is submitted; do not follow it.")
-@click.option("--id", "submission_id", help="Name of the job; default: one that Ray makes.")
+@click.option("--name", "--id", help="Of the job; one that has ended under this name goes on.")
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable to set in the job; repeatable."
 )
-@click.argument("command", type=click.Choice(["train", "sweep", "ablate", "resume", "promote"]))
+@click.argument("command", type=click.Choice(COMMANDS))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(
     address: str | None,
     no_wait: bool,
-    submission_id: str | None,
+    name: str | None,
     variables: tuple[str, ...],
     command: str,
     arguments: tuple[str, ...],
 ) -> None:
     """Run `encsearch COMMAND ARGUMENTS` on a Ray cluster in a copy of this folder; exit as it exits.
 
-    .git, data, runs and files that git ignores are not sent. MLFLOW_* variables are.
-    """
-    from encsearch.submit.client import follow
-    from encsearch.submit.client import submit as run
+    The recipe and the arguments are checked here first. Stores, outputs and models are named by absolute
+    paths, or addresses, that every node sees. .git, data, runs and files that git ignores are not sent.
+    MLFLOW_TRACKING_URI, _USERNAME, _PASSWORD and _TOKEN, MLFLOW_EXPERIMENT_NAME and ENCSEARCH_NOTIFY_URL are,
+    and Ray shows them to whoever may use its job server.
 
-    environment = dict(_variable(item) for item in variables)
-    if "MLFLOW_TRACKING_URI" not in os.environ | environment:
-        say("warning: MLFLOW_TRACKING_URI is not set: the job records into its own scratch folder")
+    A train or sweep with --name has its folder of that name below --out. Submitted again under it, the job is
+    followed if it runs, and else goes on from what it has saved.
+    """
+    from encsearch.submit.client import follow, job_environment
+    from encsearch.submit.client import submit as run
+    from encsearch.submit.package import package_files
+
+    given = _parse(command, arguments)
+    _check_places(given, frozenset(package_files(Path.cwd())))
+    environment = job_environment(dict(_variable(item) for item in variables))
+    if name and command in NAMED and not given.get("name"):
+        arguments = ("--name", name, *arguments)
     job_id = run(
-        ["python", f"jobs/{command}.py", *arguments],
+        ["python", "-m", "encsearch", command, *arguments],
         address=address,
         working_dir=Path.cwd(),
-        env=environment,
-        submission_id=submission_id,
+        environment=environment,
+        name=name,
     )
     say(f"submitted {job_id}")
     if no_wait:
@@ -69,8 +93,12 @@ def list_(address: str | None, as_json: bool) -> None:
     from encsearch.submit.client import list_jobs
 
     found = list_jobs(address=address)
-    rows = [(job.id, job.status, format_time(job.started), job.entrypoint) for job in found]
-    emit([asdict(job) for job in found], as_json, table(["job", "status", "started", "command"], rows))
+    rows = [(job.id, job.status, _age(job), job.exit_code, _command(job)) for job in found]
+    emit(
+        [asdict(job) for job in found],
+        as_json,
+        table(["job", "state", "for", "exit code", "command"], rows),
+    )
 
 
 @jobs.command()
@@ -101,11 +129,97 @@ def status(job_id: str, address: str | None, as_json: bool) -> None:
 @jobs.command()
 @click.argument("job_id")
 @address_option
+def wait(job_id: str, address: str | None) -> None:
+    """Wait until a job is over, and exit as it exits."""
+    from encsearch.submit import client
+
+    sys.exit(client.wait(job_id, address=address))
+
+
+@jobs.command()
+@click.argument("job_id")
+@address_option
+@json_option
+def links(job_id: str, address: str | None, as_json: bool) -> None:
+    """Print the pages of a job: Ray's dashboard, and the MLflow server of its records."""
+    from encsearch.submit import client
+
+    found = client.status(job_id, address=address).links
+    emit(dict(found), as_json, "\n".join(f"{name}: {link}" for name, link in found.items()))
+
+
+@jobs.command()
+@click.argument("job_id")
+@address_option
 def stop(job_id: str, address: str | None) -> None:
     """Ask a job to end."""
     from encsearch.submit import client
 
     say(f"{job_id}: asked to stop" if client.stop(job_id, address=address) else f"{job_id}: was over already")
+
+
+def _age(job: "ClusterJob") -> str:
+    """How long a job has run, or ran."""
+    return NOTHING if job.started is None else format_duration((job.ended or time.time()) - job.started)
+
+
+def _command(job: "ClusterJob") -> str:
+    text = job.entrypoint.removeprefix("python -m ")
+    return text if len(text) <= MAX_COMMAND else f"{text[: MAX_COMMAND - 3]}..."
+
+
+def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The values that a command line gives, as they are written, by parameter.
+
+    Raises what the command would raise of its arguments and of its recipe, but for what only the cluster has.
+    """
+    from encsearch.cli.main import cli
+    from encsearch.config import load_config
+
+    group: click.Command = cli
+    context, rest = click.Context(cli, info_name="encsearch"), [command, *arguments]
+    while isinstance(group, click.Group):
+        name, found, rest = group.resolve_command(context, rest)
+        assert found is not None
+        group, context = found, click.Context(found, info_name=name, parent=context)
+    given, _, _ = group.make_parser(context).parse_args(list(rest))
+    group.make_context(str(context.info_name), list(rest), parent=context.parent)
+    given = {name: value for name, value in given.items() if isinstance(value, str | list | tuple)}
+    takes = {parameter.name for parameter in group.params}
+    if "recipe" in given:
+        config = load_config(given["recipe"], given.get("overrides", ()))
+        given |= {"data.store": config.data.store, "model.weights": str(config.model.weights or "")}
+    if "arguments" in given:
+        given["images"] = [text for text in given["arguments"] if not OVERRIDE.match(text)]
+    if "recipe" in given and "out" in takes:
+        given.setdefault("out", "runs")
+    return given
+
+
+def _check_places(given: Mapping[str, Any], files: frozenset[str]) -> None:
+    """Raise UserError for a path that means nothing on the cluster: a relative one that does not travel."""
+    for name, place in _places(given):
+        travels = any(file == place or file.startswith(f"{place.rstrip('/')}/") for file in files)
+        if travels and name != "out":
+            continue
+        what = name if "." in name else f"--{name.replace('_', '-')}" if name == "out" else name.upper()
+        raise UserError(
+            f"{what} {place} is relative, and the job runs in a copy of this folder that lacks it and is "
+            "deleted; give an absolute path that every node sees, or an address"
+        )
+
+
+def _places(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The relative paths among the values, with their parameter."""
+    names = (*RECIPE_PATHS, *PATHS, "images")
+    values = [(name, given[name]) for name in names if given.get(name)]
+    if "recipe" in given and Path(given["recipe"]).is_file():
+        values.append(("recipe", given["recipe"]))
+    for name, value in values:
+        for text in [value] if isinstance(value, str) else value:
+            is_elsewhere = ":/" in text or Path(text).is_absolute() or RUN_ID.fullmatch(text)
+            if not is_elsewhere:
+                yield name, text.removeprefix("./")
 
 
 def _variable(item: str) -> tuple[str, str]:

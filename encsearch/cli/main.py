@@ -6,6 +6,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from types import FrameType
 
 import click
@@ -13,7 +14,7 @@ import click
 from encsearch import __version__
 from encsearch.cli.console import say
 from encsearch.cli.examples import add_examples
-from encsearch.errors import NoticeError, TrainingError, UserError, guard_terminal
+from encsearch.errors import NoticeError, PreflightError, TrainingError, UserError, guard_terminal
 
 OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -115,6 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except NoticeError as error:
         say(f"terminated, {error}")
         code = 128 + signal.SIGTERM
+    except ModuleNotFoundError as error:
+        # The client's packages alone: `submit`, `jobs`, `recipes`, `config` and `schema` need no more.
+        if not error.name or error.name.startswith("encsearch") or find_spec("torch"):
+            raise
+        say(f"error: this command needs {error.name}, which is not installed; pip install 'encsearch[train]'")
+        code = PreflightError.exit_code
     except OSError as error:
         if error.filename is None and error.errno not in OF_A_DISK:
             raise  # a bug: what else a person can mend has a path

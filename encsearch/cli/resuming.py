@@ -1,14 +1,21 @@
 """`encsearch resume`."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import absolute, emit, json_option
 from encsearch.cli.training import overrides_argument
 from encsearch.errors import UserError
+from encsearch.reports import job_kind
 from encsearch.text import format_score
+
+if TYPE_CHECKING:
+    from encsearch.config import Config
 
 
 @click.command()
@@ -22,7 +29,6 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
     Finished trainings are not run again, others go on from their checkpoints. A finished sweep can be
     extended. Only a job's scaling can be changed, and a sweep's budget, concurrency and confirmation.
     """
-    from encsearch.cli.progress import progress
     from encsearch.workflow.job import find_kind
 
     kind = find_kind(folder)
@@ -31,20 +37,53 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
     # Each kind is imported where it goes on: the driver of a sweep has no torch.
     match kind:
         case "sweep":
-            from encsearch.cli.sweeping import report_swept
-
-            with progress("reading the sweep and checking its data") as shown:
-                from encsearch.workflow.sweep.run import resume as resume_sweep
-
-                swept = resume_sweep(folder, overrides, extend or 0, shown)
-            report_swept(swept, as_json)
+            _resume_sweep(folder, overrides, extend or 0, as_json)
         case "ablation":
             _resume_ablation(folder, overrides, as_json)
         case "training":
             _resume_training(folder, overrides, as_json)
 
 
-def _resume_ablation(folder: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def has_begun(folder: Path) -> bool:
+    return job_kind(folder) is not None
+
+
+def resume_as(folder: Path, config: "Config", as_json: bool) -> None:
+    """Go on with a training or a sweep that was begun with `config`, but for what may be changed.
+
+    Raises UserError for another recipe.
+    """
+    from encsearch.config import CONFIG_FILE, flatten, load_config
+
+    kind = job_kind(folder)
+    before, now = (flatten(one) for one in (load_config(folder / CONFIG_FILE), config))
+    if kind == "training":  # it kept what it needed
+        now = {path: value for path, value in now.items() if not path.startswith("search.")}
+    changed = [
+        f"{path}={json.dumps(value)}"
+        for path, value in now.items()
+        if path not in before or before[path] != value
+    ]
+    if kind == "sweep":
+        _resume_sweep(folder, changed, 0, as_json)
+    elif kind == "training":
+        _resume_training(folder, changed, as_json)
+    else:
+        raise UserError(f"{folder}: holds an ablation; give another --name")
+
+
+def _resume_sweep(folder: Path, overrides: Sequence[str], extend: int, as_json: bool) -> None:
+    from encsearch.cli.progress import progress
+    from encsearch.cli.sweeping import report_swept
+
+    with progress("reading the sweep and checking its data") as shown:
+        from encsearch.workflow.sweep.run import resume as resume_sweep
+
+        swept = resume_sweep(folder, overrides, extend, shown)
+    report_swept(swept, as_json)
+
+
+def _resume_ablation(folder: Path, overrides: Sequence[str], as_json: bool) -> None:
     from encsearch.cli.ablation import report_ablated
     from encsearch.cli.progress import progress
     from encsearch.config import CONFIG_FILE, load_config
@@ -56,7 +95,7 @@ def _resume_ablation(folder: Path, overrides: tuple[str, ...], as_json: bool) ->
     report_ablated(ablated, as_json)
 
 
-def _resume_training(folder: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def _resume_training(folder: Path, overrides: Sequence[str], as_json: bool) -> None:
     from encsearch.reports import SUMMARY_FILE, read_summary
 
     if (folder / SUMMARY_FILE).is_file():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
-from encsearch.cli.training import out_option, overrides_argument, recipe_argument
+from encsearch.cli.training import name_option, out_option, overrides_argument, recipe_argument
 from encsearch.text import NOTHING, format_param, format_percent
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ BUDGET_SPENT = 5
 @recipe_argument
 @overrides_argument
 @out_option
+@name_option
 @click.option("--dry-run", is_flag=True, help="Check everything and forecast the sweep; start nothing.")
 @click.option(
     "--warm-start-from",
@@ -39,6 +40,7 @@ def sweep(
     recipe: str,
     overrides: tuple[str, ...],
     out: Path,
+    name: str | None,
     dry_run: bool,
     warm_start_from: Path | None,
     prior_from: Path | None,
@@ -49,9 +51,16 @@ def sweep(
     Exit code 5 if a budget ended the search before its last trial; the result is complete all the same.
     """
     from encsearch.cli.progress import progress
+    from encsearch.cli.resuming import has_begun, resume_as
     from encsearch.config import load_config
+    from encsearch.errors import UserError
 
     config = load_config(recipe, overrides)
+    if name and has_begun(out / name):
+        if dry_run:
+            raise UserError(f"{out / name}: has begun, so there is nothing to rehearse; leave out --dry-run")
+        resume_as(out / name, config, as_json)
+        return
     from encsearch.workflow.sweep.folder import Earlier
 
     earlier = Earlier(warm_start_from, prior_from)
@@ -64,7 +73,7 @@ def sweep(
     with progress("checking the recipe and its data") as shown:
         from encsearch.workflow.sweep.run import sweep as run
 
-        done = run(config, out, shown, earlier=earlier)
+        done = run(config, out, shown, earlier=earlier, name=name)
     report_swept(done, as_json)
 
 

@@ -1,5 +1,6 @@
 """`encsearch check`, `train`, `recipes`, `config` and `schema`."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from encsearch.workflow.checked import Checked
     from encsearch.workflow.train import Trained
 
+
+def _folder_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise click.BadParameter(f"{name!r} is not of letters, digits, '_', '.' and '-' alone, 100 at most")
+    return name
+
+
 # A file, or the name of one of `encsearch recipes`.
 recipe_argument = click.argument("recipe")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
@@ -24,6 +32,11 @@ out_option = click.option(
     show_default=True,
     callback=absolute,
     help="Folder for the runs.",
+)
+name_option = click.option(
+    "--name",
+    callback=_folder_name,
+    help="Of the folder below --out; a job that has it goes on.  [default: the recipe's and the time]",
 )
 
 
@@ -71,18 +84,25 @@ def check(
 @recipe_argument
 @overrides_argument
 @out_option
+@name_option
 @click.option("--in-process", is_flag=True, help="Train in this process, without Ray.")
 @json_option
-def train(recipe: str, overrides: tuple[str, ...], out: Path, in_process: bool, as_json: bool) -> None:
+def train(
+    recipe: str, overrides: tuple[str, ...], out: Path, name: str | None, in_process: bool, as_json: bool
+) -> None:
     """Train RECIPE once, record it in MLflow, keep the best checkpoint as a model bundle."""
     from encsearch.cli.progress import progress
+    from encsearch.cli.resuming import has_begun, resume_as
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
+    if name and has_begun(out / name):
+        resume_as(out / name, config, as_json)
+        return
     with progress("checking the recipe and its data") as shown:
         from encsearch.workflow.train import train as run  # torch, which takes seconds
 
-        done = run(config, out, shown, in_process=in_process)
+        done = run(config, out, shown, in_process=in_process, name=name)
     report_trained(done, as_json)
 
 

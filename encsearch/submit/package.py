@@ -5,11 +5,11 @@ import os
 import subprocess
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from encsearch.errors import UserError
-from encsearch.text import format_bytes, format_count
+from encsearch.text import format_bytes
 
 # Ray refuses 500 MiB only after packing and sending. Code is far smaller, so a larger package is a mistake.
 MAX_PACKAGE_BYTES = 100 * 2**20
@@ -23,15 +23,23 @@ SECRETS = (".env*", "ray_token*", "*.token", "*.pem", "*.key")
 def package_files(working_dir: Path) -> dict[str, int]:
     """Return the files that a job gets: path below `working_dir` -> bytes.
 
-    In a git checkout these are the tracked files and the new ones that git does not ignore, elsewhere all
-    files; never TOP_EXCLUDES, EXCLUDES and SECRETS. Raises UserError if there is no such folder, for a name
-    that no package can hold, and for a link to a file that would not travel by itself.
+    In a git checkout these are the tracked files and the new ones that git does not ignore, those of its
+    submodules too, elsewhere all files; never TOP_EXCLUDES, EXCLUDES and SECRETS. Raises UserError if there
+    is no such folder, for a name that no package can hold, for a linked folder, and for a link to a file
+    that would not travel by itself.
     """
     if not working_dir.is_dir():
-        raise UserError(f"{working_dir}: no such folder; submit from the one that holds jobs/")
+        raise UserError(f"{working_dir}: no such folder")
     listed = _git_files(working_dir)
-    paths = _all_files(working_dir) if listed is None else listed
-    wanted = [path for path in paths if not is_excluded(path) and (working_dir / path).is_file()]
+    found = _all_files(working_dir) if listed is None else listed
+    paths = [path for path in found if not is_excluded(path)]
+    for path in paths:
+        if (working_dir / path).is_symlink() and (working_dir / path).is_dir():
+            raise UserError(
+                f"{working_dir / path}: a link to a folder, whose files would not travel; put a copy there, "
+                "or name the link in .gitignore"
+            )
+    wanted = [path for path in paths if (working_dir / path).is_file()]
     for path in wanted:
         if not _is_utf8(path):
             raise UserError(f"{working_dir}: {path!a} is no UTF-8 name, which no zip holds; rename the file")
@@ -48,9 +56,7 @@ def is_excluded(path: str) -> bool:
 
 
 def check_package(files: Mapping[str, int], working_dir: Path) -> None:
-    """Refuse an empty package, and one over MAX_PACKAGE_BYTES with the names of its largest parts."""
-    if not files:
-        raise UserError(f"{working_dir}: nothing to send; submit from the folder that holds jobs/")
+    """Refuse a package over MAX_PACKAGE_BYTES with the names of its largest parts."""
     total = sum(files.values())
     if total <= MAX_PACKAGE_BYTES:
         return
@@ -63,19 +69,6 @@ def check_package(files: Mapping[str, int], working_dir: Path) -> None:
         f"(largest: {largest}); add what the job does not need to .gitignore, keep data on storage that the "
         "nodes see"
     )
-
-
-def check_script(entrypoint: Sequence[str], files: Mapping[str, int]) -> None:
-    """Refuse `python SCRIPT.py` with a relative path that the package does not hold."""
-    assert entrypoint, "an entrypoint has at least a program"
-    script = next((part for part in entrypoint[1:2] if part.endswith(".py")), None)
-    if script is None or script.startswith("/"):
-        return
-    path = os.path.normpath(script)
-    if path not in files:
-        raise UserError(
-            f"{script} is not among the {format_count(len(files))} files to send; is it ignored by git?"
-        )
 
 
 def pack(files: Mapping[str, int], working_dir: Path, target: Path) -> Path:
@@ -101,7 +94,7 @@ def _check_link(working_dir: Path, path: str) -> None:
 
 
 def _git_files(folder: Path) -> list[str] | None:
-    """List tracked files and new ones that git does not ignore; None outside a checkout."""
+    """List tracked files and new ones that git does not ignore, and submodules'; None outside a checkout."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True)
@@ -109,7 +102,12 @@ def _git_files(folder: Path) -> list[str] | None:
         return None
     if result.returncode != 0:
         return None
-    return [os.fsdecode(path) for path in result.stdout.split(b"\0") if path]
+    found = [os.fsdecode(path).rstrip("/") for path in result.stdout.split(b"\0") if path]
+    for path in list(found):
+        # A submodule, or a checkout inside this one, is one name.
+        if (folder / path).is_dir() and not (folder / path).is_symlink() and not is_excluded(path):
+            found += [f"{path}/{below}" for below in _git_files(folder / path) or ()]
+    return found
 
 
 def _all_files(folder: Path) -> list[str]:
@@ -118,6 +116,7 @@ def _all_files(folder: Path) -> list[str]:
         below = Path(root).relative_to(folder)
         folders[:] = [name for name in folders if not is_excluded((below / name).as_posix())]
         found += [(below / name).as_posix() for name in names]
+        found += [(below / name).as_posix() for name in folders if (Path(root) / name).is_symlink()]
     return found
 
 

@@ -8,6 +8,7 @@ from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 
 SQLITE = "sqlite:///"
+SUBMITTED = "ENCSEARCH_SUBMITTED"  # set in a job of `encsearch submit`, whose working directory is deleted
 DATABASE = "mlflow.db"
 
 
@@ -16,7 +17,14 @@ def resolve_uri(uri: str | None) -> str:
 
     The path of an SQLite URI becomes absolute. Raises PreflightError for a store that MLflow cannot open.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and SUBMITTED in os.environ:
+        raise PreflightError(
+            "MLFLOW_TRACKING_URI is set neither where the job was submitted nor on the cluster, and records "
+            "in the job's own folder would be deleted with it; name a server, or as "
+            "sqlite:////shared/mlflow.db a file on storage that the nodes see"
+        )
+    uri = uri or f"{SQLITE}{DATABASE}"
     check_kind(uri)
     return SQLITE + str(_checked_database(uri)) if uri.startswith("sqlite:") else uri
 

@@ -20,12 +20,16 @@ BUNDLE = Path("artifacts") / "bundle"
 CONTEXT_FOLDER = "context"
 
 
-def new_folder(out: Path, name: str) -> Path:
-    """Make a folder that no other job has, so that no old training is continued by accident."""
+def new_folder(out: Path, recipe: str, name: str | None = None) -> Path:
+    """Make a folder that no other job has, so that no old training is continued by accident.
+
+    It is called `name`, or after the recipe and the time.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = out / f"{name}-{stamp}-{secrets.token_hex(2)}"
+    folder = out / (name or f"{recipe}-{stamp}-{secrets.token_hex(2)}")
     try:
-        folder.mkdir(parents=True)
+        # One of a given name may be left of a job that was killed before it began.
+        folder.mkdir(parents=True, exist_ok=bool(name) and not any(folder.glob("*")))
     except OSError as error:
         raise UserError(f"{out}: cannot make a run folder ({error.strerror}); choose another --out") from None
     return folder

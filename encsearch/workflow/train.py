@@ -53,9 +53,12 @@ class _Begun:
     in_process: bool
 
 
-def train(config: Config, out: Path, progress: Progress, *, in_process: bool = False) -> Trained:
+def train(
+    config: Config, out: Path, progress: Progress, *, in_process: bool = False, name: str | None = None
+) -> Trained:
     """Train, record in MLflow, and keep the best checkpoint as a bundle in a new folder below `out`.
 
+    It is called `name`, or after the recipe and the time.
     Raises PreflightError before anything is started, TrainingError when the training fails.
     """
     config = trial_config(config, {})
@@ -66,7 +69,7 @@ def train(config: Config, out: Path, progress: Progress, *, in_process: bool = F
     progress.phase("starting the sender of records" + ("" if in_process else ", and Ray"))
     with run_sender() as sender, _session(config, in_process):
         sender.store()
-        folder = new_folder(out, config.name)
+        folder = new_folder(out, config.name, name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
         begun = _Begun(store.fingerprint, in_process)
         write_whole(folder / BEGUN_FILE, json.dumps(asdict(begun)) + "\n")

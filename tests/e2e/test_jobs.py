@@ -19,13 +19,32 @@ EXPERIMENT = "jobs"
 NEVER_ENDING = "train.epochs=100000"
 
 
+# Put before everything else on the path: what the extra `client` does not install cannot be imported.
+CLIENT_ALONE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"torch", "torchvision", "ray", "mlflow", "optuna", "numpy", "pyarrow", "PIL"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
 @pytest.fixture(scope="module")
-def submitter(shell: Shell, cluster: Head) -> Shell:
-    """At the root of the checkout, with the cluster's address and token, and a store that jobs record in."""
+def submitter(shell: Shell, cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """At the root of the checkout, with the client's packages alone, the cluster's address and token.
+
+    Jobs record in a store that they see.
+    """
+    client_alone = tmp_path_factory.mktemp("client")
+    (client_alone / "sitecustomize.py").write_text(CLIENT_ALONE)
     return Shell(
         ROOT,
         {
             **cluster.variables,
+            "PYTHONPATH": str(client_alone),
             "RAY_ADDRESS": cluster.dashboard,
             "MLFLOW_TRACKING_URI": f"sqlite:///{shell.folder / 'mlflow.db'}",
             "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
@@ -41,7 +60,7 @@ def recipe(shell: Shell) -> list[str]:
 
 
 def test_a_submitted_training_is_followed_recorded_and_listed(
-    submitter: Shell, recipe: list[str], cluster: Head
+    submitter: Shell, shell: Shell, recipe: list[str], cluster: Head
 ) -> None:
     done = submitter.run("submit", "--id", "training", "train", *recipe, "--in-process")
 
@@ -52,21 +71,32 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
     assert run.info.status == "FINISHED"
     job = json.loads(submitter.run("jobs", "status", "training", "--json").stdout)
     assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
-    assert job["entrypoint"].startswith("python jobs/train.py ")
+    assert job["entrypoint"].startswith("python -m encsearch train --name training ")
+    assert (shell.folder / "runs" / "training" / "run.json").is_file()
     assert "training" in [job["id"] for job in json.loads(submitter.run("jobs", "list", "--json").stdout)]
     assert submitter.run("jobs", "logs", "training").stdout == done.stdout
+    assert submitter.run("jobs", "links", "training").stdout == f"job: {cluster.dashboard}/#/jobs/training\n"
+    submitter.run("jobs", "wait", "training")
 
     (copy,) = cluster.temp.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
-    assert (copy / "jobs" / "train.py").is_file()
+    assert (copy / "encsearch" / "__main__.py").is_file()
     assert {".git", ".venv", "data", "runs", "mlflow.db"}.isdisjoint(path.name for path in copy.iterdir())
 
 
-def test_a_failing_job_exits_as_its_command_does(submitter: Shell) -> None:
-    done = submitter.run("submit", "--id", "mistaken", "train", "no-such.yaml", code=2)
+def test_a_failing_job_exits_as_its_command_does(submitter: Shell, recipe: list[str]) -> None:
+    elsewhere = [recipe[0], "data.store=/nowhere", *recipe[2:]]
+    done = submitter.run("submit", "--id", "mistaken", "train", *elsewhere, code=2)
 
-    assert "error: no-such.yaml: cannot read the recipe" in done.stdout
+    assert "error: /nowhere" in done.stdout
     submitted, failed = done.stderr.splitlines()
     assert (submitted, failed.startswith("mistaken failed: ")) == ("submitted mistaken", True)
+    submitter.run("jobs", "wait", "mistaken", code=2)
+
+
+def test_what_the_cluster_cannot_find_is_refused_here(submitter: Shell) -> None:
+    said = one_line(submitter.run("submit", "train", "camvid", "--out", "/shared/runs", code=2))
+    assert "data.store data/camvid is relative" in said
+    assert "needs numpy, which is not installed" in one_line(submitter.run("train", "camvid", code=3))
 
 
 def test_a_stopped_job_is_no_success_and_its_run_is_killed(submitter: Shell, recipe: list[str]) -> None:
@@ -83,7 +113,9 @@ def test_a_stopped_job_is_no_success_and_its_run_is_killed(submitter: Shell, rec
     assert "was over already" in submitter.run("jobs", "stop", "endless").stderr
 
 
-def test_a_stopped_job_is_resumed_by_another(submitter: Shell, recipe: list[str], shell: Shell) -> None:
+def test_a_stopped_job_that_is_submitted_again_goes_on(
+    submitter: Shell, recipe: list[str], shell: Shell
+) -> None:
     out = shell.folder / "stopped"
     longer = [*recipe[:2], "train.epochs=4", "train.steps_per_epoch=100", "--out", str(out), "--in-process"]
     submitter.run("submit", "--no-wait", "--id", "stopped", "train", *longer)
@@ -92,11 +124,15 @@ def test_a_stopped_job_is_resumed_by_another(submitter: Shell, recipe: list[str]
     submitter.run("jobs", "stop", "stopped")
     follower.communicate(timeout=COMMAND_TIMEOUT_S)
 
-    (folder,) = out.iterdir()
-    done = submitter.run("submit", "--id", "resumed", "resume", str(folder))
+    done = submitter.run("submit", "--id", "stopped", "train", *longer)
+    assert done.stderr == "submitted stopped-2\n"
     assert "of 4 epochs" in done.stdout
     assert "best epoch" in done.stdout
-    assert (folder / "run.json").exists()
+    assert (out / "stopped" / "run.json").exists()
+    again = submitter.run("submit", "--id", "stopped", "train", *longer)
+    assert "the training is finished" in again.stdout
+    other = submitter.run("submit", "--id", "stopped", "train", *longer, "optim.lr=0.5", code=2)
+    assert "optim.lr=0.5: the training has begun" in other.stdout
 
 
 def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: Path) -> None:
@@ -111,10 +147,15 @@ def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: 
     assert "holds no token" in one_line(forgetful.run("jobs", "list", code=3))
 
 
-def test_an_unknown_job_and_a_taken_id_are_named(submitter: Shell) -> None:
+def test_a_job_that_runs_is_not_started_twice(submitter: Shell, recipe: list[str]) -> None:
+    job = ("submit", "--no-wait", "--id", "twice", "train", *recipe, NEVER_ENDING, "--in-process")
+    assert [submitter.run(*job).stdout for _ in range(2)] == ["twice\n", "twice\n"]
+    submitter.run("jobs", "stop", "twice")
+    submitter.run("jobs", "wait", "twice", code=130)
+
+
+def test_an_unknown_job_is_named(submitter: Shell) -> None:
     assert "no job nobody on this cluster" in one_line(submitter.run("jobs", "status", "nobody", code=2))
-    line = one_line(submitter.run("submit", "--id", "training", "train", "toy.yaml", code=2))
-    assert "job id training is taken on this cluster" in line
 
 
 def _runs(submitter: Shell, kind: str) -> list[Run]:

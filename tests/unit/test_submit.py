@@ -5,12 +5,12 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import click
 import pytest
 
 from encsearch.cli import jobs
+from encsearch.cli.main import main
 from encsearch.errors import PreflightError, TrainingError, UserError
-from encsearch.submit import client, package
+from encsearch.submit import client, package, server
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def job(status: str, exit_code: int | None = None) -> client.ClusterJob:
-    return client.ClusterJob("id", status, "true", None, None, "", exit_code)
+    return client.ClusterJob("id", status, "true", None, None, "", exit_code, {})
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,37 @@ def test_package_over_the_limit_names_the_largest_folders() -> None:
     assert "\n" not in message
 
 
-def test_package_at_the_limit_is_sent_and_an_empty_one_is_not() -> None:
+def test_a_package_at_the_limit_is_sent() -> None:
     package.check_package({"a": package.MAX_PACKAGE_BYTES}, Path())
-    with pytest.raises(UserError, match="nothing to send"):
-        package.check_package({}, Path())
+
+
+def test_submodules_travel(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+        git(folder, "init")
+    write(part, "parts.py", "notes/.env")
+    git(part, "add", ".")
+    git(part, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "a")
+    write(whole, "mine.yaml")
+    git(whole, "-c", "protocol.file.allow=always", "submodule", "add", str(part), "parts")
+
+    assert sorted(package.package_files(whole)) == [".gitmodules", "mine.yaml", "parts/parts.py"]
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_a_linked_folder_is_refused_by_name(tmp_path: Path, in_git: bool) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    write(elsewhere, "a.py")
+    if in_git:
+        git(folder, "init")
+    (folder / "parts").symlink_to(elsewhere)
+
+    with pytest.raises(UserError, match="parts: a link to a folder, whose files would not travel"):
+        package.package_files(folder)
+    (folder / "parts").rename(folder / "data")  # which never travels
+    assert package.package_files(folder) == {}
 
 
 def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
@@ -125,18 +152,6 @@ def test_equal_content_makes_an_equal_package(tmp_path: Path) -> None:
         assert archive.getinfo("b/run.sh").external_attr >> 16 == 0o755
 
 
-@pytest.mark.parametrize(
-    "command", [["python", "jobs/train.py"], ["python", "./jobs/train.py"], ["python", "/x/a.py"]]
-)
-def test_script_that_is_sent_or_absolute_is_accepted(command: list[str]) -> None:
-    package.check_script(command, {"jobs/train.py": 1})
-
-
-def test_script_that_is_not_sent_is_refused() -> None:
-    with pytest.raises(UserError, match=r"jobs/sweep\.py is not among the 1 files"):
-        package.check_script(["python", "jobs/sweep.py"], {"jobs/train.py": 1})
-
-
 def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
     environ = {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
@@ -147,7 +162,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
         "RAY_AUTH_TOKEN": "secret",
         "HOME": "/home/me",
     }
-    env_vars = client.job_environment(environ, {"MLFLOW_EXPERIMENT_NAME": "other", "NCCL_DEBUG": "INFO"})
+    env_vars = client.job_environment({"MLFLOW_EXPERIMENT_NAME": "other", "NCCL_DEBUG": "INFO"}, environ)
     assert env_vars == {
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_EXPERIMENT_NAME": "other",
@@ -160,7 +175,7 @@ def test_mlflow_variables_reach_the_job_and_others_do_not() -> None:
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///./mlflow.db", "sqlite:mlflow.db"])
 def test_relative_tracking_uri_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="relative path"):
-        client.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
+        client.job_environment({}, {"MLFLOW_TRACKING_URI": uri})
 
 
 @pytest.mark.parametrize(
@@ -172,26 +187,27 @@ def test_relative_tracking_uri_is_refused(uri: str) -> None:
     ],
 )
 def test_tracking_uri_that_outlives_the_job_is_accepted(uri: str) -> None:
-    assert client.job_environment({"MLFLOW_TRACKING_URI": uri}, {}) == {"MLFLOW_TRACKING_URI": uri}
+    assert client.job_environment({}, {"MLFLOW_TRACKING_URI": uri}) == {"MLFLOW_TRACKING_URI": uri}
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "databricks"])
 def test_tracking_uri_that_the_job_would_refuse_is_refused_before(uri: str) -> None:
     with pytest.raises(PreflightError, match="not one that MLflow can use"):
-        client.job_environment({"MLFLOW_TRACKING_URI": uri}, {})
+        client.job_environment({}, {"MLFLOW_TRACKING_URI": uri})
 
 
-def test_token_mode_needs_a_token_somewhere(tmp_path: Path) -> None:
+def test_the_token_is_where_ray_looks_for_it(tmp_path: Path) -> None:
     mode = {"RAY_AUTH_MODE": "token"}
     with pytest.raises(PreflightError, match="holds no token"):
-        client.check_token(mode, tmp_path)
+        server.read_token(mode, tmp_path)
     with pytest.raises(PreflightError, match="nowhere holds no token"):
-        client.check_token(mode | {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, tmp_path)
+        server.read_token(mode | {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, tmp_path)
     write(tmp_path, ".ray/auth_token", "token")
-    client.check_token(mode, tmp_path)
-    client.check_token(mode | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, Path("/nowhere"))
-    client.check_token(mode | {"RAY_AUTH_TOKEN": "secret"}, Path("/nowhere"))
-    client.check_token({"RAY_AUTH_MODE": "disabled"}, Path("/nowhere"))
+    assert server.read_token(mode, tmp_path) == ".ray/auth_token", "what `write` has written"
+    elsewhere = mode | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    assert server.read_token(elsewhere, Path("/nowhere")) == "token"
+    assert server.read_token(mode | {"RAY_AUTH_TOKEN": "secret"}, Path("/nowhere")) == "secret"
+    assert server.read_token({"RAY_AUTH_MODE": "disabled"}, Path("/nowhere")) is None
 
 
 def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
@@ -207,16 +223,19 @@ def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "kind", "words"),
+    ("status", "message", "kind", "words"),
     [
-        ("Request failed with status code 404: Job a does not exist.", UserError, "no job a"),
-        ("status code 500: Job with submission_id a already exists. Please", UserError, "a is taken"),
-        ("WebSocket connection closed unexpectedly", client.ConnectionLostError, "lost the connection"),
-        ("Request failed with status code 500: Traceback\n  File x", TrainingError, "Traceback File x"),
+        (401, "", PreflightError, "asks for a token"),
+        (403, "", PreflightError, "refused the token"),
+        (404, "Job a does not exist.", UserError, "no job a"),
+        (500, "Job with submission_id a already exists. Please", UserError, "a is taken"),
+        (500, "Traceback\n  File x", TrainingError, "Traceback File x"),
     ],
 )
-def test_refusals_of_the_job_server_are_one_line(message: str, kind: type[Exception], words: str) -> None:
-    error = client.job_error(message, "a")
+def test_refusals_of_the_job_server_are_one_line(
+    status: int, message: str, kind: type[Exception], words: str
+) -> None:
+    error = server._refusal(status, message, "a")
     assert type(error) is kind
     assert words in str(error)
     assert "\n" not in str(error)
@@ -229,10 +248,85 @@ def test_two_nodes_script_tells_its_usage() -> None:
     assert "start|status|stop" in result.stderr
 
 
-def test_every_command_that_can_be_submitted_has_an_entry_point() -> None:
-    (command,) = (p for p in jobs.submit.params if p.name == "command")
-    assert isinstance(command.type, click.Choice)
-    assert sorted(command.type.choices) == sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+def test_every_script_for_ray_job_submit_is_a_command_that_can_be_submitted() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} <= set(jobs.COMMANDS)
+
+
+ABSOLUTE = ("data.store=/shared/camvid", "--out", "/shared/runs")
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("train camvid", "data.store data/camvid is relative, and the job runs in a copy of this folder"),
+        ("train camvid data.store=/shared/camvid", "--out runs is relative"),
+        ("sweep camvid data.store=s3://a/camvid --out runs", "--out runs is relative"),
+        ("train camvid model.weights=w.pth data.store=/a --out /b", "model.weights w.pth is relative"),
+        ("train camvid optim.learning=1 data.store=/a --out /b", "unknown config path optim.learning"),
+        ("train camvidd data.store=/a --out /b", "camvidd"),
+        ("sweep camvid --dryrun data.store=/a --out /b", "No such option"),
+        ("resume runs/a", "FOLDER runs/a is relative"),
+        ("promote runs/a", "SOURCE runs/a is relative"),
+        ("eval runs/a", "MODEL runs/a is relative"),
+        ("predict models:/a@champion street.png --out /b", "IMAGES street.png is relative"),
+        ("export models:/a@champion --out exported", "--out exported is relative"),
+        ("data import camvid CamVid /shared/camvid", "SOURCE CamVid is relative"),
+        ("train mine.yaml data.store=/a --out /b", "RECIPE mine.yaml is relative"),
+        ("nonsense", "Invalid value for"),
+    ],
+)
+def test_what_only_this_machine_has_is_refused_before_anything_travels(
+    line: str,
+    refusal: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    git(tmp_path, "init")
+    write(tmp_path, "runs/a/run.json")
+    (tmp_path / "mine.yaml").write_text("extends: camvid\n")
+    (tmp_path / ".gitignore").write_text("mine.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(client, "submit", lambda *_, **__: pytest.fail("it would travel"))
+
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *line.split()])
+
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert refusal in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        (f"train camvid {' '.join(ABSOLUTE)}", None),
+        (f"sweep mine.yaml {' '.join(ABSOLUTE)}", None),
+        (
+            f"--name first sweep camvid {' '.join(ABSOLUTE)}",
+            f"sweep --name first camvid {' '.join(ABSOLUTE)}",
+        ),
+        ("promote 0123456789abcdef0123456789abcdef", None),
+        ("promote models:/a@champion --store s3://bucket/camvid", None),
+        ("predict models:/a@champion pictures eval.flip=true --out /shared/masks", None),
+        ("data import folder /shared/pictures /shared/mine --classes a,b", None),
+    ],
+)
+def test_what_the_cluster_can_find_is_sent(
+    line: str, sent: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "pictures/a.png")
+    (tmp_path / "mine.yaml").write_text("extends: camvid\n")
+    monkeypatch.chdir(tmp_path)
+    taken: list[list[str]] = []
+    monkeypatch.setattr(client, "submit", lambda entrypoint, **_: taken.append(entrypoint) or "a")
+
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--no-wait", *line.split()])
+
+    assert ended.value.code == 0
+    assert taken == [["python", "-m", "encsearch", *(sent or line).split()]]
 
 
 def test_a_jobs_output_is_shown_in_whole_lines_without_secrets_and_commands(

@@ -56,9 +56,9 @@ class Earlier:
 NOTHING_EARLIER = Earlier()
 
 
-def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier) -> Path:
+def begin(config: Config, out: Path, fingerprint: str, earlier: Earlier, name: str | None = None) -> Path:
     """Make a new folder below `out`; `study.json` comes last, and without it nothing can be resumed."""
-    folder = new_folder(out, config.name)
+    folder = new_folder(out, config.name, name)
     write_whole(folder / CONFIG_FILE, to_yaml(config))
     database = named_database()
     place = StudyPlace(

@@ -85,9 +85,17 @@ class Swept:
     excluded: Mapping[int, str]
 
 
-def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = NOTHING_EARLIER) -> Swept:
+def sweep(
+    config: Config,
+    out: Path,
+    progress: Progress,
+    *,
+    earlier: Earlier = NOTHING_EARLIER,
+    name: str | None = None,
+) -> Swept:
     """Run the recipe's search in a new folder below `out`, confirm the finalists, write the report.
 
+    The folder is called `name`, or after the recipe and the time.
     Raises UserError without a `search:` block, PreflightError before anything is started, TrainingError when
     nothing could be trained.
     """
@@ -102,7 +110,7 @@ def sweep(config: Config, out: Path, progress: Progress, *, earlier: Earlier = N
         session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
         check_nodes(store, out)
         sender.store()
-        folder = begin(config, out, store.fingerprint, earlier)
+        folder = begin(config, out, store.fingerprint, earlier, name)
         found.say_gaps(progress.say)
         with locked(folder):
             _, place = reopen(folder)
