@@ -6,7 +6,6 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from types import FrameType
 
 import click
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 128 + signal.SIGTERM
     except ModuleNotFoundError as error:
         # The client's packages alone: `submit`, `jobs`, `recipes`, `config` and `schema` need no more.
-        if not error.name or error.name.startswith("encsearch") or find_spec("torch"):
+        if not error.name or error.name.startswith("encsearch"):
             raise
         say(f"error: this command needs {error.name}, which is not installed; pip install 'encsearch[train]'")
         code = PreflightError.exit_code

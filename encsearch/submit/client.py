@@ -112,14 +112,22 @@ def follow(job_id: str, *, address: str | None = None) -> int:
     server = JobServer(address)
     written = 0
     tail = ""
+
+    def write(texts: Iterator[str]) -> None:
+        nonlocal written, tail
+        for text in _in_lines(_from(texts, written)):
+            sys.stdout.write(_show_output(text))
+            sys.stdout.flush()
+            written += len(text)
+            tail = (tail + text)[-4000:]
+
     for attempt in range(RECONNECTS + 1):
         try:
-            for text in _in_lines(_from(server.tail(job_id), written)):
-                sys.stdout.write(_show_output(text))
-                sys.stdout.flush()
-                written += len(text)
-                tail = (tail + text)[-4000:]
-            job = _wait_until_over(server, job_id)
+            # The stream ends a moment before the job is over, or earlier if its node is lost.
+            while not (job := _job(server.job(job_id), server.url)).is_over:
+                write(server.tail(job_id))
+                time.sleep(STATUS_POLL_S)
+            write(iter([server.logs(job_id)]))
             break
         except ConnectionLostError:
             if attempt == RECONNECTS:
@@ -132,7 +140,10 @@ def follow(job_id: str, *, address: str | None = None) -> int:
 
 def wait(job_id: str, *, address: str | None = None) -> int:
     """Wait until the job is over; return its exit status (see `exit_status`)."""
-    return exit_status(_wait_until_over(JobServer(address), job_id))
+    server = JobServer(address)
+    while not (job := _job(server.job(job_id), server.url)).is_over:
+        time.sleep(STATUS_POLL_S)
+    return exit_status(job)
 
 
 def list_jobs(*, address: str | None = None) -> list[ClusterJob]:
@@ -225,13 +236,6 @@ def _show_output(text: str) -> str:
     """A job's output as a terminal may have it: without secrets; of what commands it, only colours stay."""
     parts = re.split(r"(\x1b\[[\d;]{0,16}m)", text.replace("\r\n", "\n").replace("\r", "\n"))
     return "".join(part if number % 2 else for_terminal(part) for number, part in enumerate(parts))
-
-
-def _wait_until_over(server: JobServer, job_id: str) -> ClusterJob:
-    """Wait for the job's final state, which comes a moment after the end of the stream."""
-    while not (job := _job(server.job(job_id), server.url)).is_over:
-        time.sleep(STATUS_POLL_S)
-    return job
 
 
 def _job(details: Mapping[str, Any], url: str) -> ClusterJob:

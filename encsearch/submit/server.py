@@ -86,11 +86,20 @@ class JobServer:
         """Yield the job's output from its beginning, as it comes, until the job is over."""
         address = f"ws{self.url.removeprefix('http')}/api/jobs/{job_id}/logs/tail"
         try:
+            # Ray 2.60 passes a wish for compression on to a process behind it, whose answer it cannot read.
             with connect(
-                address, additional_headers=self._headers, open_timeout=ANSWER_TIMEOUT_S, max_size=None
+                address,
+                additional_headers=self._headers,
+                compression=None,
+                open_timeout=ANSWER_TIMEOUT_S,
+                ping_interval=None,
+                max_size=None,
             ) as stream:
                 while True:
-                    yield str(stream.recv())
+                    try:
+                        yield str(stream.recv(timeout=ANSWER_TIMEOUT_S))
+                    except TimeoutError:
+                        self.job(job_id)  # where nothing is written, whether there is still somebody to ask
         except ConnectionClosedOK:
             return
         except InvalidStatus as error:

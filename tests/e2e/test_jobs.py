@@ -85,12 +85,12 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
 
 def test_a_failing_job_exits_as_its_command_does(submitter: Shell, recipe: list[str]) -> None:
     elsewhere = [recipe[0], "data.store=/nowhere", *recipe[2:]]
-    done = submitter.run("submit", "--id", "mistaken", "train", *elsewhere, code=2)
+    done = submitter.run("submit", "--id", "mistaken", "train", *elsewhere, code=3)
 
     assert "error: /nowhere" in done.stdout
     submitted, failed = done.stderr.splitlines()
     assert (submitted, failed.startswith("mistaken failed: ")) == ("submitted mistaken", True)
-    submitter.run("jobs", "wait", "mistaken", code=2)
+    submitter.run("jobs", "wait", "mistaken", code=3)
 
 
 def test_what_the_cluster_cannot_find_is_refused_here(submitter: Shell) -> None:
