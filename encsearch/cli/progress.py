@@ -184,6 +184,8 @@ class _Pace:
         now_s = time.monotonic()
         first, began_s = self._first = self._first or (step, now_s)
         line = f"{config.name} trains: step {format_count(step)} of {format_count(total)}"
+        if step and step % (total // config.train.epochs) == 0:
+            return f"{line}, the end of an epoch; validating"
         if step == first:
             return line
         return f"{line}; {format_duration((total - step) * (now_s - began_s) / (step - first))} to go"

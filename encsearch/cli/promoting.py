@@ -38,7 +38,7 @@ def promote(
     """
     from encsearch.cli.progress import progress
 
-    with progress("comparing the model with the one that has the alias"):
+    with progress("scoring the model, and the one that has the alias"):
         from encsearch.tracking.registry.fetch import describe_unfinished
         from encsearch.workflow.promote import promote as run
 

@@ -12,7 +12,7 @@ README.md           the model card, for people: purpose, scores and limits of th
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,7 +65,9 @@ class Bundle:
 
     `metrics` are figures of all classes, `class_iou` those by class, on the validation split; `num_images`
     counts the images of each split, `untrained` are the classes without a training pixel, and `num_padded`
-    counts the training images that were smaller than the crop. A fact that was not recorded is empty.
+    counts the training images that were smaller than the crop. The weights are those of `epoch`, and
+    `unfinished_at` is the last epoch of a training that had not finished. A fact that was not recorded is
+    empty.
     """
 
     model: EncNet
@@ -77,6 +79,8 @@ class Bundle:
     num_images: Mapping[str, int] = field(default_factory=dict)
     untrained: Sequence[str] = ()
     num_padded: int = 0
+    epoch: int | None = None
+    unfinished_at: int | None = None
 
 
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
@@ -93,6 +97,7 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
         store.fingerprint,
         metrics=scored.metrics if scored else {},
         class_iou=scored.class_iou if scored else {},
+        epoch=scored.epoch if scored else None,
         num_images=num_images,
         untrained=absent_classes(train),
         num_padded=count_padded(config.augment, train),
@@ -122,13 +127,19 @@ def unfinished_model(folder: Path) -> Unfinished | None:
         return None
     best, of_all = best_report(scored, config.metric), best_report(reports, config.metric)
     bundle = checkpoint_model(config, Store(config.data.store), kept[best.step], best)
+    bundle = replace(bundle, unfinished_at=reports[-1].epoch)
     return Unfinished(bundle, best, lost=None if of_all is best else of_all)
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle, whole or not at all; an existing one at `folder` is replaced."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-    scores = {"overall": dict(bundle.metrics), "class_iou": dict(bundle.class_iou)}
+    scores = {
+        "overall": dict(bundle.metrics),
+        "class_iou": dict(bundle.class_iou),
+        "epoch": bundle.epoch,
+        "unfinished_at": bundle.unfinished_at,
+    }
     source = {
         "fingerprint": bundle.fingerprint,
         "num_images": dict(bundle.num_images),
@@ -169,10 +180,13 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{folder / DATASET_FILE}: damaged, {error!r}") from None
     try:
         metrics, class_iou = scores["overall"], scores["class_iou"]
+        epochs = scores.get("epoch"), scores.get("unfinished_at")
     except KeyError as error:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
     model = _read_model(folder, config, len(info.classes))
-    return Bundle(model, config, info, fingerprint, metrics, class_iou, num_images, untrained, num_padded)
+    return Bundle(
+        model, config, info, fingerprint, metrics, class_iou, num_images, untrained, num_padded, *epochs
+    )
 
 
 def weights_digest(folder: Path) -> str:
@@ -234,6 +248,8 @@ def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
         num_images=bundle.num_images,
         untrained=bundle.untrained,
         num_padded=bundle.num_padded,
+        epoch=bundle.epoch,
+        unfinished_at=bundle.unfinished_at,
     )
 
 

@@ -33,7 +33,8 @@ class ModelFacts:
     `metrics` are figures of all classes by name and `class_iou` the IoU by class, both on the validation
     split; a class that this split lacks has none. `num_images` counts the images of each split; `untrained`
     are the classes without a training pixel, `num_padded` counts the training images that were smaller than
-    the crop. Empty mappings are facts that were not recorded.
+    the crop; the weights are those of `epoch`, and `unfinished_at` is the last epoch of a training that had
+    not finished. Empty mappings and None are facts that were not recorded, or do not hold.
     """
 
     config: Config
@@ -46,6 +47,8 @@ class ModelFacts:
     num_images: Mapping[str, int]
     untrained: Sequence[str] = ()
     num_padded: int = 0
+    epoch: int | None = None
+    unfinished_at: int | None = None
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -67,7 +70,7 @@ def model_card(facts: ModelFacts) -> str:
         _bullets(_describe_network(config.model)),
         "## Training",
         # A model without figures was imported, so its configuration does not describe its training.
-        _bullets(_describe_training(config)) if facts.metrics else "Not recorded.",
+        _bullets(_describe_training(facts)) if facts.metrics else "Not recorded.",
         "## Fingerprints",
         _bullets([f"data `{facts.fingerprint}`", f"weights (SHA-256) `{facts.weights_sha256}`"]),
     ]
@@ -254,7 +257,8 @@ def _split(facts: ModelFacts, name: str) -> str:
     return f"{name} split ({images})"
 
 
-def _describe_training(config: Config) -> list[str]:
+def _describe_training(facts: ModelFacts) -> list[str]:
+    config = facts.config
     train, optim = config.train, config.optim
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
     clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
@@ -264,11 +268,22 @@ def _describe_training(config: Config) -> list[str]:
         f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
         f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
         f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
+        *_describe_weights(facts),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         # Only the file's name: its path is specific to one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
+
+
+def _describe_weights(facts: ModelFacts) -> list[str]:
+    if facts.epoch is None:
+        return []
+    of_all = f"the weights are those of epoch {facts.epoch}, the best by {facts.config.metric}"
+    if facts.unfinished_at is None:
+        return [of_all]
+    come = f"{facts.unfinished_at} of {format_count(facts.config.train.epochs, 'epoch')}"
+    return [f"**not finished**: it had come to {come}; {of_all}"]
 
 
 def _describe_precision(train: TrainConfig) -> str:

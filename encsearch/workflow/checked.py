@@ -89,7 +89,7 @@ def describe_check(config: Config, checked: Checked) -> list[str]:
     if checked.gpu:
         text.append(checked.gpu)
     if config.search and checked.search:
-        text += _describe_search(config.search, checked.search)
+        text += _describe_search(config.search, checked.search, config.train.epochs)
     return text
 
 
@@ -105,7 +105,7 @@ def _describe_padded(padded: PaddedImages, num_train: int) -> str:
     return f"warning: {smaller}; try a smaller crop, as [height, width], or a larger augment.shorter_side"
 
 
-def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
+def _describe_search(search: SearchConfig, checked: CheckedSearch, num_epochs: int) -> list[str]:
     text = [
         f"up to {format_count(search.budget.trials, 'trial')} over {', '.join(search.space)}, "
         f"{checked.trials_at_once} at once"
@@ -123,10 +123,10 @@ def _describe_search(search: SearchConfig, checked: CheckedSearch) -> list[str]:
     ]
     needed, free = format_bytes(checked.disk_bytes), format_bytes(checked.free_bytes)
     text.append(f"disk: {needed} needed at most, {free} free")
-    return text + _describe_time(checked)
+    return text + _describe_time(checked, num_epochs)
 
 
-def _describe_time(checked: CheckedSearch) -> list[str]:
+def _describe_time(checked: CheckedSearch, num_epochs: int) -> list[str]:
     trained = f"{_range(checked.trials)} trials of {_range(checked.epochs)} epochs together"
     if not checked.wall_s or not checked.device_s:
         return [f"{trained}; how long that takes was not measured on this machine ({checked.device})"]
@@ -135,7 +135,10 @@ def _describe_time(checked: CheckedSearch) -> list[str]:
     )
     unit = "GPU" if checked.device.startswith("cuda") else "CPU"
     epochs = dict.fromkeys(format_duration(calibration.epoch_s) for calibration in checked.calibrations)
+    one = (checked.calibrations[0].epoch_s, checked.calibrations[-1].epoch_s)
+    training = " to ".join(dict.fromkeys(format_duration(num_epochs * epoch_s) for epoch_s in one))
     return [
+        f"one training of {format_count(num_epochs, 'epoch')}, as by `encsearch train`: {training}",
         f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "
         f"{format_cost(checked.device_s.median, unit)}{format_price(checked.price)}; {trained}",
         f"by epochs of {' to '.join(epochs)}, measured now on one device of this machine ({checked.device}); "

@@ -66,7 +66,7 @@ def train(
     found = preflight(config, store, out)
     if in_process:
         local_device(config.scaling)
-    progress.phase("starting the sender of records" + ("" if in_process else ", and Ray"))
+    progress.phase("starting the record" if in_process else "starting Ray")
     with run_sender() as sender, _session(config, in_process):
         sender.store()
         folder = new_folder(out, config.name, name)
@@ -94,7 +94,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     store = open_store(config)
     found = preflight(config, store, folder)
     check_same_data(config, store, begun.fingerprint)
-    progress.phase("starting the sender of records" + ("" if begun.in_process else ", and Ray"))
+    progress.phase("starting the record" if begun.in_process else "starting Ray")
     with run_sender() as sender, _session(config, begun.in_process):
         sender.store()
         with own_record(folder, sender.root) as record:

@@ -1,5 +1,6 @@
 """The model card names everything that is on, and nothing that is off."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any, Literal, get_args, get_origin
 
@@ -200,3 +201,11 @@ def test_what_has_weight_zero_or_no_branch_is_not_named() -> None:
     assert "- loss: pixel cross-entropy\n" in text
     assert "- augmentation: none\n" in text
     assert "predictions of class presence mean nothing" in text
+
+
+def test_an_unfinished_training_and_the_epoch_of_the_weights_are_said() -> None:
+    facts = ModelFacts(BASE, INFO, "data", "weights", 1, {"mIoU": 0.5}, {}, {}, epoch=2)
+    whole, part = model_card(facts), model_card(replace(facts, unfinished_at=3))
+    assert "the weights are those of epoch 2, the best by mIoU" in whole
+    assert "not finished" not in whole
+    assert "**not finished**: it had come to 3 of " in part

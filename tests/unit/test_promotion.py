@@ -119,6 +119,8 @@ def test_the_champion_itself_is_refused_by_its_run_and_by_its_weights() -> None:
     assert failed(decide(again, CHAMPION, CLASSES, GATE))[0] == (
         "run old is already the current model, version 3"
     )
+    later = failed(decide(replace(again, weights="later"), CHAMPION, CLASSES, GATE))
+    assert [reason for reason in later if "already" in reason] == [], "its run has gone on since"
     copy = replace(again, run_id="copy")
     assert failed(decide(copy, CHAMPION, CLASSES, GATE))[0] == (
         "its weights are those of the current model, version 3"

@@ -233,10 +233,14 @@ def _check_confidence(number: int, confidence: float) -> Iterator[GateCheck]:
 
 
 def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
-    if candidate.run_id == champion.run_id:
-        return GateCheck(False, f"run {candidate.run_id} is already the {_name_champion(champion)}")
+    is_same_run = candidate.run_id == champion.run_id
     if candidate.weights == champion.weights:
-        return GateCheck(False, f"its weights are those of the {_name_champion(champion)}")
+        whose = f"run {candidate.run_id} is already" if is_same_run else "its weights are those of"
+        return GateCheck(False, f"{whose} the {_name_champion(champion)}")
+    if is_same_run:  # which went on after it was promoted
+        return GateCheck(
+            True, f"compared with an earlier checkpoint of its run, the {_name_champion(champion)}"
+        )
     return GateCheck(True, f"compared with the {_name_champion(champion)}")
 
 
