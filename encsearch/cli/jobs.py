@@ -1,5 +1,6 @@
 """`encsearch submit` and `encsearch jobs list|status|logs|wait|stop|links`."""
 
+import os
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.training import folder_name
 from encsearch.errors import UserError
 from encsearch.text import NOTHING, format_duration
 
@@ -33,7 +35,9 @@ MAX_COMMAND = 60  # characters of a job's command in a table
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @address_option
 @click.option("--no-wait", is_flag=True, help="Return when the job is submitted; do not follow it.")
-@click.option("--name", "--id", help="Of the job; one that has ended under this name goes on.")
+@click.option(
+    "--name", "--id", callback=folder_name, help="Of the job; one that has ended under this name goes on."
+)
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Variable to set in the job; repeatable."
 )
@@ -66,14 +70,14 @@ def submit(
     environment = job_environment(dict(_variable(item) for item in variables))
     if name and command in NAMED and not given.get("name"):
         arguments = ("--name", name, *arguments)
-    job_id = run(
+    job_id, is_new = run(
         ["python", "-m", "encsearch", command, *arguments],
         address=address,
         working_dir=Path.cwd(),
         environment=environment,
         name=name,
     )
-    say(f"submitted {job_id}")
+    say(f"submitted {job_id}" if is_new else f"{job_id} runs already")
     if no_wait:
         print(job_id)
         return
@@ -178,7 +182,13 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
     group: click.Command = cli
     context, rest = click.Context(cli, info_name="encsearch"), [command, *arguments]
+    # For the whole process it would turn stdout to stderr.
+    rest = [text for text in rest if text != "--json"]
     while isinstance(group, click.Group):
+        if not rest:
+            raise click.UsageError(
+                f"{command}: its command is missing, as in `encsearch {command} check`", context
+            )
         name, found, rest = group.resolve_command(context, rest)
         assert found is not None
         group, context = found, click.Context(found, info_name=name, parent=context)
@@ -219,7 +229,7 @@ def _places(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for text in [value] if isinstance(value, str) else value:
             is_elsewhere = ":/" in text or Path(text).is_absolute() or RUN_ID.fullmatch(text)
             if not is_elsewhere:
-                yield name, text.removeprefix("./")
+                yield name, os.path.relpath(text)
 
 
 def _variable(item: str) -> tuple[str, str]:

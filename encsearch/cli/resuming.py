@@ -1,6 +1,7 @@
 """`encsearch resume`."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from encsearch.cli.console import absolute, emit, json_option
+from encsearch.cli.console import absolute, emit, json_option, say
 from encsearch.cli.training import overrides_argument
 from encsearch.errors import UserError
-from encsearch.reports import job_kind
+from encsearch.reports import JobKind, job_kind
 from encsearch.text import format_score
 
 if TYPE_CHECKING:
     from encsearch.config import Config
+
+TRIALS = "search.budget.trials"
 
 
 @click.command()
@@ -48,28 +51,32 @@ def has_begun(folder: Path) -> bool:
     return job_kind(folder) is not None
 
 
-def resume_as(folder: Path, config: "Config", as_json: bool) -> None:
+def resume_as(folder: Path, kind: JobKind, config: "Config", as_json: bool) -> None:
     """Go on with a training or a sweep that was begun with `config`, but for what may be changed.
 
-    Raises UserError for another recipe.
+    A sweep that was extended keeps its trials. Raises UserError for another recipe, or another kind of job.
     """
     from encsearch.config import CONFIG_FILE, flatten, load_config
 
-    kind = job_kind(folder)
+    if (found := job_kind(folder)) != kind:
+        raise UserError(f"{folder}: holds a {found}, no {kind}; give another --name")
     before, now = (flatten(one) for one in (load_config(folder / CONFIG_FILE), config))
+    changed = {path: value for path, value in now.items() if before.get(path, value) != value}
     if kind == "training":  # it kept what it needed
-        now = {path: value for path, value in now.items() if not path.startswith("search.")}
-    changed = [
-        f"{path}={json.dumps(value)}"
-        for path, value in now.items()
-        if path not in before or before[path] != value
+        changed = {path: value for path, value in changed.items() if not path.startswith("search.")}
+    if changed.get(TRIALS, math.inf) < before.get(TRIALS, 0):
+        del changed[TRIALS]
+    # Lists and mappings are JSON already.
+    overrides = [
+        f"{path}={value if str(value)[:1] in ('[', '{') else json.dumps(value)}"
+        for path, value in changed.items()
     ]
+    for item in overrides:
+        say(f"goes on with {item}")
     if kind == "sweep":
-        _resume_sweep(folder, changed, 0, as_json)
-    elif kind == "training":
-        _resume_training(folder, changed, as_json)
+        _resume_sweep(folder, overrides, 0, as_json)
     else:
-        raise UserError(f"{folder}: holds an ablation; give another --name")
+        _resume_training(folder, overrides, as_json)
 
 
 def _resume_sweep(folder: Path, overrides: Sequence[str], extend: int, as_json: bool) -> None:

@@ -57,9 +57,12 @@ def sweep(
 
     config = load_config(recipe, overrides)
     if name and has_begun(out / name):
-        if dry_run:
-            raise UserError(f"{out / name}: has begun, so there is nothing to rehearse; leave out --dry-run")
-        resume_as(out / name, config, as_json)
+        if dry_run or warm_start_from or prior_from:
+            raise UserError(
+                f"{out / name}: has begun; leave out --dry-run, --warm-start-from and --prior-from, or give "
+                "another --name"
+            )
+        resume_as(out / name, "sweep", config, as_json)
         return
     from encsearch.workflow.sweep.folder import Earlier
 

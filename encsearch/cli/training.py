@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from encsearch.workflow.train import Trained
 
 
-def _folder_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+def folder_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise click.BadParameter(f"{name!r} is not of letters, digits, '_', '.' and '-' alone, 100 at most")
     return name
@@ -35,7 +35,7 @@ out_option = click.option(
 )
 name_option = click.option(
     "--name",
-    callback=_folder_name,
+    callback=folder_name,
     help="Of the folder below --out; a job that has it goes on.  [default: the recipe's and the time]",
 )
 
@@ -97,7 +97,7 @@ def train(
 
     config = load_config(recipe, overrides)
     if name and has_begun(out / name):
-        resume_as(out / name, config, as_json)
+        resume_as(out / name, "training", config, as_json)
         return
     with progress("checking the recipe and its data") as shown:
         from encsearch.workflow.train import train as run  # torch, which takes seconds

@@ -23,7 +23,7 @@ from encsearch.submit.server import ConnectionLostError, JobServer
 from encsearch.tracking.uris import SQLITE, SUBMITTED, check_kind
 
 OVER = {"SUCCEEDED", "FAILED", "STOPPED"}
-TRACKING = "encsearch.tracking_uri"  # of a job's metadata
+TRACKING, NAME = "encsearch.tracking_uri", "encsearch.name"  # of a job's metadata
 RECONNECTS = 5
 RECONNECT_WAIT_S = 2
 STATUS_POLL_S = 0.5
@@ -67,20 +67,30 @@ def submit(
     working_dir: Path = Path(),
     environment: Mapping[str, str] | None = None,
     name: str | None = None,
-) -> str:
-    """Start `entrypoint` (as argv) on the cluster in a copy of `working_dir` and return the job's id.
+) -> tuple[str, bool]:
+    """Start `entrypoint` (as argv) on the cluster in a copy of `working_dir`: the job's id, and True.
 
-    `environment` is what `job_environment` returns. The id is `name`; if an ended job has it, `name-2` and so
-    on; if one that is not over has it, that one's id is returned, and nothing starts. Raises UserError for a
-    package that cannot be sent.
+    `environment` is what `job_environment` returns. The id is `name`, or where a job has it `name-2` and so
+    on. If a job of that name is not over, nothing starts: its id, and False. Raises UserError for a package
+    that cannot be sent, and where the job of that name runs another command.
     """
     files = package_files(working_dir)
     check_package(files, working_dir)
-    server = JobServer(address)
-    job_id, is_running = _free_id(server, name) if name else (None, False)
-    if is_running:
-        assert job_id
-        return job_id
+    server, job_id = JobServer(address), None
+    if name:
+        jobs = server.jobs()
+        own = [job for job in jobs if name in (job["submission_id"], (job.get("metadata") or {}).get(NAME))]
+        for job in own:
+            if job["status"] in OVER:
+                continue
+            if job["entrypoint"] != shlex.join(entrypoint):
+                raise UserError(
+                    f"{name} runs already, another command: {job['entrypoint']}; give another --name"
+                )
+            return job["submission_id"], False
+        taken = {job["submission_id"] for job in jobs}
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        job_id = next(free for free in names if free not in taken)
     runtime_env: dict[str, Any] = {"env_vars": {**(environment or {}), SUBMITTED: "1"}}
     if files:
         with tempfile.TemporaryDirectory() as folder:
@@ -89,19 +99,8 @@ def submit(
             )
     tracking = (environment or {}).get("MLFLOW_TRACKING_URI", "")
     metadata = {TRACKING: without_user(tracking)} if tracking.startswith("http") else {}
-    return server.submit(shlex.join(entrypoint), job_id, runtime_env, metadata)
-
-
-def _free_id(server: JobServer, name: str) -> tuple[str, bool]:
-    """The id for a job of that name, and whether a job that is not over has it."""
-    taken = {job["submission_id"]: job["status"] for job in server.jobs()}
-    for number in count(1):
-        job_id = name if number == 1 else f"{name}-{number}"
-        if job_id not in taken:
-            return job_id, False
-        if taken[job_id] not in OVER:
-            return job_id, True
-    raise AssertionError("unreachable")
+    metadata |= {NAME: name} if name else {}
+    return server.submit(shlex.join(entrypoint), job_id, runtime_env, metadata), True
 
 
 def follow(job_id: str, *, address: str | None = None) -> int:

@@ -17,20 +17,25 @@ MAX_PACKAGE_BYTES = 100 * 2**20
 TOP_EXCLUDES = ("data", "runs", "mlruns", "mlartifacts", "mlflow.db*", "demo-out", "build")
 EXCLUDES = (".git", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info", ".*_cache")
 # Secrets: whoever may use the cluster's job server can read a package.
-SECRETS = (".env*", "ray_token*", "*.token", "*.pem", "*.key")
+SECRETS = (
+    *(".env*", "ray_token*", "*.token", "*.pem", "*.key", "*_token", "id_rsa*", "id_ed25519*", ".netrc"),
+    *(".ssh", ".aws", ".kube", ".ray", ".docker", ".gnupg"),
+)
 
 
 def package_files(working_dir: Path) -> dict[str, int]:
     """Return the files that a job gets: path below `working_dir` -> bytes.
 
     In a git checkout these are the tracked files and the new ones that git does not ignore, those of its
-    submodules too, elsewhere all files; never TOP_EXCLUDES, EXCLUDES and SECRETS. Raises UserError if there
-    is no such folder, for a name that no package can hold, for a linked folder, and for a link to a file
-    that would not travel by itself.
+    submodules too, elsewhere all that are not hidden; never TOP_EXCLUDES, EXCLUDES and SECRETS. Raises
+    UserError if there is no such folder or it is a person's home, for a name that no package can hold, for a
+    linked folder, and for a link to a file that would not travel by itself.
     """
     if not working_dir.is_dir():
         raise UserError(f"{working_dir}: no such folder")
     listed = _git_files(working_dir)
+    if listed is None and working_dir.resolve() == Path.home().resolve():
+        raise UserError(f"{working_dir}: all of a home would travel; submit from a folder of its own")
     found = _all_files(working_dir) if listed is None else listed
     paths = [path for path in found if not is_excluded(path)]
     for path in paths:
@@ -114,8 +119,8 @@ def _all_files(folder: Path) -> list[str]:
     found = []
     for root, folders, names in os.walk(folder):
         below = Path(root).relative_to(folder)
-        folders[:] = [name for name in folders if not is_excluded((below / name).as_posix())]
-        found += [(below / name).as_posix() for name in names]
+        folders[:] = [n for n in folders if n[0] != "." and not is_excluded((below / n).as_posix())]
+        found += [(below / name).as_posix() for name in names if name[0] != "."]
         found += [(below / name).as_posix() for name in folders if (Path(root) / name).is_symlink()]
     return found
 

@@ -8,12 +8,15 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
 from websockets.sync.client import connect
@@ -24,6 +27,16 @@ from encsearch.text import format_duration
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 60
 DEFAULT_URL = "http://127.0.0.1:8265"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A job that is posted must not become a question elsewhere, nor its token go there."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class ConnectionLostError(TrainingError):
@@ -73,24 +86,25 @@ class JobServer:
         return [job for job in self._read("GET", "/api/jobs/") if job.get("submission_id")]
 
     def job(self, job_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._read("GET", f"/api/jobs/{job_id}", job_id=job_id)
+        found: dict[str, Any] = self._read("GET", f"/api/jobs/{_quote(job_id)}", job_id=job_id)
         return found
 
     def logs(self, job_id: str) -> str:
-        return str(self._read("GET", f"/api/jobs/{job_id}/logs", job_id=job_id)["logs"])
+        return str(self._read("GET", f"/api/jobs/{_quote(job_id)}/logs", job_id=job_id)["logs"])
 
     def stop(self, job_id: str) -> bool:
-        return bool(self._read("POST", f"/api/jobs/{job_id}/stop", job_id=job_id)["stopped"])
+        return bool(self._read("POST", f"/api/jobs/{_quote(job_id)}/stop", job_id=job_id)["stopped"])
 
     def tail(self, job_id: str) -> Iterator[str]:
         """Yield the job's output from its beginning, as it comes, until the job is over."""
-        address = f"ws{self.url.removeprefix('http')}/api/jobs/{job_id}/logs/tail"
+        address = f"ws{self.url.removeprefix('http')}/api/jobs/{_quote(job_id)}/logs/tail"
         try:
             # Ray 2.60 passes a wish for compression on to a process behind it, whose answer it cannot read.
             with connect(
                 address,
                 additional_headers=self._headers,
                 compression=None,
+                proxy=_find_proxy(self.url),
                 open_timeout=ANSWER_TIMEOUT_S,
                 ping_interval=None,
                 max_size=None,
@@ -127,13 +141,27 @@ class JobServer:
             self.url + path, body, {**self._headers, **(headers or {})}, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as reply:
+            with OPENER.open(request, timeout=ANSWER_TIMEOUT_S) as reply:
                 answer: bytes = reply.read()
         except urllib.error.HTTPError as error:
+            if elsewhere := error.headers.get("Location"):
+                raise PreflightError(
+                    f"what answers at {self.url} is at {elsewhere}; give that server as --address"
+                ) from None
             raise _refusal(error.code, error.read().decode(errors="replace"), job_id) from None
         except (OSError, http.client.HTTPException):
             raise _lost() from None
         return answer
+
+
+def _quote(job_id: str) -> str:
+    return quote(job_id, safe="")
+
+
+def _find_proxy(url: str) -> str | None:
+    """The proxy that urllib uses for the other requests."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def read_token(environ: Mapping[str, str], home: Path) -> str | None:
@@ -144,7 +172,7 @@ def read_token(environ: Mapping[str, str], home: Path) -> str | None:
     if environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if token := environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
+        return _checked_token(token, "RAY_AUTH_TOKEN")
     named = environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else home / ".ray" / "auth_token"
     try:
@@ -156,7 +184,13 @@ def read_token(environ: Mapping[str, str], home: Path) -> str | None:
             f"RAY_AUTH_MODE=token, but {path} holds no token; "
             "set RAY_AUTH_TOKEN_PATH to the cluster's token file"
         )
-    return token
+    return _checked_token(token, str(path))
+
+
+def _checked_token(token: str, place: str) -> str:
+    if re.fullmatch(r"[!-~]+", token):
+        return token
+    raise PreflightError(f"{place}: a token is one line of printable ASCII without spaces, which this is not")
 
 
 def _find_server(address: str | None) -> str:
@@ -188,8 +222,8 @@ def _ask_ray(address: str | None) -> str:
         from ray.dashboard.utils import get_address_for_submission_client
         from ray.exceptions import RayError
     except ModuleNotFoundError:
-        if address is None and _find_problem(DEFAULT_URL) is None:
-            return DEFAULT_URL
+        if address is None:
+            return _find_server(DEFAULT_URL)
         raise _unreachable(address, "only Ray's own client finds a job server by such an address") from None
 
     before = os.environ.get("RAY_API_SERVER_ADDRESS")

@@ -135,8 +135,8 @@ def _describe_time(checked: CheckedSearch, num_epochs: int) -> list[str]:
     )
     unit = "GPU" if checked.device.startswith("cuda") else "CPU"
     epochs = dict.fromkeys(format_duration(calibration.epoch_s) for calibration in checked.calibrations)
-    one = (checked.calibrations[0].epoch_s, checked.calibrations[-1].epoch_s)
-    training = " to ".join(dict.fromkeys(format_duration(num_epochs * epoch_s) for epoch_s in one))
+    one = sorted(num_epochs * calibration.epoch_s for calibration in checked.calibrations)
+    training = " to ".join(dict.fromkeys(map(format_duration, one)))
     return [
         f"one training of {format_count(num_epochs, 'epoch')}, as by `encsearch train`: {training}",
         f"expected: {low} to {high}, confirmation included (80 % interval, median {middle}); "

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.config import Config
+from encsearch.config import CONFIG_FILE, Config
 from encsearch.errors import NoticeError, StorageError, UserError
 from encsearch.files import write_whole
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
@@ -27,9 +27,11 @@ def new_folder(out: Path, recipe: str, name: str | None = None) -> Path:
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = out / (name or f"{recipe}-{stamp}-{secrets.token_hex(2)}")
+    # One of a given name may be left of a job that was killed before it began.
+    if name and {path.name for path in folder.glob("[!.]*")} - {CONFIG_FILE}:
+        raise UserError(f"{folder}: holds something else than a training or sweep; give another --name")
     try:
-        # One of a given name may be left of a job that was killed before it began.
-        folder.mkdir(parents=True, exist_ok=bool(name) and not any(folder.glob("*")))
+        folder.mkdir(parents=True, exist_ok=bool(name))
     except OSError as error:
         raise UserError(f"{out}: cannot make a run folder ({error.strerror}); choose another --out") from None
     return folder

@@ -149,7 +149,9 @@ def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: 
 
 def test_a_job_that_runs_is_not_started_twice(submitter: Shell, recipe: list[str]) -> None:
     job = ("submit", "--no-wait", "--id", "twice", "train", *recipe, NEVER_ENDING, "--in-process")
-    assert [submitter.run(*job).stdout for _ in range(2)] == ["twice\n", "twice\n"]
+    first, second = (submitter.run(*job) for _ in range(2))
+    assert (first.stdout, second.stdout) == ("twice\n", "twice\n")
+    assert (first.stderr, second.stderr) == ("submitted twice\n", "twice runs already\n")
     submitter.run("jobs", "stop", "twice")
     submitter.run("jobs", "wait", "twice", code=130)
 

@@ -110,6 +110,17 @@ def test_a_package_at_the_limit_is_sent() -> None:
     package.check_package({"a": package.MAX_PACKAGE_BYTES}, Path())
 
 
+def test_outside_git_no_hidden_file_travels_and_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "mine.yaml", ".ray/auth_token", ".ssh/id_rsa", ".netrc", "keys/id_rsa", "my_token")
+    assert sorted(package.package_files(tmp_path)) == ["mine.yaml"]
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="all of a home would travel"):
+        package.package_files(tmp_path)
+
+
 def test_submodules_travel(tmp_path: Path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     for folder in (whole, part):
@@ -208,6 +219,10 @@ def test_the_token_is_where_ray_looks_for_it(tmp_path: Path) -> None:
     assert server.read_token(elsewhere, Path("/nowhere")) == "token"
     assert server.read_token(mode | {"RAY_AUTH_TOKEN": "secret"}, Path("/nowhere")) == "secret"
     assert server.read_token({"RAY_AUTH_MODE": "disabled"}, Path("/nowhere")) is None
+    for token in ("first\nsecond", "euro \N{EURO SIGN}"):
+        with pytest.raises(PreflightError, match="RAY_AUTH_TOKEN: a token is one line") as refused:
+            server.read_token(mode | {"RAY_AUTH_TOKEN": token}, tmp_path)
+        assert "second" not in str(refused.value)
 
 
 def test_version_mismatch_in_the_output_becomes_a_hint() -> None:
@@ -273,6 +288,9 @@ ABSOLUTE = ("data.store=/shared/camvid", "--out", "/shared/runs")
         ("data import camvid CamVid /shared/camvid", "SOURCE CamVid is relative"),
         ("train mine.yaml data.store=/a --out /b", "RECIPE mine.yaml is relative"),
         ("nonsense", "Invalid value for"),
+        ("data", "data: its command is missing"),
+        ("data import", "data: its command is missing"),
+        ("--name a/b eval models:/a@b --store /a", "is not of letters, digits"),
     ],
 )
 def test_what_only_this_machine_has_is_refused_before_anything_travels(
@@ -298,6 +316,58 @@ def test_what_only_this_machine_has_is_refused_before_anything_travels(
     assert said.count("\n") == 1
 
 
+class Answering:
+    """A job server that has these jobs, and takes more."""
+
+    def __init__(self, *jobs: dict[str, object]) -> None:
+        self.taken: list[tuple[str, str | None, dict[str, str]]] = []
+        self._jobs = list(jobs)
+
+    def jobs(self) -> list[dict[str, object]]:
+        return self._jobs
+
+    def upload(self, package: Path) -> str:
+        return "gcs://a.zip"
+
+    def submit(self, entrypoint: str, job_id: str | None, env: object, metadata: dict[str, str]) -> str:
+        self.taken.append((entrypoint, job_id, metadata))
+        return str(job_id)
+
+
+def ended(job_id: str, status: str, name: str = "", entrypoint: str = "a b") -> dict[str, object]:
+    metadata = {client.NAME: name} if name else {}
+    return {"submission_id": job_id, "status": status, "entrypoint": entrypoint, "metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ([], ("first", True)),
+        ([ended("first", "FAILED")], ("first-2", True)),
+        ([ended("first", "FAILED"), ended("first-2", "RUNNING", "first")], ("first-2", False)),
+        ([ended("first", "STOPPED"), ended("first-2", "RUNNING", "first-2")], ("first-3", True)),
+        ([ended("first", "PENDING")], ("first", False)),
+    ],
+)
+def test_a_name_is_followed_where_it_runs_and_free_where_it_has_ended(
+    jobs: list[dict[str, object]],
+    expected: tuple[str, bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering = Answering(*jobs)
+    monkeypatch.setattr(client, "JobServer", lambda address: answering)
+
+    assert client.submit(["a", "b"], working_dir=tmp_path, name="first") == expected
+    assert len(answering.taken) == expected[1]
+
+
+def test_a_name_that_runs_another_command_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "JobServer", lambda address: Answering(ended("first", "RUNNING")))
+    with pytest.raises(UserError, match="first runs already, another command: a b; give another --name"):
+        client.submit(["a", "c"], working_dir=tmp_path, name="first")
+
+
 @pytest.mark.parametrize(
     ("line", "sent"),
     [
@@ -320,7 +390,7 @@ def test_what_the_cluster_can_find_is_sent(
     (tmp_path / "mine.yaml").write_text("extends: camvid\n")
     monkeypatch.chdir(tmp_path)
     taken: list[list[str]] = []
-    monkeypatch.setattr(client, "submit", lambda entrypoint, **_: taken.append(entrypoint) or "a")
+    monkeypatch.setattr(client, "submit", lambda entrypoint, **_: taken.append(entrypoint) or ("a", True))
 
     with pytest.raises(SystemExit) as ended:
         main(["submit", "--no-wait", *line.split()])
