@@ -1,8 +1,8 @@
 """What a training step costs on one GPU, what of it is the encoding, whether the loader feeds it, and CamVid.
 
     encsearch data import camvid PATH/TO/CamVid data/camvid
-    python -m benchmarks.gpu data/camvid              # about 9 minutes, from the repository's root
-    python -m benchmarks.gpu data/camvid --parts checks steps
+    python -m benchmarks.gpu data/camvid --parts checks steps loader compile camvid     # about 9 minutes
+    python -m benchmarks.gpu data/camvid --parts memory resume shares                   # as long
 
 The step is the product's (`train_step`), on random images that lie on the GPU, except in the part `loader`,
 which trains from the store. TFLOP/s count the products of convolutions and matrices, forwards and backwards,
@@ -40,14 +40,12 @@ from encsearch.config import Config, load_config, with_values
 from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import Inputs, feed
 from encsearch.data.store import Store
-from encsearch.errors import TrainingError
 from encsearch.model.encnet import EncNet
 from encsearch.model.encoding import Encoding, encode, encode_definition
 from encsearch.reports import REPORTS_FILE
 from encsearch.runner.rank import RankTraining
 from encsearch.train.checkpoint_files import MODEL_FILE, find_best
 from encsearch.train.experiment import build, new_state
-from encsearch.train.gpu_memory import telling_full_gpu
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import fit
 from encsearch.train.loss import loss_sums, weighted_loss
@@ -580,39 +578,27 @@ def memory(device: torch.device, arguments: argparse.Namespace) -> list[dict[str
 
 
 def shares(device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trainings of the small network side by side on the card, and beside them one that needs too much."""
+    """Trainings of the small network side by side on the card, each in its part of the memory."""
     rows = []
-    for number, greedy in ((1, False), (2, False), (4, False), (8, False), (2, True)):
+    for number in (1, 2, 4, 8):
         with ProcessPoolExecutor(number, mp_context=get_context("spawn")) as pool:
-            works = [
-                pool.submit(train_in_part, arguments, 1 / number, greedy and index == 0)
-                for index in range(number)
-            ]
-            done = [work.result() for work in works]
-        told = [result for result in done if isinstance(result, str)]
-        rates = [result for result in done if isinstance(result, float)]
-        rows.append({"at_once": number, "images_per_s": sum(rates), "ended": len(rates), "told": told})
+            works = [pool.submit(train_in_part, arguments, 1 / number) for _ in range(number)]
+            rates = [work.result() for work in works]
+        rows.append({"at_once": number, "images_per_s": sum(rates)})
         print("shares " + json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def train_in_part(arguments: argparse.Namespace, part: float, greedy: bool) -> float | str:
-    """Images/s of the second epoch, or why it failed; in a process of its own."""
+def train_in_part(arguments: argparse.Namespace, part: float) -> float:
+    """Images/s of the second of three epochs, in a process of its own."""
     values: dict[str, Any] = {
         "train.epochs": 3,
         "train.steps_per_epoch": 60,
         "scaling.gpus_per_worker": part,
         "data.processes": 2,
     }
-    if greedy:
-        values |= {"train.global_batch_size": 360, "augment.crop": 360, "model.output_stride": 8}
-    config = small_recipe(arguments, values)
-    try:
-        experiment = build(config, device="cuda:0")
-        with telling_full_gpu(torch.device("cuda:0")):
-            reports = list(fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan))
-    except TrainingError as error:
-        return str(error)
+    experiment = build(small_recipe(arguments, values), device="cuda:0")
+    reports = list(fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan))
     return float(reports[1].metrics["throughput/images_per_s"])
 
 

@@ -35,11 +35,12 @@ def demo(recipe: str, out: Path) -> None:
     from encsearch.workflow.promote import promote
     from encsearch.workflow.sweep.run import sweep
 
-    with progress("generating the data set scenes") as shown:
+    with progress("looking what is there") as shown:
         if not store.exists():
             shown.phase("generating the data set scenes")
             generate_scenes(store)
         done = sweep(config, out / "runs", shown)
+        shown.phase("scoring the winner, and the model that has the alias")
         try:
             promoted = promote(str(done.folder))
             shown.say(f"{promoted.uri} is version {promoted.version}: {'; '.join(promoted.reasons)}")

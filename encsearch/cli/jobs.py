@@ -1,10 +1,9 @@
 """`encsearch submit` and `encsearch jobs list|status|logs|wait|stop|links`."""
 
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.models import OVERRIDE
 from encsearch.cli.training import folder_name
 from encsearch.errors import UserError
 from encsearch.text import NOTHING, format_duration
+from encsearch.tracking.uris import RUN_ID
 
 if TYPE_CHECKING:
     from encsearch.submit.client import ClusterJob
@@ -27,8 +28,6 @@ NAMED = ("train", "sweep")  # whose folder has the job's name
 # Parameters of these commands that are paths, beside what a recipe names.
 PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
 RECIPE_PATHS = ("data.store", "model.weights")
-OVERRIDE = re.compile(r"\w+(\.\w+)+=")
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 MAX_COMMAND = 60  # characters of a job's command in a table
 
 
@@ -65,8 +64,8 @@ def submit(
     from encsearch.submit.client import submit as run
     from encsearch.submit.package import package_files
 
-    given = _parse(command, arguments)
-    _check_places(given, frozenset(package_files(Path.cwd())))
+    given, files = _parse(command, arguments), package_files(Path.cwd())
+    _check_places(given, files.keys())
     environment = job_environment(dict(_variable(item) for item in variables))
     if name and command in NAMED and not given.get("name"):
         arguments = ("--name", name, *arguments)
@@ -74,6 +73,7 @@ def submit(
         ["python", "-m", "encsearch", command, *arguments],
         address=address,
         working_dir=Path.cwd(),
+        files=files,
         environment=environment,
         name=name,
     )
@@ -206,7 +206,7 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _check_places(given: Mapping[str, Any], files: frozenset[str]) -> None:
+def _check_places(given: Mapping[str, Any], files: Collection[str]) -> None:
     """Raise UserError for a path that means nothing on the cluster: a relative one that does not travel."""
     for name, place in _places(given):
         travels = any(file == place or file.startswith(f"{place.rstrip('/')}/") for file in files)

@@ -18,7 +18,7 @@ from typing import Any
 
 from encsearch.errors import UserError, for_terminal
 from encsearch.redaction import without_user
-from encsearch.submit.package import check_package, pack, package_files
+from encsearch.submit.package import check_package, pack
 from encsearch.submit.server import ConnectionLostError, JobServer
 from encsearch.tracking.uris import SQLITE, SUBMITTED, check_kind
 
@@ -64,17 +64,18 @@ def submit(
     entrypoint: Sequence[str],
     *,
     address: str | None = None,
-    working_dir: Path = Path(),
+    working_dir: Path,
+    files: Mapping[str, int],
     environment: Mapping[str, str] | None = None,
     name: str | None = None,
 ) -> tuple[str, bool]:
-    """Start `entrypoint` (as argv) on the cluster in a copy of `working_dir`: the job's id, and True.
+    """Start `entrypoint` (as argv) on the cluster in a copy of `files` of `working_dir`: its id, and True.
 
-    `environment` is what `job_environment` returns. The id is `name`, or where a job has it `name-2` and so
-    on. If a job of that name is not over, nothing starts: its id, and False. Raises UserError for a package
-    that cannot be sent, and where the job of that name runs another command.
+    `files` are what `package_files` returns, `environment` what `job_environment` does. The id is `name`, or
+    where a job has it `name-2` and so on. If a job of that name is not over, nothing starts: its id, and
+    False. Raises UserError for a package that cannot be sent, and where the job of that name runs another
+    command.
     """
-    files = package_files(working_dir)
     check_package(files, working_dir)
     server, job_id = JobServer(address), None
     if name:

@@ -1,6 +1,7 @@
 """Tracking URIs as text: which one is used, and which ones are refused."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from encsearch.redaction import without_secrets
 SQLITE = "sqlite:///"
 SUBMITTED = "ENCSEARCH_SUBMITTED"  # set in a job of `encsearch submit`, whose working directory is deleted
 DATABASE = "mlflow.db"
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def resolve_uri(uri: str | None) -> str:

@@ -5,7 +5,6 @@ moves it back to the previous version, or to a named one.
 """
 
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -41,9 +40,8 @@ from encsearch.tracking.registry.versions import (
     find_version,
     model_versions,
 )
-from encsearch.tracking.uris import existing_store
+from encsearch.tracking.uris import RUN_ID, existing_store
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 OVERTAKEN_TAG = "encsearch.overtaken"
 
 

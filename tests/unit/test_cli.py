@@ -7,15 +7,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 import encsearch
+from encsearch.cli.browsing import _find, _fold
 from encsearch.cli.console import emit, say, table
 from encsearch.cli.examples import EXAMPLES
 from encsearch.cli.main import COMMANDS, cli, main
 from encsearch.config import Config, to_yaml
+from encsearch.errors import UserError
 from encsearch.tracking.outbox.forward import warn
 
 HEAVY = ("torch", "ray", "mlflow", "optuna", "pyarrow", "pydantic")
@@ -375,3 +378,21 @@ def test_a_long_name_is_one_line(
     code, out, err = run([*arguments, str(tmp_path / ("n" * length))], capsys)
     assert code in (1, 2, 3)
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_folder_of_many_files_is_one_row_of_a_run() -> None:
+    many = {f"images/{number}.webp": 1024 for number in range(6)}
+    few = {"config.yaml": 10, "pictures/a.png": 1, "pictures/b.png": 1}
+
+    assert [path for path, _ in _fold({**many, **few})] == [
+        *("config.yaml", "images/ (6 files)", "pictures/a.png", "pictures/b.png")
+    ]
+
+
+def test_runs_of_two_stores_are_not_taken_for_runs_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encsearch.workflow.browse.find_job", lambda folder: SimpleNamespace(run_id="1"))
+    monkeypatch.setattr("encsearch.workflow.browse.find_store", lambda job: "sqlite:////b/mlflow.db")
+    with pytest.raises(UserError, match=r"recorded in sqlite:////b/mlflow.db, the first one in sqlite:////a"):
+        _find(SimpleNamespace(uri="sqlite:////a/mlflow.db"), str(tmp_path))  # type: ignore[arg-type]

@@ -358,14 +358,14 @@ def test_a_name_is_followed_where_it_runs_and_free_where_it_has_ended(
     answering = Answering(*jobs)
     monkeypatch.setattr(client, "JobServer", lambda address: answering)
 
-    assert client.submit(["a", "b"], working_dir=tmp_path, name="first") == expected
+    assert client.submit(["a", "b"], working_dir=tmp_path, files={}, name="first") == expected
     assert len(answering.taken) == expected[1]
 
 
 def test_a_name_that_runs_another_command_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "JobServer", lambda address: Answering(ended("first", "RUNNING")))
     with pytest.raises(UserError, match="first runs already, another command: a b; give another --name"):
-        client.submit(["a", "c"], working_dir=tmp_path, name="first")
+        client.submit(["a", "c"], working_dir=tmp_path, files={}, name="first")
 
 
 @pytest.mark.parametrize(
