@@ -2,7 +2,7 @@
 
     encsearch data import camvid PATH/TO/CamVid data/camvid
     python -m benchmarks.gpu data/camvid --parts checks steps loader compile camvid     # about 9 minutes
-    python -m benchmarks.gpu data/camvid --parts memory resume shares                   # as long
+    python -m benchmarks.gpu data/camvid --parts memory resume shares
 
 The step is the product's (`train_step`), on random images that lie on the GPU, except in the part `loader`,
 which trains from the store. TFLOP/s count the products of convolutions and matrices, forwards and backwards,

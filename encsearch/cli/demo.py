@@ -35,7 +35,7 @@ def demo(recipe: str, out: Path) -> None:
     from encsearch.workflow.promote import promote
     from encsearch.workflow.sweep.run import sweep
 
-    with progress("looking what is there") as shown:
+    with progress("looking at what is there") as shown:
         if not store.exists():
             shown.phase("generating the data set scenes")
             generate_scenes(store)
