@@ -168,7 +168,7 @@ def _age(job: "ClusterJob") -> str:
 
 
 def _command(job: "ClusterJob") -> str:
-    text = job.entrypoint.removeprefix("python -m ")
+    text = job.entrypoint.removeprefix("exec python -m ")
     return text if len(text) <= MAX_COMMAND else f"{text[: MAX_COMMAND - 3]}..."
 
 

@@ -77,6 +77,8 @@ def submit(
     command.
     """
     check_package(files, working_dir)
+    # Without `exec` a stop in the moment before the shell starts its child ends the shell alone (Ray 2.60).
+    command = f"exec {shlex.join(entrypoint)}"
     server, job_id = JobServer(address), None
     if name:
         jobs = server.jobs()
@@ -84,7 +86,7 @@ def submit(
         for job in own:
             if job["status"] in OVER:
                 continue
-            if job["entrypoint"] != shlex.join(entrypoint):
+            if job["entrypoint"] != command:
                 raise UserError(
                     f"{name} runs already, another command: {job['entrypoint']}; give another --name"
                 )
@@ -101,7 +103,7 @@ def submit(
     tracking = (environment or {}).get("MLFLOW_TRACKING_URI", "")
     metadata = {TRACKING: without_user(tracking)} if tracking.startswith("http") else {}
     metadata |= {NAME: name} if name else {}
-    return server.submit(shlex.join(entrypoint), job_id, runtime_env, metadata), True
+    return server.submit(command, job_id, runtime_env, metadata), True
 
 
 def follow(job_id: str, *, address: str | None = None) -> int:

@@ -71,7 +71,7 @@ def test_a_submitted_training_is_followed_recorded_and_listed(
     assert run.info.status == "FINISHED"
     job = json.loads(submitter.run("jobs", "status", "training", "--json").stdout)
     assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
-    assert job["entrypoint"].startswith("python -m encsearch train --name training ")
+    assert job["entrypoint"].startswith("exec python -m encsearch train --name training ")
     assert (shell.folder / "runs" / "training" / "run.json").is_file()
     assert "training" in [job["id"] for job in json.loads(submitter.run("jobs", "list", "--json").stdout)]
     assert submitter.run("jobs", "logs", "training").stdout == done.stdout

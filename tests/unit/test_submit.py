@@ -334,7 +334,7 @@ class Answering:
         return str(job_id)
 
 
-def ended(job_id: str, status: str, name: str = "", entrypoint: str = "a b") -> dict[str, object]:
+def ended(job_id: str, status: str, name: str = "", entrypoint: str = "exec a b") -> dict[str, object]:
     metadata = {client.NAME: name} if name else {}
     return {"submission_id": job_id, "status": status, "entrypoint": entrypoint, "metadata": metadata}
 
@@ -359,12 +359,13 @@ def test_a_name_is_followed_where_it_runs_and_free_where_it_has_ended(
     monkeypatch.setattr(client, "JobServer", lambda address: answering)
 
     assert client.submit(["a", "b"], working_dir=tmp_path, files={}, name="first") == expected
-    assert len(answering.taken) == expected[1]
+    # By `exec`, since Ray stops a job by a signal to its shell and to the children that the shell then has.
+    assert [command for command, *_ in answering.taken] == ["exec a b"] * expected[1]
 
 
 def test_a_name_that_runs_another_command_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "JobServer", lambda address: Answering(ended("first", "RUNNING")))
-    with pytest.raises(UserError, match="first runs already, another command: a b; give another --name"):
+    with pytest.raises(UserError, match="first runs already, another command: exec a b; give another --name"):
         client.submit(["a", "c"], working_dir=tmp_path, files={}, name="first")
 
 
