@@ -1,7 +1,7 @@
-"""Check that the other nodes of a cluster see the files that a training needs."""
+"""Ask the nodes of a cluster, and check that the other ones see the files that a training needs."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,38 @@ def check_nodes(store: Store, out: Path) -> None:
         probe.unlink()
 
 
+def living_nodes() -> list[Mapping[str, Any]]:
+    """The nodes of the cluster that take tasks, as `ray.nodes` describes them, by their addresses."""
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=node_name)
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """Only the address distinguishes several nodes on one host."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
+
+
+def ask(node: Mapping[str, Any], function: Callable[..., Any], *question: Any) -> ray.ObjectRef:
+    """Start `function` in a process of the node, which books nothing there."""
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*question)
+
+
+def read_answer(node: Mapping[str, Any], answer: ray.ObjectRef, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """Wait for what `ask` has started. Raises PreflightError, naming the node, if nothing comes."""
+    try:
+        return ray.get(answer, timeout=timeout_s)
+    except ray.exceptions.RayError as error:
+        raise PreflightError(
+            f"node {node_name(node)} cannot be asked ({last_line(error)}); "
+            "install the driver's encsearch on it, or remove it"
+        ) from None
+
+
 def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
-    look = ray.remote(_check_this_node)
-    answers = [
-        look.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(*question)
-        for node in nodes
-    ]
+    answers = [ask(node, _check_this_node, *question) for node in nodes]
     for node, answer in zip(nodes, answers, strict=True):
-        # Only the address distinguishes several nodes on one host.
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
-        try:
-            problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.RayError as error:
-            reason = last_line(error)
-            raise PreflightError(
-                f"node {name} cannot be asked ({reason}); install the driver's encsearch on it, or remove it"
-            ) from None
-        if problem:
-            raise PreflightError(f"node {name} {problem}; put it on storage that every node sees")
+        if problem := read_answer(node, answer):
+            raise PreflightError(f"node {node_name(node)} {problem}; put it on storage that every node sees")
 
 
 def _check_this_node(store: str, fingerprint: str, probe: str) -> str | None:
