@@ -1,4 +1,4 @@
-"""The clusters of `ray up` hold to the schemas of Ray and of their cloud, to each other, and to the repository.
+"""The clusters of `ray up` hold to the schemas of Ray and of their cloud, and to the rest of the repository.
 
 Neither Ray nor a cloud is asked: the schemas lie in the installed packages.
 """
