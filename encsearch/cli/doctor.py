@@ -1,5 +1,6 @@
 """`encsearch doctor`."""
 
+import json
 import os
 import sys
 from dataclasses import asdict
@@ -30,7 +31,7 @@ def doctor(address: str | None, out: Path | None, as_json: bool) -> None:
     Versions, devices, memory, limits, clocks, storage and the network between nodes, Ray's authentication and
     MLflow. What is not right ends with the way out.
     """
-    if (address or "").startswith(("http://", "https://")):
+    if address and address.startswith(("http://", "https://")):
         sys.exit(_send(address, out, as_json))
     from encsearch.cli.progress import progress
 
@@ -49,13 +50,21 @@ def doctor(address: str | None, out: Path | None, as_json: bool) -> None:
         sys.exit(REFUSED)
 
 
-def _send(address: str | None, out: Path | None, as_json: bool) -> int:
+def _send(address: str, out: Path | None, as_json: bool) -> int:
     """Run this command as a job of the cluster, with its encsearch; return its exit code."""
-    from encsearch.submit.client import follow, job_environment, submit
+    from encsearch.submit.client import follow, job_environment, logs, submit, wait
 
     arguments = [*(["--out", str(out)] if out else []), *(["--json"] if as_json else [])]
     command = ["python", "-m", "encsearch", "doctor", *arguments]
     job_id, _ = submit(
         command, address=address, working_dir=Path.cwd(), files={}, environment=job_environment({})
     )
-    return follow(job_id, address=address)
+    if not as_json:
+        return follow(job_id, address=address)
+    code, said = wait(job_id, address=address), logs(job_id, address=address)
+    begin = said.find("[\n  {")  # before it are Ray's lines and the phases, after it how many failed
+    if begin < 0:
+        say(said.strip().rpartition("\n")[2])
+    else:
+        emit(json.JSONDecoder().raw_decode(said, begin)[0], True, "")
+    return code

@@ -17,9 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from encsearch.errors import PreflightError, last_line
+from encsearch.errors import last_line
 from encsearch.runner.nodes import ask, living_nodes, node_name, read_answer
 
 PACKAGES = ("encsearch", "ray", "torch")
@@ -174,9 +172,8 @@ def _try_storage(
     digest = hashlib.sha256(content).hexdigest()
     probes = [out / f".probe-{secrets.token_hex(4)}" for _ in nodes]
     try:
-        shared = ray.put(content)
         writings = [
-            read_answer(n, ask(n, _write, probe, shared)) for n, probe in zip(nodes, probes, strict=True)
+            read_answer(n, ask(n, _write, probe, content)) for n, probe in zip(nodes, probes, strict=True)
         ]
         readings = [
             read_answer(node, ask(node, _read, probe, digest))
@@ -221,14 +218,15 @@ def _read(probe: Path, digest: str) -> tuple[float | None, str | None]:
 
 def _measure_link(nodes: Sequence[Mapping[str, Any]], backend: str) -> Link:
     """Both nodes form a process group of two, as the workers of a training do."""
+    import ray
+
     names = (node_name(nodes[0]), node_name(nodes[1]))
-    answers: list[ray.ObjectRef] = []
+    port = read_answer(nodes[0], ask(nodes[0], _free_port))
+    place = f"tcp://{nodes[0]['NodeManagerAddress']}:{port}"
+    answers = [ask(node, _all_reduce, rank, place, backend) for rank, node in enumerate(nodes)]
     try:
-        port = read_answer(nodes[0], ask(nodes[0], _free_port))
-        place = f"tcp://{nodes[0]['NodeManagerAddress']}:{port}"
-        answers = [ask(node, _all_reduce, rank, place, backend) for rank, node in enumerate(nodes)]
         bytes_per_s, latency_s = ray.get(answers, timeout=3 * LINK_TIMEOUT_S)[0]
-    except (ray.exceptions.RayError, PreflightError) as error:
+    except ray.exceptions.RayError as error:
         for answer in answers:
             ray.cancel(answer, force=True)
         return Link(names, backend, problem=last_line(error))

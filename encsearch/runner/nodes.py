@@ -3,13 +3,13 @@
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import TYPE_CHECKING, Any
 
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError, last_line
+
+if TYPE_CHECKING:
+    import ray
 
 ANSWER_TIMEOUT_S = 60
 
@@ -19,8 +19,10 @@ def check_nodes(store: Store, out: Path) -> None:
 
     On the driver's own node there is nothing to check.
     """
+    import ray
+
     here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    others = [node for node in living_nodes() if node["NodeID"] != here]
     if not others:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -34,6 +36,8 @@ def check_nodes(store: Store, out: Path) -> None:
 
 def living_nodes() -> list[Mapping[str, Any]]:
     """The nodes of the cluster that take tasks, as `ray.nodes` describes them, by their addresses."""
+    import ray
+
     return sorted((node for node in ray.nodes() if node["Alive"]), key=node_name)
 
 
@@ -42,16 +46,21 @@ def node_name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
 
 
-def ask(node: Mapping[str, Any], function: Callable[..., Any], *question: Any) -> ray.ObjectRef:
+def ask(node: Mapping[str, Any], function: Callable[..., Any], *question: Any) -> "ray.ObjectRef":
     """Start `function` in a process of the node, which books nothing there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*question)
 
 
-def read_answer(node: Mapping[str, Any], answer: ray.ObjectRef, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+def read_answer(node: Mapping[str, Any], answer: "ray.ObjectRef") -> Any:
     """Wait for what `ask` has started. Raises PreflightError, naming the node, if nothing comes."""
+    import ray
+
     try:
-        return ray.get(answer, timeout=timeout_s)
+        return ray.get(answer, timeout=ANSWER_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         raise PreflightError(
             f"node {node_name(node)} cannot be asked ({last_line(error)}); "

@@ -13,7 +13,7 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.runner.doctor import PROBE_BYTES, Link, Node, choose_pairs, examine_nodes, measure_links
 from encsearch.runner.ray_session import ray_session
-from encsearch.text import format_bytes, format_count, format_duration
+from encsearch.text import format_bytes, format_count, format_duration, format_number
 from encsearch.tracking.mlflow import connect, translate_failures
 from encsearch.tracking.uris import existing_store
 from encsearch.workflow.job import Progress
@@ -200,5 +200,5 @@ def _judge_link(link: Link) -> Finding:
             "open the ports between them, or name the interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
         )
         return Finding("network", where, "failed", f"{link.backend}: {link.problem}; {way_out}")
-    speed = f"{format_bytes(link.bytes_per_s)}/s, {format_duration(link.latency_s)} for one number"
+    speed = f"{format_bytes(link.bytes_per_s)}/s, {format_number(1000 * link.latency_s)} ms for one number"
     return Finding("network", where, "ok", f"{link.backend} all-reduce {speed}")
