@@ -3,19 +3,21 @@
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.shell import clean_environment
+from tests.e2e.shell import COMMAND_TIMEOUT_S, clean_environment
 
 BRIDGE = "encs"
 SUBNET = "10.213.77"
 LOGIN = f"{SUBNET}.254"
 """This machine's own address on the network of the hosts."""
+POLL_S = 0.5
 NEEDED = ("ip", "unshare", "nsenter", "mount")
 
 # The first process of a host, a shell, which also reaps orphans. "$1" is a file of names, "$2" the host's.
@@ -86,6 +88,13 @@ def running_hosts(*names: str) -> Iterator[list[Host]]:
         _ip("addr", "add", f"{LOGIN}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         yield [stack.enter_context(_running_host(*item, named)) for item in addresses.items()]
+
+
+def wait_until(true: Callable[[], bool], describe: Callable[[], str]) -> None:
+    deadline = time.monotonic() + COMMAND_TIMEOUT_S
+    while not true():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -3,20 +3,17 @@
 import secrets
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.hosts import Host, running_hosts
-from tests.e2e.shell import COMMAND_TIMEOUT_S
+from tests.e2e.hosts import Host, running_hosts, wait_until
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("node1", "node2")
-POLL_S = 0.5
 
 # A job of `urgent` takes the nodes of one of `usual`, which has a minute's notice.
 CONFIGURATION = """
@@ -113,13 +110,6 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         idle = ("sinfo", "--noheader", "--format=%T", "--partition=usual")
         wait_until(lambda: slurm.run(*idle) == "idle", lambda: read_logs(own))
         yield slurm
-
-
-def wait_until(true: Callable[[], bool], describe: Callable[[], str]) -> None:
-    deadline = time.monotonic() + COMMAND_TIMEOUT_S
-    while not true():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(POLL_S)
 
 
 def read_logs(folder: Path) -> str:

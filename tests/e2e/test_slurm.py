@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from encsearch.reports import distinct_reports
+from tests.e2e.hosts import wait_until
 from tests.e2e.shell import Shell
-from tests.e2e.slurm import Slurm, read_logs, running_slurm, wait_until
+from tests.e2e.slurm import Slurm, read_logs, running_slurm
 
-pytestmark = pytest.mark.own_ray
+pytestmark = pytest.mark.hosts
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "encsearch.sbatch"
 EPOCHS = 4
