@@ -161,7 +161,7 @@ def test_exit_codes_of_jobs_reach_the_person(place: Place) -> None:
     wait_until((place.shared / "runs" / "long" / "checkpoints" / "reports.jsonl").exists, lambda: "")
     client.run("jobs", "stop", "long")
     assert long.wait() not in (0, 1)
-    again = client.run("submit", "--name", "long", *recipe, "train.epochs=1000", "--no-wait")
+    again = client.run("submit", "--no-wait", "--name", "long", *recipe, "train.epochs=1000")
     assert "long-2" in again
     wait_until(lambda: "goes on" in client.run("jobs", "logs", "long-2"), lambda: "")
     client.run("jobs", "stop", "long-2")
