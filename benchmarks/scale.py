@@ -5,7 +5,7 @@
     python -m benchmarks.scale --draw                  # docs/scaling.png from the JSON alone
 
 A trial is a cheap learning curve with noise, one in FAILS_ONE_IN fails; nothing is trained, and Ray does not
-run. Everything else is the code of a sweep with MLflow's SQLite store. Five stages, each a process of its own:
+run. All else is the code of a sweep with MLflow's SQLite store. Five stages, each a process of its own:
 
 search   `Ledger` asks, hears, pauses, promotes, ends; `SweepRecords` records; a `Keeper` decides once a
          second and forecasts each 15 s, by a clock that goes on EVENT_S with each report. Checkpoints are
@@ -309,7 +309,7 @@ def _train(assignment: Any) -> Iterator[dict[str, Any]]:
 
 def _send(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
     from encsearch.tracking.mlflow import connect
-    from encsearch.tracking.outbox.forward import read_sent, send_chunk, sending_alone
+    from encsearch.tracking.outbox.forward import Outbox, sending_alone
     from encsearch.tracking.outbox.mlflow_store import MlflowStore
 
     database = folder.with_name(f"{folder.name}.db")
@@ -317,26 +317,40 @@ def _send(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
     (folder / "record" / "sent.json").unlink(missing_ok=True)
     store = MlflowStore(connect())
     empty_bytes = database.stat().st_size
-    start_s = time.process_time()
-    marks = [(0, 0.0)]
-    sent_bytes = written = 0
+    marks, noted, meter = [(0, 0.0)], Noted(folder / "record"), Meter()
+    outbox = Outbox(folder, store)
     while marks[-1][1] < limit_s:
-        with sending_alone(folder):
-            if not send_chunk(folder, store):
-                break
-        marks.append((len(read_sent(folder).runs) - 1, time.process_time() - start_s))
-        sent_bytes = (folder / "record" / "sent.json").stat().st_size
-        written += sent_bytes
-    runs, end_s = marks[-1]
-    first, since_s = next(mark for mark in reversed(marks) if mark[0] <= runs - min(TAIL, runs // 2))
+        with sending_alone(folder), meter.part("send"):
+            count = outbox.send_chunk()
+        if not count:
+            break
+        marks.append((marks[-1][0] + count, meter.total()))
+        noted.look()
+    events = (folder / "record" / "events.jsonl").read_bytes().count(b"\n")
+    reached, end_s = marks[-1]
+    first, since_s = next(mark for mark in reversed(marks) if mark[0] <= reached - events * TAIL / trials / 2)
     return {
-        "trials": runs,
+        "trials": round(trials * reached / events),
         "cpu_s": round(end_s, 2),
-        "last_ms": round(1000 * (end_s - since_s) / (runs - first), 2),
+        "last_ms": round(1000 * (end_s - since_s) / (trials * (reached - first) / events), 2),
         "store_bytes": database.stat().st_size - empty_bytes,
-        "sent_json_bytes": sent_bytes,
-        "sent_json_written_bytes": written,
+        "noted_bytes": noted.written,
     }
+
+
+class Noted:
+    """How many bytes the sender writes to note how far it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._whole, self._lines = folder / "sent.json", folder / "sent-changes.jsonl"
+        self._inode = self._size = self.written = 0
+
+    def look(self) -> None:
+        """Look after a chunk."""
+        whole, size = self._whole.stat(), self._lines.stat().st_size if self._lines.exists() else 0
+        self.written += whole.st_size if whole.st_ino != self._inode else 0
+        self.written += max(0, size - self._size)
+        self._inode, self._size = whole.st_ino, size
 
 
 def _resume(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:

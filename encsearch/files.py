@@ -134,7 +134,7 @@ def to_object(kind: type[T], values: object, place: object) -> T:
     ):
         raise _damaged(place, f"{min(unknown)} is not known; or written by another version of encsearch")
     try:
-        made: T = _adapter(kind).validate_python(values)
+        made: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))

@@ -22,12 +22,12 @@ from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logge
 from encsearch.tracking.outbox.forward import (
     METRICS_A_REQUEST,
     REFUSED_FILE,
+    Outbox,
     UnavailableError,
     begin_sending,
     is_settled,
     read_sent,
     refused_parts,
-    send_chunk,
     sending_alone,
     unsent_events,
 )
@@ -133,7 +133,7 @@ def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(job: Path) -> No
 
 def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> None:
     store = MemoryStore()
-    send_chunk(job, store)
+    Outbox(job, store).send_chunk()
     before = read_sent(job)
 
     def fail() -> None:
@@ -141,7 +141,7 @@ def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> No
 
     store.disturb = fail
     with pytest.raises(UnavailableError):
-        send_chunk(job, store)
+        Outbox(job, store).send_chunk()
     assert read_sent(job) == before
     assert before.open_runs == ("sweep", "trial0", "trial1")
 
@@ -219,7 +219,7 @@ def test_what_is_refused_is_kept_and_takes_nothing_with_it(
 def test_a_run_that_was_deleted_takes_no_more_calls_and_the_others_go_on(job: Path) -> None:
     store = MemoryStore()
     while len(read_sent(job).runs) < 3:
-        send_chunk(job, store)
+        Outbox(job, store).send_chunk()
     store.deleted = {read_sent(job).runs["trial1"]}
     send_all(job, store)
     assert store.calls_of_deleted == 1
@@ -231,7 +231,7 @@ def test_a_run_that_was_deleted_takes_no_more_calls_and_the_others_go_on(job: Pa
 
 def test_the_children_of_a_run_that_was_deleted_are_kept(job: Path) -> None:
     store = MemoryStore()
-    send_chunk(job, store)
+    Outbox(job, store).send_chunk()
     sweep_id = read_sent(job).runs["sweep"]
     forget_what_was_sent(job)
     store.runs.clear()
