@@ -1,6 +1,5 @@
 """Which trials are stopped: decisions on curves alone."""
 
-import math
 import random
 from collections.abc import Mapping
 
@@ -137,11 +136,24 @@ def test_rungs_that_are_kept_in_step_say_what_the_curves_say() -> None:
         else:
             number = rng.choice([len(curves), *(n for n in curves if n not in paused and len(curves[n]) < 9)])
             curve = curves.setdefault(number, {})
-            curve[len(curve) + 1] = rng.choice([0.1, 0.2, 0.5, rng.random(), math.nan])
+            curve[len(curve) + 1] = rng.choice([0.1, 0.2, 0.5, rng.random()])
             kept.report(number, len(curve), curve[len(curve)])
             if len(curve) in (1, 3, 9) and rng.random() < 0.7:
                 paused.add(number)
                 kept.pause(number, curve)
         for keep_one in (False, True):
-            found = find_promotable(pausing, 27, curves, paused, keep_one=keep_one)
-            assert kept.find_promotable(keep_one=keep_one) == found
+            assert kept.find_promotable(keep_one=keep_one) == by_definition(curves, paused, keep_one)
+            assert find_promotable(pausing, 27, curves, paused, keep_one=keep_one) == by_definition(
+                curves, paused, keep_one
+            )
+
+
+def by_definition(curves: Mapping[int, Curve], paused: set[int], keep_one: bool) -> int | None:
+    """Li et al., MLSys 2020, algorithm 2, written out for the rungs 9, 3 and 1."""
+    for rung in (9, 3, 1):
+        waiting = {number for number in paused if max(curves[number]) == rung}
+        reached = sorted((-curve[rung], number) for number, curve in curves.items() if rung in curve)
+        for _, number in reached[: max(int(keep_one and bool(waiting)), len(reached) // 3)]:
+            if number in waiting:
+                return number
+    return None

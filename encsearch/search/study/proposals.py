@@ -155,12 +155,15 @@ def count_points(space: Mapping[str, Dimension]) -> float:
 
 def is_exhausted(search: SearchConfig, taken: Collection[Values]) -> bool:
     """Whether no configuration is left; never known of a space that is too large to be listed."""
-    is_grid = search.sampler == "grid"
-    if search.repeats == "seeds" or not (is_grid or _is_listable(search.space)):
+    if not can_be_exhausted(search):
         return False
     known = {_key(values) for values in taken}
-    points = grid_points(search) if is_grid else list_points(search.space)
+    points = grid_points(search) if search.sampler == "grid" else list_points(search.space)
     return all(_key(point) in known for point in points)
+
+
+def can_be_exhausted(search: SearchConfig) -> bool:
+    return search.repeats != "seeds" and (search.sampler == "grid" or _is_listable(search.space))
 
 
 def _ask_sampler(

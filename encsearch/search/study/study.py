@@ -27,7 +27,13 @@ from encsearch.config import Config, SearchConfig, find_active, flatten
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
 from encsearch.search.stopping import Rungs, Verdict, checked_epochs, find_promotable, judge
-from encsearch.search.study.proposals import Prior, is_exhausted, propose, share_of_prior
+from encsearch.search.study.proposals import (
+    Prior,
+    can_be_exhausted,
+    is_exhausted,
+    propose,
+    share_of_prior,
+)
 from encsearch.search.study.samplers import distribution, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
 from encsearch.search.trials import PARAMETERS, Trial, TrialState
@@ -229,7 +235,9 @@ class Study:
 
     def is_exhausted(self) -> bool:
         """Whether every configuration of the space has been proposed."""
-        return not self._waiting() and is_exhausted(self.search, self._taken())
+        if not can_be_exhausted(self.search) or self._waiting():
+            return False
+        return is_exhausted(self.search, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
