@@ -14,6 +14,8 @@ send     the record goes to MLflow, chunk by chunk
 resume   study, record, ledger and records are opened again as `encsearch resume` does
 report   `encsearch report`: sweep.json is read, the page and its figures are written
 list     `encsearch runs list` three times: the jobs, the sweep's trials, trials sorted by a param
+units    of a made-up study in memory with so many trials: an ask (median of 21), a decision of the budget
+         (median of 5); the choice of finalists, a forecast and a report, once each
 
 CPU seconds of the process, without its imports; `last` is a trial's share in the last TAIL of them; memory is
 the peak of the process (VmHWM). A stage that takes longer than --limit-s CPU seconds is cut off, and says how
@@ -25,6 +27,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
 from collections import Counter
@@ -42,6 +45,7 @@ from encsearch.config import Config, require_search, with_values
 OUT, FIGURE = Path("benchmarks/results/scale.json"), Path("docs/scaling.png")
 SIZES = (100, 1000, 10000)
 LABELS = ("before", "after")
+UNITS = ("ask_ms", "decision_ms", "forecast_ms", "finalists_ms", "report_ms")
 LIMIT_S = 900.0
 ROOM, EVENT_S, FAILS_ONE_IN, TAIL = 16, 1.0, 50, 100
 RECIPE: dict[str, Any] = {
@@ -377,17 +381,31 @@ def _resume(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
 
 
 def _report(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
-    from encsearch.config import to_yaml
-    from encsearch.report.summary import FinalistSummary, SweepSummary, to_json
     from encsearch.search.budget.keeper import Keeper
-    from encsearch.search.confirm.finalists import pick_finalists
-    from encsearch.search.trials import flag_trials
     from encsearch.workflow.sweep.folder import open_study, reopen
     from encsearch.workflow.sweep.story import SWEEP_FILE, rewrite_report
 
     config, place = reopen(folder)
     study = open_study(config, folder, place)
     keeper = Keeper(config, study, folder, ROOM)
+    (folder / SWEEP_FILE).write_text(_story(config, study, keeper))
+    start_s = time.process_time()
+    page = rewrite_report(folder)
+    return {
+        "trials": len(study.trials()),
+        "cpu_s": round(time.process_time() - start_s, 2),
+        "page_bytes": page.stat().st_size,
+        "sweep_json_bytes": (folder / SWEEP_FILE).stat().st_size,
+    }
+
+
+def _story(config: Config, study: Any, keeper: Any) -> str:
+    """`sweep.json`, with a winner whose trainings nobody ran."""
+    from encsearch.config import to_yaml
+    from encsearch.report.summary import FinalistSummary, SweepSummary, to_json
+    from encsearch.search.confirm.finalists import pick_finalists
+    from encsearch.search.trials import flag_trials
+
     found = study.trials()
     winner = pick_finalists(found, 1)[0]
     finalist = FinalistSummary(winner.number, 0, 1, winner.value or 0.0, 9, 540.0, parameters=1_000_000)
@@ -404,15 +422,7 @@ def _report(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
         flags=flag_trials(found),
         forecasts=keeper.points(),
     )
-    (folder / SWEEP_FILE).write_text(to_json(story))
-    start_s = time.process_time()
-    page = rewrite_report(folder)
-    return {
-        "trials": len(found),
-        "cpu_s": round(time.process_time() - start_s, 2),
-        "page_bytes": page.stat().st_size,
-        "sweep_json_bytes": (folder / SWEEP_FILE).stat().st_size,
-    }
+    return to_json(story)
 
 
 def _list(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
@@ -436,30 +446,114 @@ def _list(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
     return {"trials": stored, "cpu_s": round(meter.total(), 2), "parts_s": parts}
 
 
+# One call each, where the whole way there would take too long.
+
+
+def _units(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
+    from encsearch.search.budget.keeper import Keeper
+    from encsearch.search.confirm.finalists import pick_finalists
+    from encsearch.workflow.sweep.story import SWEEP_FILE, rewrite_report
+
+    folder = folder.with_name(f"units-{trials}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    study, config = _make_up(trials)
+    found: dict[str, Any] = {"trials": trials}
+
+    def measure(name: str, call: Callable[[], object], times: int) -> None:
+        seconds = []
+        for _ in range(times):
+            since_s = time.process_time()
+            call()
+            seconds.append(time.process_time() - since_s)
+        found[name] = round(1000 * statistics.median(seconds), 2)
+
+    measure("ask_ms", study.ask, 21)
+    clock = Clock()
+    keeper = Keeper(config, study, folder, ROOM, clock=clock)
+    keeper._next_progress_s = float("inf")
+
+    def decide() -> None:
+        clock.now_s += 2
+        keeper._decide()
+
+    measure("decision_ms", decide, 5)
+    measure("finalists_ms", lambda: pick_finalists(study.trials(), 1), 1)
+    (folder / SWEEP_FILE).write_text(_story(config, study, keeper))
+    measure("report_ms", lambda: rewrite_report(folder), 1)
+    found["page_bytes"] = (folder / "artifacts" / "report.html").stat().st_size
+    measure("forecast_ms", lambda: keeper._expected_end(0), 1)
+    return found | {"cpu_s": round(time.process_time(), 2)}
+
+
+def _make_up(trials: int) -> tuple[Any, Config]:
+    """A study in memory of trials at all their fates, as ASHA leaves them, with 100 more to come."""
+    from optuna.trial import TrialState, create_trial
+
+    from encsearch.search.study.proposals import NO_PRIOR, _draw_from_prior, recipe_prior
+    from encsearch.search.study.samplers import distribution
+    from encsearch.search.study.study import Study
+
+    config = with_values(Config.model_validate(RECIPE | {"data": {"store": "none"}}), {})
+    config = with_values(config, {"search.budget.trials": trials + 100})
+    search = require_search(config)
+    study = Study("memory", "units", search, config.train.epochs)
+    study.believe(recipe_prior(config, search))
+    rng = np.random.default_rng(0)
+    distributions = {path: distribution(dimension) for path, dimension in search.space.items()}
+    for number in range(trials):
+        epochs = (1, 1, 1, 1, 1, 1, 3, 3, 9)[number % 9]
+        curve = {epoch: float(1 - np.exp(-epoch / 3) + rng.normal(0, 0.05)) for epoch in range(1, epochs + 1)}
+        notes = {"origin": ("prior", "sampler")[number % 2], "repeat": 0, "hardware": ["1 x fake"]}
+        study._study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if epochs == 9 else TrialState.RUNNING,
+                value=max(curve.values()) if epochs == 9 else None,
+                params=dict(_draw_from_prior(search.space, NO_PRIOR, rng)),
+                distributions=distributions,
+                intermediate_values=curve,
+                user_attrs=notes
+                | {"paused": epochs < 9, "seconds": 60.0 * epochs, "cost_seconds": 60.0 * epochs},
+            )
+        )
+    study._read()
+    return study, config
+
+
 STAGES: Mapping[str, Callable[[Path, int, float], dict[str, Any]]] = {
     "search": _search,
     "send": _send,
     "resume": _resume,
     "report": _report,
     "list": _list,
+    "units": _units,
 }
 
 
 def _table(facts: Mapping[str, Any]) -> str:
+    sizes = sorted({size for rows in facts.values() for size in rows}, key=int)
+    found = [
+        (stage, size, label, facts.get(label, {}).get(size, {}).get(stage))
+        for stage in STAGES
+        for size in sizes
+        for label in LABELS
+    ]
     lines = [
         "| stage | trials | code | CPU s | a trial at the end, ms | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
-    for stage in STAGES:
-        for trials in sorted({size for rows in facts.values() for size in rows}, key=int):
-            for label in LABELS:
-                row = facts.get(label, {}).get(trials, {}).get(stage)
-                if row:
-                    cut = "" if row["trials"] >= int(trials) else f" (cut off at {row['trials']:,})"
-                    lines.append(
-                        f"| {stage} | {int(trials):,}{cut} | {label} | {row['cpu_s']:,.1f} "
-                        f"| {row.get('last_ms', '')} | {row['peak_mib']:,} |"
-                    )
+    for stage, size, label, row in found:
+        if row and stage != "units":
+            cut = "" if row["trials"] >= int(size) else f" (cut off at {row['trials']:,})"
+            lines.append(
+                f"| {stage} | {int(size):,}{cut} | {label} | {row['cpu_s']:,.1f} "
+                f"| {row.get('last_ms', '')} | {row['peak_mib']:,} |"
+            )
+    lines += ["", f"| one call | trials | code | {' | '.join(UNITS)} |", "|---" * (3 + len(UNITS)) + "|"]
+    for stage, size, label, row in found:
+        if row and stage == "units":
+            costs = " | ".join(f"{row[name]:,.1f}" if name in row else "" for name in UNITS)
+            lines.append(f"| | {int(size):,} | {label} | {costs} |")
     return "\n".join(lines)
 
 
@@ -470,28 +564,32 @@ def _draw(facts: Mapping[str, Any]) -> None:
     from encsearch.report.charts.chart import WIDTH, legend_below
     from encsearch.style import LIGHT, look
 
-    colours = {"before": LIGHT.hues["orange"], "after": LIGHT.hues["blue"]}
-    marks = {"before": ("v", "--"), "after": ("o", "-")}
+    styles: dict[str, dict[str, Any]] = {
+        "before": {"color": LIGHT.hues["orange"], "marker": "v", "linestyle": "--"},
+        "after": {"color": LIGHT.hues["blue"], "marker": "o", "linestyle": "-"},
+    }
+    columns = [(stage, "cpu_s", 1) for stage in STAGES if stage != "units"]
+    columns += [("units", name, 1000) for name in UNITS]
     with look(LIGHT):
-        figure = Figure(figsize=(WIDTH, 3.6))
-        for plot, stage in zip(figure.subplots(1, len(STAGES), sharey=True), STAGES, strict=True):
-            for label in LABELS:
-                rows = [facts.get(label, {}).get(str(size), {}).get(stage) for size in SIZES]
-                points = [(row["trials"], row["cpu_s"]) for row in rows if row]
-                shape, line = marks[label]
-                plot.loglog(*zip(*points, strict=True), marker=shape, linestyle=line, color=colours[label])
-            least = min(row["cpu_s"] for rows in facts.values() for row in [rows[str(SIZES[0])][stage]])
-            plot.loglog(SIZES, [least * size / SIZES[0] for size in SIZES], ":", color=LIGHT.muted)
-            plot.set_title(stage)
-            plot.set_xlabel("trials")
-            plot.minorticks_off()
-        figure.axes[0].set_ylabel("CPU seconds in all")
-        handles = [
-            Line2D(
-                [], [], marker=marks[label][0], linestyle=marks[label][1], color=colours[label], label=label
+        figure = Figure(figsize=(WIDTH, 5.8))
+        plots = figure.subplots(2, len(UNITS), sharex=True, sharey="row")
+        for plot, (stage, name, unit) in zip(plots.flat, columns, strict=True):
+            plot.set_title(name.removesuffix("_ms") if stage == "units" else stage)
+            for label, style in styles.items():
+                rows = [facts.get(label, {}).get(str(size), {}).get(stage, {}) for size in SIZES]
+                points = [(row["trials"], row[name] / unit) for row in rows if name in row]
+                if points:
+                    plot.loglog(*zip(*points, strict=True), **style)
+            first = facts["after"][str(SIZES[0])][stage]
+            plot.loglog(
+                SIZES, [first[name] / unit * n / first["trials"] for n in SIZES], ":", color=LIGHT.muted
             )
-            for label in LABELS
-        ]
+            plot.minorticks_off()
+        plots[0, 0].set_ylabel("CPU seconds of the whole")
+        plots[1, 0].set_ylabel("CPU seconds of one call")
+        for plot in plots[1]:
+            plot.set_xlabel("trials")
+        handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
         legend_below(figure, [*handles, Line2D([], [], linestyle=":", color=LIGHT.muted, label="linear")])
         figure.savefig(FIGURE)
 

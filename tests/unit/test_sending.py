@@ -473,6 +473,23 @@ def test_changes_as_lines_say_what_the_whole_file_says(
     assert len(store.runs) == 20
 
 
+def test_a_kill_between_the_whole_file_and_the_end_of_its_changes_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = write_trials(tmp_path / "job", 9), MemoryStore()
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 5)
+    monkeypatch.setattr(forward, "MAX_WHOLE", 2)
+    send_all(job, store)
+    changes, sent = job / FOLDER / forward.CHANGES_FILE, read_sent(job)
+    left = changes.read_text()
+    forward._write_sent(job, sent)
+    assert not changes.exists()
+    changes.write_text(left)
+    assert read_sent(job) == sent
+    changes.write_text(left + '{"offset": 1')
+    assert read_sent(job) == sent, "a torn line does not count"
+
+
 def test_a_sender_goes_on_from_what_another_has_sent_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

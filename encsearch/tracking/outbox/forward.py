@@ -244,14 +244,14 @@ class Outbox:
 
     def _note(self, change: _Change) -> None:
         """Note that a chunk was sent: as a whole file, or for many runs mostly as a line."""
-        self._sent = _changed(self._sent, change)
-        self._changes += 1
-        if len(self._sent.runs) <= MAX_WHOLE or self._changes > MAX_CHANGES:
-            _write_sent(self._job_folder, self._sent)
+        sent = _changed(self._sent, change)
+        if len(sent.runs) <= MAX_WHOLE or self._changes >= MAX_CHANGES:
+            _write_sent(self._job_folder, sent)
             self._changes = 0
         else:
             append_line(self._job_folder / FOLDER / CHANGES_FILE, asdict(change))
-        self._stamp = _stamp(self._job_folder)
+            self._changes += 1
+        self._sent, self._stamp = sent, _stamp(self._job_folder)
 
     def _place(self, event: Event, start: int) -> None:
         if isinstance(event, Started):
