@@ -195,8 +195,7 @@ class Outbox:
     """
 
     def __init__(self, job_folder: Path, store: EventStore) -> None:
-        self.store = store
-        self._job_folder = job_folder
+        self._job_folder, self._store = job_folder, store
         self._events = job_folder / FOLDER / EVENTS_FILE
         self._sent, self._stamp, self._changes = Sent(), "", 0
         # Of each open run, where its events lie since it began: what is looked up when it ends.
@@ -217,9 +216,9 @@ class Outbox:
         for event in _steps([event for event, _, _ in chunk]):
             if isinstance(event, Ended) and event.run in runs:
                 _send_missing(
-                    event, self._own_events(event, chunk), runs[event.run], self.store, self._job_folder
+                    event, self._own_events(event, chunk), runs[event.run], self._store, self._job_folder
                 )
-            _send(event, runs, self.store, self._job_folder)
+            _send(event, runs, self._store, self._job_folder)
         begun = {event.run: start for event, start, _ in chunk if isinstance(event, Started)}
         is_open = {
             event.run: isinstance(event, Started)
@@ -233,14 +232,16 @@ class Outbox:
         return len(chunk)
 
     def _read(self) -> None:
-        begin_sending(self._job_folder, self.store.shown_uri, self.store.experiment_id)
-        self._sent, self._stamp = read_sent(self._job_folder), _stamp(self._job_folder)
-        self._changes, self._places = MAX_CHANGES, {}
-        begun = [self._sent.begun[run] for run in self._sent.open_runs if run in self._sent.begun]
-        for event, start, _ in _placed_events(self._events, min(begun, default=self._sent.offset)):
-            if start >= self._sent.offset:
+        begin_sending(self._job_folder, self._store.shown_uri, self._store.experiment_id)
+        sent = read_sent(self._job_folder)
+        # The next note is a whole file, since other lines of changes may lie there.
+        self._sent, self._changes, self._places = sent, MAX_CHANGES, {}
+        first = min((sent.begun.get(run, 0) for run in sent.open_runs), default=sent.offset)
+        for event, start, _ in _placed_events(self._events, first):
+            if start >= sent.offset:
                 break
             self._place(event, start)
+        self._stamp = _stamp(self._job_folder)
 
     def _note(self, change: _Change) -> None:
         """Note that a chunk was sent: as a whole file, or for many runs mostly as a line."""
