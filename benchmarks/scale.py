@@ -580,6 +580,9 @@ def _draw(facts: Mapping[str, Any]) -> None:
                 points = [(row["trials"], row[name] / unit) for row in rows if name in row]
                 if points:
                     plot.loglog(*zip(*points, strict=True), **style)
+                for size, (trials, seconds) in zip(SIZES, points, strict=False):
+                    if trials < size:  # cut off
+                        plot.loglog(trials, seconds, **style, markerfacecolor=LIGHT.paper, zorder=3)
             first = facts["after"][str(SIZES[0])][stage]
             plot.loglog(
                 SIZES, [first[name] / unit * n / first["trials"] for n in SIZES], ":", color=LIGHT.muted
