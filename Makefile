@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help setup demo check unit test test-fast lint types contracts chaos format lock clean
+.PHONY: help setup demo check unit test test-fast cluster-test lint types contracts chaos format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,10 +52,13 @@ define run_tests
 endef
 
 test: $(STAMP) ## all tests, the ones with real Ray and MLflow included
-	$(call run_tests,ray and not own_ray,own_ray "not ray and not own_ray")
+	$(call run_tests,ray and not own_ray,own_ray "not ray and not own_ray and not hosts")
 
 test-fast: $(STAMP) ## unit tests, a Ray training, a sweep, a promotion
 	$(call run_tests,ray and fast,"not ray and fast")
+
+cluster-test: $(STAMP) ## several hosts and a Slurm, by namespaces of this machine (as root)
+	$(BIN)/pytest -q -rs --durations=15 -m hosts
 
 chaos: $(STAMP) ## faults at random moments in real trainings (as root, an hour)
 	$(BIN)/python -m benchmarks.chaos

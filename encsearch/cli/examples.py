@@ -44,6 +44,7 @@ EXAMPLES = {
     "jobs stop": f"encsearch jobs stop train-camvid {HEAD}",
     "jobs wait": f"encsearch jobs wait camvid-1 {HEAD}",
     "jobs links": f"encsearch jobs links camvid-1 {HEAD}",
+    "doctor": f"encsearch doctor {HEAD} --out /shared/runs",
     "recipes": "encsearch recipes camvid > mine.yaml",
     "config": "encsearch config camvid optim.lr=0.02",
     "schema": "encsearch schema --paths",

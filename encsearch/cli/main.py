@@ -40,6 +40,7 @@ COMMANDS = {
     "sync": ("browsing", "Send to MLflow what a killed job or an outage has left unsent."),
     "submit": ("jobs", "Run an encsearch command as a job on a Ray cluster."),
     "jobs": ("jobs", "List, follow and stop jobs."),
+    "doctor": ("doctor", "Look whether a cluster, or this machine, is fit for jobs."),
     "recipes": ("training", "List the recipes that come with encsearch, or print one."),
     "config": ("training", "Print a recipe with every default resolved."),
     "schema": ("training", "Print the JSON schema of a recipe, or every config path."),

@@ -1,15 +1,15 @@
-"""Check that the other nodes of a cluster see the files that a training needs."""
+"""Ask the nodes of a cluster, and check that the other ones see the files that a training needs."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import TYPE_CHECKING, Any
 
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError, last_line
+
+if TYPE_CHECKING:
+    import ray
 
 ANSWER_TIMEOUT_S = 60
 
@@ -19,8 +19,10 @@ def check_nodes(store: Store, out: Path) -> None:
 
     On the driver's own node there is nothing to check.
     """
+    import ray
+
     here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    others = [node for node in living_nodes() if node["NodeID"] != here]
     if not others:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -32,26 +34,45 @@ def check_nodes(store: Store, out: Path) -> None:
         probe.unlink()
 
 
+def living_nodes() -> list[Mapping[str, Any]]:
+    """The nodes of the cluster that take tasks, as `ray.nodes` describes them, by their addresses."""
+    import ray
+
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=node_name)
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """Only the address distinguishes several nodes on one host."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
+
+
+def ask(node: Mapping[str, Any], function: Callable[..., Any], *question: Any) -> "ray.ObjectRef":
+    """Start `function` in a process of the node, which books nothing there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=place).remote(*question)
+
+
+def read_answer(node: Mapping[str, Any], answer: "ray.ObjectRef") -> Any:
+    """Wait for what `ask` has started. Raises PreflightError, naming the node, if nothing comes."""
+    import ray
+
+    try:
+        return ray.get(answer, timeout=ANSWER_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        raise PreflightError(
+            f"node {node_name(node)} cannot be asked ({last_line(error)}); "
+            "install the driver's encsearch on it, or remove it"
+        ) from None
+
+
 def _ask_all(nodes: list[Mapping[str, Any]], *question: str) -> None:
-    look = ray.remote(_check_this_node)
-    answers = [
-        look.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(*question)
-        for node in nodes
-    ]
+    answers = [ask(node, _check_this_node, *question) for node in nodes]
     for node, answer in zip(nodes, answers, strict=True):
-        # Only the address distinguishes several nodes on one host.
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
-        try:
-            problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.RayError as error:
-            reason = last_line(error)
-            raise PreflightError(
-                f"node {name} cannot be asked ({reason}); install the driver's encsearch on it, or remove it"
-            ) from None
-        if problem:
-            raise PreflightError(f"node {name} {problem}; put it on storage that every node sees")
+        if problem := read_answer(node, answer):
+            raise PreflightError(f"node {node_name(node)} {problem}; put it on storage that every node sees")
 
 
 def _check_this_node(store: str, fingerprint: str, probe: str) -> str | None:

@@ -120,8 +120,8 @@ def watching(
 ) -> Iterator[Callable[[], str | None]]:
     """In the block a thread reports ranks that fall silent or start again, and passes `notice` on.
 
-    It also tells `on_step` where rank 0 is. The yielded function describes the rank that has been silent for
-    longest, if any is silent.
+    It also tells `on_step` where rank 0 is, once it trains. The yielded function describes the rank that has
+    been silent for longest, if any is silent.
     """
     stop = threading.Event()
     heard: dict[int, _Heard] = {}
@@ -166,8 +166,9 @@ def _watch(
                     heard.pop(rank, None)
                 elif found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
                     _hear(heard, rank, json.loads(found), silence_s)
-            if 0 in heard:
-                on_step(heard[0].pulse["step"])
+            # Before it has loaded its checkpoint, a training that goes on is at step 0 too.
+            if 0 in heard and (step := heard[0].pulse["step"]):
+                on_step(step)
         except Exception as error:  # as above; the training itself says what is wrong with Ray
             logging.getLogger(__name__).debug("no pulse is heard: %s", error)
     for name in ("end", "drain", *range(num_ranks)):

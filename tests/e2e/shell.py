@@ -85,7 +85,12 @@ class Shell:
 def one_line(refused: subprocess.CompletedProcess[str]) -> str:
     """All that a command printed that refused: a line on stderr."""
     assert refused.stdout == ""
-    (line,) = refused.stderr.splitlines()
+    return refusal_in(refused.stderr)
+
+
+def refusal_in(err: str) -> str:
+    """The one line of a refusal; before it, a slow machine says its phases ("[0:10] ...")."""
+    (line,) = (line for line in err.splitlines() if not line.startswith("["))
     return line
 
 

@@ -26,6 +26,7 @@ from encsearch.tracking.registry.aliases import move, settle, sign
 from encsearch.tracking.registry.decisions import Draft, resolve
 from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.workflow.job import BUNDLE, write_summary
+from tests.e2e.shell import refusal_in
 
 STEPS = {"poor": 1, "good": 12, "better": 60}
 NUM_RACERS = 4
@@ -108,8 +109,7 @@ def run(jobs: Jobs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         out, err = capsys.readouterr()
         assert ended.value.code == code, err
         if code:
-            (line,) = err.splitlines()
-            return line
+            return refusal_in(err)
         return json.loads(out)
 
     return command

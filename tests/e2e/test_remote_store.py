@@ -12,7 +12,7 @@ import pytest
 from encsearch.data.scenes import generate_scenes
 from tests.e2e.head import free_ports
 from tests.e2e.servers import running_s3
-from tests.e2e.shell import Shell
+from tests.e2e.shell import Shell, refusal_in
 
 BRIEF = ("train.epochs=1", "train.steps_per_epoch=2", "train.global_batch_size=4")
 PATIENCE_S = 30  # pyarrow tries a server that does not answer for some 6 s
@@ -31,10 +31,7 @@ class Remote:
         return self.shell.run("train", "toy.yaml", *recipe, "--in-process", code=code).stderr
 
     def refusal(self, store: str | None = None) -> str:
-        """The one line of a refused training; before it, a slow machine says its phases ("[0:10] ...")."""
-        lines = self.train(code=3, store=store).splitlines()
-        (line,) = (line for line in lines if not line.startswith("["))
-        return line
+        return refusal_in(self.train(code=3, store=store))
 
     def remove_shards(self) -> None:
         for found in self.bucket.objects.all():

@@ -9,130 +9,37 @@ import re
 import tomllib
 from collections.abc import Callable
 from fnmatch import fnmatch
-from pathlib import Path
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.definitions import ROOT, render, validate_builtin
+
 FOLDER = ROOT / "cluster" / "mlflow"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
-NAME = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"}
-LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
-PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
-PROTOCOL = {"enum": ["TCP", "UDP"]}
+COMPOSE_SCHEMA = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
 
 
-def fields(required: str = "", **properties: Any) -> dict[str, Any]:
-    """An object that has these fields and no others; `required` names those that it must have."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-def several(items: Any) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": 1}
-
-
-def closed(node: Any) -> Any:
-    """A CRD's schema with unknown fields as errors."""
-    if isinstance(node, list):
-        return [closed(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    result = {key: closed(value) for key, value in node.items()}
-    if isinstance(node.get("properties"), dict):
-        result.setdefault("additionalProperties", False)
-    return result
-
-
-def pod_template() -> dict[str, Any]:
-    """That of KubeRay's CRD, which is Kubernetes' own; of metadata it says only that it is an object."""
-    cluster = json.loads((ROOT / "tests" / "data" / "kuberay" / "RayCluster.json").read_text())
-    head = cluster["properties"]["spec"]["properties"]["headGroupSpec"]
-    template = closed(head["properties"]["template"])
-    template["properties"]["metadata"] = fields("labels", labels=LABELS)
-    return dict(template)
-
-
-METADATA = fields("name labels", name=NAME, labels=LABELS)
-SELECTOR = fields(
-    matchLabels=LABELS,
-    matchExpressions=several(
-        fields(
-            "key operator",
-            key={"type": "string"},
-            operator={"enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
-            values=several({"type": "string"}),
-        )
-    ),
-)
-SPECS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Deployment": (
-        "apps/v1",
-        fields(
-            "selector template",
-            replicas={"type": "integer"},
-            strategy=fields("type", type={"enum": ["Recreate", "RollingUpdate"]}),
-            selector=SELECTOR,
-            template=pod_template(),
-        ),
-    ),
-    "Service": (
-        "v1",
-        fields(
-            "selector ports",
-            selector=LABELS,
-            ports=several(fields("port", name=NAME, port=PORT, targetPort={"type": ["integer", "string"]})),
-        ),
-    ),
-    "NetworkPolicy": (
-        "networking.k8s.io/v1",
-        fields(
-            "podSelector policyTypes",
-            podSelector=SELECTOR,
-            policyTypes=several({"enum": ["Ingress", "Egress"]}),
-            ingress=several(
-                fields(
-                    **{"from": several(fields(podSelector=SELECTOR, namespaceSelector=SELECTOR))},
-                    ports=several(fields("port", port=PORT, protocol=PROTOCOL)),
-                )
-            ),
-            egress=several(fields(ports=several(fields("port", port=PORT, protocol=PROTOCOL)))),
-        ),
-    ),
-}
-
-
-def validate(manifest: dict[str, Any]) -> None:
-    """Raises jsonschema.ValidationError for a field that is wrong, missing or unknown to this test."""
-    version, spec = SPECS[manifest["kind"]]
-    schema = fields(
-        "apiVersion kind metadata spec",
-        apiVersion={"const": version},
-        kind={"const": manifest["kind"]},
-        metadata=METADATA,
-        spec=spec,
-    )
-    jsonschema.Draft202012Validator(schema).validate(manifest)
-
-
+@cache
 def manifests() -> dict[str, dict[str, Any]]:
-    """By kind, of all the files that the kustomization names."""
-    kustomization = yaml.safe_load((FOLDER / "kubernetes" / "kustomization.yaml").read_text())
-    files = [FOLDER / "kubernetes" / name for name in kustomization["resources"]]
-    documents = [document for file in files for document in yaml.safe_load_all(file.read_text())]
-    return {document["kind"]: document for document in documents}
+    return render(FOLDER / "kubernetes")
+
+
+def compose_file() -> dict[str, Any]:
+    return dict(yaml.safe_load((FOLDER / "compose.yaml").read_text()))
 
 
 def compose() -> dict[str, Any]:
-    services: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
-    return services
+    return dict(compose_file()["services"])
+
+
+def validate_compose(file: dict[str, Any]) -> None:
+    """Raise jsonschema.ValidationError unless the file is what the Compose specification describes."""
+    jsonschema.Draft202012Validator(json.loads(COMPOSE_SCHEMA.read_text())).validate(file)
 
 
 def example(name: str) -> dict[str, str]:
@@ -141,13 +48,13 @@ def example(name: str) -> dict[str, str]:
 
 
 def pod() -> dict[str, Any]:
-    spec: dict[str, Any] = manifests()["Deployment"]["spec"]["template"]["spec"]
-    return spec
+    return dict(manifests()["Deployment"]["spec"]["template"]["spec"])
 
 
-@pytest.mark.parametrize("kind", sorted(SPECS))
-def test_manifest_is_valid(kind: str) -> None:
-    validate(manifests()[kind])
+def test_manifests_are_valid() -> None:
+    assert set(manifests()) == {"Deployment", "Service", "NetworkPolicy"}
+    for manifest in manifests().values():
+        validate_builtin(manifest)
 
 
 def misspelt(deployment: dict[str, Any]) -> None:
@@ -167,7 +74,15 @@ def test_a_wrong_field_is_an_error(damage: Callable[[dict[str, Any]], None]) -> 
     deployment = copy.deepcopy(manifests()["Deployment"])
     damage(deployment)
     with pytest.raises(jsonschema.ValidationError):
-        validate(deployment)
+        validate_builtin(deployment)
+
+
+def test_compose_is_valid_and_a_wrong_field_is_an_error() -> None:
+    file = compose_file()
+    validate_compose(file)
+    file["services"]["mlflow"]["depend_on"] = file["services"]["mlflow"].pop("depends_on")
+    with pytest.raises(jsonschema.ValidationError, match="depend_on"):
+        validate_compose(file)
 
 
 def test_the_service_and_the_policy_are_of_the_servers_pods() -> None:
@@ -185,8 +100,8 @@ def test_the_service_and_the_policy_are_of_the_servers_pods() -> None:
 def test_jobs_of_the_cluster_reach_it_under_a_name_that_it_lets_in() -> None:
     service = manifests()["Service"]
     host = f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
-    cluster = (ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text()
-    assert f"http://{host}" in cluster
+    variables = yaml.safe_load((ROOT / "cluster" / "kuberay" / "site" / "variables.yaml").read_text())
+    assert variables["data"]["MLFLOW_TRACKING_URI"] == f"http://{host}"
     (allowed,) = (v for v in pod()["containers"][0]["env"] if v["name"] == "MLFLOW_SERVER_ALLOWED_HOSTS")
     assert host in allowed["value"].split(",")
 

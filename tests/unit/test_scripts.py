@@ -1,0 +1,69 @@
+"""Shell scripts and Dockerfiles pass the linters that know their traps, and the linters find such traps."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.definitions import ROOT, run_tool
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Files of the checkout, new ones too, but for those that git ignores."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def is_shell(name: str) -> bool:
+    with (ROOT / name).open("rb") as file:
+        first = file.readline(80)
+    return first.startswith(b"#!") and b"sh" in first.split(b"/")[-1]
+
+
+SCRIPTS = sorted({*tracked("*.sh", "*.sbatch"), *(name for name in tracked() if is_shell(name))})
+DOCKERFILES = tracked("*Dockerfile")
+
+
+def lint_shell(path: str | Path, text: str = "") -> list[str]:
+    done = run_tool("shellcheck", "--external-sources", "--format=json", path, text=text)
+    return [f"{path}:{found['line']}: {found['message']}" for found in json.loads(done.stdout)]
+
+
+def lint_dockerfile(path: str | Path, text: str = "") -> list[str]:
+    done = run_tool("hadolint", "--format=json", path, text=text)
+    return [f"{path}:{found['line']}: {found['message']}" for found in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shell_script_has_no_trap(script: str) -> None:
+    assert not lint_shell(script)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_dockerfile_has_no_trap(dockerfile: str) -> None:
+    assert not lint_dockerfile(dockerfile)
+
+
+def test_commands_of_clouds_have_no_trap() -> None:
+    for path in sorted((ROOT / "cluster" / "cloud").glob("*.yaml")):
+        for name, commands in yaml.safe_load(path.read_text()).items():
+            if name.endswith("commands"):
+                # RAY_HEAD_IP is set by Ray in front of the command.
+                assert not lint_shell(
+                    "-", "\n".join(["#!/bin/bash", "export RAY_HEAD_IP=127.0.0.1", *commands])
+                )
+
+
+def test_scripts_and_dockerfiles_are_found() -> None:
+    assert {".ci/run", "cluster/local/two_nodes.sh", "cluster/cloud/setup.sh"} <= set(SCRIPTS)
+    assert set(DOCKERFILES) == {"cluster/Dockerfile", "cluster/mlflow/Dockerfile"}
+
+
+def test_a_trap_is_found() -> None:
+    assert any("quote" in line for line in lint_shell("-", "#!/bin/bash\nrm -r $1/data\n"))
+    assert any(
+        "apt-get" in line for line in lint_dockerfile("-", "FROM debian:12\nRUN apt-get install wget\n")
+    )
