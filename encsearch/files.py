@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
@@ -126,19 +127,27 @@ def read_object(path: Path, kind: type[T]) -> T:
 
 def to_object(kind: type[T], values: object, place: object) -> T:
     """A dataclass from what JSON holds, every field of its type. Raises UserError that names a wrong one."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if isinstance(values, dict) and (
         unknown := values.keys() - getattr(kind, "__dataclass_fields__", values)
     ):
         raise _damaged(place, f"{min(unknown)} is not known; or written by another version of encsearch")
     try:
-        made: T = TypeAdapter(kind).validate_python(values)
+        made: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         raise _damaged(place, f"{field}: {first['msg']}" if field else first["msg"]) from None
     return made
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    """Made once for each kind: it takes milliseconds, and a file may have a hundred thousand lines."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from encsearch.report.facts import KIND_LABELS, class_table, classify_trial, fin
 from encsearch.report.summary import SweepSummary
 from encsearch.report.verdict import headline, tiles
 from encsearch.report.words import describe_stragglers, paragraphs
+from encsearch.search.trials import Trial
 from encsearch.style import DARK, LIGHT
 from encsearch.text import (
     format_count,
@@ -38,6 +39,8 @@ from encsearch.text import (
 )
 
 TEMPLATE = "report.html"
+# Rows of a table; a browser sorts so many at once.
+MAX_ROWS = 500
 TITLES = {
     CODEWORDS_FILE: "Codewords",
     ASSIGNMENT_FILE: "Where the codewords take part",
@@ -88,7 +91,9 @@ def render(summary: SweepSummary, target: Path) -> Path:
         },
         kinds={trial.number: classify_trial(trial, summary) for trial in summary.trials},
         kind_labels=KIND_LABELS,
+        trials=shown_trials(summary),
         excluded=[t for t in summary.trials if t.state == "FAIL" or t.refused or t.number in summary.flags],
+        max_rows=MAX_ROWS,
         slow=describe_stragglers(find_stragglers(summary.trials)),
         classes=class_table(summary.finalists),
         picture=picture,
@@ -96,6 +101,14 @@ def render(summary: SweepSummary, target: Path) -> Path:
     )
     target.write_text(text, encoding="utf-8")
     return target
+
+
+def shown_trials(summary: SweepSummary) -> list[Trial]:
+    """The rows of the table of trials, by number: all, or the MAX_ROWS best of more."""
+    best_first = sorted(
+        summary.trials, key=lambda t: (t.number != summary.winner, t.value is None, -(t.value or 0.0))
+    )
+    return sorted(best_first[:MAX_ROWS], key=lambda trial: trial.number)
 
 
 def _charts(summary: SweepSummary) -> dict[str, list[Chart | Omitted]]:

@@ -26,6 +26,9 @@ from encsearch.text import (
     format_price,
 )
 
+# Trials that a sentence lists.
+MAX_NUMBERS = 100
+
 
 def paragraphs(summary: SweepSummary) -> list[tuple[str, tuple[str, ...]]]:
     """(question, sentences) in the order of the page."""
@@ -226,4 +229,7 @@ def _overrun(summary: SweepSummary) -> Iterator[str]:
 
 
 def _trials(numbers: Sequence[int]) -> str:
-    return f"Trial{'' if len(numbers) == 1 else 's'} {format_list([str(number) for number in numbers])}"
+    shown = [str(number) for number in numbers[:MAX_NUMBERS]]
+    if len(numbers) > MAX_NUMBERS:
+        shown.append(f"{format_count(len(numbers) - MAX_NUMBERS)} more")
+    return f"Trial{'' if len(numbers) == 1 else 's'} {format_list(shown)}"

@@ -103,7 +103,10 @@ class Limiter(Protocol):
 
 @dataclass(kw_only=True)
 class _Entry(BoardEntry):
-    """`cleared` is the newest epoch at which the scheduler let the trial go on; `pauses` if it did not."""
+    """`cleared` is the newest epoch at which the scheduler let the trial go on; `pauses` if it did not.
+
+    `kept_bytes` is the size of a paused trial's checkpoint.
+    """
 
     values: Mapping[str, Any]
     cleared: int = 0
@@ -112,6 +115,7 @@ class _Entry(BoardEntry):
     excess: Excess | None = None
     heard_s: float = 0.0
     is_late: bool = False
+    kept_bytes: int = 0
 
 
 class Ledger(Board[_Entry]):
@@ -133,6 +137,8 @@ class Ledger(Board[_Entry]):
         self._config, self._study, self._observer, self._limiter = config, study, observer, limiter
         self._folder, self._fingerprint, self._network = folder, fingerprint, network
         self._paused = {proposal.number: self._entry(proposal) for proposal in study.paused()}
+        for entry in self._paused.values():
+            entry.kept_bytes = stored_bytes(entry.assignment.folder)
         self._failures: list[str] = []
         for proposal in study.running():
             self._take_up(proposal)
@@ -348,16 +354,21 @@ class Ledger(Board[_Entry]):
         self._study.pause(entry.number)
         self._paused[entry.number] = entry
         self._observer.follow(self._event(entry, max(self._study.curve(entry.number).values()), "PAUSED"))
-        sizes = {n: stored_bytes(paused.assignment.folder) for n, paused in self._paused.items()}
-        for number in sorted(sizes, key=self._standing):
-            if sum(sizes.values()) <= self._study.search.disk_gib * 2**30:
+        entry.kept_bytes = stored_bytes(entry.assignment.folder)
+        excess = sum(one.kept_bytes for one in self._paused.values()) - self._study.search.disk_gib * 2**30
+        if excess <= 0:
+            return
+        for number in sorted(self._paused, key=self._standing):
+            worst = self._paused[number]
+            if excess <= 0:
                 return
-            if sizes[number]:
-                drop_checkpoints(self._paused[number].assignment.folder)
+            if worst.kept_bytes:
+                drop_checkpoints(worst.assignment.folder)
                 # It trains from its first epoch again if it is promoted, and costs that once more.
-                self._paused[number].last = None
+                worst.last = None
                 self._observer.say(f"trial {number} would start again: search.disk_gib is spent")
-            sizes[number] = 0
+            excess -= worst.kept_bytes
+            worst.kept_bytes = 0
 
     def _standing(self, number: int) -> tuple[int, float]:
         """How far the trial has come, then how good it is."""

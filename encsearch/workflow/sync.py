@@ -10,9 +10,9 @@ from encsearch.text import format_count
 from encsearch.tracking.mlflow import connect
 from encsearch.tracking.outbox.forward import (
     EventStore,
+    Outbox,
     UnavailableError,
     refused_parts,
-    send_chunk,
     sending_alone,
     unsent_events,
 )
@@ -86,13 +86,14 @@ def _sync(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], 
 def _send(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> tuple[int, str]:
     """Send the events; return how many were sent, and why the others were not."""
     sent, failure = 0, ""
+    outbox = Outbox(job, store)
     said_s = time.monotonic()
     while True:
         try:
             with sending_alone(job) as is_alone:
                 if not is_alone:
                     raise UnavailableError("another process is sending it")
-                while count := send_chunk(job, store):
+                while count := outbox.send_chunk():
                     sent += count
                     if time.monotonic() - said_s > SAY_S:
                         said_s = time.monotonic()

@@ -7,7 +7,8 @@ import pytest
 
 from encsearch.cli.progress import sweep_line
 from encsearch.config import Config
-from encsearch.search.budget.keeper import Keeper, SweepProgress
+from encsearch.files import read_lines
+from encsearch.search.budget.keeper import PROGRESS_FILE, PROGRESS_S, Keeper, SweepProgress
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import COST, SECONDS, Study
 
@@ -176,3 +177,22 @@ def test_a_limit_that_keeps_a_paused_trial_from_going_on_has_ended_the_search(tm
     assert not keeper.may_repeat()
     assert keeper.ended_by
     assert keeper.ended_by.startswith("no paused trial would report in time: the wall budget")
+
+
+def test_a_large_search_notes_its_time_as_often_and_is_forecast_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(tmp_path, trials=9)
+    sweep.start()
+    keeper = sweep.keeper()
+    for now_s in (1, 2):
+        sweep.clock.now_s = now_s
+        keeper.write_progress()
+    assert len(keeper.points()) == 2, "up to FORECAST_TRIALS each time"
+
+    monkeypatch.setattr("encsearch.search.budget.keeper.FORECAST_TRIALS", 0.25)
+    for now_s in (3, 4, 3 + 3 * PROGRESS_S):
+        sweep.clock.now_s = now_s
+        keeper.write_progress()
+    assert [point.elapsed_s for point in keeper.points()] == [1, 2, 3, 3 + 3 * PROGRESS_S]
+    assert len(read_lines(tmp_path / PROGRESS_FILE)) == 5

@@ -580,3 +580,24 @@ def test_at_the_end_one_goes_on_though_a_failed_one_was_better(pausing: Open) ->
 
     assert not one.ledger.is_done()
     assert one.start("c").folder.name == "0000"
+
+
+def test_a_pause_measures_the_checkpoint_of_its_own_trial_alone(
+    sweep: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(folder: Path) -> int:
+        measured.append(folder.name)
+        return 1
+
+    monkeypatch.setattr("encsearch.search.ledger.stored_bytes", measure)
+    pausing = {"search.scheduler": "asha", "search.budget.trials": 5, "train.epochs": 9}
+    first = sweep(pausing)
+    for number in range(4):
+        first.start(str(number))
+        assert first.train(str(number), 0.1 - number / 100)
+        first.ledger.ended(str(number))
+    assert measured == ["0000", "0001", "0002", "0003"]
+    assert len(sweep(pausing).study.paused()) == 4
+    assert len(measured) == 8, "a resume measures each once"

@@ -12,6 +12,7 @@ import pytest
 
 from encsearch.errors import PreflightError, UserError
 from encsearch.reports import RunSummary
+from encsearch.search.trials import Trial
 from encsearch.tracking.browse.links import (
     allowed_hosts,
     children_link,
@@ -27,6 +28,7 @@ from encsearch.tracking.outbox.forward import SENT_FILE, Sent
 from encsearch.tracking.outbox.record import FOLDER
 from encsearch.workflow.browse import find_job, find_links
 from encsearch.workflow.job import write_summary
+from encsearch.workflow.sweep.story import MAX_COMPARED, _compared
 from tests.views import unpacked
 
 PASSWORDS = ["postgresql://me:pw123@db/mlflow", "postgresql://db/mlflow?password=pw123"]
@@ -215,3 +217,14 @@ def note_sent(folder: Path, runs: dict[str, str]) -> None:
     (folder / FOLDER).mkdir()
     sent = Sent(9, "sqlite:////m.db", "7", runs)
     (folder / FOLDER / SENT_FILE).write_text(json.dumps(asdict(sent)))
+
+
+def test_a_link_compares_the_best_of_very_many_trials_and_says_so() -> None:
+    trials = [Trial(n, {}, "PRUNED", n / 1000, (), 1.0) for n in range(MAX_COMPARED + 2)]
+    run_ids = {f"trial{n}": f"id{n}" for n in range(1, MAX_COMPARED + 2)}
+    assert _compared(trials[:3], run_ids) == ("comparison", ["id1", "id2"])
+    name, compared = _compared(trials, run_ids)
+    assert name == "comparison of the best 500 of 501 trials"
+    assert len(compared) == MAX_COMPARED
+    assert compared[0] == f"id{MAX_COMPARED + 1}"
+    assert "id1" not in compared

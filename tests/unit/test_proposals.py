@@ -1,15 +1,18 @@
 """What is tried next: around the prior, by the sampler, and nothing twice."""
 
 import math
+import random
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from encsearch.config import Config, SearchConfig, require_search, with_values
 from encsearch.errors import UserError
 from encsearch.search.study.proposals import (
+    DOUBT,
     Prior,
     count_points,
     is_exhausted,
@@ -18,6 +21,7 @@ from encsearch.search.study.proposals import (
     recipe_prior,
     share_of_prior,
 )
+from encsearch.search.study.samplers import MAX_BEST, MAX_LEARNT, learnt_from
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study
 from encsearch.search.trials import seeded_config
@@ -218,3 +222,34 @@ def test_a_grid_is_gone_through_again_and_a_flagged_repeat_keeps_its_seed() -> N
 def test_a_repeat_has_the_next_seed(toy_config: Config) -> None:
     assert seeded_config(toy_config, {K: 8}, 0).train.seed == toy_config.train.seed
     assert seeded_config(toy_config, {K: 8}, 2).train.seed == toy_config.train.seed + 2
+
+
+def test_the_priors_share_counts_every_pair_by_its_definition() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        prior, sampler = ([rng.choice([0.1, 0.2, rng.random(), math.nan]) for _ in range(9)] for _ in "ab")
+        pairs = [(a > b) + 0.5 * (a == b) for a in prior for b in sampler]
+        believed = (9 * (sum(pairs) / len(pairs)) + DOUBT * 0.5) / (9 + DOUBT)
+        assert share_of_prior(0.5, prior, sampler) == 0.5 * min(1.0, (2 * believed) ** 2)
+
+
+def test_tpe_learns_from_the_best_and_the_newest_of_many_trials() -> None:
+    def trial(number: int, value: float, epoch: int) -> FrozenTrial:
+        state, curve = (TrialState.PRUNED, {epoch: value}) if epoch < 9 else (TrialState.COMPLETE, {})
+        made = create_trial(state=state, value=value if epoch == 9 else None, intermediate_values=curve)
+        made.number = number
+        return made
+
+    rng = random.Random(0)
+    trials = [trial(number, rng.random(), rng.choice([1, 3, 9])) for number in range(2 * MAX_LEARNT)]
+    tpe = SearchConfig.model_validate({"space": {"optim.lr": {"loguniform": [1e-3, 1e-1]}}})
+
+    assert learnt_from(tpe, trials[:MAX_LEARNT]) == trials[:MAX_LEARNT], "a usual search loses none"
+    known = learnt_from(tpe, trials)
+    complete = sorted((t for t in trials if t.value is not None), key=lambda t: -float(t.value or 0))
+    assert {t.number for t in complete[:MAX_BEST]} <= {t.number for t in known}
+    assert known[-1] is trials[-1]
+    assert [t.number for t in known] == sorted(t.number for t in known)
+    assert MAX_LEARNT - MAX_BEST <= len(known) <= MAX_LEARNT
+    others = tpe.model_copy(update={"sampler": "cmaes"})
+    assert learnt_from(others, trials) == trials

@@ -14,7 +14,7 @@ from encsearch.errors import UserError
 from encsearch.report.charts.chart import Chart, png
 from encsearch.report.charts.search import history_chart
 from encsearch.report.facts import class_table
-from encsearch.report.page import render
+from encsearch.report.page import MAX_ROWS, render
 from encsearch.report.summary import SweepSummary, from_json, to_json
 from encsearch.search.budget.forecast import ForecastPoint
 from encsearch.search.trials import Trial
@@ -100,6 +100,18 @@ def test_the_same_json_gives_the_same_page_and_figures(tmp_path: Path) -> None:
     charts = [history_chart(given) for given in (summary(), from_json(to_json(summary())))]
     drawn = {png(chart, LIGHT) for chart in charts if isinstance(chart, Chart)}
     assert len(drawn) == 1
+
+
+def test_page_of_very_many_trials_shows_the_best_and_says_so(tmp_path: Path) -> None:
+    many = tuple(Trial(n, values(), "PRUNED", n / 1000, ((1, n / 1000),), 1.0) for n in range(MAX_ROWS + 20))
+    failed = tuple(Trial(n, values(), "FAIL", None, (), 1.0, "broke") for n in range(600, 600 + MAX_ROWS + 1))
+    text, _ = page_of(summary(trials=(*many, *failed), winner=3), tmp_path)
+    table = text.split('<section id="trials">')[1].split("</section>")[0]
+    rows = [int(number) for number in re.findall(r'<tr[^>]*><td class="number">(\d+)', table)]
+    assert rows == [3, *range(21, MAX_ROWS + 20)], "the winner is shown in any case"
+    assert "Shows the best 500 of 1,021 trials" in table
+    assert "Shows the first 500 of 501 trials" in text
+    assert "699 and 401 more failed" in text
 
 
 def test_page_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -15,19 +16,19 @@ from pathlib import Path
 import pytest
 
 from encsearch.errors import UserError
-from encsearch.files import read_lines
+from encsearch.files import append_line, read_lines, write_whole
 from encsearch.reports import Point, Report
 from encsearch.tracking.outbox import forward, sender
-from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged, Started
+from encsearch.tracking.outbox.events import Dataset, Ended, Event, Filed, Logged, Started, read_events
 from encsearch.tracking.outbox.forward import (
     METRICS_A_REQUEST,
     REFUSED_FILE,
+    Outbox,
     UnavailableError,
     begin_sending,
     is_settled,
     read_sent,
     refused_parts,
-    send_chunk,
     sending_alone,
     unsent_events,
 )
@@ -133,7 +134,7 @@ def test_a_crash_at_any_point_loses_nothing_and_doubles_nothing(job: Path) -> No
 
 def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> None:
     store = MemoryStore()
-    send_chunk(job, store)
+    Outbox(job, store).send_chunk()
     before = read_sent(job)
 
     def fail() -> None:
@@ -141,7 +142,7 @@ def test_a_failure_is_raised_and_the_same_call_made_again_later(job: Path) -> No
 
     store.disturb = fail
     with pytest.raises(UnavailableError):
-        send_chunk(job, store)
+        Outbox(job, store).send_chunk()
     assert read_sent(job) == before
     assert before.open_runs == ("sweep", "trial0", "trial1")
 
@@ -219,7 +220,7 @@ def test_what_is_refused_is_kept_and_takes_nothing_with_it(
 def test_a_run_that_was_deleted_takes_no_more_calls_and_the_others_go_on(job: Path) -> None:
     store = MemoryStore()
     while len(read_sent(job).runs) < 3:
-        send_chunk(job, store)
+        Outbox(job, store).send_chunk()
     store.deleted = {read_sent(job).runs["trial1"]}
     send_all(job, store)
     assert store.calls_of_deleted == 1
@@ -231,7 +232,7 @@ def test_a_run_that_was_deleted_takes_no_more_calls_and_the_others_go_on(job: Pa
 
 def test_the_children_of_a_run_that_was_deleted_are_kept(job: Path) -> None:
     store = MemoryStore()
-    send_chunk(job, store)
+    Outbox(job, store).send_chunk()
     sweep_id = read_sent(job).runs["sweep"]
     forget_what_was_sent(job)
     store.runs.clear()
@@ -407,3 +408,95 @@ class Swallowing(MemoryStore):
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         if not self._is_swallowed("tag"):
             super().tag(run_id, tags)
+
+
+def write_trials(folder: Path, count: int) -> Path:
+    """Trials that are all open until the last has begun, as paused ones are."""
+    folder.mkdir()
+    with own_record(folder) as record:
+        trials = [record.start(f"trial{i}", params={}, tags={}) for i in range(count)]
+        for epoch in range(2):
+            for trial in trials:
+                trial.log(report(epoch))
+        for trial in trials:
+            trial.close("FINISHED")
+    return folder
+
+
+def test_what_the_sender_reads_and_notes_grows_as_the_record_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, noted = Counter[int](), Counter[int]()
+    count = 0
+
+    def reading(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+        for event, end in read_events(path, offset):
+            read[count] += 1
+            yield event, end
+
+    def whole(path: Path, text: str) -> None:
+        noted[count] += len(text)
+        write_whole(path, text)
+
+    def line(path: Path, values: Mapping[str, object]) -> None:
+        noted[count] += len(json.dumps(values))
+        append_line(path, values)
+
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 4)
+    monkeypatch.setattr(forward, "MAX_WHOLE", 8)
+    monkeypatch.setattr(forward, "MAX_CHANGES", 1000)
+    monkeypatch.setattr(forward, "read_events", reading)
+    monkeypatch.setattr(forward, "write_whole", whole)
+    monkeypatch.setattr(forward, "append_line", line)
+    for count in (40, 160):
+        assert send_all(write_trials(tmp_path / str(count), count), MemoryStore()) == 4 * count
+    assert read[160] < 5 * read[40]
+    assert noted[160] < 5 * noted[40]
+
+
+@pytest.mark.parametrize("max_changes", [1, 3, 1000])
+def test_changes_as_lines_say_what_the_whole_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_changes: int
+) -> None:
+    job, store = write_trials(tmp_path / "job", 20), MemoryStore()
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 7)
+    monkeypatch.setattr(forward, "MAX_CHANGES", max_changes)
+    sent = []
+    for max_whole in (0, 100):
+        monkeypatch.setattr(forward, "MAX_WHOLE", max_whole)
+        forget_what_was_sent(job) if sent else None
+        outbox, states = Outbox(job, store), []
+        while outbox.send_chunk():
+            states.append(read_sent(job))
+        sent.append(states)
+    assert sent[0] == sent[1]
+    assert len(store.runs) == 20
+
+
+def test_a_kill_between_the_whole_file_and_the_end_of_its_changes_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = write_trials(tmp_path / "job", 9), MemoryStore()
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 5)
+    monkeypatch.setattr(forward, "MAX_WHOLE", 2)
+    send_all(job, store)
+    changes, sent = job / FOLDER / forward.CHANGES_FILE, read_sent(job)
+    left = changes.read_text()
+    forward._write_sent(job, sent)
+    assert not changes.exists()
+    changes.write_text(left)
+    assert read_sent(job) == sent
+    changes.write_text(left + '{"offset": 1')
+    assert read_sent(job) == sent, "a torn line does not count"
+
+
+def test_a_sender_goes_on_from_what_another_has_sent_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = write_trials(tmp_path / "job", 9), MemoryStore()
+    monkeypatch.setattr(forward, "EVENTS_A_CHUNK", 5)
+    monkeypatch.setattr(forward, "MAX_WHOLE", 2)
+    senders = [Outbox(job, store), Outbox(job, store)]
+    assert sum(senders[turn % 2].send_chunk() for turn in range(20)) == lines(job)
+    assert all(run.status == "FINISHED" for run in store.runs.values())
+    assert len(store.runs) == 9

@@ -1,11 +1,20 @@
 """Which trials are stopped: decisions on curves alone."""
 
+import random
 from collections.abc import Mapping
 
 import pytest
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import Curve, all_rungs, bracket_of, checked_epochs, find_promotable, judge
+from encsearch.search.stopping import (
+    Curve,
+    Rungs,
+    all_rungs,
+    bracket_of,
+    checked_epochs,
+    find_promotable,
+    judge,
+)
 
 SPACE = {"optim.lr": {"loguniform": [1e-3, 1e-1]}}
 
@@ -86,11 +95,15 @@ def at_rung(*values: float) -> dict[int, Curve]:
     return {number: {1: value} for number, value in enumerate(values)}
 
 
+def judge_paused(search: SearchConfig, number: int, curves: Mapping[int, Curve], paused: set[int]) -> str:
+    return judge(search, 27, number, curves, Rungs(search, 27, curves, paused))
+
+
 def test_a_trial_pauses_at_its_rung_until_it_is_in_the_best_third_there() -> None:
     pausing = search(scheduler="asha")
-    assert judge(pausing, 27, 1, at_rung(0.5, 0.9), paused={0}) == "pause", "one of two is no third"
-    assert judge(pausing, 27, 2, at_rung(0.5, 0.9, 0.1), paused={0, 1}) == "pause", "another goes on"
-    assert judge(pausing, 27, 2, at_rung(0.5, 0.6, 0.9), paused={0, 1}) == "continue"
+    assert judge_paused(pausing, 1, at_rung(0.5, 0.9), {0}) == "pause", "one of two is no third"
+    assert judge_paused(pausing, 2, at_rung(0.5, 0.9, 0.1), {0, 1}) == "pause", "another goes on"
+    assert judge_paused(pausing, 2, at_rung(0.5, 0.6, 0.9), {0, 1}) == "continue"
     assert find_promotable(pausing, 27, at_rung(0.5, 0.9, 0.1), {0, 1, 2}) == 1
     assert find_promotable(pausing, 27, {**at_rung(0.5, 0.9, 0.1), 1: {1: 0.9, 2: 0.9}}, {0, 2}) is None, (
         "who went on still has the place"
@@ -110,3 +123,37 @@ def test_at_the_end_of_a_search_the_best_goes_on_however_few_there_are() -> None
     assert find_promotable(pausing, 27, at_rung(0.5, 0.9), {0, 1}, keep_one=True) == 1
     ended = {**at_rung(0.5), 1: {1: 0.9, 3: 0.9, 9: 0.9, 27: 0.9}}
     assert find_promotable(pausing, 27, ended, {0}, keep_one=True) is None, "the best has gone on before"
+
+
+def test_rungs_that_are_kept_in_step_say_what_the_curves_say() -> None:
+    pausing, rng = search(scheduler="asha"), random.Random(0)
+    kept, curves, paused = Rungs(pausing, 27), dict[int, dict[int, float]](), set[int]()
+    for _ in range(600):
+        if paused and rng.random() < 0.3:
+            number = rng.choice(sorted(paused))
+            paused.remove(number)
+            kept.go_on(number, curves[number])
+        else:
+            number = rng.choice([len(curves), *(n for n in curves if n not in paused and len(curves[n]) < 9)])
+            curve = curves.setdefault(number, {})
+            curve[len(curve) + 1] = rng.choice([0.1, 0.2, 0.5, rng.random()])
+            kept.report(number, len(curve), curve[len(curve)])
+            if len(curve) in (1, 3, 9) and rng.random() < 0.7:
+                paused.add(number)
+                kept.pause(number, curve)
+        for keep_one in (False, True):
+            assert kept.find_promotable(keep_one=keep_one) == by_definition(curves, paused, keep_one)
+            assert find_promotable(pausing, 27, curves, paused, keep_one=keep_one) == by_definition(
+                curves, paused, keep_one
+            )
+
+
+def by_definition(curves: Mapping[int, Curve], paused: set[int], keep_one: bool) -> int | None:
+    """Li et al., MLSys 2020, algorithm 2, written out for the rungs 9, 3 and 1."""
+    for rung in (9, 3, 1):
+        waiting = {number for number in paused if max(curves[number]) == rung}
+        reached = sorted((-curve[rung], number) for number, curve in curves.items() if rung in curve)
+        for _, number in reached[: max(int(keep_one and bool(waiting)), len(reached) // 3)]:
+            if number in waiting:
+                return number
+    return None

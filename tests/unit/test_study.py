@@ -9,7 +9,7 @@ import pytest
 
 from encsearch.config import Sampler, SearchConfig
 from encsearch.errors import PreflightError
-from encsearch.search.study.storage import repair_journal
+from encsearch.search.study.storage import MEMORY, repair_journal
 from encsearch.search.study.study import Study, trials_at
 from encsearch.search.trials import Trial
 
@@ -251,3 +251,22 @@ def test_another_process_reads_a_study_without_writing(tmp_path: Path) -> None:
     assert path.read_bytes() == torn
     with pytest.raises(PreflightError, match=r"study.journal has no study other"):
         trials_at(str(path), "other", search())
+
+
+def test_a_trial_that_does_not_change_is_read_once() -> None:
+    study = Study(MEMORY, "toy", search(scheduler="asha"), 9)
+    numbers = [proposal.number for proposal in (study.ask(), study.ask(), study.ask()) if proposal]
+    for number in numbers:
+        study.report(number, 1, number / 10)
+    study.pause(0)
+    study.prune(1)
+    before = study.trials()
+    again = study.trials()
+    assert [a is b for a, b in zip(before, again, strict=True)] == [True, True, False], "the third runs"
+    study.note(0, paused=False)
+    study.report(0, 2, 0.9)
+    assert (study.trials()[0].state, study.trials()[0].value) == ("RUNNING", 0.9)
+    study.pause(0)
+    study.trials()
+    study.prune(0)
+    assert study.trials()[0].state == "PRUNED"

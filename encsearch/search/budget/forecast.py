@@ -31,7 +31,8 @@ from encsearch.search.trials import Trial
 
 REPETITIONS = 200
 # Simulating which trials are stopped costs far more than simulating their times, and varies less.
-REHEARSED_TRIALS = 800
+# Trials that start in all rehearsals together, and trials so far that they all go through.
+REHEARSED_TRIALS, KNOWN_TRIALS = 800, 40_000
 MIN_REHEARSALS, MAX_REHEARSALS = 2, 40
 # At most this many trials are simulated; beyond that, each one represents several.
 MAX_PLAYED = 1000
@@ -109,9 +110,10 @@ def forecast(
     devices = devices_of(scaling)
     to_start = min(num_to_start(search, spent), _startable(limit, devices, pace, at_once))
     num_new = int(min(to_start, MAX_PLAYED))
+    affordable = min(REHEARSED_TRIALS // (num_new + 1), KNOWN_TRIALS // (len(trials) + 1))
     rehearsals = [
         rehearse(search, epochs, trials, num_new=num_new, at_once=at_once, seed=int(rng.integers(2**31)))
-        for _ in range(min(max(REHEARSED_TRIALS // (num_new + 1), MIN_REHEARSALS), MAX_REHEARSALS))
+        for _ in range(min(max(affordable, MIN_REHEARSALS), MAX_REHEARSALS))
     ]
     played = _play_time(rng, rehearsals, pace, at_once, weight=to_start / max(1, num_new))
     ends = _end_of_search(played, limit, devices)
@@ -225,7 +227,8 @@ def _starts(seconds: list[float], at_once: int) -> list[float]:
     starts = []
     for length in seconds:
         starts.append(free[0])
-        heapq.heapreplace(free, free[0] + length)
+        if length:  # a paused trial that is not promoted takes no place
+            heapq.heapreplace(free, free[0] + length)
     return starts
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from encsearch.config import Config, ConfirmConfig
 from encsearch.files import append_line, read_lines, to_object
@@ -28,6 +27,7 @@ from encsearch.search.trials import Trial
 
 PROGRESS_FILE = "progress.jsonl"
 DECISION_S, PROGRESS_S = 1, 15
+FORECAST_TRIALS = 1000
 # Seconds from a free place to a trial's first step, in a running process (Ray 2.60 on two cores).
 STARTUP_S = 1.0
 
@@ -76,7 +76,8 @@ class Keeper:
         self._started_s = clock() - (lines[-1].elapsed_s if lines else 0.0)
         self._decision = BudgetDecision(may_start=True, must_end=False, may_repeat=True)
         self._needs: Needs | None = None
-        self._next_decision_s = self._next_progress_s = -1.0
+        self._next_decision_s = self._next_progress_s = self._next_forecast_s = -1.0
+        self._expected: Mapping[str, float] = {}
         # The budget covers the search and the confirmation; this is None unless a limit ended the search.
         self.ended_by: str | None = None
 
@@ -102,10 +103,18 @@ class Keeper:
         return (self._needs.plan, self._needs.reduced) if self._needs else (self._study.search.confirm, None)
 
     def write_progress(self, num_confirmed: int = 0) -> None:
-        """Record how long the sweep has run, and when it is expected to end if that can be estimated."""
-        expected = self._expected_end(num_confirmed)
-        append_line(self._path, {"elapsed_s": self.elapsed_s, **expected})
-        self._follow(self._summarize(expected))
+        """Record how long the sweep has run, and when it is expected to end if that can be estimated.
+
+        Beyond FORECAST_TRIALS the search is forecast less often than that, since it takes longer.
+        """
+        line = {"elapsed_s": self.elapsed_s}
+        if num_confirmed or self.elapsed_s >= self._next_forecast_s:
+            self._expected = self._expected_end(num_confirmed)
+            line |= self._expected
+            longer = max(0.0, len(self._study.trials()) / FORECAST_TRIALS - 1)
+            self._next_forecast_s = self.elapsed_s + PROGRESS_S * longer
+        append_line(self._path, line)
+        self._follow(self._summarize(self._expected))
 
     def points(self) -> tuple[ForecastPoint, ...]:
         """All forecasts so far, including those of earlier processes."""
@@ -136,7 +145,7 @@ class Keeper:
             self._next_progress_s = self.elapsed_s + PROGRESS_S
             self.write_progress()
 
-    def _summarize(self, expected: Mapping[str, Any]) -> SweepProgress:
+    def _summarize(self, expected: Mapping[str, float]) -> SweepProgress:
         trials = self._study.trials()
         spent = spent_by(trials, self.elapsed_s).cost
         valued = [trial for trial in trials if trial.value is not None and trial.state != "FAIL"]
@@ -165,7 +174,7 @@ class Keeper:
         trained = spent_by(trials, self.elapsed_s).trials
         return trained < self._study.search.budget.trials and not self._study.is_exhausted()
 
-    def _expected_end(self, num_confirmed: int) -> Mapping[str, Any]:
+    def _expected_end(self, num_confirmed: int) -> Mapping[str, float]:
         trials = self._study.trials()
         pace = pace_of(trials, STARTUP_S)
         plan, _ = self.confirmation()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encsearch.config import SearchConfig
-from encsearch.search.stopping import Verdict, checked_epochs, find_promotable, judge
+from encsearch.search.stopping import Rungs, Verdict, checked_epochs, judge
 from encsearch.search.trials import Trial
 
 # MAX_RIVALS rivals, drawn at random, represent a larger number of them. If a trial may be stopped after twice
@@ -60,6 +60,7 @@ class _Sweep:
         self._search, self._epochs, self._rng = search, epochs, rng
         self._open = {r.number: r.epochs for r in trials if r.state in ("RUNNING", "PAUSED")}
         self._paused = {r.number for r in trials if r.state == "PAUSED"}
+        self._rungs = Rungs(search, epochs)
         self._standing = {r.number: r.curve[-1][1] for r in trials if r.number in self._open and r.curve}
         self._next = max((r.number for r in trials), default=-1) + 1
         self._donors = _donors(trials, epochs, rng)
@@ -71,6 +72,8 @@ class _Sweep:
             for epoch, value in trial.curve:
                 if epoch in checks:
                     self._report(trial.number, epoch, value)
+        for number in self._paused:
+            self._rungs.pause(number, self._curves[number])
 
     def play(self, num_new: int, at_once: int) -> Rehearsal:
         new = [self._next + place for place in range(num_new)]
@@ -96,7 +99,7 @@ class _Sweep:
                 case "continue":
                     heapq.heappush(events, (now + self._next_check(number, epoch) - epoch, number))
                 case "pause":
-                    self._paused.add(number)
+                    self._rungs.pause(number, self._curves[number])
                 case "stop":
                     pass
         remaining = tuple(done[number] - before for number, before in self._open.items())
@@ -105,11 +108,9 @@ class _Sweep:
     def _take(self, waiting: Iterator[int], is_idle: bool) -> int | None:
         """The next trial for a free place: a promoted one, or a new one; when none is left, the best."""
         for keep_one in (False, True):
-            number = find_promotable(
-                self._search, self._epochs, self._curves, self._paused, keep_one=keep_one
-            )
+            number = self._rungs.find_promotable(keep_one=keep_one)
             if number is not None:
-                self._paused.remove(number)
+                self._rungs.go_on(number, self._curves[number])
                 return number
             if not keep_one and (number := next(waiting, None)) is not None:
                 return number
@@ -122,11 +123,12 @@ class _Sweep:
 
     def _report(self, number: int, epoch: int, value: float) -> None:
         self._curves.setdefault(number, {})[epoch] = value
+        self._rungs.report(number, epoch, value)
         self._reached.setdefault(epoch, []).append(number)
 
     def _judge(self, number: int, epoch: int) -> Verdict:
         if self._search.scheduler == "asha":
-            return judge(self._search, self._epochs, number, self._curves, self._paused)
+            return judge(self._search, self._epochs, number, self._curves, self._rungs)
         rivals = self._reached[epoch]
         if len(rivals) > MAX_RIVALS:
             rivals = self._rng.sample(rivals, MAX_RIVALS)

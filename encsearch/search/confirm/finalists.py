@@ -48,12 +48,15 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
         and trial.number not in excluded
     ]
     ranked = sorted(scored, key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
-    ranked.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -_mean_value(r, scored)))
-    distinct: list[Trial] = []
+    alike: dict[object, list[float]] = {}
+    for trial in ranked:
+        alike.setdefault((_key(trial), trial.epochs), []).append(trial.value or 0.0)
+    means = {key: fmean(values) for key, values in alike.items()}
+    ranked.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -means[_key(r), r.epochs]))
+    distinct: dict[object, Trial] = {}
     for trial in pareto_front(ranked) or ranked:
-        if all(trial.values != other.values for other in distinct):
-            distinct.append(trial)
-    return distinct[:count]
+        distinct.setdefault(_key(trial), trial)
+    return list(distinct.values())[:count]
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
@@ -178,10 +181,6 @@ def name_configuration(training: Finalist) -> str:
     return name_context(training.config.model.context)
 
 
-def _mean_value(trial: Trial, trials: Sequence[Trial]) -> float:
-    """Of the trials with the same values and as many epochs."""
-    return fmean(
-        other.value or 0.0
-        for other in trials
-        if other.values == trial.values and other.epochs == trial.epochs
-    )
+def _key(trial: Trial) -> object:
+    """The same for trials with the same values."""
+    return frozenset(trial.values.items())

@@ -5,6 +5,7 @@ a kill and a resume as without.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from encsearch.config import Config, Dimension, SearchConfig, find_active, flatten
-from encsearch.search.study.samplers import as_seen, draw, for_each, grid_points, ordered_values, sampler_for
+from encsearch.search.study.samplers import (
+    as_seen,
+    draw,
+    for_each,
+    grid_points,
+    learnt_from,
+    ordered_values,
+    sampler_for,
+)
 from encsearch.search.study.storage import study_of
 
 Values = Mapping[str, Any]
@@ -116,11 +125,14 @@ def share_of_prior(share: float, prior: Sequence[float], sampler: Sequence[float
     and Whitney), as the prior's weight does in PriorBand (Mallik et al., NeurIPS 2023); DOUBT is the number
     of trials that it takes to be believed.
     """
-    pairs = [(a > b) + 0.5 * (a == b) for a in prior for b in sampler]
-    if not pairs:
-        return share
     count = min(len(prior), len(sampler))
-    wins = sum(pairs) / len(pairs)
+    if not count:
+        return share
+    # A pair is won where the sampler's value is lower, half won by a tie, and never by NaN.
+    ascending = sorted(b for b in sampler if not math.isnan(b))
+    numbers = [a for a in prior if not math.isnan(a)]
+    won = sum(0.5 * (bisect_left(ascending, a) + bisect_right(ascending, a)) for a in numbers)
+    wins = won / (len(prior) * len(sampler))
     believed = (count * wins + DOUBT * 0.5) / (count + DOUBT)
     return share * min(1.0, (2 * believed) ** 2)
 
@@ -143,12 +155,15 @@ def count_points(space: Mapping[str, Dimension]) -> float:
 
 def is_exhausted(search: SearchConfig, taken: Collection[Values]) -> bool:
     """Whether no configuration is left; never known of a space that is too large to be listed."""
-    if search.repeats == "seeds":
+    if not can_be_exhausted(search):
         return False
     known = {_key(values) for values in taken}
-    if search.sampler == "grid":
-        return all(_key(point) in known for point in grid_points(search))
-    return _is_listable(search.space) and all(_key(point) in known for point in list_points(search.space))
+    points = grid_points(search) if search.sampler == "grid" else list_points(search.space)
+    return all(_key(point) in known for point in points)
+
+
+def can_be_exhausted(search: SearchConfig) -> bool:
+    return search.repeats != "seeds" and (search.sampler == "grid" or _is_listable(search.space))
 
 
 def _ask_sampler(
@@ -160,7 +175,7 @@ def _ask_sampler(
 ) -> Draft:
     """Ask in a copy of the study in which the trials are `as_seen`."""
     directions = [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * bool(search.minimize)
-    study = study_of(as_seen(trials, search.space), directions)
+    study = study_of(as_seen(learnt_from(search, trials), search.space), directions)
     study.sampler = sampler_for(search, number, attempt)
     storage = study._storage
     # Some samplers keep counters there.

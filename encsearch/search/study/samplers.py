@@ -5,10 +5,12 @@ as long as the study holds the same trials.
 """
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from optuna.distributions import (
@@ -19,9 +21,12 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from encsearch.config import Dimension, SearchConfig, find_active
+
+# Trials that TPE learns from at most, the best among them, which are as many as it takes for good ones.
+MAX_LEARNT, MAX_BEST = 1000, 25
 
 
 def sampler_for(search: SearchConfig, number: int, attempt: int = 0) -> BaseSampler:
@@ -54,6 +59,19 @@ def for_each(space: Mapping[str, Dimension], one: Callable[[str], Any]) -> dict[
         if path in find_active(space, values):
             values[path] = one(path)
     return {path: values[path] for path in space if path in values}
+
+
+def learnt_from(search: SearchConfig, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
+    """The trials that the sampler is given, in their order: all, but for TPE in a long search.
+
+    TPE (Optuna 5.0) compares the MAX_BEST best trials, whatever their number, with all others, which takes
+    time in proportion to them. Beyond MAX_LEARNT it is given the best and the newest.
+    """
+    if search.sampler != "tpe" or search.minimize or len(trials) <= MAX_LEARNT:
+        return trials
+    best = {trial.number for trial in nsmallest(MAX_BEST, trials, key=_standing)}
+    first_new = trials[-(MAX_LEARNT - MAX_BEST)].number
+    return [trial for trial in trials if trial.number >= first_new or trial.number in best]
 
 
 def as_seen(trials: Iterable[FrozenTrial], space: Mapping[str, Dimension]) -> Iterator[FrozenTrial]:
@@ -131,6 +149,17 @@ def _sampler(search: SearchConfig, number: int, attempt: int) -> BaseSampler:
         case "random" | "grid":
             # The points of a grid are queued one by one, see `grid_points`.
             return RandomSampler(seed=seed)
+
+
+def _standing(trial: FrozenTrial) -> tuple[float, ...]:
+    """Sorts as TPE ranks: complete trials by value, then pruned ones by their last epoch and value there."""
+    if trial.state == TrialState.COMPLETE:
+        return 0, -cast(float, trial.value)
+    curve = trial.intermediate_values
+    if trial.state != TrialState.PRUNED or not curve:
+        return (2,)
+    epoch = max(curve)
+    return 1, -epoch, math.inf if math.isnan(curve[epoch]) else -curve[epoch]
 
 
 def _is_ranked(dimension: Dimension) -> bool:

@@ -26,8 +26,14 @@ from optuna.trial import TrialState as OptunaState
 from encsearch.config import Config, SearchConfig, find_active, flatten
 from encsearch.errors import PreflightError
 from encsearch.redaction import without_secrets
-from encsearch.search.stopping import Verdict, checked_epochs, find_promotable, judge
-from encsearch.search.study.proposals import Prior, is_exhausted, propose, share_of_prior
+from encsearch.search.stopping import Rungs, Verdict, checked_epochs, find_promotable, judge
+from encsearch.search.study.proposals import (
+    Prior,
+    can_be_exhausted,
+    is_exhausted,
+    propose,
+    share_of_prior,
+)
 from encsearch.search.study.samplers import distribution, suggest
 from encsearch.search.study.storage import MEMORY, open_storage
 from encsearch.search.trials import PARAMETERS, Trial, TrialState
@@ -36,6 +42,7 @@ from encsearch.search.trials import PARAMETERS, Trial, TrialState
 REASON, SECONDS, COST, HARDWARE = "reason", "seconds", "cost_seconds", "hardware"
 QUEUED, WARM_START, REFUSED, RERUN_OF = "queued", "warm_start", "refused", "rerun_of"
 STOPPED, PAUSED, ORIGIN, REPEAT = "stopped", "paused", "origin", "repeat"
+_OF_OTHERS = frozenset((WARM_START, RERUN_OF))
 # Of the study.
 PRIOR = "prior"
 
@@ -75,7 +82,8 @@ class Study:
         self._curves = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
         is_open = OptunaState.RUNNING
         self._paused = {t.number for t in trials if t.state == is_open and self._is_at_rung(t.number)}
-        self._ended: dict[int, Trial] = {}  # which do not change any more
+        self._rungs = Rungs(self.search, self._epochs, self._curves, self._paused)
+        self._settled: dict[int, Trial] = {}  # ended and paused ones, until they change
 
     @property
     def prior(self) -> Prior | None:
@@ -152,6 +160,8 @@ class Study:
         if epoch not in curve:
             self._storage.set_trial_intermediate_value(self._ids[number], epoch, value)
             curve[epoch] = value
+            self._rungs.report(number, epoch, value)
+            self._settled.pop(number, None)
 
     def curve(self, number: int) -> Mapping[int, float]:
         """The reported metrics so far, by epoch."""
@@ -159,11 +169,12 @@ class Study:
 
     def judge(self, number: int) -> Verdict:
         """What the scheduler makes of the trial after its last report."""
-        return judge(self.search, self._epochs, number, self._curves, self._paused)
+        return judge(self.search, self._epochs, number, self._curves, self._rungs)
 
     def pause(self, number: int) -> None:
         self.note(number, **{PAUSED: True})
         self._paused.add(number)
+        self._rungs.pause(number, self._curves[number])
 
     def can_promote(self, *, keep_one: bool) -> bool:
         """Whether `promote` would return a trial."""
@@ -175,12 +186,14 @@ class Study:
         if number is not None:
             self.note(number, **{PAUSED: False})
             self._paused.remove(number)
+            self._rungs.go_on(number, self._curves[number])
         return number
 
     def note(self, number: int, **attributes: Any) -> None:
         """Set user attributes of the trial."""
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(self._ids[number], name, value)
+        self._settled.pop(number, None)
 
     def complete(self, number: int) -> None:
         """End a trial that ran all its epochs, with the value of its best epoch and the minimized one."""
@@ -188,6 +201,7 @@ class Study:
         if self.search.minimize:
             values.append(self._attributes(number)[self.search.minimize])
         self._study.tell(number, values, skip_if_finished=True)
+        self._settled.pop(number, None)
 
     def prune(self, number: int, reason: str | None = None) -> None:
         """End a trial that was stopped early; its curve is kept.
@@ -221,14 +235,16 @@ class Study:
 
     def is_exhausted(self) -> bool:
         """Whether every configuration of the space has been proposed."""
-        return not self._waiting() and is_exhausted(self.search, self._taken())
+        if not can_be_exhausted(self.search) or self._waiting():
+            return False
+        return is_exhausted(self.search, self._taken())
 
     def is_open(self, number: int) -> bool:
         return not self._storage.get_trial(self._ids[number]).state.is_finished()
 
     def trials(self) -> tuple[Trial, ...]:
         """All trials of this sweep that were started, by number."""
-        return _trials(self._study, self.search, self._ended)
+        return _trials(self._study, self.search, self._settled)
 
     def would_ask(self, count: int) -> tuple[Mapping[str, Any], ...]:
         """The values that the next `count` trials would get now; nothing is stored."""
@@ -244,7 +260,7 @@ class Study:
 
     def _queue_proposal(self) -> bool:
         """Queue what the search tries next; False if the space is exhausted."""
-        trials = self._study.get_trials(deepcopy=False)
+        trials, taken = self._study.get_trials(deepcopy=False), self._taken()
         draft = propose(
             self.search,
             len(trials),
@@ -252,11 +268,11 @@ class Study:
             self._system_attributes(),
             self.prior or Prior(()),
             self._share_of_prior(trials),
-            self._taken(),
+            taken,
         )
         if draft is None:
             return False
-        repeat = self._taken().count(draft.values)
+        repeat = taken.count(draft.values)
         # In one step: a kill leaves a whole proposal or none.
         self._study.add_trial(
             create_trial(
@@ -275,8 +291,9 @@ class Study:
         epoch = next(iter(checked_epochs(self.search, self._epochs, 0)), self._epochs)
         scores: dict[str, list[float]] = {"prior": [], "sampler": []}
         for trial in trials:
-            if trial.user_attrs.get(ORIGIN) in scores and epoch in trial.intermediate_values:
-                scores[trial.user_attrs[ORIGIN]].append(trial.intermediate_values[epoch])
+            origin = trial.user_attrs.get(ORIGIN)
+            if origin in scores and epoch in trial.intermediate_values:
+                scores[origin].append(trial.intermediate_values[epoch])
         return share_of_prior(self.search.prior.share, scores["prior"], scores["sampler"])
 
     def _as_ended(self, trial: FrozenTrial) -> FrozenTrial:
@@ -288,12 +305,12 @@ class Study:
         return ended
 
     def _promotable(self, keep_one: bool) -> int | None:
-        curves: Mapping[int, Mapping[int, float]] = self._curves
-        if keep_one:
-            # One that failed, or that another sweep trained, would keep the place of the last one of this.
-            own = {trial.number for trial in self.trials() if trial.state != "FAIL"}
-            curves = {number: curve for number, curve in curves.items() if number in own}
-        return find_promotable(self.search, self._epochs, curves, self._paused, keep_one=keep_one)
+        if not keep_one:
+            return self._rungs.find_promotable()
+        # One that failed, or that another sweep trained, would keep the place of the last one of this.
+        own = {trial.number for trial in self.trials() if trial.state != "FAIL"}
+        curves = {number: curve for number, curve in self._curves.items() if number in own}
+        return find_promotable(self.search, self._epochs, curves, self._paused, keep_one=True)
 
     def _is_at_rung(self, number: int) -> bool:
         epoch = max(self.curve(number), default=0)
@@ -301,12 +318,11 @@ class Study:
 
     def _taken(self) -> list[Mapping[str, Any]]:
         """The values of all started or queued trials of this sweep, without repeats of flagged ones."""
-        trials = [
-            trial
+        return [
+            trial.params or trial.system_attrs.get("fixed_params", {})
             for trial in self._study.get_trials(deepcopy=False)
-            if not trial.user_attrs.keys() & {WARM_START, RERUN_OF}
+            if _OF_OTHERS.isdisjoint(trial.user_attrs)
         ]
-        return [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in trials]
 
     def _system_attributes(self) -> dict[str, Any]:
         return self._storage.get_study_system_attrs(self._study._study_id)
@@ -345,6 +361,7 @@ class Study:
         if reason and self.is_open(number):
             self.note(number, **{REASON: reason})
         self._study.tell(number, state=state, skip_if_finished=True)
+        self._settled.pop(number, None)
 
 
 def trials_at(place: str, name: str, search: SearchConfig) -> tuple[Trial, ...]:
@@ -384,20 +401,19 @@ def known_points(config: Config, search: SearchConfig) -> tuple[Mapping[str, Any
     return tuple(points)
 
 
-def _trials(study: optuna.Study, search: SearchConfig, ended: dict[int, Trial]) -> tuple[Trial, ...]:
-    """`ended` are trials that were made before, by number, and gets those that have ended since."""
-
-    def one(stored: FrozenTrial) -> Trial:
-        trial = ended.get(stored.number) or _make_trial(stored, search)
-        if stored.state.is_finished():
-            ended[stored.number] = trial
-        return trial
-
-    return tuple(
-        one(trial)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state != OptunaState.WAITING and WARM_START not in trial.user_attrs
-    )
+def _trials(study: optuna.Study, search: SearchConfig, settled: dict[int, Trial]) -> tuple[Trial, ...]:
+    """`settled` are ended and paused trials that were made before, by number; new ones are added."""
+    found = []
+    for stored in study.get_trials(deepcopy=False):
+        trial = settled.get(stored.number)
+        if trial is None:
+            if stored.state == OptunaState.WAITING or WARM_START in stored.user_attrs:
+                continue
+            trial = _make_trial(stored, search)
+            if trial.state != "RUNNING":
+                settled[trial.number] = trial
+        found.append(trial)
+    return tuple(found)
 
 
 def _make_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:

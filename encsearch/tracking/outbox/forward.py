@@ -8,6 +8,7 @@ What counts is what the store has: before a run's end is sent, its params, tags 
 there, and what is missing is sent again. So nothing is lost to a proxy that answers in place of the store.
 
 record/sent.json       how far the sender has come, and the MLflow run id of each run
+record/sent-changes.jsonl  what has changed of that, if a job has many runs
 record/sender.lock     one process sends at a time
 record/refused.jsonl   events that the store will never take, with the reason; a crash may repeat a line
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.errors import UserError, for_terminal, one_line
-from encsearch.files import append_line, hold_lock, read_lines, read_object, write_whole
+from encsearch.files import append_line, hold_lock, read_lines, read_object, to_object, write_whole
 from encsearch.reports import Point
 from encsearch.text import format_count
 from encsearch.tracking.outbox.events import (
@@ -37,7 +38,10 @@ from encsearch.tracking.outbox.events import (
 )
 from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
 
-SENT_FILE, SENDER_LOCK, REFUSED_FILE = "sent.json", "sender.lock", "refused.jsonl"
+SENT_FILE, CHANGES_FILE, SENDER_LOCK = "sent.json", "sent-changes.jsonl", "sender.lock"
+REFUSED_FILE = "refused.jsonl"
+# Runs up to which sent.json is written whole after each chunk; beyond, after so many lines of changes.
+MAX_WHOLE, MAX_CHANGES = 100, 1000
 EVENTS_A_CHUNK = 200
 METRICS_A_REQUEST = 500
 
@@ -112,6 +116,20 @@ class Sent:
     begun: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What a chunk changes of `Sent`, by run: id (None if it was deleted), whether it is open, begin."""
+
+    offset: int
+    runs: dict[str, str | None] = field(default_factory=dict)
+    is_open: dict[str, bool] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
+
+
+_Placed = tuple[Event, int, int]
+"""An event, and where its line begins and ends."""
+
+
 def read_sent(job_folder: Path) -> Sent:
     """Read how far the sender has come; an empty `Sent` if it has sent nothing yet.
 
@@ -124,13 +142,25 @@ def read_sent(job_folder: Path) -> Sent:
         return Sent()
     if not sent.uri:
         raise UserError(f"{path}: damaged (it names no store); restore the file")
-    return sent
+    changes = job_folder / FOLDER / CHANGES_FILE
+    total = _Change(sent.offset)
+    for line in read_lines(changes):
+        change = to_object(_Change, line, changes)
+        if change.offset > sent.offset:  # a kill may have left changes that the whole file has
+            total = _Change(
+                change.offset,
+                total.runs | change.runs,
+                total.is_open | change.is_open,
+                total.begun | change.begun,
+            )
+    return _changed(sent, total)
 
 
 def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
     """Note where a new record goes. Raises UserError for a record that was begun in another store."""
     sent = read_sent(job_folder)
     if not sent.uri:
+        (job_folder / FOLDER / CHANGES_FILE).unlink(missing_ok=True)  # of a file that was deleted
         _write_sent(job_folder, Sent(uri=shown_uri, experiment_id=experiment_id))
     elif sent.uri != shown_uri:
         raise UserError(
@@ -158,32 +188,89 @@ def sending_alone(job_folder: Path) -> AbstractContextManager[bool]:
     return hold_lock(job_folder / FOLDER / SENDER_LOCK)
 
 
-def send_chunk(job_folder: Path, store: EventStore) -> int:
-    """Send the next events, at most EVENTS_A_CHUNK; return their number.
+class Outbox:
+    """Sends one job's record, chunk by chunk.
 
-    The caller holds the lock. Raises UnavailableError; UserError for a record of another store.
+    What it knows of the record stays in memory, and is read anew if another process has sent meanwhile.
     """
-    begin_sending(job_folder, store.shown_uri, store.experiment_id)
-    sent = read_sent(job_folder)
-    chunk = _next_chunk(job_folder, sent.offset)
-    if not chunk:
-        return 0
-    runs, begun = dict(sent.runs), dict(sent.begun)
-    ends = [sent.offset, *(end for _, end in chunk)]
-    offsets = {id(event): before for (event, _), before in zip(chunk, ends[:-1], strict=True)}
-    for event in _steps([event for event, _ in chunk]):
+
+    def __init__(self, job_folder: Path, store: EventStore) -> None:
+        self._job_folder, self._store = job_folder, store
+        self._events = job_folder / FOLDER / EVENTS_FILE
+        self._sent, self._stamp, self._changes = Sent(), "", 0
+        # Of each open run, where its events lie since it began: what is looked up when it ends.
+        self._places: dict[str, list[int]] = {}
+
+    def send_chunk(self) -> int:
+        """Send the next events, at most EVENTS_A_CHUNK; return their number.
+
+        The caller holds the lock. Raises UnavailableError; UserError for a record of another store.
+        """
+        if self._stamp != _stamp(self._job_folder):
+            self._read()
+        sent = self._sent
+        chunk = _next_chunk(self._job_folder, sent.offset)
+        if not chunk:
+            return 0
+        runs = dict(sent.runs)
+        for event in _steps([event for event, _, _ in chunk]):
+            if isinstance(event, Ended) and event.run in runs:
+                _send_missing(
+                    event, self._own_events(event, chunk), runs[event.run], self._store, self._job_folder
+                )
+            _send(event, runs, self._store, self._job_folder)
+        begun = {event.run: start for event, start, _ in chunk if isinstance(event, Started)}
+        is_open = {
+            event.run: isinstance(event, Started)
+            for event, _, _ in chunk
+            if isinstance(event, Started | Ended)
+        }
+        new_runs = {event.run: runs.get(event.run) for event, _, _ in chunk}
+        self._note(_Change(chunk[-1][2], new_runs, is_open, begun))
+        for event, start, _ in chunk:
+            self._place(event, start)
+        return len(chunk)
+
+    def _read(self) -> None:
+        begin_sending(self._job_folder, self._store.shown_uri, self._store.experiment_id)
+        sent = read_sent(self._job_folder)
+        # The next note is a whole file, since other lines of changes may lie there.
+        self._sent, self._changes, self._places = sent, MAX_CHANGES, {}
+        first = min((sent.begun.get(run, 0) for run in sent.open_runs), default=sent.offset)
+        for event, start, _ in _placed_events(self._events, first):
+            if start >= sent.offset:
+                break
+            self._place(event, start)
+        self._stamp = _stamp(self._job_folder)
+
+    def _note(self, change: _Change) -> None:
+        """Note that a chunk was sent: as a whole file, or for many runs mostly as a line."""
+        sent = _changed(self._sent, change)
+        if len(sent.runs) <= MAX_WHOLE or self._changes >= MAX_CHANGES:
+            _write_sent(self._job_folder, sent)
+            self._changes = 0
+        else:
+            append_line(self._job_folder / FOLDER / CHANGES_FILE, asdict(change))
+            self._changes += 1
+        self._sent, self._stamp = sent, _stamp(self._job_folder)
+
+    def _place(self, event: Event, start: int) -> None:
         if isinstance(event, Started):
-            begun[event.run] = offsets[id(event)]
-        if isinstance(event, Ended) and event.run in runs:
-            _send_missing(event, begun.get(event.run, 0), runs[event.run], store, job_folder)
-        _send(event, runs, store, job_folder)
-    is_open = dict.fromkeys(sent.open_runs, True)
-    for event, _ in chunk:
-        if isinstance(event, Started | Ended):
-            is_open[event.run] = isinstance(event, Started)
-    still_open = tuple(run for run, still in is_open.items() if still)
-    _write_sent(job_folder, replace(sent, offset=ends[-1], runs=runs, open_runs=still_open, begun=begun))
-    return len(chunk)
+            self._places[event.run] = [start]
+        elif isinstance(event, Ended):
+            self._places.pop(event.run, None)
+        elif event.run in self._places and not isinstance(event, Filed):
+            self._places[event.run].append(start)
+
+    def _own_events(self, end: Ended, chunk: Sequence[_Placed]) -> list[Event]:
+        """What the run of `end`, which is in the chunk, has written since it last began."""
+        own = [next(read_events(self._events, start))[0] for start in self._places.get(end.run, ())]
+        for event, _, _ in chunk:
+            if event is end:
+                break
+            if event.run == end.run:
+                own = [event] if isinstance(event, Started) else [*own, event]
+        return own
 
 
 def is_settled(job_folder: Path) -> bool:
@@ -199,14 +286,20 @@ def warn(text: str) -> None:
         print(for_terminal(f"warning: {text}".replace("\n", "\\n")), file=sys.stderr, flush=True)
 
 
-def _next_chunk(job_folder: Path, offset: int) -> list[tuple[Event, int]]:
+def _next_chunk(job_folder: Path, offset: int) -> list[_Placed]:
     """Read the next chunk. An upload is a chunk of its own, so that no other failure repeats it."""
-    chunk: list[tuple[Event, int]] = []
-    for event, end in islice(read_events(job_folder / FOLDER / EVENTS_FILE, offset), EVENTS_A_CHUNK):
-        if isinstance(event, Filed):
-            return chunk or [(event, end)]
-        chunk.append((event, end))
+    chunk: list[_Placed] = []
+    for placed in islice(_placed_events(job_folder / FOLDER / EVENTS_FILE, offset), EVENTS_A_CHUNK):
+        if isinstance(placed[0], Filed):
+            return chunk or [placed]
+        chunk.append(placed)
     return chunk
+
+
+def _placed_events(path: Path, offset: int) -> Iterator[_Placed]:
+    for event, end in read_events(path, offset):
+        yield event, offset, end
+        offset = end
 
 
 def _steps(events: Sequence[Event]) -> Iterator[Event]:
@@ -245,19 +338,17 @@ def _send(event: Event, runs: dict[str, str], store: EventStore, job_folder: Pat
         _keep_refused(event, error, job_folder)
 
 
-def _send_missing(event: Ended, offset: int, run_id: str, store: EventStore, job_folder: Path) -> None:
-    """Send again what the store lacks of a run that ends, from the event with which it last began.
+def _send_missing(
+    event: Ended, own: Sequence[Event], run_id: str, store: EventStore, job_folder: Path
+) -> None:
+    """Send again what the store lacks of a run that ends; `own` are its events since it last began.
 
     Raises UnavailableError if the store does not have all of it then.
     """
     started: Started | None = None
     tags: dict[str, str] = {}
     points: list[Point] = []
-    for one, _ in read_events(job_folder / FOLDER / EVENTS_FILE, offset):
-        if one == event:
-            break
-        if one.run != event.run:
-            continue
+    for one in own:
         if isinstance(one, Started):
             started = one
         if isinstance(one, Started | Tagged):
@@ -359,5 +450,25 @@ def _keep_refused(event: Event, error: EventRefusedError, job_folder: Path) -> N
     append_line(path, {"reason": reason, "event": to_values(event)})
 
 
+def _changed(sent: Sent, change: _Change) -> Sent:
+    runs = {name: run_id for name, run_id in {**sent.runs, **change.runs}.items() if run_id is not None}
+    is_open = {**dict.fromkeys(sent.open_runs, True), **change.is_open}
+    return replace(
+        sent,
+        offset=change.offset,
+        runs=runs,
+        open_runs=tuple(run for run, still in is_open.items() if still),
+        begun={**sent.begun, **change.begun},
+    )
+
+
 def _write_sent(job_folder: Path, sent: Sent) -> None:
-    write_whole(job_folder / FOLDER / SENT_FILE, json.dumps(asdict(sent)))
+    write_whole(job_folder / FOLDER / SENT_FILE, json.dumps(vars(sent)))
+    (job_folder / FOLDER / CHANGES_FILE).unlink(missing_ok=True)
+
+
+def _stamp(job_folder: Path) -> str:
+    """Differs once another process has noted something."""
+    files = (job_folder / FOLDER / name for name in (SENT_FILE, CHANGES_FILE))
+    stats = [file.stat() for file in files if file.exists()]
+    return str([(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats])

@@ -11,9 +11,9 @@ from encsearch.files import hold_lock
 from encsearch.tracking.outbox.events import Ended, Tagged
 from encsearch.tracking.outbox.forward import (
     EventStore,
+    Outbox,
     is_settled,
     read_sent,
-    send_chunk,
     sending_alone,
     warn,
 )
@@ -68,8 +68,8 @@ def _is_left(job_folder: Path, store: EventStore) -> bool:
 
 
 def _send_in_parts(job_folder: Path, store: EventStore) -> Iterator[None]:
-    is_done = False
+    outbox, is_done = Outbox(job_folder, store), False
     while not is_done:
         with sending_alone(job_folder) as is_alone:
-            is_done = not is_alone or not send_chunk(job_folder, store)
+            is_done = not is_alone or not outbox.send_chunk()
         yield

@@ -30,10 +30,10 @@ from encsearch.redaction import without_secrets, without_user
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
     EventStore,
+    Outbox,
     UnavailableError,
     begin_sending,
     read_sent,
-    send_chunk,
     sending_alone,
     unsent_events,
     warn,
@@ -240,6 +240,7 @@ class _Forwarder:
 
     def __init__(self, job_folder: Path, store: EventStore) -> None:
         self._job_folder, self._store = job_folder, store
+        self._outbox = Outbox(job_folder, store)
         self._failure, self._has_warned = "", False
         self._ends_s = math.inf
         self._failed_s = -math.inf
@@ -363,7 +364,7 @@ class _Forwarder:
             if not is_alone:
                 raise _BusyError("another process is sending it")
             _leave_deleted_folder()
-            return send_chunk(self._job_folder, self._store)
+            return self._outbox.send_chunk()
 
     @contextmanager
     def _limited(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The story of a finished sweep: `sweep.json`, and the report that is written from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from encsearch.search.budget.keeper import Keeper
 from encsearch.search.confirm.finalists import Finalist, name_context
 from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.study.study import Study
-from encsearch.search.trials import flag_trials
+from encsearch.search.trials import Trial, flag_trials
+from encsearch.text import format_count
 from encsearch.tracking.browse.links import children_link, compare_link, is_server, run_link, ui_base
 from encsearch.tracking.outbox.sender import TrackingStore
 from encsearch.workflow.job import CONTEXT_FOLDER
@@ -26,6 +27,8 @@ from encsearch.workflow.sweep.networks import compare_models
 REPORT_FILE, SWEEP_FILE, PICTURE_FILE = "report.html", "sweep.json", "comparison.png"
 # Number of reported trials that a spent budget left out.
 NEXT_TRIALS = 3
+# Runs that a link compares; an address has 35 characters for each.
+MAX_COMPARED = 500
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def write_story(
         winner=confirmation.winner.trial,
         config_yaml=to_yaml(config),
         mlflow="" if is_server(pages.store.uri) else f"encsearch ui {folder}",
-        links=_links(config, confirmation, pages, [f"trial{trial.number}" for trial in trials]),
+        links=_links(config, confirmation, pages, trials),
         picture=Path(PICTURE_FILE),  # it lies beside the report
         wall_seconds=keeper.elapsed_s,
         context=_context_folder(confirmation.winner.name, artifacts),
@@ -100,19 +103,29 @@ def _find_compared(confirmation: Confirmation) -> dict[str, tuple[Config, Path]]
 
 
 def _links(
-    config: Config, confirmation: Confirmation, pages: Pages, trials: list[str]
+    config: Config, confirmation: Confirmation, pages: Pages, trials: Sequence[Trial]
 ) -> tuple[tuple[str, str], ...]:
     """MLflow's pages by name; refused trials, and those not sent yet, have no run."""
     experiment, run_ids, winner = pages.store.experiment_id, pages.run_ids, confirmation.winner.name
     if not {pages.parent, winner} <= run_ids.keys():
         return ()
     base = ui_base(pages.store.uri)
-    children = [run_ids[name] for name in trials if name in run_ids]
+    comparison, compared = _compared(trials, run_ids)
     return (
         ("trials and finalists", children_link(base, experiment, run_ids[pages.parent], config.metric)),
-        ("comparison", compare_link(base, experiment, children)),
+        (comparison, compare_link(base, experiment, compared)),
         ("winner", run_link(base, experiment, run_ids[winner])),
     )
+
+
+def _compared(trials: Sequence[Trial], run_ids: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The name of the comparison and its runs: all that MLflow has, or the MAX_COMPARED best of more."""
+    known = [trial for trial in trials if f"trial{trial.number}" in run_ids]
+    name = "comparison"
+    if len(known) > MAX_COMPARED:
+        name = f"comparison of the best {MAX_COMPARED} of {format_count(len(known), 'trial')}"
+        known = sorted(known, key=lambda t: (t.value is None, -(t.value or 0.0)))[:MAX_COMPARED]
+    return name, [run_ids[f"trial{trial.number}"] for trial in known]
 
 
 def _context_folder(winner: str, artifacts: Path) -> Path | None:
