@@ -378,6 +378,12 @@ class ScalingConfig(Section):
     gpus_per_worker: float = Field(0, ge=0, description="that Ray books for a worker; 0: trains on CPUs")
     max_failures: int = Field(2, ge=0, description="worker failures to recover from")
     timeout_s: float = Field(120, ge=5, description="seconds until a worker that does not answer is given up")
+    wait_s: float = Field(
+        0,
+        ge=0,
+        description="that an autoscaler has to bring the nodes for a training, or for search.max_concurrent "
+        "trials; 0: a job is refused or begins with what is there",
+    )
     price_per_hour: float | None = Field(
         None, gt=0, description="of one worker, in your currency; null: no cost in money is shown"
     )

@@ -7,13 +7,14 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from encsearch.config import ScalingConfig
 from encsearch.errors import PreflightError, first_line
-from encsearch.text import format_count, format_number
+from encsearch.text import format_count, format_duration, format_number
 
 # Measured on Ray 2.60: without these a trivial two-worker fit costs a fifth more CPU time.
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
@@ -40,16 +41,17 @@ QUIET = {
 SAFE = {"PYTHONSAFEPATH": "1"}
 
 CONNECT_TIMEOUT_S = 5
+NODES_POLL_S = 1.0
 
 
 @contextmanager
-def ray_session(*, needs: ScalingConfig, dashboard: bool = True) -> Iterator[None]:
+def ray_session(*, needs: ScalingConfig, at_once: int = 1, dashboard: bool = True) -> Iterator[None]:
     """Connect to Ray for the duration of the block; one training of `needs` fits there.
 
-    RAY_ADDRESS names a running cluster; without it a local one is started, with a token of its own, and
-    stopped at the end. Without `dashboard` that starts sooner, but can run no trials. An existing connection
-    is reused. Raises PreflightError when the cluster cannot be reached, or has too little for one training,
-    which would wait for ever.
+    RAY_ADDRESS names a running cluster, where `needs.wait_s` are waited for the nodes of `at_once` trainings;
+    without it a local one is started, with a token of its own, and stopped at the end. Without `dashboard`
+    that starts sooner, but can run no trials. An existing connection is reused. Raises PreflightError when
+    the cluster cannot be reached, or has too little for one training, which would wait for ever.
     """
     import ray
 
@@ -61,6 +63,8 @@ def ray_session(*, needs: ScalingConfig, dashboard: bool = True) -> Iterator[Non
         with _enter_folder(empty):
             _connect(needs, dashboard=dashboard)
         try:
+            if "RAY_ADDRESS" in os.environ and needs.wait_s:
+                _wait_for_nodes(needs, at_once)
             _check_fits(needs, ray.cluster_resources())
             yield
         finally:
@@ -102,7 +106,35 @@ def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> i
 
 def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
     if lacking := describe_shortage(needs, resources):
-        raise PreflightError(f"one training needs {lacking}; change scaling.* or add nodes")
+        waited = f" after {format_duration(needs.wait_s)}" if needs.wait_s else ""
+        raise PreflightError(
+            f"one training needs {lacking}{waited}; change scaling.* or add nodes (scaling.wait_s waits for "
+            "those of an autoscaler)"
+        )
+
+
+def _wait_for_nodes(needs: ScalingConfig, at_once: int) -> None:
+    """Until the cluster has room for `at_once` trainings, or the time is over.
+
+    An autoscaler adds nodes for placement groups that wait; unlike `request_resources`, which the last caller
+    decides for all, those of several jobs add up.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    deadline = time.monotonic() + needs.wait_s
+    workers = [_list_worker_needs(needs)] * needs.num_workers
+    groups: list[Any] = []
+    try:
+        while time.monotonic() < deadline:
+            resources = ray.cluster_resources()
+            if not describe_shortage(needs, resources) and trainings_at_once(needs, resources) >= at_once:
+                return
+            groups = groups or [placement_group(workers) for _ in range(at_once)]
+            time.sleep(NODES_POLL_S)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
 
 
 def _list_worker_needs(needs: ScalingConfig) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,7 @@ def sweep(
     check_database()
     progress.phase("starting Ray")
     with run_sender() as sender, _networks(search) as networks, ExitStack() as session:
-        session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
+        session.enter_context(_session(config, search))
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier, name)
@@ -164,7 +164,7 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
     check_database()
     progress.phase("starting Ray")
     with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
-        session.enter_context(ray_session(needs=_largest(config.scaling, search.confirm)))
+        session.enter_context(_session(config, search))
         check_nodes(store, folder)
         sender.store()
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -354,6 +354,11 @@ def _device_seconds(trials: Sequence[Trial], confirmation: Confirmation) -> floa
 
 def _scale_finalists(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
     return scaling.model_copy(update={"num_workers": plan.num_workers or scaling.num_workers})
+
+
+def _session(config: Config, search: SearchConfig) -> AbstractContextManager[None]:
+    needs = _largest(config.scaling, search.confirm)
+    return ray_session(needs=needs, at_once=search.max_concurrent or 1)
 
 
 def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
