@@ -32,7 +32,7 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, say_dashboard, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 
@@ -77,7 +77,6 @@ def train(
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             found.say_gaps(progress.say)
-            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=in_process)
         return _finish(config, store, folder, sender, result)
@@ -105,7 +104,6 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"training {config.name} goes on: {format_count(done)} of {epochs} of "
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
-            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
@@ -137,6 +135,8 @@ def _run(
 ) -> TrainingResult:
     """Train in a folder that has been begun, to the end of its plan of `total` steps."""
     sender.follow(folder)
+    say_dashboard(progress.say)
+    progress.phase("starting the training")
     recorder = start_recorder(
         config,
         store,

@@ -59,7 +59,7 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, new_folder, report_resume, write_summary
+from encsearch.workflow.job import Progress, new_folder, report_resume, say_dashboard, write_summary
 from encsearch.workflow.recorder import start_recorder, start_run
 
 
@@ -100,6 +100,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
             (folder / RESULTS_FILE).touch()
         with own_record(folder, sender.root) as record:
             sender.follow(folder)
+            say_dashboard(progress.say)
             observer = _Observer(config, store, ablation, record, folder, progress)
             story, report = _train_and_compare(config, store, ablation, record, observer, session, folder)
         sender.notify("finished", f"report: {report}")

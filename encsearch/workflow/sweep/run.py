@@ -39,7 +39,7 @@ from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
 from encsearch.train.preflight import Preflight, check_same_data, open_store, preflight
 from encsearch.workflow.checked import Checked
-from encsearch.workflow.job import Progress, report_resume, write_summary
+from encsearch.workflow.job import Progress, report_resume, say_dashboard, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
     NOTHING_EARLIER,
@@ -205,6 +205,7 @@ def _run(
             observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
+            say_dashboard(progress.say)
             for line in about_earlier:
                 progress.say(line)
             progress.phase("starting the first trials")
