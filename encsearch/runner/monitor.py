@@ -10,8 +10,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -40,17 +39,13 @@ _recoveries: Counter[str] = Counter()
 
 def publish_report(job: str, run: str, report: Report) -> None:
     """Publish the figures of a training's newest epoch."""
-    if _is_on_cluster():
-        with _leaving_out():
-            _publish(figures_of(report), {JOB: job, RUN: run})
+    _publish(lambda: figures_of(report), {JOB: job, RUN: run})
 
 
 def count_recovery(job: str, started_again: int = 1) -> None:
     """Publish one more recovery, or that there was none so far."""
-    if _is_on_cluster():
-        _recoveries[job] += started_again
-        with _leaving_out():
-            _publish({"encsearch_recoveries": _recoveries[job]}, {JOB: job})
+    _recoveries[job] += started_again
+    _publish(lambda: {"encsearch_recoveries": _recoveries[job]}, {JOB: job})
 
 
 def publish_unsent(job: str, count: Callable[[], int]) -> Callable[[], None]:
@@ -59,8 +54,7 @@ def publish_unsent(job: str, count: Callable[[], int]) -> Callable[[], None]:
 
     def keep_publishing() -> None:
         while True:
-            with _leaving_out():
-                _publish({"encsearch_unsent_records": count()}, {JOB: job})
+            _publish(lambda: {"encsearch_unsent_records": count()}, {JOB: job})
             if stop.wait(INTERVAL_S):
                 return
 
@@ -69,15 +63,12 @@ def publish_unsent(job: str, count: Callable[[], int]) -> Callable[[], None]:
     return stop.set
 
 
-def dashboard_url() -> str | None:
-    """The page of the cluster's dashboard; None without a cluster, or if it has none."""
-    if not _is_on_cluster():
-        return None
-    import ray
-
-    # Without a scheme, unless RAY_OVERRIDE_DASHBOARD_URL has one.
-    address: str = ray._private.worker.get_dashboard_url()
-    return address if "://" in address or not address else f"http://{address}"
+def say_dashboard(say: Callable[[str], None]) -> None:
+    """Say where a cluster's dashboard is, if it has one."""
+    # Ray 2.60 tells it publicly only to who connects, which may be done already; a client of Ray has no node.
+    node = sys.modules["ray"]._private.worker._global_node if _is_on_cluster() else None
+    if node and node.webui_url:
+        say(f"Ray's dashboard: http://{node.webui_url}")
 
 
 def figures_of(report: Report) -> dict[str, float]:
@@ -95,9 +86,14 @@ def _is_on_cluster() -> bool:
     return "RAY_ADDRESS" in os.environ and "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _publish(figures: Mapping[str, float], tags: Mapping[str, str]) -> None:
-    for name, value in figures.items():
-        _gauge(name, *tags).set(value, dict(tags))
+def _publish(figures: Callable[[], Mapping[str, float]], tags: dict[str, str]) -> None:
+    if not _is_on_cluster():
+        return
+    try:
+        for name, value in figures().items():
+            _gauge(name, *tags).set(value, tags)
+    except Exception as error:  # Ray's of several kinds, or of a damaged file, of which others speak
+        logging.getLogger(__name__).debug("a figure is not published: %s", error)
 
 
 @cache
@@ -105,11 +101,3 @@ def _gauge(name: str, *tags: str) -> Any:
     from ray.util.metrics import Gauge
 
     return Gauge(name, FIGURES[name], tags)
-
-
-@contextmanager
-def _leaving_out() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Ray's of several kinds, or of a damaged file, of which others speak
-        logging.getLogger(__name__).debug("a figure is not published: %s", error)

@@ -13,7 +13,6 @@ from encsearch.config import CONFIG_FILE, Config
 from encsearch.errors import NoticeError, StorageError, UserError
 from encsearch.files import write_whole
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
-from encsearch.runner.monitor import dashboard_url
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
 
@@ -51,12 +50,6 @@ def find_kind(folder: Path) -> JobKind:
 def write_summary(folder: Path, summary: RunSummary) -> None:
     """Write the summary as the last step of a job: a folder with a summary is a finished job."""
     write_whole(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
-
-
-def say_dashboard(say: Callable[[str], None]) -> None:
-    """Say once where the job is to be seen, on a cluster."""
-    if url := dashboard_url():
-        say(f"Ray's dashboard: {url}")
 
 
 class Progress(Protocol):

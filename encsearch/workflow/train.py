@@ -24,6 +24,7 @@ from encsearch.reports import (
 )
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_list, format_score
@@ -32,7 +33,7 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, say_dashboard, write_summary
+from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, write_summary
 from encsearch.workflow.recorder import start_recorder
 
 

@@ -23,7 +23,7 @@ from encsearch.runner import monitor
 monitor.publish_report("job", "run", Report(1, 1, 1.0, {}))
 monitor.count_recovery("job")
 monitor.publish_unsent("job", lambda: 1 / 0)()
-assert monitor.dashboard_url() is None
+monitor.say_dashboard(exit)
 assert "ray" not in sys.modules and threading.active_count() == 1
 """
 

@@ -35,6 +35,7 @@ from encsearch.reports import (
     distinct_reports,
     recording,
 )
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -59,7 +60,7 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, new_folder, report_resume, say_dashboard, write_summary
+from encsearch.workflow.job import Progress, new_folder, report_resume, write_summary
 from encsearch.workflow.recorder import start_recorder, start_run
 
 

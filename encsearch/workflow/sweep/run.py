@@ -22,6 +22,7 @@ from encsearch.errors import UserError
 from encsearch.files import write_whole
 from encsearch.redaction import without_user
 from encsearch.reports import RunSummary, recording
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.runner.torch_process import TorchProcess, torch_process
@@ -39,7 +40,7 @@ from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
 from encsearch.train.preflight import Preflight, check_same_data, open_store, preflight
 from encsearch.workflow.checked import Checked
-from encsearch.workflow.job import Progress, report_resume, say_dashboard, write_summary
+from encsearch.workflow.job import Progress, report_resume, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
     NOTHING_EARLIER,
