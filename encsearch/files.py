@@ -194,6 +194,18 @@ def lines_after(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
         raise PreflightError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
 
 
+def count_lines(path: Path, offset: int = 0) -> int:
+    """How many complete lines `lines_after` would read; what they hold is not looked at."""
+    try:
+        with _open_regular(path) as file:
+            file.seek(offset)
+            return sum(line.endswith(b"\n") for line in file)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+
+
 def remove_torn_line(path: Path) -> None:
     """Remove what a killed writer left after the last newline; only for the process that may write now."""
     with open(path, "rb+") as file:

@@ -18,6 +18,7 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from encsearch.reports import OnStep, ignore_step
+from encsearch.runner.monitor import count_recovery
 from encsearch.text import format_count, format_duration
 
 BEAT_S = 2.0
@@ -117,17 +118,18 @@ def watching(
     notice: Callable[[], bool],
     silence_s: float,
     on_step: OnStep = ignore_step,
+    job: str = "",
 ) -> Iterator[Callable[[], str | None]]:
     """In the block a thread reports ranks that fall silent or start again, and passes `notice` on.
 
-    It also tells `on_step` where rank 0 is, once it trains. The yielded function describes the rank that has
-    been silent for longest, if any is silent.
+    It also tells `on_step` where rank 0 is, once it trains, and counts the recoveries of `job`. The yielded
+    function describes the rank that has been silent for longest, if any is silent.
     """
     stop = threading.Event()
     heard: dict[int, _Heard] = {}
     thread = threading.Thread(
         target=_watch,
-        args=(training, num_ranks, notice, silence_s, on_step, stop, heard),
+        args=(training, num_ranks, notice, silence_s, on_step, job, stop, heard),
         name="watch",
         daemon=True,
     )
@@ -150,6 +152,7 @@ def _watch(
     notice: Callable[[], bool],
     silence_s: float,
     on_step: OnStep,
+    job: str,
     stop: threading.Event,
     heard: dict[int, _Heard],
 ) -> None:
@@ -165,7 +168,7 @@ def _watch(
                 if rank >= present:
                     heard.pop(rank, None)
                 elif found := _internal_kv_get(_key(training, rank), namespace=NAMESPACE):
-                    _hear(heard, rank, json.loads(found), silence_s)
+                    _hear(heard, rank, json.loads(found), silence_s, job)
             # Before it has loaded its checkpoint, a training that goes on is at step 0 too.
             if 0 in heard and (step := heard[0].pulse["step"]):
                 on_step(step)
@@ -178,7 +181,7 @@ def _watch(
             return  # Ray is gone, and its store with it
 
 
-def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s: float) -> None:
+def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s: float, job: str) -> None:
     """Take in a pulse, and say what is worth saying of the rank."""
     before = heard.get(rank)
     log = logging.getLogger(__name__)
@@ -187,6 +190,7 @@ def _hear(heard: dict[int, _Heard], rank: int, pulse: dict[str, Any], silence_s:
             if rank == 0:  # all start again together
                 workers = format_count(pulse["world_size"], "worker")
                 log.warning("%s started again, rank 0 on node %s", workers, pulse["node"])
+                count_recovery(job)
         elif before and before.is_reported:
             log.warning("rank %d on node %s answers again", rank, pulse["node"])
         heard[rank] = _Heard(rank, pulse, time.monotonic())

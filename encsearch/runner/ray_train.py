@@ -35,6 +35,7 @@ from encsearch.reports import (
     forwarding,
     ignore_step,
 )
+from encsearch.runner.monitor import count_recovery
 from encsearch.runner.pulse import announce_drain, beating, take_drain, watching
 from encsearch.runner.rank import RankTraining
 from encsearch.runner.ray_session import PREEMPTION_WATCHER
@@ -77,9 +78,11 @@ def run_ray_train(
     # Silenced, since Ray prints every worker's stack; people get one line from the TrainingError.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     silence_s = config.scaling.timeout_s / 4
+    job = run_dir.parent.name
+    count_recovery(job, 0)
     with (
         forwarding(spool, recorder),
-        watching(key, config.scaling.num_workers, notice, silence_s, on_step) as describe_silence,
+        watching(key, config.scaling.num_workers, notice, silence_s, on_step, job) as describe_silence,
         _keep_interrupt(),
     ):
         try:

@@ -8,6 +8,7 @@ from encsearch.config import Config, flatten, to_yaml
 from encsearch.data.datasets import SHOWN_IMAGES, Sample, evenly_spaced
 from encsearch.data.store import Store
 from encsearch.reports import Report, Status, best_report
+from encsearch.runner.monitor import publish_report
 from encsearch.tracking.lineage import describe_dataset, describe_run, lineage, machine_tags, write_diff
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.tracking.run_files import (
@@ -122,7 +123,12 @@ def start_recorder(
         parent=parent,
         tags={**TABLE_TAG, **IMAGES_TAG, **(tags or {})},
     )
-    return TrainingRecorder(inner, config, store, artifacts, follow, pictured=kind in PICTURED)
+
+    def publish_and_follow(report: Report) -> None:
+        publish_report(record.job_folder.absolute().name, run, report)
+        follow(report)
+
+    return TrainingRecorder(inner, config, store, artifacts, publish_and_follow, pictured=kind in PICTURED)
 
 
 def start_run(

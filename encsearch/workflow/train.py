@@ -24,6 +24,7 @@ from encsearch.reports import (
 )
 from encsearch.runner.hardware import local_device
 from encsearch.runner.local import run_local
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_list, format_score
@@ -77,7 +78,6 @@ def train(
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             found.say_gaps(progress.say)
-            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=in_process)
         return _finish(config, store, folder, sender, result)
@@ -105,7 +105,6 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"training {config.name} goes on: {format_count(done)} of {epochs} of "
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
-            progress.phase("starting the training")
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
         return _finish(config, store, folder, sender, result)
@@ -137,6 +136,8 @@ def _run(
 ) -> TrainingResult:
     """Train in a folder that has been begun, to the end of its plan of `total` steps."""
     sender.follow(folder)
+    say_dashboard(progress.say)
+    progress.phase("starting the training")
     recorder = start_recorder(
         config,
         store,

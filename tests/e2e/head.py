@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -35,7 +36,9 @@ class Head:
 
 
 @contextmanager
-def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
+def running_head(
+    folder: Path, num_cpus: int, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Head]:
     """With token authentication and ports of its own; only its own processes are ended."""
     token = secrets.token_hex(32)
     port, dashboard, client_server, agent = free_ports(4)
@@ -45,7 +48,8 @@ def running_head(folder: Path, num_cpus: int) -> Iterator[Head]:
         command += f" --node-ip-address=127.0.0.1 --port={port}"
         command += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
         command += f" --ray-client-server-port={client_server} --dashboard-agent-listen-port={agent}"
-        process = Shell(folder, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}).start(*command.split())
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        process = Shell(folder, {**variables, **own}).start(*command.split())
         try:
             read_until(process, "stdout", lambda line: "Ray runtime started" in line)
             yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, Path(temp), process.pid)

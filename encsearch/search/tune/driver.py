@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from encsearch.config import ScalingConfig, to_json
 from encsearch.errors import NoticeError, TrainingError, last_line
+from encsearch.runner.monitor import count_recovery
 from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.pulse import passing_on
 from encsearch.search.tune.board import Board
@@ -41,6 +42,8 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
     # Tune silently continues an experiment whose name and storage it finds again.
     name = secrets.token_hex(8)
     stopper = _StopByBoard(board)
+    job = folder.absolute().parent.name
+    count_recovery(job, 0)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, trial_resources(scaling)),
         tune_config=tune.TuneConfig(
@@ -53,7 +56,7 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
             name=name,
             storage_path=str(folder.absolute()),
             stop=stopper,
-            callbacks=[_TellBoard(board)],
+            callbacks=[_TellBoard(board, job)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -162,6 +165,10 @@ class _StopByBoard(_HoldsBoard, tune.Stopper):
 class _TellBoard(_HoldsBoard, tune.Callback):
     """Passes Tune's other events on to the board."""
 
+    def __init__(self, board: Board[Any], job: str) -> None:
+        super().__init__(board)
+        self._job = job
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._board.started(trial.trial_id)
 
@@ -171,7 +178,8 @@ class _TellBoard(_HoldsBoard, tune.Callback):
         self._board.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._board.lost(trial.trial_id, _last_line(Path(trial.error_file)))
+        if self._board.lost(trial.trial_id, _last_line(Path(trial.error_file))):
+            count_recovery(self._job)
 
 
 def _last_line(error_file: Path) -> str:

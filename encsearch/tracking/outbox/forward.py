@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.errors import UserError, for_terminal, one_line
-from encsearch.files import append_line, hold_lock, read_lines, read_object, to_object, write_whole
+from encsearch.files import append_line, count_lines, hold_lock, read_lines, read_object, to_object, write_whole
 from encsearch.reports import Point
 from encsearch.text import format_count
 from encsearch.tracking.outbox.events import (
@@ -175,7 +175,7 @@ def begin_sending(job_folder: Path, shown_uri: str, experiment_id: str) -> None:
 
 
 def unsent_events(job_folder: Path) -> int:
-    return sum(1 for _ in read_events(job_folder / FOLDER / EVENTS_FILE, read_sent(job_folder).offset))
+    return count_lines(job_folder / FOLDER / EVENTS_FILE, read_sent(job_folder).offset)
 
 
 def refused_parts(job_folder: Path) -> int:

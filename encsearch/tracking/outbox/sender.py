@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import NoReturn, TextIO
 
 from encsearch.errors import PreflightError, TrainingError, UserError, guard_terminal, one_line
 from encsearch.redaction import without_secrets, without_user
+from encsearch.runner.monitor import publish_unsent
 from encsearch.text import format_count, format_duration
 from encsearch.tracking.outbox.forward import (
     EventStore,
@@ -100,6 +101,7 @@ class Sender:
         self._uri = uri
         self._store: TrackingStore | None = None
         self._job_folder: Path | None = None
+        self._stop_publishing: Callable[[], None] = lambda: None
         self._process = subprocess.Popen(
             # -P: with -m alone a file in the working directory, such as random.py, would be imported and run.
             [sys.executable, "-P", "-m", "encsearch.tracking.outbox.sender"],
@@ -136,8 +138,9 @@ class Sender:
         """
         store = self.store()
         begin_sending(job_folder, without_user(store.uri), store.experiment_id)
-        self._job_folder = job_folder.absolute()
-        self._send_line(str(self._job_folder))
+        self._job_folder = folder = job_folder.absolute()
+        self._stop_publishing = publish_unsent(folder.name, lambda: unsent_events(folder))
+        self._send_line(str(folder))
 
     def notify(self, what: str, body: str = "") -> None:
         """Send people a notice about the job, if it has begun and they have said where to; never waits."""
@@ -158,6 +161,7 @@ class Sender:
         return dict(read_sent(self._job_folder).runs)
 
     def close(self) -> None:
+        self._stop_publishing()
         if self._store is None:
             self._process.terminate()
         assert self._process.stdin

@@ -35,6 +35,7 @@ from encsearch.reports import (
     distinct_reports,
     recording,
 )
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.search.ablation.plan import (
     ENCNET,
@@ -100,6 +101,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
             (folder / RESULTS_FILE).touch()
         with own_record(folder, sender.root) as record:
             sender.follow(folder)
+            say_dashboard(progress.say)
             observer = _Observer(config, store, ablation, record, folder, progress)
             story, report = _train_and_compare(config, store, ablation, record, observer, session, folder)
         sender.notify("finished", f"report: {report}")

@@ -22,6 +22,7 @@ from encsearch.errors import UserError
 from encsearch.files import write_whole
 from encsearch.redaction import without_user
 from encsearch.reports import RunSummary, recording
+from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.nodes import check_nodes
 from encsearch.runner.ray_session import ray_session, rehearse_session
 from encsearch.runner.torch_process import TorchProcess, torch_process
@@ -205,6 +206,7 @@ def _run(
             observer = SweepRecords(config, store, record, parent.run, folder, progress, networks)
             observer.settle(study.trials())
             progress.say(_describe_start(config, study, folder))
+            say_dashboard(progress.say)
             for line in about_earlier:
                 progress.say(line)
             progress.phase("starting the first trials")
