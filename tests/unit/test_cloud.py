@@ -107,7 +107,7 @@ def no_such_head(config: dict[str, Any]) -> None:
 
 
 def more_than_the_most(config: dict[str, Any]) -> None:
-    config["max_workers"] = 0
+    config["available_node_types"]["worker"]["min_workers"] = config["max_workers"] + 1
 
 
 def misspelt_of_the_cloud(config: dict[str, Any]) -> None:

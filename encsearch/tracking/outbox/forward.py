@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Protocol
 
 from encsearch.errors import UserError, for_terminal, one_line
-from encsearch.files import append_line, count_lines, hold_lock, read_lines, read_object, to_object, write_whole
+from encsearch.files import (
+    append_line,
+    count_lines,
+    hold_lock,
+    read_lines,
+    read_object,
+    to_object,
+    write_whole,
+)
 from encsearch.reports import Point
 from encsearch.text import format_count
 from encsearch.tracking.outbox.events import (
