@@ -98,7 +98,7 @@ def test_prometheus_and_the_dashboard_show_a_training_its_recovery_and_its_unsen
         of_run = {"encsearch_run": "seen"} if name in figures_of(last) else {}
         assert labels == {"encsearch_job": "seen", **of_run}
         if name == UNSENT:
-            assert values[0] == 0, "the job had written nothing yet"
+            assert min(values) == 0, "before the job had written anything"
         else:
             assert values[-1] == pytest.approx(expected[name]), name
     found = re.fullmatch(r"label_values\((\w+), (\w+)\)", _variable("job"))
