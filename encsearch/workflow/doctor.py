@@ -189,7 +189,7 @@ def _judge_token(nodes: Sequence[Node], is_shared: bool) -> Finding:
         return Finding("authentication", "Ray", "ok", "a Ray of this command's own")
     if not without:
         return Finding("authentication", "Ray", "ok", "asks for a token")
-    found = "no token: whoever reaches its ports can run programs there; start Ray with RAY_AUTH_MODE=token"
+    found = "asks for no token, so whoever reaches it can run programs; start it with RAY_AUTH_MODE=token"
     return Finding("authentication", "Ray", "warning", found)
 
 
