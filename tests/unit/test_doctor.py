@@ -65,7 +65,7 @@ def test_nodes_that_are_as_they_should_be_have_a_line_for_each_check() -> None:
         ),
         ("limits", {"open_files": 1024}, "warning", "raise open files to 4,096 or more (ulimit -n)"),
         ("limits", {"processes": 100}, "warning", "raise processes to 4,096 or more (ulimit -u)"),
-        ("authentication", {"has_token": False}, "warning", "start Ray with RAY_AUTH_MODE=token"),
+        ("authentication", {"has_token": False}, "warning", "start it with RAY_AUTH_MODE=token"),
     ],
 )
 def test_what_a_node_lacks_is_found_with_the_way_out(check: str, facts: dict, state: str, found: str) -> None:
