@@ -31,10 +31,12 @@ def doctor(address: str | None, out: Path | None, as_json: bool) -> None:
     Versions, devices, memory, limits, clocks, storage and the network between nodes, Ray's authentication and
     MLflow. What is not right ends with the way out.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
     if address and address.startswith(("http://", "https://")):
         sys.exit(_send(address, out, as_json))
     from encsearch.cli.progress import progress
 
+    os.environ.pop("RAY_ADDRESS", None)  # an empty one would be taken for a cluster's
     if address:
         os.environ["RAY_ADDRESS"] = address
     with progress("asking the nodes") as shown:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from encsearch.errors import last_line
+from encsearch.errors import PreflightError, last_line
 from encsearch.runner.nodes import ask, living_nodes, node_name, read_answer
 
 PACKAGES = ("encsearch", "ray", "torch")
@@ -45,13 +45,15 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Node:
-    """`clock_s` is how far its clock is ahead of the driver's, to within `clock_within_s`.
+    """`described` is what `ray.nodes` says; `clock_s` is how far its clock is ahead of the driver's, to within
+    `clock_within_s`.
 
     `written_s` and `read_s` are what PROBE_BYTES took, the latter those that another node has written; else
     `storage_problem` says why there are none.
     """
 
     name: str
+    described: Mapping[str, Any]
     cpus: float
     gpus: float
     object_store_bytes: float
@@ -74,37 +76,40 @@ class Link:
     problem: str | None = None
 
 
-def examine_nodes(out: Path | None) -> list[Node]:
+def examine_nodes(out: Path | None) -> tuple[list[Node], dict[str, str]]:
     """Ask every living node of the connected cluster; each writes to `out` and reads what another wrote.
 
-    Without `out` nothing is written. Raises PreflightError for a node that does not answer.
+    Without `out` nothing is written. Returns the nodes that have answered, and why others have not, by name.
     """
-    nodes = living_nodes()
-    answers = [ask(node, _look) for node in nodes]
-    facts = [read_answer(node, answer) for node, answer in zip(nodes, answers, strict=True)]
-    clocks = [_compare_clocks(node) for node in nodes]
-    storage = _try_storage(nodes, out) if out else [(None, None, None)] * len(nodes)
-    return [
+    nodes, facts, silent = [], [], {}
+    for node, answer in [(node, ask(node, _look)) for node in living_nodes()]:
+        try:
+            facts.append((read_answer(node, answer), *_compare_clocks(node)))
+            nodes.append(node)
+        except PreflightError as error:
+            silent[node_name(node)] = str(error)
+    storage = _try_storage(nodes, out) if out and nodes else [(None, None, None)] * len(nodes)
+    found = [
         Node(
             node_name(node),
+            node,
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
             node["Resources"].get("object_store_memory", 0.0),
-            *found,
+            *one,
+            *stored,
         )
-        for node, *found in zip(
-            nodes, facts, *zip(*clocks, strict=True), *zip(*storage, strict=True), strict=True
-        )
+        for node, one, stored in zip(nodes, facts, storage, strict=True)
     ]
+    return found, silent
 
 
 def measure_links(nodes: Sequence[Node]) -> Iterator[Link]:
     """Measure one pair of nodes after the other: all, or of many nodes each with the next one."""
-    by_name = {node_name(node): node for node in living_nodes()}
     for first, second in choose_pairs(len(nodes)):
         pair = (nodes[first], nodes[second])
         backend = "nccl" if all(node.facts.has_nccl for node in pair) else "gloo"
-        yield _measure_link([by_name[node.name] for node in pair], backend)
+        yield _measure_link([node.described for node in pair], backend)
 
 
 def choose_pairs(num_nodes: int) -> list[tuple[int, int]]:
@@ -116,14 +121,19 @@ def choose_pairs(num_nodes: int) -> list[tuple[int, int]]:
 
 
 def _look() -> NodeFacts:
-    import torch
+    devices: tuple[str, ...] = ()
+    has_nccl = False
+    with suppress(ImportError):  # the versions have it that there is no torch
+        import torch
 
-    from encsearch.runner.hardware import describe_gpu
+        from encsearch.runner.hardware import describe_gpu
 
+        devices = tuple(describe_gpu(f"cuda:{number}") for number in range(torch.cuda.device_count()))
+        has_nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     return NodeFacts(
         versions={"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        devices=tuple(describe_gpu(f"cuda:{number}") for number in range(torch.cuda.device_count())),
-        has_nccl=torch.cuda.is_available() and torch.distributed.is_nccl_available(),
+        devices=devices,
+        has_nccl=has_nccl,
         shm_bytes=shutil.disk_usage(SHM).total if SHM.exists() else 0,
         open_files=_limit(resource.RLIMIT_NOFILE),
         processes=_limit(resource.RLIMIT_NPROC),
@@ -166,54 +176,67 @@ def _read_clock() -> float:
 def _try_storage(
     nodes: Sequence[Mapping[str, Any]], out: Path
 ) -> list[tuple[float | None, float | None, str | None]]:
-    """Per node the seconds of writing and reading, and its problem; each reads what the next has written."""
-    existed = out.exists()
+    """Per node the seconds of writing and reading, and its problem; each reads what the next writer wrote."""
     content = secrets.token_bytes(2**20) * (PROBE_BYTES // 2**20)
     digest = hashlib.sha256(content).hexdigest()
-    probes = [out / f".probe-{secrets.token_hex(4)}" for _ in nodes]
+    probes = [f".probe-{secrets.token_hex(4)}" for _ in nodes]
+    results: list[tuple[float | None, float | None, str | None]] = []
     try:
         writings = [
-            read_answer(n, ask(n, _write, probe, content)) for n, probe in zip(nodes, probes, strict=True)
+            _ask_storage(n, _write, out, probe, content) for n, probe in zip(nodes, probes, strict=True)
         ]
-        readings = [
-            read_answer(node, ask(node, _read, probe, digest))
-            for node, probe in zip(nodes, probes[1:] + probes[:1], strict=True)
-        ]
+        for number, (node, (written, problem)) in enumerate(zip(nodes, writings, strict=True)):
+            order = [*range(number + 1, len(nodes)), *range(number + 1)]
+            other = next((probes[one] for one in order if writings[one][0]), None)
+            read, blind = _ask_storage(node, _read, out, other, digest) if other else (None, None)
+            results.append((written, read, problem or blind))
     finally:
-        for probe in probes:
-            probe.unlink(missing_ok=True)
-        if not existed:
-            with suppress(OSError):
-                out.rmdir()
-    return [
-        (written, read, problem or other)
-        for (written, problem), (read, other) in zip(writings, readings, strict=True)
-    ]
+        for node in nodes:
+            _ask_storage(node, _clean, out, probes)
+    return results
 
 
-def _write(probe: Path, content: bytes) -> tuple[float | None, str | None]:
+def _ask_storage(node: Mapping[str, Any], function: Callable[..., Any], *question: Any) -> Any:
+    """Seconds and a problem; one of the two is None."""
+    try:
+        return read_answer(node, ask(node, function, *question))
+    except PreflightError as error:
+        return None, str(error)
+
+
+def _write(out: Path, probe: str, content: bytes) -> tuple[float | None, str | None]:
     started = time.perf_counter()
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        with open(probe, "xb") as file:
+        with open(_existing(out) / probe, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return None, f"cannot write to {probe.parent} ({error.strerror})"
+        return None, f"cannot write to {out} ({error.strerror})"
     return time.perf_counter() - started, None
 
 
-def _read(probe: Path, digest: str) -> tuple[float | None, str | None]:
+def _read(out: Path, probe: str, digest: str) -> tuple[float | None, str | None]:
     started = time.perf_counter()
     try:
-        content = probe.read_bytes()
+        content = (_existing(out) / probe).read_bytes()
     except OSError as error:
-        return None, f"does not see in {probe.parent} what another node has written ({error.strerror})"
+        return None, f"does not see in {out} what another node has written ({error.strerror})"
     took = time.perf_counter() - started
     if hashlib.sha256(content).hexdigest() != digest:
-        return None, f"reads in {probe.parent} something else than another node has written"
+        return None, f"reads in {out} something else than another node has written"
     return took, None
+
+
+def _clean(out: Path, probes: Sequence[str]) -> None:
+    for probe in probes:
+        with suppress(OSError):
+            (_existing(out) / probe).unlink(missing_ok=True)
+
+
+def _existing(out: Path) -> Path:
+    """The folder, or where a job would make it; a file stands in the way of both."""
+    return next(path for path in (out, *out.parents) if path.exists())
 
 
 def _measure_link(nodes: Sequence[Mapping[str, Any]], backend: str) -> Link:
@@ -221,7 +244,10 @@ def _measure_link(nodes: Sequence[Mapping[str, Any]], backend: str) -> Link:
     import ray
 
     names = (node_name(nodes[0]), node_name(nodes[1]))
-    port = read_answer(nodes[0], ask(nodes[0], _free_port))
+    try:
+        port = read_answer(nodes[0], ask(nodes[0], _free_port))
+    except PreflightError as error:
+        return Link(names, backend, problem=str(error))
     place = f"tcp://{nodes[0]['NodeManagerAddress']}:{port}"
     answers = [ask(node, _all_reduce, rank, place, backend) for rank, node in enumerate(nodes)]
     try:

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,13 +45,16 @@ NODES_POLL_S = 1.0
 
 
 @contextmanager
-def ray_session(*, needs: ScalingConfig, at_once: int = 1, dashboard: bool = True) -> Iterator[None]:
-    """Connect to Ray for the duration of the block; one training of `needs` fits there.
+def ray_session(
+    *, needs: ScalingConfig | None, wanted: Sequence[ScalingConfig] = (), dashboard: bool = True
+) -> Iterator[None]:
+    """Connect to Ray for the duration of the block; one training of `needs` fits there, if any is named.
 
-    RAY_ADDRESS names a running cluster, where `needs.wait_s` are waited for the nodes of `at_once` trainings;
-    without it a local one is started, with a token of its own, and stopped at the end. Without `dashboard`
-    that starts sooner, but can run no trials. An existing connection is reused. Raises PreflightError when
-    the cluster cannot be reached, or has too little for one training, which would wait for ever.
+    RAY_ADDRESS names a running cluster, where `needs.wait_s` are waited for the nodes of that training and of
+    all that are `wanted` at once; without it a local one is started, with a token of its own, and stopped at
+    the end. Without `dashboard` that starts sooner, but can run no trials. An existing connection is reused.
+    Raises PreflightError when the cluster cannot be reached, or has too little for one training, which would
+    wait for ever.
     """
     import ray
 
@@ -63,8 +66,8 @@ def ray_session(*, needs: ScalingConfig, at_once: int = 1, dashboard: bool = Tru
         with _enter_folder(empty):
             _connect(needs, dashboard=dashboard)
         try:
-            if "RAY_ADDRESS" in os.environ and needs.wait_s:
-                _wait_for_nodes(needs, at_once)
+            if "RAY_ADDRESS" in os.environ and needs and needs.wait_s:
+                _wait_for_nodes(needs, wanted)
             _check_fits(needs, ray.cluster_resources())
             yield
         finally:
@@ -75,7 +78,7 @@ def ray_session(*, needs: ScalingConfig, at_once: int = 1, dashboard: bool = Tru
 def rehearse_session(*, needs: ScalingConfig) -> Iterator[None]:
     """Refuse whatever `ray_session` refuses, but start no local Ray."""
     if "RAY_ADDRESS" in os.environ:
-        with ray_session(needs=needs):
+        with ray_session(needs=needs.model_copy(update={"wait_s": 0})):
             yield
         return
     import torch
@@ -104,17 +107,18 @@ def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> i
     return max(1, min(fitting))
 
 
-def _check_fits(needs: ScalingConfig, resources: Mapping[str, float]) -> None:
-    if lacking := describe_shortage(needs, resources):
-        waited = f" after {format_duration(needs.wait_s)}" if needs.wait_s else ""
+def _check_fits(needs: ScalingConfig | None, resources: Mapping[str, float]) -> None:
+    if needs and (lacking := describe_shortage(needs, resources)):
+        is_waiting = needs.wait_s and "RAY_ADDRESS" in os.environ
+        waited = f" after {format_duration(needs.wait_s)}" if is_waiting else ""
         raise PreflightError(
             f"one training needs {lacking}{waited}; change scaling.* or add nodes (scaling.wait_s waits for "
             "those of an autoscaler)"
         )
 
 
-def _wait_for_nodes(needs: ScalingConfig, at_once: int) -> None:
-    """Until the cluster has room for `at_once` trainings, or the time is over.
+def _wait_for_nodes(needs: ScalingConfig, wanted: Sequence[ScalingConfig]) -> None:
+    """Until the cluster has room for a training of `needs` and all that are `wanted`, or the time is over.
 
     An autoscaler adds nodes for placement groups that wait; unlike `request_resources`, which the last caller
     decides for all, those of several jobs add up.
@@ -123,14 +127,16 @@ def _wait_for_nodes(needs: ScalingConfig, at_once: int) -> None:
     from ray.util import placement_group, remove_placement_group
 
     deadline = time.monotonic() + needs.wait_s
-    workers = [_list_worker_needs(needs)] * needs.num_workers
+    # They book the same for a worker; the finalist of a sweep may have more workers than all its trials.
+    total = max([needs], list(wanted), key=lambda some: sum(one.num_workers for one in some))
     groups: list[Any] = []
     try:
         while time.monotonic() < deadline:
             resources = ray.cluster_resources()
-            if not describe_shortage(needs, resources) and trainings_at_once(needs, resources) >= at_once:
+            fitting = trainings_at_once(wanted[0], resources) if wanted else 0
+            if not describe_shortage(needs, resources) and fitting >= len(wanted):
                 return
-            groups = groups or [placement_group(workers) for _ in range(at_once)]
+            groups = groups or [placement_group([_list_worker_needs(one)] * one.num_workers) for one in total]
             time.sleep(NODES_POLL_S)
     finally:
         for group in groups:
@@ -156,7 +162,7 @@ def _enter_folder(folder: str) -> Iterator[None]:
         os.close(here)
 
 
-def _connect(needs: ScalingConfig, *, dashboard: bool) -> None:
+def _connect(needs: ScalingConfig | None, *, dashboard: bool) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
@@ -190,9 +196,9 @@ def _connect(needs: ScalingConfig, *, dashboard: bool) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _local_cpus(needs: ScalingConfig) -> int:
+def _local_cpus(needs: ScalingConfig | None) -> int:
     """The CPUs that a local Ray announces: one training always fits, as threads that take turns."""
-    return max(os.cpu_count() or 1, math.ceil(needs.num_workers * needs.cpus_per_worker))
+    return max(os.cpu_count() or 1, math.ceil(needs.num_workers * needs.cpus_per_worker) if needs else 0)
 
 
 def _check_listening(address: str) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from encsearch.config import ScalingConfig
 from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.runner.doctor import PROBE_BYTES, Link, Node, choose_pairs, examine_nodes, measure_links
@@ -36,22 +35,21 @@ class Finding:
 def examine(out: Path | None, progress: Progress) -> list[Finding]:
     """Look at the cluster of RAY_ADDRESS, else at this machine.
 
-    Every node writes to `out`; None: ./runs, or nothing on a cluster. Raises PreflightError if Ray or one of
-    its nodes does not answer.
+    Every node writes to `out`; None: ./runs, or nothing on a cluster. Raises PreflightError if Ray does not
+    answer.
     """
     is_shared = "RAY_ADDRESS" in os.environ
     if out is None and not is_shared:
         out = Path("runs").absolute()
-    with ray_session(needs=ScalingConfig(cpus_per_worker=0.01), dashboard=False):
-        nodes = examine_nodes(out)
+    with ray_session(needs=None, dashboard=False):
+        nodes, silent = examine_nodes(out)
         progress.phase("measuring the network")
         links = list(measure_links(nodes))
     progress.phase("asking MLflow")
-    return [
-        *judge_nodes(nodes, is_shared=is_shared),
-        *judge_links(nodes, links),
-        ask_mlflow(is_shared=is_shared),
-    ]
+    findings = [Finding("node", name, "failed", problem) for name, problem in silent.items()]
+    if nodes:
+        findings += [*judge_nodes(nodes, is_shared=is_shared), *judge_links(nodes, links)]
+    return [*findings, ask_mlflow(is_shared=is_shared)]
 
 
 def judge_nodes(nodes: Sequence[Node], *, is_shared: bool) -> list[Finding]:

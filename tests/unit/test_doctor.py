@@ -16,7 +16,7 @@ FACTS = NodeFacts(
     processes=None,
     has_token=True,
 )
-NODE = Node("a (10.0.0.1:1)", 8, 2, 4 * 2**30, FACTS, 0.001, 0.002, 0.1, 0.05)
+NODE = Node("a (10.0.0.1:1)", {}, 8, 2, 4 * 2**30, FACTS, 0.001, 0.002, 0.1, 0.05)
 OTHER = replace(NODE, name="b (10.0.0.2:1)")
 
 

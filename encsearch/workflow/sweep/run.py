@@ -360,7 +360,7 @@ def _scale_finalists(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConf
 
 def _session(config: Config, search: SearchConfig) -> AbstractContextManager[None]:
     needs = _largest(config.scaling, search.confirm)
-    return ray_session(needs=needs, at_once=search.max_concurrent or 1)
+    return ray_session(needs=needs, wanted=[config.scaling] * (search.max_concurrent or 1))
 
 
 def _largest(scaling: ScalingConfig, plan: ConfirmConfig) -> ScalingConfig:
