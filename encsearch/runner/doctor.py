@@ -45,8 +45,9 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Node:
-    """`described` is what `ray.nodes` says; `clock_s` is how far its clock is ahead of the driver's, to within
-    `clock_within_s`.
+    """`described` is what `ray.nodes` says; `clock_s` is how far its clock is ahead of the driver's.
+
+    That is known to within `clock_within_s`.
 
     `written_s` and `read_s` are what PROBE_BYTES took, the latter those that another node has written; else
     `storage_problem` says why there are none.
