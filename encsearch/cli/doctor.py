@@ -59,7 +59,7 @@ def _send(address: str, out: Path | None, as_json: bool) -> int:
     arguments = [*(["--out", str(out)] if out else []), *(["--json"] if as_json else [])]
     command = ["python", "-m", "encsearch", "doctor", *arguments]
     job_id, _ = submit(
-        command, address=address, working_dir=Path.cwd(), files={}, environment=job_environment({})
+        command, address=address, working_dir=Path(), files={}, environment=job_environment({})
     )
     if not as_json:
         return follow(job_id, address=address)
