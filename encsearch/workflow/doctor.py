@@ -122,7 +122,9 @@ def _judge_devices(node: Node) -> Finding:
     if node.gpus != len(node.facts.devices):
         offered = f"Ray offers {format_count(node.gpus, 'GPU')}, torch can use {len(node.facts.devices)}"
         way_out = "look at the driver and at CUDA_VISIBLE_DEVICES, or start Ray with --num-gpus"
-        return Finding("devices", node.name, "failed", f"{found}; {offered}; {way_out}")
+        # Fewer may be meant, as on a head that shall not train.
+        state: State = "failed" if node.gpus > len(node.facts.devices) else "warning"
+        return Finding("devices", node.name, state, f"{found}; {offered}; {way_out}")
     return Finding("devices", node.name, "ok", found)
 
 
