@@ -57,6 +57,7 @@ def test_nodes_that_are_as_they_should_be_have_a_line_for_each_check() -> None:
             "encsearch is not installed",
         ),
         ("devices", {"devices": ()}, "failed", "Ray offers 2 GPUs, torch can use 0"),
+        ("devices", {"devices": ("NVIDIA H100",) * 4}, "warning", "Ray offers 2 GPUs, torch can use 4"),
         (
             "memory",
             {"shm_bytes": 64 * 2**20},
