@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
-
-REFUSED = 3
+from encsearch.errors import PreflightError
 
 
 @click.command()
@@ -49,7 +48,7 @@ def doctor(address: str | None, out: Path | None, as_json: bool) -> None:
     )
     if failed := sum(finding.state == "failed" for finding in findings):
         say(f"{failed} of {len(findings)} checks failed")
-        sys.exit(REFUSED)
+        sys.exit(PreflightError.exit_code)
 
 
 def _send(address: str, out: Path | None, as_json: bool) -> int:
