@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.config import Config, with_values
+from encsearch.config import Config, to_json, with_values
 from encsearch.data.store import Store
 from encsearch.errors import NoticeError
 from encsearch.reports import MemoryRecorder, Recorder, Report, best_report
@@ -14,6 +14,7 @@ from encsearch.search.ablation.plan import PlannedTraining
 from encsearch.search.sweep import count_places
 from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
+from encsearch.search.tune.trial import TrialTrainable
 from encsearch.train.checkpoint import load_checkpoint
 from encsearch.train.checkpoint_files import find_best, find_newest
 from encsearch.train.experiment import build
@@ -131,3 +132,24 @@ def test_a_notice_saves_what_runs_and_the_next_call_goes_on_from_there(
     run(resumed)
     assert resumed.recorders["long"].status == "FINISHED"
     assert resumed.last["long"].metrics["resumed_from_step"] > 400
+
+
+def test_a_process_leaves_the_folder_alone_until_it_is_told_to_train(
+    toy_config: Config, tmp_path: Path
+) -> None:
+    """Tune may start two processes for one training, and lets go of one of them."""
+    folder = tmp_path / "trial"
+    process = TrialTrainable(
+        {
+            "config": to_json(toy_config),
+            "folder": str(folder),
+            "fingerprint": Store(toy_config.data.store).fingerprint,
+            "sweep": "",
+            "measures_latency": False,
+            "keeps_best": True,
+        }
+    )
+    assert not folder.exists()
+    result = process.step()
+    assert result["epoch"] == 1
+    assert find_best(folder).exists()

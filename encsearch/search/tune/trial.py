@@ -45,6 +45,7 @@ class TrialTrainable(tune.Trainable):
     """
 
     _workers: list[Any]
+    _next: dict[str, Any] | None  # what the next step builds first
     _epochs: int
     _origin: dict[str, str]
     _ready: deque[Report]
@@ -54,10 +55,10 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._workers = _start_workers(from_json(config["config"]).scaling)
         _call(self._workers, "listen", config["sweep"])
-        self._build(config)
+        self._next = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._build(new_config)
+        self._next = new_config
         return True
 
     def step(self) -> dict[str, Any]:
@@ -67,6 +68,11 @@ class TrialTrainable(tune.Trainable):
         to end, `saved`: the state is on disk, and nothing more is trained. Before the first epoch, if it was
         requested, only `latency_ms`.
         """
+        # Not in `setup`: while that goes on, Tune 2.60 may give the trial to a process that has become free,
+        # and two processes would be at work in one folder. Only one of them is ever told to step.
+        if self._next:
+            config, self._next = self._next, None
+            self._build(config)
         if self._failure:
             return {**self._origin, "failure": self._failure, "done": True}
         if self._measures_latency:
