@@ -20,6 +20,7 @@ import ray.train
 import ray.train.torch
 from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -115,7 +116,7 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
     log = logging.getLogger(__name__)
     max_failures, failures = config.scaling.max_failures, 0
     while True:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _TrainerWithoutData(
             _train_worker,
             train_loop_config={
                 "config": to_json(config),
@@ -149,6 +150,13 @@ def _fit(config: Config, run_dir: Path, key: str) -> "WhyNot | None":
                 max_failures,
             )
             _free_workers()
+
+
+class _TrainerWithoutData(ray.train.torch.TorchTrainer):
+    """Ray 2.60 has a process for Ray Data, and imports it in each worker, also where no data set is given."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
 
 def _is_loss(error: Exception) -> bool:

@@ -36,6 +36,9 @@ from encsearch.workflow.artifacts import write_context, write_panels
 from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, write_summary
 from encsearch.workflow.recorder import start_recorder
 
+Runner = Callable[[Config, Path, Recorder, Callable[[], bool], OnStep], TrainingResult]
+"""Trains to the end of the plan in a folder; see `run_ray_train`."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -69,6 +72,7 @@ def train(
         local_device(config.scaling)
     progress.phase("starting the record" if in_process else "starting Ray")
     with run_sender() as sender, _session(config, in_process):
+        run = _runner(in_process)
         sender.store()
         folder = new_folder(out, config.name, name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -79,7 +83,7 @@ def train(
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
             found.say_gaps(progress.say)
             total = found.steps_per_epoch * config.train.epochs
-            result = _run(config, store, folder, record, sender, progress, total, in_process=in_process)
+            result = _run(config, store, folder, record, sender, progress, total, run)
         return _finish(config, store, folder, sender, result)
 
 
@@ -96,6 +100,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     check_same_data(config, store, begun.fingerprint)
     progress.phase("starting the record" if begun.in_process else "starting Ray")
     with run_sender() as sender, _session(config, begun.in_process):
+        run = _runner(begun.in_process)
         sender.store()
         with own_record(folder, sender.root) as record:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
@@ -106,7 +111,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
                 f"{format_count(found.steps_per_epoch, 'step')} have been reported; files in {folder}"
             )
             total = found.steps_per_epoch * config.train.epochs
-            result = _run(config, store, folder, record, sender, progress, total, in_process=begun.in_process)
+            result = _run(config, store, folder, record, sender, progress, total, run)
         return _finish(config, store, folder, sender, result)
 
 
@@ -131,8 +136,7 @@ def _run(
     sender: Sender,
     progress: Progress,
     total: int,
-    *,
-    in_process: bool,
+    run: Runner,
 ) -> TrainingResult:
     """Train in a folder that has been begun, to the end of its plan of `total` steps."""
     sender.follow(folder)
@@ -148,7 +152,6 @@ def _run(
         follow=lambda report: progress.epoch(config.name, report, config),
     )
     with recording(recorder), report_resume(folder, progress.say):
-        run = run_local if in_process else _ray_runner()
         with sigterm_notice() as notice:
             result = run(
                 config,
@@ -196,8 +199,10 @@ def _session(config: Config, in_process: bool) -> AbstractContextManager[None]:
     return nullcontext() if in_process else ray_session(needs=config.scaling, dashboard=False)
 
 
-def _ray_runner() -> Callable[[Config, Path, Recorder, Callable[[], bool], OnStep], TrainingResult]:
-    """Imported late: importing Ray takes seconds, which a training without it can save."""
+def _runner(in_process: bool) -> Runner:
+    """Called while the sender prepares its store: Ray's import takes as long, on another core."""
+    if in_process:
+        return run_local
     from encsearch.runner.ray_train import run_ray_train
 
     return run_ray_train

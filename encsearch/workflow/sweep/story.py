@@ -8,7 +8,6 @@ from encsearch.config import Config, to_yaml
 from encsearch.data.store import Store
 from encsearch.errors import UserError, one_line
 from encsearch.files import read_regular, write_whole
-from encsearch.report.page import render
 from encsearch.report.summary import FinalistSummary, SweepSummary, from_json, to_json
 from encsearch.reports import no_job_error
 from encsearch.runner.torch_process import TorchProcess
@@ -78,7 +77,7 @@ def write_story(
         cost_unit="GPU" if config.scaling.gpus_per_worker else "CPU",
     )
     write_whole(folder / SWEEP_FILE, to_json(story))
-    return render(story, artifacts / REPORT_FILE)
+    return _render(story, artifacts / REPORT_FILE)
 
 
 def rewrite_report(folder: Path) -> Path:
@@ -90,7 +89,14 @@ def rewrite_report(folder: Path) -> Path:
         raise no_job_error(folder, what) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / SWEEP_FILE}: cannot be read ({one_line(error)})") from None
-    return render(story, folder / "artifacts" / REPORT_FILE)
+    return _render(story, folder / "artifacts" / REPORT_FILE)
+
+
+def _render(story: SweepSummary, path: Path) -> Path:
+    # Here, since its pictures need a second of imports, which a sweep would pay before its first trial.
+    from encsearch.report.page import render
+
+    return render(story, path)
 
 
 def _find_compared(confirmation: Confirmation) -> dict[str, tuple[Config, Path]]:
