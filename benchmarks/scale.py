@@ -15,7 +15,8 @@ resume   study, record, ledger and records are opened again as `encsearch resume
 report   `encsearch report`: sweep.json is read, the page and its figures are written
 list     `encsearch runs list` three times: the jobs, the sweep's trials, trials sorted by a param
 units    of a made-up study in memory with so many trials: an ask (median of 21), a decision of the budget
-         (median of 5); the choice of finalists, a forecast and a report, once each
+         (median of 5); the choice of finalists, a forecast and a report, once each; an ask by CMA-ES and by
+         GP (mean of ASKS)
 
 CPU seconds of the process, without its imports; `last` is a trial's share in the last TAIL of them; memory is
 the peak of the process (VmHWM). A stage that takes longer than --limit-s CPU seconds is cut off, and says how
@@ -47,6 +48,7 @@ SIZES = (100, 1000, 10000)
 LABELS = ("before", "after")
 UNITS = ("ask_ms", "decision_ms", "forecast_ms", "finalists_ms", "report_ms")
 LIMIT_S = 900.0
+ASKS = 16
 ROOM, EVENT_S, FAILS_ONE_IN, TAIL = 16, 1.0, 50, 100
 RECIPE: dict[str, Any] = {
     "name": "scale",
@@ -483,10 +485,22 @@ def _units(folder: Path, trials: int, limit_s: float) -> dict[str, Any]:
     measure("report_ms", lambda: rewrite_report(folder), 1)
     found["page_bytes"] = (folder / "artifacts" / "report.html").stat().st_size
     measure("forecast_ms", lambda: keeper._expected_end(0), 1)
+    for sampler in ("cmaes", "gp"):
+        _ask_often(100, sampler)  # their imports
+        found[f"ask_by_{sampler}_ms"] = round(1000 * _ask_often(trials, sampler), 2)
     return found | {"cpu_s": round(time.process_time(), 2)}
 
 
-def _make_up(trials: int) -> tuple[Any, Config]:
+def _ask_often(trials: int, sampler: str) -> float:
+    """CPU seconds of an ask: the mean, since the prior answers some of them, and soon."""
+    study, _ = _make_up(trials, sampler)
+    since_s = time.process_time()
+    for _ in range(ASKS):
+        study.ask()
+    return (time.process_time() - since_s) / ASKS
+
+
+def _make_up(trials: int, sampler: str = "tpe") -> tuple[Any, Config]:
     """A study in memory of trials at all their fates, as ASHA leaves them, with 100 more to come."""
     from optuna.trial import TrialState, create_trial
 
@@ -495,7 +509,7 @@ def _make_up(trials: int) -> tuple[Any, Config]:
     from encsearch.search.study.study import Study
 
     config = with_values(Config.model_validate(RECIPE | {"data": {"store": "none"}}), {})
-    config = with_values(config, {"search.budget.trials": trials + 100})
+    config = with_values(config, {"search.budget.trials": trials + 100, "search.sampler": sampler})
     search = require_search(config)
     study = Study("memory", "units", search, config.train.epochs)
     study.believe(recipe_prior(config, search))
@@ -549,10 +563,11 @@ def _table(facts: Mapping[str, Any]) -> str:
                 f"| {stage} | {int(size):,}{cut} | {label} | {row['cpu_s']:,.1f} "
                 f"| {row.get('last_ms', '')} | {row['peak_mib']:,} |"
             )
-    lines += ["", f"| one call | trials | code | {' | '.join(UNITS)} |", "|---" * (3 + len(UNITS)) + "|"]
+    units = [*UNITS, "ask_by_cmaes_ms", "ask_by_gp_ms"]
+    lines += ["", f"| one call | trials | code | {' | '.join(units)} |", "|---" * (3 + len(units)) + "|"]
     for stage, size, label, row in found:
         if row and stage == "units":
-            costs = " | ".join(f"{row[name]:,.1f}" if name in row else "" for name in UNITS)
+            costs = " | ".join(f"{row[name]:,.1f}" if name in row else "" for name in units)
             lines.append(f"| | {int(size):,} | {label} | {costs} |")
     return "\n".join(lines)
 

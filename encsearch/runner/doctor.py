@@ -249,7 +249,8 @@ def _measure_link(nodes: Sequence[Mapping[str, Any]], backend: str) -> Link:
         port = read_answer(nodes[0], ask(nodes[0], _free_port))
     except PreflightError as error:
         return Link(names, backend, problem=str(error))
-    place = f"tcp://{nodes[0]['NodeManagerAddress']}:{port}"
+    address = nodes[0]["NodeManagerAddress"]
+    place = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
     answers = [ask(node, _all_reduce, rank, place, backend) for rank, node in enumerate(nodes)]
     try:
         bytes_per_s, latency_s = ray.get(answers, timeout=3 * LINK_TIMEOUT_S)[0]

@@ -72,14 +72,16 @@ def say_dashboard(say: Callable[[str], None]) -> None:
 
 
 def figures_of(report: Report) -> dict[str, float]:
-    """The figures of an epoch by their names in FIGURES."""
+    """The figures of an epoch by their names in FIGURES, as far as the report has them."""
     metrics = report.metrics
-    return {
+    figures = {
         "encsearch_epoch": report.epoch,
-        "encsearch_miou": metrics["mIoU"],
-        "encsearch_images_per_second": metrics["throughput/images_per_s"],
-        "encsearch_data_wait_ratio": metrics["time/data"] / metrics["time/train"],
+        "encsearch_miou": metrics.get("mIoU"),
+        "encsearch_images_per_second": metrics.get("throughput/images_per_s"),
     }
+    if metrics.get("time/train") and "time/data" in metrics:
+        figures["encsearch_data_wait_ratio"] = metrics["time/data"] / metrics["time/train"]
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _is_on_cluster() -> bool:

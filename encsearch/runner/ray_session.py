@@ -91,20 +91,28 @@ def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> s
     """What the cluster lacks for one training, with both numbers; None if the training fits."""
     least = needs.min_workers or needs.num_workers
     for name, each in _list_worker_needs(needs).items():
-        needed, present = least * each, resources.get(name, 0)
-        if needed > present:
+        present = resources.get(name, 0)
+        if _count_workers(name, each, present) < least:
             workers = f"{format_count(least, 'worker')} x {format_number(each)}"
-            return f"{format_count(needed, name)} ({workers}), but the cluster has {format_number(present)}"
+            needed = f"{format_count(least * each, name)} ({workers})"
+            whole = ", of which each worker has its part of one" if least * each <= present else ""
+            return f"{needed}, but the cluster has {format_number(present)}{whole}"
     return None
 
 
 def trainings_at_once(needs: ScalingConfig, resources: Mapping[str, float]) -> int:
     """How many trainings fit on the cluster at once; at least one, since an autoscaler may add the rest."""
-    fitting = [
-        int(resources.get(name, 0) / (needs.num_workers * each) + 1e-6)
-        for name, each in _list_worker_needs(needs).items()
+    workers = [
+        _count_workers(name, each, resources.get(name, 0)) for name, each in _list_worker_needs(needs).items()
     ]
-    return max(1, min(fitting))
+    return max(1, min(workers) // needs.num_workers)
+
+
+def _count_workers(name: str, each: float, present: float) -> int:
+    """How many workers have room; a part of a GPU is a part of one, so that 0.6 fits five times on five."""
+    if name == "GPU" and each < 1:
+        return int(present) * int(1 / each + 1e-6)
+    return int(present / each + 1e-6)
 
 
 def _check_fits(needs: ScalingConfig | None, resources: Mapping[str, float]) -> None:

@@ -33,6 +33,15 @@ def test_as_many_trainings_at_once_as_fit_whole() -> None:
     assert trainings_at_once(four, {"CPU": 2}) == 1
 
 
+def test_a_part_of_a_gpu_is_a_part_of_one() -> None:
+    part = ScalingConfig(num_workers=2, gpus_per_worker=0.6)
+    assert trainings_at_once(part, {"CPU": 16, "GPU": 5}) == 2
+    assert describe_shortage(part, {"CPU": 16, "GPU": 2}) is None
+    assert describe_shortage(part.model_copy(update={"num_workers": 3}), {"CPU": 16, "GPU": 2}) == (
+        "1.8 GPUs (3 workers x 0.6), but the cluster has 2, of which each worker has its part of one"
+    )
+
+
 def test_a_rehearsal_refuses_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
