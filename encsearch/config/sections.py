@@ -16,6 +16,8 @@ Side = Annotated[int, Field(ge=LEAST_SIDE, le=LARGEST_SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
 Context = Literal["encoding", "gate", "none"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["poly", "cosine", "wsd", "constant"]
 
 # Here and not beside the networks, so that a recipe is checked without torch; timm's names only timm knows.
 TORCHVISION_BACKBONES = (
@@ -316,13 +318,36 @@ class EvalConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD with the poly schedule lr * (1 - progress) ** power, for the global batch size."""
+    """The optimizer and its learning rate over the steps of a training, for the global batch size.
 
+    `sgd` and `adamw` are PyTorch's. AdamW divides each step by the size of the gradient, so its rates are
+    far lower than those of SGD. `lr` is the highest rate; `schedule` says how it falls after the warm-up.
+    Neither `warmup` nor `decay` takes more than half of the steps, so any two of them go together.
+    """
+
+    name: Optimizer = Field("sgd", description="sgd, or adamw (Loshchilov and Hutter, ICLR 2019)")
     lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
     head_lr_factor: float = Field(10.0, gt=0, le=1000, description="rate of all but the backbone, over lr")
-    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that the next one keeps")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 penalty that is added to the gradient")
-    poly_power: float = Field(0.9, ge=0, le=10, description="of the schedule; 0: a constant rate")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="share of the last step that the next one keeps; adamw: beta1"
+    )
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="adamw alone: share of the mean squared gradient that a step keeps"
+    )
+    weight_decay: float = Field(
+        1e-4,
+        ge=0,
+        le=1,
+        description="sgd: L2 penalty that is added to the gradient; adamw: times the rate, off the weights",
+    )
+    schedule: Schedule = Field("poly", description="how the rate falls: poly, cosine, wsd, constant")
+    warmup: float = Field(
+        0.0, ge=0, le=0.5, description="share of all steps, the first ones, in which the rate rises to lr"
+    )
+    poly_power: float = Field(0.9, ge=0, le=10, description="poly alone: its exponent; 0: a constant rate")
+    decay: float = Field(
+        0.2, gt=0, le=0.5, description="wsd alone: share of all steps, the last ones, in which the rate falls"
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
 
 

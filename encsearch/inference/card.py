@@ -6,7 +6,7 @@ Plain Markdown from recorded facts alone; a fact that was not recorded is shown 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from encsearch.config import AugmentConfig, Config, Context, ModelConfig, TrainConfig
+from encsearch.config import AugmentConfig, Config, Context, ModelConfig, OptimConfig, TrainConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.text import (
     format_count,
@@ -261,19 +261,45 @@ def _describe_training(facts: ModelFacts) -> list[str]:
     config = facts.config
     train, optim = config.train, config.optim
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
-    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
         f"step{_describe_workers(config)}, seed {train.seed}, {_describe_precision(train)}",
-        f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
-        f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
-        f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
+        _describe_optimizer(optim),
         *_describe_weights(facts),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         # Only the file's name: its path is specific to one machine.
         f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
     ]
+
+
+def _describe_optimizer(optim: OptimConfig) -> str:
+    momentum, decay = format_param(optim.momentum), format_param(optim.weight_decay)
+    match optim.name:
+        case "sgd":
+            name, rest = "SGD", f"momentum {momentum}, weight decay {decay}"
+        case "adamw":
+            betas = f"betas {momentum} and {format_param(optim.beta2)}"
+            name, rest = "AdamW", f"{betas}, decoupled weight decay {decay}"
+    warmup = f", after a linear warm-up in {format_share(optim.warmup)} of the steps" if optim.warmup else ""
+    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
+    return (
+        f"{name}: learning rate {_describe_rate(optim)}{warmup}, {format_param(optim.head_lr_factor)} times "
+        f"that for the heads, {rest}{clipping}"
+    )
+
+
+def _describe_rate(optim: OptimConfig) -> str:
+    rate = format_param(optim.lr)
+    match optim.schedule:
+        case "poly":
+            return f"`{rate} * (1 - progress) ** {format_param(optim.poly_power)}`"
+        case "cosine":
+            return f"`{rate} * (1 + cos(pi * progress)) / 2`"
+        case "wsd":
+            return f"{rate}, falling linearly to 0 in the last {format_share(optim.decay)} of the steps"
+        case "constant":
+            return f"{rate}, constant"
 
 
 def _describe_weights(facts: ModelFacts) -> list[str]:

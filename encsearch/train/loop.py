@@ -35,7 +35,7 @@ from encsearch.train.health import Health
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import term_weights
 from encsearch.train.moments import Moment, Moments
-from encsearch.train.state import TrainState
+from encsearch.train.state import TrainState, rate_factor
 from encsearch.train.step import Plan, sum_over_ranks, train_step
 from encsearch.train.telemetry import (
     PROCESS_MEMORY,
@@ -50,15 +50,6 @@ from encsearch.train.telemetry import (
 # Limits of the predictions that are shown during training.
 MAX_EPOCHS = 8
 MAX_SIDE_PX = 384
-
-
-def poly(progress: float, power: float) -> float:
-    """Factor for the base learning rate: (1 - progress) ** power (Zhang et al., CVPR 2018, section 4).
-
-    `progress` in [0, 1) is the share of all optimizer steps already taken.
-    """
-    assert 0 <= progress < 1, progress
-    return float((1 - progress) ** power)
 
 
 def shown_epochs(epochs: int) -> frozenset[int]:
@@ -365,7 +356,7 @@ def _average_buffers(of_ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tens
 
 def _set_rate(state: TrainState, plan: Plan) -> float:
     """Set every group's learning rate for this step; returns the first group's, the backbone's."""
-    factor = poly(state.step / plan.total_steps, plan.poly_power)
+    factor = rate_factor(state.step, plan.total_steps, plan.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     rate: float = state.optimizer.param_groups[0]["lr"]

@@ -1,5 +1,6 @@
 """The state of a training between two steps; a checkpoint stores exactly this."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +30,48 @@ class TrainState:
     parts: tuple[Mapping[str, Any], ...] = ()
 
 
-def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> torch.optim.SGD:
-    """SGD whose heads learn `head_lr_factor` times faster than the backbone (reference code: 10).
+def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD or AdamW, whose heads learn `head_lr_factor` times faster than the backbone (reference code: 10).
 
-    Each group remembers its base rate as `base_lr`; the loop scales it by the schedule. `fused`: one kernel
+    Each group remembers its base rate as `base_lr`; the loop scales it by `rate_factor`. `fused`: one kernel
     updates all weights.
     """
     groups = model.parameter_groups(optim.lr, optim.head_lr_factor)
-    optimizer = torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
-    )
+    optimizer: torch.optim.Optimizer
+    match optim.name:
+        case "sgd":
+            optimizer = torch.optim.SGD(
+                groups, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
+            )
+        case "adamw":
+            betas = (optim.momentum, optim.beta2)
+            optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=optim.weight_decay, fused=fused)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer
+
+
+def rate_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
+    """Factor for the base learning rates when `step` of `total_steps` steps have been taken.
+
+    It rises linearly to 1 in the first round(warmup * total_steps) steps (Goyal et al., arXiv:1706.02677,
+    section 2.2). `progress` in [0, 1) is the share taken of the steps after these: poly is
+    (1 - progress) ** power (Zhang et al., CVPR 2018, section 4), cosine (1 + cos(pi * progress)) / 2
+    (Loshchilov and Hutter, ICLR 2017, equation 5, without restarts). wsd (warm-up, stable, decay; Hu et al.,
+    arXiv:2404.06395, section 4) is 1, and falls linearly in the last round(decay * total_steps) steps, to 0
+    after the last one.
+    """
+    assert 0 <= step < total_steps, step
+    warmup = round(optim.warmup * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / (total_steps - warmup)
+    match optim.schedule:
+        case "poly":
+            return float((1 - progress) ** optim.poly_power)
+        case "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        case "wsd":
+            return min(1.0, (total_steps - step) / max(1, round(optim.decay * total_steps)))
+        case "constant":
+            return 1.0

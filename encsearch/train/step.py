@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from encsearch.config import LossConfig
+from encsearch.config import LossConfig, OptimConfig
 from encsearch.data.loading import Inputs
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, label_divisors, loss_sums, weighted_loss
@@ -30,8 +30,7 @@ class Plan:
     steps_per_epoch: int
     global_batch_size: int
     seed: int
-    poly_power: float
-    clip_norm: float | None
+    optim: OptimConfig
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     kernels: Kernels
@@ -81,7 +80,7 @@ def train_step(
             value.backward()
         all_terms.append(terms)
     terms = _add_terms(all_terms)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.optim.clip_norm or math.inf)
     finite = torch.isfinite(norm)
     # The fused optimizer reads `found_inf` on the device, but leaves a first momentum unwritten (torch 2.15).
     if state.optimizer.defaults.get("fused") and state.optimizer.state:
