@@ -366,6 +366,13 @@ class TrainConfig(Section):
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: Seed = Field(0, description="of weights, order and augmentation")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is validated and kept as the model; "
+        "0: none",
+    )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="of the network; auto: bf16 where the device has it, else fp32"
     )

@@ -266,6 +266,7 @@ def _describe_training(facts: ModelFacts) -> list[str]:
         f"step{_describe_workers(config)}, seed {train.seed}, {_describe_precision(train)}",
         _describe_optimizer(optim),
         *_describe_weights(facts),
+        *_describe_average(train),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         # Only the file's name: its path is specific to one machine.
@@ -310,6 +311,13 @@ def _describe_weights(facts: ModelFacts) -> list[str]:
         return [of_all]
     come = f"{facts.unfinished_at} of {format_count(facts.config.train.epochs, 'epoch')}"
     return [f"**not finished**: it had come to {come}; {of_all}"]
+
+
+def _describe_average(train: TrainConfig) -> list[str]:
+    if not train.ema:
+        return []
+    decay = format_param(train.ema)
+    return [f"the weights are a moving average of the trained ones, with a decay of {decay} a step"]
 
 
 def _describe_precision(train: TrainConfig) -> str:

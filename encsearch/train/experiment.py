@@ -19,7 +19,7 @@ from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
 from encsearch.train.preflight import resolve_class_weights
-from encsearch.train.state import TrainState, new_optimizer
+from encsearch.train.state import TrainState, new_average, new_optimizer
 from encsearch.train.step import Plan
 
 
@@ -85,6 +85,7 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
         micro_batch_size=-(-batch_size // config.scaling.num_workers) if config.scaling.min_workers else None,
+        ema=config.train.ema,
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         max_skipped_steps=config.train.max_skipped_steps,
         save_steps=config.train.checkpoint_every.steps,
@@ -120,7 +121,8 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     if config.train.compile:
         network = cast(nn.Module, torch.compile(network))
     optimizer = new_optimizer(model, config.optim, fused=on_gpu and config.train.fused_optimizer)
-    return TrainState(model=model, network=network, optimizer=optimizer)
+    average = new_average(model) if config.train.ema else None
+    return TrainState(model=model, network=network, optimizer=optimizer, average=average)
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:

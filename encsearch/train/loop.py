@@ -35,7 +35,7 @@ from encsearch.train.health import Health
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import term_weights
 from encsearch.train.moments import Moment, Moments
-from encsearch.train.state import TrainState, rate_factor
+from encsearch.train.state import TrainState, copy_buffers, rate_factor
 from encsearch.train.step import Plan, sum_over_ranks, train_step
 from encsearch.train.telemetry import (
     PROCESS_MEMORY,
@@ -173,9 +173,10 @@ def _run_epoch(
         trained = time.monotonic()
         if state.step > first_step:  # else a checkpoint from the validation has them as averaged
             _average_batch_norm(state.model, plan.world_size)
+        copy_buffers(state)
         with plan.kernels.chosen(one_size=False):
             confusion = evaluate(
-                state.model,
+                state.evaluated,
                 takewhile(lambda _: not plan.notice(), loaders.validation()),
                 plan.kernels,
                 num_classes=len(plan.classes),
@@ -198,7 +199,7 @@ def _run_epoch(
     number = state.step // plan.steps_per_epoch
     result = scores(confusion, plan.classes, plan.groups)
     shown = loaders.shown() if number in shown_epochs(plan.epochs) else ()
-    maps = label_maps(state.model, shown, plan.kernels)
+    maps = label_maps(state.evaluated, shown, plan.kernels)
     train_metrics, points = epoch.figures()
     return Report(
         epoch=number,

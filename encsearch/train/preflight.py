@@ -17,8 +17,7 @@ from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.text import format_bytes, metric_name
 
-# Weights and momentum, 4 bytes each; two checkpoints are kept while a third is written.
-BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+CHECKPOINTS_A_TRAINING = 3  # two are kept while a third is written
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,19 @@ class Preflight:
     def say_gaps(self, say: Callable[[str], None]) -> None:
         for gap in self.gaps:
             say(f"warning: {gap}")
+
+
+def checkpoint_bytes(config: Config, num_parameters: int) -> int:
+    """The size of a checkpoint of a network, or the largest of those that are searched.
+
+    It holds weights and momentum, for AdamW the mean squared gradients too, and with `train.ema` the average
+    of the weights: 4 bytes each.
+    """
+    space = config.search.space if config.search else {}
+    names = space["optim.name"].values if "optim.name" in space else (config.optim.name,)
+    decays = space["train.ema"].values if "train.ema" in space else (config.train.ema,)
+    numbers = 2 + int("adamw" in names) + int(max(decays) > 0)
+    return 4 * numbers * num_parameters
 
 
 def open_store(config: Config) -> Store:
@@ -76,7 +88,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     _check_sizes(config, store)
     num_parameters = _check_models(config, len(store.info.classes))
     _check_writable(out)
-    _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
+    _check_disk(out, CHECKPOINTS_A_TRAINING * checkpoint_bytes(config, num_parameters))
     return Preflight(
         num_train=num_train,
         num_val=num_val,

@@ -14,7 +14,7 @@ from encsearch.data.loading import Inputs
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, label_divisors, loss_sums, weighted_loss
 from encsearch.train.moments import no_notice
-from encsearch.train.state import TrainState
+from encsearch.train.state import TrainState, update_average
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Plan:
     one_size: bool = True
     class_weights: Tensor | None = None
     micro_batch_size: int | None = None
+    ema: float = 0.0
     profile_steps: int = 0
     max_skipped_steps: int = 0
     save_steps: int | None = None
@@ -88,6 +89,7 @@ def train_step(
         state.optimizer.step()
     elif finite:
         state.optimizer.step()
+    update_average(state, plan.ema)
     return terms, norm
 
 

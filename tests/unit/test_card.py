@@ -88,6 +88,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.steps_per_epoch", 123, "of 123 steps"),
     ("train.global_batch_size", 34, "34 images a step"),
     ("train.seed", 99, "seed 99"),
+    ("train.ema", 0.995, "moving average of the trained ones, with a decay of 0.995"),
     ("train.precision", "bf16", "precision bf16"),
     ("train.precision", "fp32", "precision fp32"),
     ("train.matmul_precision", "highest", "no TF32"),
