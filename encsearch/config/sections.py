@@ -364,6 +364,11 @@ class TrainConfig(Section):
     epochs: Positive = Field(50, description="reports of one training, each after steps_per_epoch")
     steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
+    micro_batch_size: Positive | None = Field(
+        None,
+        description="images that a worker takes at once; a larger part of the batch goes through in parts, "
+        "whose gradients add up; null: all of its part",
+    )
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: Seed = Field(0, description="of weights, order and augmentation")
     ema: float = Field(

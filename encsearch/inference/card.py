@@ -263,7 +263,8 @@ def _describe_training(facts: ModelFacts) -> list[str]:
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step{_describe_workers(config)}, seed {train.seed}, {_describe_precision(train)}",
+        f"step{_describe_parts(train)}{_describe_workers(config)}, seed {train.seed}, "
+        f"{_describe_precision(train)}",
         _describe_optimizer(optim),
         *_describe_weights(facts),
         *_describe_average(train),
@@ -327,6 +328,11 @@ def _describe_precision(train: TrainConfig) -> str:
             return f"precision {train.precision}{without}"
         case "auto":
             return f"precision auto (bf16 where the device has it, else fp32){without}"
+
+
+def _describe_parts(train: TrainConfig) -> str:
+    size = train.micro_batch_size
+    return f" in parts of {format_count(size, 'image')} at most" if size else ""
 
 
 def _describe_workers(config: Config) -> str:

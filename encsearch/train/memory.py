@@ -129,11 +129,12 @@ def _plan(config: Config, num_classes: int) -> Plan:
     return Plan(
         epochs=1,
         steps_per_epoch=1,
-        global_batch_size=config.train.global_batch_size,
+        global_batch_size=config.train.global_batch_size // config.scaling.num_workers,  # one worker's part
         seed=config.train.seed,
         optim=config.optim,
+        micro_batch_size=config.micro_batch_size,
         ema=config.train.ema,
-        classes=(),
+        classes=("",) * num_classes,
         groups={},
         kernels=Kernels(torch.device("cpu"), bf16=_uses_bf16(config)),
         class_weights=torch.ones(num_classes) if weighted else None,

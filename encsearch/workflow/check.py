@@ -34,6 +34,7 @@ SIZING_PATHS = (
     "augment.shorter_side",
     "optim.name",
     "train.global_batch_size",
+    "train.micro_batch_size",
     "train.precision",
     "train.ema",
 )

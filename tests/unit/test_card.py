@@ -87,6 +87,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.epochs", 77, "77 epochs"),
     ("train.steps_per_epoch", 123, "of 123 steps"),
     ("train.global_batch_size", 34, "34 images a step"),
+    ("train.micro_batch_size", 3, "in parts of 3 images at most"),
     ("train.seed", 99, "seed 99"),
     ("train.ema", 0.995, "moving average of the trained ones, with a decay of 0.995"),
     ("train.precision", "bf16", "precision bf16"),
@@ -107,7 +108,11 @@ UNNAMED = {
     "train.deterministic": "changes no figure but in the last digits",
 }
 # What another value of its section must be for a field to count.
-NEEDED = {"optim.beta2": {"optim.name": "adamw"}, "optim.decay": {"optim.schedule": "wsd"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "optim.beta2": {"optim.name": "adamw"},
+    "optim.decay": {"optim.schedule": "wsd"},
+    "train.micro_batch_size": {"loss.ohem_threshold": None},
+}
 SECTIONS = ("augment", "model", "loss", "optim", "train")
 
 
