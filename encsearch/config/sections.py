@@ -358,11 +358,25 @@ class CheckpointEvery(Section):
     minutes: float | None = Field(10, gt=0, description="null: by steps alone")
 
 
+class EarlyStop(Section):
+    """Ends a training whose metric no longer rises. It counts as finished, as a trial of a sweep too."""
+
+    patience: int = Field(
+        0, ge=0, description="reports in a row without a rise of the metric that end it; 0: never"
+    )
+    min_delta: float = Field(
+        0.0, ge=0, lt=1, description="what a rise must exceed, of a metric in [0, 1]: 0.01 is one point"
+    )
+
+
 class TrainConfig(Section):
     """How long, how much at once, and from which seed."""
 
     epochs: Positive = Field(50, description="reports of one training, each after steps_per_epoch")
-    steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
+    steps_per_epoch: Positive | None = Field(
+        None, description="optimizer steps between two validations, each of which is a report; null: one pass"
+    )
+    early_stop: EarlyStop = EarlyStop()
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
     micro_batch_size: Positive | None = Field(
         None,

@@ -13,6 +13,7 @@ from encsearch.text import (
     format_names,
     format_param,
     format_percent,
+    format_points,
     format_score,
     format_share,
     is_score,
@@ -268,6 +269,7 @@ def _describe_training(facts: ModelFacts) -> list[str]:
         _describe_optimizer(optim),
         *_describe_weights(facts),
         *_describe_average(train),
+        *_describe_early_stop(config),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         # Only the file's name: its path is specific to one machine.
@@ -319,6 +321,15 @@ def _describe_average(train: TrainConfig) -> list[str]:
         return []
     decay = format_param(train.ema)
     return [f"the weights are a moving average of the trained ones, with a decay of {decay} a step"]
+
+
+def _describe_early_stop(config: Config) -> list[str]:
+    rule = config.train.early_stop
+    if not rule.patience:
+        return []
+    least = f" by more than {format_points(rule.min_delta)}" if rule.min_delta else ""
+    reports = format_count(rule.patience, "validation")
+    return [f"ended early after {reports} in a row without a rise of {config.metric}{least}"]
 
 
 def _describe_precision(train: TrainConfig) -> str:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from encsearch.config import Config, LossConfig
+from encsearch.config import Config, EarlyStop, LossConfig
 from encsearch.data.datasets import SHOWN_IMAGES, DatasetInfo, SegmentationDataset, evenly_spaced
 from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.store import Store
@@ -33,6 +33,7 @@ class Experiment:
     plan: Plan
     info: DatasetInfo
     fingerprint: str
+    early_stop: EarlyStop
 
 
 def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
@@ -93,7 +94,8 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         rank=rank,
         world_size=world_size,
     )
-    return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint)
+    early_stop = config.train.early_stop
+    return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint, early_stop)
 
 
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:

@@ -20,6 +20,8 @@ from encsearch.tracking.run_files import (
     write_texts,
 )
 
+REASON_TAG = "encsearch.reason"  # why a training ended before its last epoch
+
 # Not for trials and the trainings of an ablation, which are too many.
 PICTURED = ("training", "finalist", "baseline")
 
@@ -86,7 +88,7 @@ class TrainingRecorder:
     def _store_files(self, report: Report) -> None:
         """Store the predictions at once, to be watched; all of `artifacts` is stored at the end."""
         write_texts(self.artifacts, report)
-        tags = machine_tags(report)
+        tags = machine_tags(report) | ({REASON_TAG: report.ends} if report.ends else {})
         if tags:
             self._inner.note(tags)
         if self._pictured and report.label_maps:
