@@ -24,6 +24,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # The reports, in a training's folder.
 REPORTS_FILE = "reports.jsonl"
+# Among the texts of a training's first report: what it took of `train.init_from`.
+INIT_FILE = "lineage/init_from.txt"
 # The RunSummary, in the folder of a finished job.
 SUMMARY_FILE = "run.json"
 SHOWN_JOBS = 3

@@ -84,6 +84,15 @@ class Config(Section):
         return min(share, self.train.micro_batch_size or share)
 
     @model_validator(mode="after")
+    def _begins_with_one(self) -> "Config":
+        if self.model.weights and self.train.init_from:
+            raise ValueError(
+                f"model.weights={self.model.weights} and train.init_from={self.train.init_from} both give "
+                "the backbone's initial weights; set one of them to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ohem_sees_the_batch(self) -> "Config":
         micro, threshold = self.train.micro_batch_size, self.loss.ohem_threshold
         if micro is not None and threshold is not None:
@@ -261,6 +270,8 @@ def to_json(config: Config) -> str:
     files = {"data.store": config.data.store}
     if config.model.weights and config.model.weights != IMAGENET:
         files["model.weights"] = config.model.weights
+    if config.train.init_from:
+        files["train.init_from"] = config.train.init_from
     absolute = {path: file if "://" in file else str(Path(file).absolute()) for path, file in files.items()}
     return with_values(config, absolute).model_dump_json(exclude_unset=True)
 

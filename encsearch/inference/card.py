@@ -272,9 +272,16 @@ def _describe_training(facts: ModelFacts) -> list[str]:
         *_describe_early_stop(config),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
-        # Only the file's name: its path is specific to one machine.
-        f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
+        _describe_start(config),
     ]
+
+
+def _describe_start(config: Config) -> str:
+    """Only the end of a path, which is specific to one machine: a file's name, or RUN/artifacts/bundle."""
+    if config.train.init_from:
+        source = "/".join(config.train.init_from.rstrip("/").split("/")[-3:])
+        return f"initial weights: those of the model {source} that fit, the others random"
+    return f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}"
 
 
 def _describe_optimizer(optim: OptimConfig) -> str:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from encsearch.config import EarlyStop
 from encsearch.errors import NoticeError, TrainingError, UserError
-from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
+from encsearch.reports import INIT_FILE, REPORTS_FILE, Report, append, best_report, distinct_reports
 from encsearch.text import format_count, format_points, format_score
 from encsearch.train.checkpoint import CheckpointWriter, load_checkpoint
 from encsearch.train.checkpoint_files import (
@@ -100,7 +100,10 @@ class RankTraining:
                     continue
                 # The record shows where a training went on.
                 resumed = {"resumed_from_step": float(start)} if start else {}
-                trained = replace(event, metrics={**event.metrics, **resumed})
+                origin = {INIT_FILE: f"{e.origin}\n"} if e.origin and not self._reports else {}
+                trained = replace(
+                    event, metrics={**event.metrics, **resumed}, texts={**event.texts, **origin}
+                )
                 report = self._known.get(trained.step, trained)
                 self._reports.append(report)
                 report = self._reports[-1] = replace(report, ends=self._find_end())

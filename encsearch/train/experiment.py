@@ -15,6 +15,7 @@ from encsearch.data.store import Store
 from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
+from encsearch.model.initial import read_initial
 from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
@@ -25,7 +26,10 @@ from encsearch.train.step import Plan
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that `fit` takes, and the description of the data set."""
+    """Everything that `fit` takes, and the description of the data set.
+
+    `origin` says what was taken of `train.init_from`, "" without it.
+    """
 
     state: TrainState
     loaders: Loaders
@@ -34,13 +38,15 @@ class Experiment:
     info: DatasetInfo
     fingerprint: str
     early_stop: EarlyStop
+    origin: str = ""
 
 
 def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
     """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
 
     Opens the store anew, once per training and process: the data may have been replaced meanwhile.
-    Initial weights depend on `train.seed` alone, so they are the same on every rank. Raises UserError for
+    Initial weights depend on `train.seed` and `train.init_from` alone, so they are the same on every rank.
+    Raises UserError for
     what the store or the device does not have, TrainingError where a GPU's memory does not suffice.
     """
     keep_to_part(config.scaling, device)
@@ -48,6 +54,11 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     train, val = store.split(config.data.train_split), store.split(config.data.val_split)
     torch.manual_seed(config.train.seed)
     model = EncNet.from_config(config.model, len(store.info.classes))
+    origin = ""
+    if config.train.init_from:
+        initial = read_initial(config.train.init_from, model)
+        model.load_state_dict(initial.tensors, strict=False)
+        origin = initial.description
     with telling_full_gpu(torch.device(device)):
         state = new_state(model, config, world_size=world_size, device=device)
     batch_size = config.train.global_batch_size
@@ -94,8 +105,9 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         rank=rank,
         world_size=world_size,
     )
-    early_stop = config.train.early_stop
-    return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint, early_stop)
+    return Experiment(
+        state, loaders, config.loss, plan, store.info, store.fingerprint, config.train.early_stop, origin
+    )
 
 
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from encsearch.config import AugmentConfig, Config, LossConfig, trial_config, with_values
+from encsearch.config import AugmentConfig, Config, LossConfig, ModelConfig, trial_config, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import StoreError
 from encsearch.data.statistics import SplitStats, find_gaps
@@ -30,7 +30,10 @@ class PaddedImages:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each."""
+    """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each.
+
+    `origin` says what it takes of `train.init_from`, "" without it.
+    """
 
     num_train: int
     num_val: int
@@ -40,8 +43,11 @@ class Preflight:
     fingerprint: str
     padded: PaddedImages | None
     gaps: tuple[str, ...]
+    origin: str
 
-    def say_gaps(self, say: Callable[[str], None]) -> None:
+    def say_facts(self, say: Callable[[str], None]) -> None:
+        if self.origin:
+            say(self.origin)
         for gap in self.gaps:
             say(f"warning: {gap}")
 
@@ -86,7 +92,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     _check_metric(config.metric, store.info)
     _check_names(store.info)
     _check_sizes(config, store)
-    num_parameters = _check_models(config, len(store.info.classes))
+    num_parameters, origin = _check_models(config, len(store.info.classes))
     _check_writable(out)
     _check_disk(out, CHECKPOINTS_A_TRAINING * checkpoint_bytes(config, num_parameters))
     return Preflight(
@@ -98,6 +104,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         fingerprint=store.fingerprint,
         padded=_find_padded(config, store),
         gaps=tuple(find_gaps(*stats)),
+        origin=origin,
     )
 
 
@@ -207,25 +214,36 @@ def _find_padded(config: Config, store: Store) -> PaddedImages | None:
     return PaddedImages(num_images, crop) if num_images else None
 
 
-def _check_models(config: Config, num_classes: int) -> int:
-    """Build every model of the recipe and read its weights; returns the parameter count of the first one.
+def _check_models(config: Config, num_classes: int) -> tuple[int, str]:
+    """Build every model of the recipe and read its weights.
 
-    Published weights are fetched here, once, instead of by every worker.
+    Returns the parameter count of the first one, and what it begins with. Published weights are fetched here,
+    once, instead of by every worker.
     """
     # Here, so that a sweep's driver, which opens the store, has no torch.
     from encsearch.model.encnet import count_parameters
 
     searched = config.search.space if config.search else {}
-    paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
+    all_paths = ("model.backbone", "model.output_stride", "model.weights", "train.init_from")
+    paths = [path for path in all_paths if path in searched]
     points = product(*(searched[path].examples for path in paths)) if paths else ()
-    models = [config.model]
-    models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
-    counts = []
-    for model in models:
-        counts.append(count_parameters(model, num_classes))
-        if model.weights:
-            _check_weights(model.backbone, model.output_stride, model.weights)
-    return counts[0]
+    configs = [config, *(with_values(config, dict(zip(paths, point, strict=True))) for point in points)]
+    counts, origins = [], []
+    for one in configs:
+        counts.append(count_parameters(one.model, num_classes))
+        if one.model.weights:
+            _check_weights(one.model.backbone, one.model.output_stride, one.model.weights)
+        init_from = one.train.init_from
+        origins.append(_check_initial(one.model, num_classes, init_from) if init_from else "")
+    return counts[0], origins[0]
+
+
+@cache
+def _check_initial(model: ModelConfig, num_classes: int, init_from: str) -> str:
+    """What the model takes of another one. Raises as `read_initial` does."""
+    from encsearch.model.initial import describe_initial
+
+    return describe_initial(init_from, model, num_classes)
 
 
 @cache

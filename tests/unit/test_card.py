@@ -89,6 +89,11 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.global_batch_size", 34, "34 images a step"),
     ("train.micro_batch_size", 3, "in parts of 3 images at most"),
     ("train.seed", 99, "seed 99"),
+    (
+        "train.init_from",
+        "/somewhere/runs/a/artifacts/bundle",
+        "weights: those of the model a/artifacts/bundle",
+    ),
     ("train.early_stop", {"patience": 4}, "after 4 validations in a row without a rise of mIoU"),
     ("train.early_stop", {"patience": 4, "min_delta": 0.01}, "of mIoU by more than 1.00 points"),
     ("train.ema", 0.995, "moving average of the trained ones, with a decay of 0.995"),
