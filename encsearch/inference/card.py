@@ -266,10 +266,10 @@ def _describe_training(facts: ModelFacts) -> list[str]:
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
         f"step{_describe_parts(train)}{_describe_workers(config)}, seed {train.seed}, "
         f"{_describe_precision(train)}",
+        *_describe_early_stop(config),
         _describe_optimizer(optim),
         *_describe_weights(facts),
         *_describe_average(train),
-        *_describe_early_stop(config),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         _describe_start(config),
@@ -336,7 +336,7 @@ def _describe_early_stop(config: Config) -> list[str]:
         return []
     least = f" by more than {format_points(rule.min_delta)}" if rule.min_delta else ""
     reports = format_count(rule.patience, "validation")
-    return [f"ended early after {reports} in a row without a rise of {config.metric}{least}"]
+    return [f"to end before that after {reports} in a row without a rise of {config.metric}{least}"]
 
 
 def _describe_precision(train: TrainConfig) -> str:
