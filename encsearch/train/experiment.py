@@ -15,8 +15,8 @@ from encsearch.data.store import Store
 from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
-from encsearch.model.initial import read_initial
 from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
+from encsearch.train.initial import read_initial
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
 from encsearch.train.preflight import resolve_class_weights

@@ -241,7 +241,7 @@ def _check_models(config: Config, num_classes: int) -> tuple[int, str]:
 @cache
 def _check_initial(model: ModelConfig, num_classes: int, init_from: str) -> str:
     """What the model takes of another one. Raises as `read_initial` does."""
-    from encsearch.model.initial import describe_initial
+    from encsearch.train.initial import describe_initial
 
     return describe_initial(init_from, model, num_classes)
 

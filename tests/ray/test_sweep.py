@@ -134,7 +134,7 @@ def test_trials_that_end_themselves_are_complete(
         "budget": {"trials": 2},
         "sampler": "random",
         "max_concurrent": 1,
-        "asha": {"grace_epochs": 2, "reduction_factor": 2},
+        "scheduler": "none",
     }
     values = {
         "train.epochs": 8,

@@ -16,10 +16,10 @@ from encsearch.data.store import Store, write_store
 from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.model.encnet import EncNet
-from encsearch.model.initial import read_initial
 from encsearch.reports import MemoryRecorder, Report
 from encsearch.runner.local import run_local
 from encsearch.train.experiment import build
+from encsearch.train.initial import read_initial
 from encsearch.train.loop import fit
 from encsearch.train.preflight import preflight
 

@@ -12,8 +12,8 @@ from encsearch.files import sha256
 from encsearch.model.backbones.weights import read_tensors
 from encsearch.model.encnet import EncNet
 from encsearch.text import format_count, format_list
+from encsearch.train.checkpoint_files import MODEL_FILE
 
-MODEL_FILE = "model.safetensors"  # of a bundle and of a checkpoint
 _COUNTER = "num_batches_tracked"  # of BN, not read here
 
 
