@@ -372,10 +372,6 @@ class EarlyStop(Section):
 class TrainConfig(Section):
     """How long, how much at once, and from which seed."""
 
-    init_from: str | None = Field(
-        None,
-        description="a trained model to begin with, whose classes may be others: its folder or weights",
-    )
     epochs: Positive = Field(50, description="reports of one training, each after steps_per_epoch")
     steps_per_epoch: Positive | None = Field(
         None, description="optimizer steps between two validations, each of which is a report; null: one pass"
@@ -389,6 +385,10 @@ class TrainConfig(Section):
     )
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: Seed = Field(0, description="of weights, order and augmentation")
+    init_from: str | None = Field(
+        None,
+        description="a trained model to begin with, whose classes may be others: its folder or weights",
+    )
     ema: float = Field(
         0.0,
         ge=0,
