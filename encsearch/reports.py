@@ -24,6 +24,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # The reports, in a training's folder.
 REPORTS_FILE = "reports.jsonl"
+# Among the texts of a training's first report: what it took of `train.init_from`.
+INIT_FILE = "lineage/init_from.txt"
 # The RunSummary, in the folder of a finished job.
 SUMMARY_FILE = "run.json"
 SHOWN_JOBS = 3
@@ -61,7 +63,8 @@ class Report:
     intersection over union by class name, without the absent classes; `confusion` is the
     (num_classes, num_classes) matrix of validation pixels, rows the truth, columns the prediction.
     `points` are the figures within the epoch. `label_maps` are predictions of fixed validation
-    images, PNG files as base64 by sample id; `texts` are files to keep, by name, such as a profile.
+    images, PNG files as base64 by sample id; `texts` are files to keep, by name, such as a profile. `ends`
+    says why no report follows before the last epoch; "" if one does.
     """
 
     epoch: int
@@ -73,6 +76,7 @@ class Report:
     points: tuple[Point, ...] = ()
     label_maps: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    ends: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` is its inverse."""

@@ -27,7 +27,7 @@ COMMANDS = ("train", "sweep", "ablate", "resume", "promote", "eval", "predict", 
 NAMED = ("train", "sweep")  # whose folder has the job's name
 # Parameters of these commands that are paths, beside what a recipe names.
 PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
-RECIPE_PATHS = ("data.store", "model.weights")
+RECIPE_PATHS = ("data.store", "model.weights", "train.init_from")
 MAX_COMMAND = 60  # characters of a job's command in a table
 
 
@@ -178,7 +178,7 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     Raises what the command would raise of its arguments and of its recipe, but for what only the cluster has.
     """
     from encsearch.cli.main import cli
-    from encsearch.config import load_config
+    from encsearch.config import flatten, load_config
 
     group: click.Command = cli
     context, rest = click.Context(cli, info_name="encsearch"), [command, *arguments]
@@ -198,7 +198,8 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     takes = {parameter.name for parameter in group.params}
     if "recipe" in given:
         config = load_config(given["recipe"], given.get("overrides", ()))
-        given |= {"data.store": config.data.store, "model.weights": str(config.model.weights or "")}
+        leaves = flatten(config)
+        given |= {path: str(leaves[path] or "") for path in RECIPE_PATHS}
     if "arguments" in given:
         given["images"] = [text for text in given["arguments"] if not OVERRIDE.match(text)]
     if "recipe" in given and "out" in takes:

@@ -215,5 +215,5 @@ def epoch_line(name: str, report: Report, config: Config) -> str:
     score, loss = format_score(report.metrics[config.metric]), format_number(report.metrics["train/loss"])
     return (
         f"{name} epoch {report.epoch}/{config.train.epochs}: {config.metric} {score}, loss {loss}, "
-        f"{format_duration(report.seconds)}"
+        f"{format_duration(report.seconds)}" + (f"; ends here: {report.ends}" if report.ends else "")
     )

@@ -16,6 +16,8 @@ Side = Annotated[int, Field(ge=LEAST_SIDE, le=LARGEST_SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet"]
 Context = Literal["encoding", "gate", "none"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["poly", "cosine", "wsd", "constant"]
 
 # Here and not beside the networks, so that a recipe is checked without torch; timm's names only timm knows.
 TORCHVISION_BACKBONES = (
@@ -316,13 +318,36 @@ class EvalConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD with the poly schedule lr * (1 - progress) ** power, for the global batch size."""
+    """The optimizer and its learning rate over the steps of a training, for the global batch size.
 
+    `sgd` and `adamw` are PyTorch's. AdamW divides each step by the size of the gradient, so its rates are
+    far lower than those of SGD. `lr` is the highest rate; `schedule` says how it falls after the warm-up.
+    Neither `warmup` nor `decay` takes more than half of the steps, so any two of them go together.
+    """
+
+    name: Optimizer = Field("sgd", description="sgd, or adamw (Loshchilov and Hutter, ICLR 2019)")
     lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
     head_lr_factor: float = Field(10.0, gt=0, le=1000, description="rate of all but the backbone, over lr")
-    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that the next one keeps")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 penalty that is added to the gradient")
-    poly_power: float = Field(0.9, ge=0, le=10, description="of the schedule; 0: a constant rate")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="share of the last step that the next one keeps; adamw: beta1"
+    )
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="adamw alone: share of the mean squared gradient that a step keeps"
+    )
+    weight_decay: float = Field(
+        1e-4,
+        ge=0,
+        le=1,
+        description="sgd: L2 penalty that is added to the gradient; adamw: times the rate, off the weights",
+    )
+    schedule: Schedule = Field("poly", description="how the rate falls: poly, cosine, wsd, constant")
+    warmup: float = Field(
+        0.0, ge=0, le=0.5, description="share of all steps, the first ones, in which the rate rises to lr"
+    )
+    poly_power: float = Field(0.9, ge=0, le=10, description="poly alone: its exponent; 0: a constant rate")
+    decay: float = Field(
+        0.2, gt=0, le=0.5, description="wsd alone: share of all steps, the last ones, in which the rate falls"
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
 
 
@@ -333,14 +358,44 @@ class CheckpointEvery(Section):
     minutes: float | None = Field(10, gt=0, description="null: by steps alone")
 
 
+class EarlyStop(Section):
+    """Ends a training whose metric no longer rises. It counts as finished, as a trial of a sweep too."""
+
+    patience: int = Field(
+        0, ge=0, description="reports in a row without a rise of the metric that end it; 0: never"
+    )
+    min_delta: float = Field(
+        0.0, ge=0, lt=1, description="what a rise must exceed, of a metric in [0, 1]: 0.01 is one point"
+    )
+
+
 class TrainConfig(Section):
     """How long, how much at once, and from which seed."""
 
     epochs: Positive = Field(50, description="reports of one training, each after steps_per_epoch")
-    steps_per_epoch: Positive | None = Field(None, description="optimizer steps a report; null: one pass")
+    steps_per_epoch: Positive | None = Field(
+        None, description="optimizer steps between two validations, each of which is a report; null: one pass"
+    )
+    early_stop: EarlyStop = EarlyStop()
     global_batch_size: Positive = Field(16, description="over all workers; each takes an equal part")
+    micro_batch_size: Positive | None = Field(
+        None,
+        description="images that a worker takes at once; a larger part of the batch goes through in parts, "
+        "whose gradients add up; null: all of its part",
+    )
     val_batch_size: Positive = Field(8, description="images a worker and step in validation")
     seed: Seed = Field(0, description="of weights, order and augmentation")
+    init_from: str | None = Field(
+        None,
+        description="a trained model to begin with, whose classes may be others: its folder or weights",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is validated and kept as the model; "
+        "0: none",
+    )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="of the network; auto: bf16 where the device has it, else fp32"
     )

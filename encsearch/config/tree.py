@@ -77,6 +77,31 @@ class Config(Section):
                 )
         return self
 
+    @property
+    def micro_batch_size(self) -> int:
+        """The most images that a worker takes at once; of an elastic training the same on fewer workers."""
+        share = -(-self.train.global_batch_size // self.scaling.num_workers)
+        return min(share, self.train.micro_batch_size or share)
+
+    @model_validator(mode="after")
+    def _begins_with_one(self) -> "Config":
+        if self.model.weights and self.train.init_from:
+            raise ValueError(
+                f"model.weights={self.model.weights} and train.init_from={self.train.init_from} both give "
+                "the backbone's initial weights; set one of them to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ohem_sees_the_batch(self) -> "Config":
+        micro, threshold = self.train.micro_batch_size, self.loss.ohem_threshold
+        if micro is not None and threshold is not None:
+            raise ValueError(
+                f"train.micro_batch_size={micro} and loss.ohem_threshold={format_given(threshold)} do not go "
+                "together: what OHEM divides by follows from the whole batch; set one of them to null"
+            )
+        return self
+
     @model_validator(mode="after")
     def _batch_norm_has_values(self) -> "Config":
         crop, stride, head = self.augment.crop_size, self.model.output_stride, self.model.head
@@ -84,18 +109,19 @@ class Config(Section):
         lonely = 1 if synchronised else max(_worker_counts(self))
         if self.train.global_batch_size > lonely and self._fewest_images(synchronised) > 1:
             return self
+        more = f"global_batch_size={2 * self.train.global_batch_size}"
+        if self.train.micro_batch_size == 1:
+            more = "train.micro_batch_size=2"
         if crop and max(crop) <= stride:
             raise ValueError(
                 f"augment.crop={json.dumps(self.augment.crop)} at output_stride={stride} with one image a "
-                f"worker leaves batch norm a single value; try a crop over {stride} or a larger "
-                "global_batch_size"
+                f"worker leaves batch norm a single value; try a crop over {stride} or {more}"
             )
         match head:
             case "pspnet" | "deeplabv3" | "deeplabv3plus":
                 raise ValueError(
                     f"model.head={head} pools an image to one value, and batch norm needs two: with one "
-                    "image a worker it cannot train; try "
-                    f"global_batch_size={2 * self.train.global_batch_size}"
+                    f"image a worker it cannot train; try {more}"
                 )
             case "fcn" | "unet" | "refinenet":
                 return self
@@ -105,8 +131,8 @@ class Config(Section):
         size, most = self.train.global_batch_size, self.scaling.num_workers
         fewest = size
         for workers in range(self.scaling.min_workers or most, most + 1):
-            largest, micro = -(-size // workers), -(-size // most)
-            parts = 1 if self.loss.ohem_threshold is not None else -(-largest // micro)
+            largest = -(-size // workers)
+            parts = 1 if self.loss.ohem_threshold is not None else -(-largest // self.micro_batch_size)
             fewest = min(fewest, size // workers // parts * (workers if synchronised else 1))
         return fewest
 
@@ -244,6 +270,8 @@ def to_json(config: Config) -> str:
     files = {"data.store": config.data.store}
     if config.model.weights and config.model.weights != IMAGENET:
         files["model.weights"] = config.model.weights
+    if config.train.init_from:
+        files["train.init_from"] = config.train.init_from
     absolute = {path: file if "://" in file else str(Path(file).absolute()) for path, file in files.items()}
     return with_values(config, absolute).model_dump_json(exclude_unset=True)
 

@@ -6,13 +6,14 @@ Plain Markdown from recorded facts alone; a fact that was not recorded is shown 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from encsearch.config import AugmentConfig, Config, Context, ModelConfig, TrainConfig
+from encsearch.config import AugmentConfig, Config, Context, ModelConfig, OptimConfig, TrainConfig
 from encsearch.data.datasets import DatasetInfo
 from encsearch.text import (
     format_count,
     format_names,
     format_param,
     format_percent,
+    format_points,
     format_score,
     format_share,
     is_score,
@@ -261,19 +262,55 @@ def _describe_training(facts: ModelFacts) -> list[str]:
     config = facts.config
     train, optim = config.train, config.optim
     steps = f" of {format_count(train.steps_per_epoch, 'step')}" if train.steps_per_epoch else ""
-    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return [
         f"{format_count(train.epochs, 'epoch')}{steps}, {format_count(train.global_batch_size, 'image')} a "
-        f"step{_describe_workers(config)}, seed {train.seed}, {_describe_precision(train)}",
-        f"SGD: learning rate `{format_param(optim.lr)} * (1 - progress) ** "
-        f"{format_param(optim.poly_power)}`, {format_param(optim.head_lr_factor)} times that for the heads, "
-        f"momentum {format_param(optim.momentum)}, weight decay {format_param(optim.weight_decay)}{clipping}",
+        f"step{_describe_parts(train)}{_describe_workers(config)}, seed {train.seed}, "
+        f"{_describe_precision(train)}",
+        *_describe_early_stop(config),
+        _describe_optimizer(optim),
         *_describe_weights(facts),
+        *_describe_average(train),
         *_describe_loss(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
-        # Only the file's name: its path is specific to one machine.
-        f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}",
+        _describe_start(config),
     ]
+
+
+def _describe_start(config: Config) -> str:
+    """Only the end of a path, which is specific to one machine: a file's name, or RUN/artifacts/bundle."""
+    if config.train.init_from:
+        source = "/".join(config.train.init_from.rstrip("/").split("/")[-3:])
+        return f"initial weights: those of the model {source} that fit, the others random"
+    return f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}"
+
+
+def _describe_optimizer(optim: OptimConfig) -> str:
+    momentum, decay = format_param(optim.momentum), format_param(optim.weight_decay)
+    match optim.name:
+        case "sgd":
+            name, rest = "SGD", f"momentum {momentum}, weight decay {decay}"
+        case "adamw":
+            betas = f"betas {momentum} and {format_param(optim.beta2)}"
+            name, rest = "AdamW", f"{betas}, decoupled weight decay {decay}"
+    warmup = f", after a linear warm-up in {format_share(optim.warmup)} of the steps" if optim.warmup else ""
+    clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
+    return (
+        f"{name}: learning rate {_describe_rate(optim)}{warmup}, {format_param(optim.head_lr_factor)} times "
+        f"that for the heads, {rest}{clipping}"
+    )
+
+
+def _describe_rate(optim: OptimConfig) -> str:
+    rate = format_param(optim.lr)
+    match optim.schedule:
+        case "poly":
+            return f"`{rate} * (1 - progress) ** {format_param(optim.poly_power)}`"
+        case "cosine":
+            return f"`{rate} * (1 + cos(pi * progress)) / 2`"
+        case "wsd":
+            return f"{rate}, falling linearly to 0 in the last {format_share(optim.decay)} of the steps"
+        case "constant":
+            return f"{rate}, constant"
 
 
 def _describe_weights(facts: ModelFacts) -> list[str]:
@@ -286,6 +323,22 @@ def _describe_weights(facts: ModelFacts) -> list[str]:
     return [f"**not finished**: it had come to {come}; {of_all}"]
 
 
+def _describe_average(train: TrainConfig) -> list[str]:
+    if not train.ema:
+        return []
+    decay = format_param(train.ema)
+    return [f"the weights are a moving average of the trained ones, with a decay of {decay} a step"]
+
+
+def _describe_early_stop(config: Config) -> list[str]:
+    rule = config.train.early_stop
+    if not rule.patience:
+        return []
+    least = f" by more than {format_points(rule.min_delta)}" if rule.min_delta else ""
+    reports = format_count(rule.patience, "validation")
+    return [f"to end before that after {reports} in a row without a rise of {config.metric}{least}"]
+
+
 def _describe_precision(train: TrainConfig) -> str:
     without = ", no TF32" if train.matmul_precision == "highest" else ""
     match train.precision:
@@ -293,6 +346,11 @@ def _describe_precision(train: TrainConfig) -> str:
             return f"precision {train.precision}{without}"
         case "auto":
             return f"precision auto (bf16 where the device has it, else fp32){without}"
+
+
+def _describe_parts(train: TrainConfig) -> str:
+    size = train.micro_batch_size
+    return f" in parts of {format_count(size, 'image')} at most" if size else ""
 
 
 def _describe_workers(config: Config) -> str:

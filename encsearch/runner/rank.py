@@ -5,7 +5,8 @@ rank 0 alone writes there.
 """
 
 import logging
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from encsearch.config import EarlyStop
 from encsearch.errors import NoticeError, TrainingError, UserError
-from encsearch.reports import REPORTS_FILE, Report, append, best_report, distinct_reports
+from encsearch.reports import INIT_FILE, REPORTS_FILE, Report, append, best_report, distinct_reports
+from encsearch.text import format_count, format_points, format_score
 from encsearch.train.checkpoint import CheckpointWriter, load_checkpoint
 from encsearch.train.checkpoint_files import (
     MODEL_FILE,
@@ -84,9 +87,12 @@ class RankTraining:
         """
         e, plan = self._experiment, self._plan
         start = e.state.step
+        if self._from_first_rank(self._reports[-1].ends if self._reports else None):
+            return
         writer = CheckpointWriter(self._folder, keep=self._keep) if plan.rank == 0 else None
+        events = self._events()
         try:
-            for event in self._events():
+            for event in events:
                 if isinstance(event, Moment):
                     self._together(partial(self._save, writer, settles=event is Moment.END))
                     if event is Moment.END:
@@ -94,15 +100,29 @@ class RankTraining:
                     continue
                 # The record shows where a training went on.
                 resumed = {"resumed_from_step": float(start)} if start else {}
-                trained = replace(event, metrics={**event.metrics, **resumed})
+                origin = {INIT_FILE: f"{e.origin}\n"} if e.origin and not self._reports else {}
+                trained = replace(
+                    event, metrics={**event.metrics, **resumed}, texts={**event.texts, **origin}
+                )
                 report = self._known.get(trained.step, trained)
                 self._reports.append(report)
+                report = self._reports[-1] = replace(report, ends=self._find_end())
                 self._together(partial(self._save, writer, report, settles=self._settles))
                 yield report
+                if report.ends:
+                    break
             self._together(lambda: writer.wait() if writer else None)
         finally:
+            events.close()
             if writer:
                 writer.close()
+
+    def _find_end(self) -> str:
+        """Why no epoch follows, as rank 0 finds, which alone has the reports from before a resume."""
+        rule, plan = self._experiment.early_stop, self._plan
+        if not rule.patience or self._reports[-1].epoch == plan.epochs:
+            return ""
+        return self._from_first_rank(find_stall(self._reports, self._metric, rule)) or ""
 
     def _events(self) -> Generator[Report | Moment, None, None]:
         """What the loop yields. Of several ranks one without memory raises: Ray then ends those that wait."""
@@ -129,7 +149,7 @@ class RankTraining:
         return step == state.step and not state.parts
 
     def _from_first_rank(self, choice: str | None) -> str | None:
-        """The choice of rank 0: every rank must begin at the same step."""
+        """The choice of rank 0: every rank must begin and end at the same step."""
         choices = [choice]
         if self._plan.world_size > 1:
             dist.broadcast_object_list(choices, src=0, device=self._plan.device)
@@ -190,3 +210,24 @@ class RankTraining:
         if up_to:
             return best_report(up_to, self._metric).step
         return None if step < steps_per_epoch else -1
+
+
+def find_stall(reports: Sequence[Report], metric: str, rule: EarlyStop) -> str | None:
+    """Why a training ends after `reports`, whose metric has not risen in the last `rule.patience`; else None.
+
+    A report is a rise if its metric exceeds that of the last rise by more than `rule.min_delta`.
+    """
+    highest, waited = -math.inf, 0
+    for report in reports:
+        value = report.metrics[metric]
+        if value > highest + rule.min_delta:
+            highest, waited = value, 0
+        else:
+            waited += 1
+    if waited < rule.patience:
+        return None
+    least = f" by more than {format_points(rule.min_delta)}" if rule.min_delta else ""
+    return (
+        f"train.early_stop: {format_count(waited, 'report')} without a rise of {metric} above "
+        f"{format_score(highest)}{least}"
+    )

@@ -178,6 +178,8 @@ class Ledger(Board[_Entry]):
         if LATENCY in result:
             return self._is_slow(entry, result[LATENCY])
         report = self._hear(entry, result)
+        if report is not None and report.ends:
+            return False  # it has come to its own end, and is neither paused nor stopped
         # An attempt that continues repeats reports that were judged before.
         if report is None or not entry.cleared < report.epoch == max(self._study.curve(entry.number)):
             return False
@@ -341,12 +343,12 @@ class Ledger(Board[_Entry]):
             reason = entry.failure or "the trial ended without a report"
             self._study.fail(entry.number, reason)
             self._close(entry, "FAIL", reason)
-        elif entry.last.epoch < self._config.train.epochs:
+        elif entry.last.epoch < self._config.train.epochs and not entry.last.ends:
             self._study.prune(entry.number)
             self._close(entry, "PRUNED")
         else:
             self._study.complete(entry.number)
-            self._close(entry, "COMPLETE")
+            self._close(entry, "COMPLETE", entry.last.ends or None)
 
     def _pause(self, entry: _Entry) -> None:
         """Set the trial aside; the worst paused ones lose their checkpoints beyond `search.disk_gib`."""

@@ -26,6 +26,7 @@ from encsearch.train.checkpoint_files import (
     MODEL_FILE,
     OPTIMIZER_FILE,
     PARTS_FILE,
+    RAW_FILE,
     checkpoint_name,
     copy_files,
     find_best,
@@ -38,9 +39,10 @@ from encsearch.train.state import TrainState
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """A state at one step; `weights` and `optimizer` are on the CPU."""
+    """A state at one step; `weights`, those that are evaluated, `raw` and `optimizer` are on the CPU."""
 
     weights: Mapping[str, Tensor]
+    raw: Mapping[str, Tensor] | None
     optimizer: Mapping[str, Any]
     parts: tuple[Mapping[str, Any], ...]
     step: int
@@ -53,8 +55,12 @@ class _Snapshot:
         def take(tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", copy=copy)
 
+        def take_all(model: torch.nn.Module) -> dict[str, Tensor]:
+            return {name: take(tensor).contiguous() for name, tensor in model.state_dict().items()}
+
         return cls(
-            weights={name: take(tensor).contiguous() for name, tensor in state.model.state_dict().items()},
+            weights=take_all(state.evaluated),
+            raw=None if state.average is None else take_all(state.model),
             optimizer=tree_map_only(Tensor, take, state.optimizer.state_dict()),
             parts=state.parts,
             step=state.step,
@@ -65,6 +71,9 @@ class _Snapshot:
         files: tuple[str, ...] = FILES
         save_file(dict(self.weights), folder / MODEL_FILE)
         torch.save({"optimizer": self.optimizer}, folder / OPTIMIZER_FILE)
+        if self.raw is not None:
+            files += (RAW_FILE,)
+            save_file(dict(self.raw), folder / RAW_FILE)
         if self.parts:
             files += (PARTS_FILE,)
             torch.save({"parts": [dict(part) for part in self.parts]}, folder / PARTS_FILE)
@@ -134,7 +143,11 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     half of each.
     """
     content = read_content(folder)
-    _read_weights(state.model, folder)
+    if (RAW_FILE in content.files) != (state.average is not None):
+        raise UserError(f"{folder}: of a training {'without' if state.average else 'with'} train.ema")
+    _read_weights(state.evaluated, folder / MODEL_FILE)
+    if state.average is not None:
+        _read_weights(state.model, folder / RAW_FILE)
     try:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved["optimizer"])
@@ -157,16 +170,16 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     Raises UserError as `load_checkpoint` does.
     """
     read_content(folder, (MODEL_FILE,))
-    _read_weights(model, folder)
+    _read_weights(model, folder / MODEL_FILE)
 
 
-def _read_weights(model: torch.nn.Module, folder: Path) -> None:
+def _read_weights(model: torch.nn.Module, file: Path) -> None:
     try:
-        tensors = load_file(folder / MODEL_FILE)
+        tensors = load_file(file)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: the model weights cannot be read ({one_line(error)})") from None
-    _check_finite(tensors.values(), folder / MODEL_FILE)
+        raise UserError(f"{file.parent}: the model weights cannot be read ({one_line(error)})") from None
+    _check_finite(tensors.values(), file)
 
 
 def _read_parts(folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -17,6 +17,7 @@ CHECKPOINTS = "checkpoints"  # the folder of a training's, in the folder of its 
 CONTENT_FILE = "checkpoint.json"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
+RAW_FILE = "raw.safetensors"  # with train.ema: the trained weights, whose average MODEL_FILE has
 PARTS_FILE = "epoch.pt"  # inside an epoch: what each rank has of it
 FILES = (MODEL_FILE, OPTIMIZER_FILE)
 

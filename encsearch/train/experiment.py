@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from encsearch.config import Config, LossConfig
+from encsearch.config import Config, EarlyStop, LossConfig
 from encsearch.data.datasets import SHOWN_IMAGES, DatasetInfo, SegmentationDataset, evenly_spaced
 from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.store import Store
@@ -16,16 +16,20 @@ from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet
 from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
+from encsearch.train.initial import read_initial
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
 from encsearch.train.preflight import resolve_class_weights
-from encsearch.train.state import TrainState, new_optimizer
+from encsearch.train.state import TrainState, new_average, new_optimizer
 from encsearch.train.step import Plan
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that `fit` takes, and the description of the data set."""
+    """Everything that `fit` takes, and the description of the data set.
+
+    `origin` says what was taken of `train.init_from`, "" without it.
+    """
 
     state: TrainState
     loaders: Loaders
@@ -33,13 +37,16 @@ class Experiment:
     plan: Plan
     info: DatasetInfo
     fingerprint: str
+    early_stop: EarlyStop
+    origin: str = ""
 
 
 def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Experiment:
     """Build model, optimizer and loaders of one rank; with world_size > 1 the process group exists.
 
     Opens the store anew, once per training and process: the data may have been replaced meanwhile.
-    Initial weights depend on `train.seed` alone, so they are the same on every rank. Raises UserError for
+    Initial weights depend on `train.seed` and `train.init_from` alone, so they are the same on every rank.
+    Raises UserError for
     what the store or the device does not have, TrainingError where a GPU's memory does not suffice.
     """
     keep_to_part(config.scaling, device)
@@ -47,6 +54,11 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     train, val = store.split(config.data.train_split), store.split(config.data.val_split)
     torch.manual_seed(config.train.seed)
     model = EncNet.from_config(config.model, len(store.info.classes))
+    origin = ""
+    if config.train.init_from:
+        initial = read_initial(config.train.init_from, model)
+        model.load_state_dict(initial.tensors, strict=False)
+        origin = initial.description
     with telling_full_gpu(torch.device(device)):
         state = new_state(model, config, world_size=world_size, device=device)
     batch_size = config.train.global_batch_size
@@ -78,14 +90,14 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         steps_per_epoch=config.train.steps_per_epoch or -(-len(train) // batch_size),
         global_batch_size=batch_size,
         seed=config.train.seed,
-        poly_power=config.optim.poly_power,
-        clip_norm=config.optim.clip_norm,
+        optim=config.optim,
         classes=store.info.classes,
         groups=store.info.groups,
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
-        micro_batch_size=-(-batch_size // config.scaling.num_workers) if config.scaling.min_workers else None,
+        micro_batch_size=config.micro_batch_size,
+        ema=config.train.ema,
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         max_skipped_steps=config.train.max_skipped_steps,
         save_steps=config.train.checkpoint_every.steps,
@@ -93,7 +105,9 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         rank=rank,
         world_size=world_size,
     )
-    return Experiment(state, loaders, config.loss, plan, store.info, store.fingerprint)
+    return Experiment(
+        state, loaders, config.loss, plan, store.info, store.fingerprint, config.train.early_stop, origin
+    )
 
 
 def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str = "cpu") -> TrainState:
@@ -121,7 +135,8 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     if config.train.compile:
         network = cast(nn.Module, torch.compile(network))
     optimizer = new_optimizer(model, config.optim, fused=on_gpu and config.train.fused_optimizer)
-    return TrainState(model=model, network=network, optimizer=optimizer)
+    average = new_average(model) if config.train.ema else None
+    return TrainState(model=model, network=network, optimizer=optimizer, average=average)
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ from encsearch.train.health import Health
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import term_weights
 from encsearch.train.moments import Moment, Moments
-from encsearch.train.state import TrainState
+from encsearch.train.state import TrainState, copy_buffers, rate_factor
 from encsearch.train.step import Plan, sum_over_ranks, train_step
 from encsearch.train.telemetry import (
     PROCESS_MEMORY,
@@ -50,15 +50,6 @@ from encsearch.train.telemetry import (
 # Limits of the predictions that are shown during training.
 MAX_EPOCHS = 8
 MAX_SIDE_PX = 384
-
-
-def poly(progress: float, power: float) -> float:
-    """Factor for the base learning rate: (1 - progress) ** power (Zhang et al., CVPR 2018, section 4).
-
-    `progress` in [0, 1) is the share of all optimizer steps already taken.
-    """
-    assert 0 <= progress < 1, progress
-    return float((1 - progress) ** power)
 
 
 def shown_epochs(epochs: int) -> frozenset[int]:
@@ -182,9 +173,10 @@ def _run_epoch(
         trained = time.monotonic()
         if state.step > first_step:  # else a checkpoint from the validation has them as averaged
             _average_batch_norm(state.model, plan.world_size)
+        copy_buffers(state)
         with plan.kernels.chosen(one_size=False):
             confusion = evaluate(
-                state.model,
+                state.evaluated,
                 takewhile(lambda _: not plan.notice(), loaders.validation()),
                 plan.kernels,
                 num_classes=len(plan.classes),
@@ -207,7 +199,7 @@ def _run_epoch(
     number = state.step // plan.steps_per_epoch
     result = scores(confusion, plan.classes, plan.groups)
     shown = loaders.shown() if number in shown_epochs(plan.epochs) else ()
-    maps = label_maps(state.model, shown, plan.kernels)
+    maps = label_maps(state.evaluated, shown, plan.kernels)
     train_metrics, points = epoch.figures()
     return Report(
         epoch=number,
@@ -365,7 +357,7 @@ def _average_buffers(of_ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tens
 
 def _set_rate(state: TrainState, plan: Plan) -> float:
     """Set every group's learning rate for this step; returns the first group's, the backbone's."""
-    factor = poly(state.step / plan.total_steps, plan.poly_power)
+    factor = rate_factor(state.step, plan.total_steps, plan.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     rate: float = state.optimizer.param_groups[0]["lr"]

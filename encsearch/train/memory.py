@@ -16,11 +16,10 @@ from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
 from encsearch.model.encnet import EncNet
 from encsearch.train.kernels import Kernels, has_bf16
-from encsearch.train.state import TrainState, new_optimizer
+from encsearch.train.state import TrainState, new_average, new_optimizer
 from encsearch.train.step import Plan, train_step
 
 BYTES_PER_PARAMETER = 4  # float32, as are the gradients and the momentum
-CHECKPOINT = 2 * BYTES_PER_PARAMETER  # weights and momentum
 # A trial's checkpoint while the next one is written, and one in flight from a worker to the driver's folder.
 CHECKPOINTS_A_TRIAL = 3
 CHECKPOINTS_A_FINALIST = 2  # the best and the newest
@@ -44,10 +43,18 @@ def training_gib(config: Config, store: Store) -> float:
     # Built outside FakeTensorMode: timm networks read values back, which fake tensors do not have.
     with torch.device("meta"):
         model = EncNet.from_config(config.model.model_copy(update={"weights": None}), num_classes)
+    average = new_average(model) if config.train.ema else None
     allocations = _Allocations()
     with FakeTensorMode(allow_non_fake_inputs=True), allocations:
         model.to_empty(device="cpu")
-        state = TrainState(model=model, network=model.train(), optimizer=new_optimizer(model, config.optim))
+        if average is not None:
+            average.to_empty(device="cpu")
+        state = TrainState(
+            model=model,
+            network=model.train(),
+            optimizer=new_optimizer(model, config.optim),
+            average=average,
+        )
         for _ in range(2):
             train_step(state, _inputs(config, size), config.loss, _plan(config, num_classes))
         weights = sum(parameter.numel() for parameter in model.parameters()) * BYTES_PER_PARAMETER
@@ -56,19 +63,19 @@ def training_gib(config: Config, store: Store) -> float:
     return (allocations.peak + buckets) / 2**30
 
 
-def sweep_bytes(search: SearchConfig, num_parameters: int, trials_at_once: int) -> int:
+def sweep_bytes(search: SearchConfig, num_parameters: int, checkpoint_bytes: int, trials_at_once: int) -> int:
     """The most disk space that a sweep of networks of `num_parameters` needs in its folder, in bytes.
 
-    Checkpoints of the running and the paused trials, artifacts of all, and for each finalist and baseline a
-    bundle, the best checkpoint and the newest.
+    Checkpoints, of `checkpoint_bytes` each, of the running and the paused trials, artifacts of all, and for
+    each finalist and baseline a bundle, the best checkpoint and the newest.
     """
     trainings = search.confirm.num_trainings
-    trial = CHECKPOINTS_A_TRIAL * CHECKPOINT * num_parameters
-    finalist = (BYTES_PER_PARAMETER + CHECKPOINTS_A_FINALIST * CHECKPOINT) * num_parameters
+    trial = CHECKPOINTS_A_TRIAL * checkpoint_bytes
+    finalist = BYTES_PER_PARAMETER * num_parameters + CHECKPOINTS_A_FINALIST * checkpoint_bytes
     artifacts = ARTIFACTS_A_TRAINING * (search.budget.trials + trainings)
     paused = 0.0
     if search.scheduler == "asha":
-        paused = min(search.budget.trials * CHECKPOINT * num_parameters, search.disk_gib * 2**30)
+        paused = min(search.budget.trials * checkpoint_bytes, search.disk_gib * 2**30)
     running = min(trials_at_once, search.budget.trials) * trial
     return running + math.ceil(paused) + trainings * finalist + artifacts
 
@@ -122,11 +129,12 @@ def _plan(config: Config, num_classes: int) -> Plan:
     return Plan(
         epochs=1,
         steps_per_epoch=1,
-        global_batch_size=config.train.global_batch_size,
+        global_batch_size=config.train.global_batch_size // config.scaling.num_workers,  # one worker's part
         seed=config.train.seed,
-        poly_power=config.optim.poly_power,
-        clip_norm=config.optim.clip_norm,
-        classes=(),
+        optim=config.optim,
+        micro_batch_size=config.micro_batch_size,
+        ema=config.train.ema,
+        classes=("",) * num_classes,
         groups={},
         kernels=Kernels(torch.device("cpu"), bf16=_uses_bf16(config)),
         class_weights=torch.ones(num_classes) if weighted else None,

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from encsearch.config import AugmentConfig, Config, LossConfig, trial_config, with_values
+from encsearch.config import AugmentConfig, Config, LossConfig, ModelConfig, trial_config, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import StoreError
 from encsearch.data.statistics import SplitStats, find_gaps
@@ -17,8 +17,7 @@ from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.text import format_bytes, metric_name
 
-# Weights and momentum, 4 bytes each; two checkpoints are kept while a third is written.
-BYTES_PER_PARAMETER_KEPT = 4 * 2 * 3
+CHECKPOINTS_A_TRAINING = 3  # two are kept while a third is written
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,10 @@ class PaddedImages:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each."""
+    """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each.
+
+    `origin` says what it takes of `train.init_from`, "" without it.
+    """
 
     num_train: int
     num_val: int
@@ -41,10 +43,26 @@ class Preflight:
     fingerprint: str
     padded: PaddedImages | None
     gaps: tuple[str, ...]
+    origin: str
 
-    def say_gaps(self, say: Callable[[str], None]) -> None:
+    def say_facts(self, say: Callable[[str], None]) -> None:
+        if self.origin:
+            say(self.origin)
         for gap in self.gaps:
             say(f"warning: {gap}")
+
+
+def checkpoint_bytes(config: Config, num_parameters: int) -> int:
+    """The size of a checkpoint of a network, or the largest of those that are searched.
+
+    It holds weights and momentum, for AdamW the mean squared gradients too, and with `train.ema` the average
+    of the weights: 4 bytes each.
+    """
+    space = config.search.space if config.search else {}
+    names = space["optim.name"].values if "optim.name" in space else (config.optim.name,)
+    decays = space["train.ema"].values if "train.ema" in space else (config.train.ema,)
+    numbers = 2 + int("adamw" in names) + int(max(decays) > 0)
+    return 4 * numbers * num_parameters
 
 
 def open_store(config: Config) -> Store:
@@ -74,9 +92,9 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     _check_metric(config.metric, store.info)
     _check_names(store.info)
     _check_sizes(config, store)
-    num_parameters = _check_models(config, len(store.info.classes))
+    num_parameters, origin = _check_models(config, len(store.info.classes))
     _check_writable(out)
-    _check_disk(out, num_parameters * BYTES_PER_PARAMETER_KEPT)
+    _check_disk(out, CHECKPOINTS_A_TRAINING * checkpoint_bytes(config, num_parameters))
     return Preflight(
         num_train=num_train,
         num_val=num_val,
@@ -86,6 +104,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
         fingerprint=store.fingerprint,
         padded=_find_padded(config, store),
         gaps=tuple(find_gaps(*stats)),
+        origin=origin,
     )
 
 
@@ -195,25 +214,36 @@ def _find_padded(config: Config, store: Store) -> PaddedImages | None:
     return PaddedImages(num_images, crop) if num_images else None
 
 
-def _check_models(config: Config, num_classes: int) -> int:
-    """Build every model of the recipe and read its weights; returns the parameter count of the first one.
+def _check_models(config: Config, num_classes: int) -> tuple[int, str]:
+    """Build every model of the recipe and read its weights.
 
-    Published weights are fetched here, once, instead of by every worker.
+    Returns the parameter count of the first one, and what it begins with. Published weights are fetched here,
+    once, instead of by every worker.
     """
     # Here, so that a sweep's driver, which opens the store, has no torch.
     from encsearch.model.encnet import count_parameters
 
     searched = config.search.space if config.search else {}
-    paths = [path for path in ("model.backbone", "model.output_stride", "model.weights") if path in searched]
+    all_paths = ("model.backbone", "model.output_stride", "model.weights", "train.init_from")
+    paths = [path for path in all_paths if path in searched]
     points = product(*(searched[path].examples for path in paths)) if paths else ()
-    models = [config.model]
-    models += [with_values(config, dict(zip(paths, point, strict=True))).model for point in points]
-    counts = []
-    for model in models:
-        counts.append(count_parameters(model, num_classes))
-        if model.weights:
-            _check_weights(model.backbone, model.output_stride, model.weights)
-    return counts[0]
+    configs = [config, *(with_values(config, dict(zip(paths, point, strict=True))) for point in points)]
+    counts, origins = [], []
+    for one in configs:
+        counts.append(count_parameters(one.model, num_classes))
+        if one.model.weights:
+            _check_weights(one.model.backbone, one.model.output_stride, one.model.weights)
+        init_from = one.train.init_from
+        origins.append(_check_initial(one.model, num_classes, init_from) if init_from else "")
+    return counts[0], origins[0]
+
+
+@cache
+def _check_initial(model: ModelConfig, num_classes: int, init_from: str) -> str:
+    """What the model takes of another one. Raises as `read_initial` does."""
+    from encsearch.train.initial import describe_initial
+
+    return describe_initial(init_from, model, num_classes)
 
 
 @cache

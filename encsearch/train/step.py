@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from encsearch.config import LossConfig
+from encsearch.config import LossConfig, OptimConfig
 from encsearch.data.loading import Inputs
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, label_divisors, loss_sums, weighted_loss
 from encsearch.train.moments import no_notice
-from encsearch.train.state import TrainState
+from encsearch.train.state import TrainState, update_average
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Plan:
     steps_per_epoch: int
     global_batch_size: int
     seed: int
-    poly_power: float
-    clip_norm: float | None
+    optim: OptimConfig
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     kernels: Kernels
     one_size: bool = True
     class_weights: Tensor | None = None
     micro_batch_size: int | None = None
+    ema: float = 0.0
     profile_steps: int = 0
     max_skipped_steps: int = 0
     save_steps: int | None = None
@@ -81,7 +81,7 @@ def train_step(
             value.backward()
         all_terms.append(terms)
     terms = _add_terms(all_terms)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm or math.inf)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.optim.clip_norm or math.inf)
     finite = torch.isfinite(norm)
     # The fused optimizer reads `found_inf` on the device, but leaves a first momentum unwritten (torch 2.15).
     if state.optimizer.defaults.get("fused") and state.optimizer.state:
@@ -89,6 +89,7 @@ def train_step(
         state.optimizer.step()
     elif finite:
         state.optimizer.step()
+    update_average(state, plan.ema)
     return terms, norm
 
 

@@ -23,13 +23,21 @@ from encsearch.text import format_bytes
 from encsearch.tracking.uris import resolve_uri
 from encsearch.train.gpu_memory import describe_fit, part_bytes
 from encsearch.train.memory import sweep_bytes, training_gib
-from encsearch.train.preflight import Preflight, existing_folder, open_store, preflight
+from encsearch.train.preflight import Preflight, checkpoint_bytes, existing_folder, open_store, preflight
 from encsearch.workflow.calibration import calibrate, pace_of_calibrations
 from encsearch.workflow.checked import Calibration, Checked, CheckedNetwork, CheckedSearch
 from encsearch.workflow.sweep.folder import named_database
 
 # Paths that change a training step's cost, in addition to those below `model.`.
-SIZING_PATHS = ("augment.crop", "augment.shorter_side", "train.global_batch_size", "train.precision")
+SIZING_PATHS = (
+    "augment.crop",
+    "augment.shorter_side",
+    "optim.name",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.precision",
+    "train.ema",
+)
 FIRST_POINTS = 5
 # One epoch is one unit of time if nothing was measured.
 UNIT_PACE = Pace((1.0,), startup_s=0.0, doubt=0.0, confirm_doubt=0.0)
@@ -54,7 +62,8 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     networks = _networks(config, search, store)
     gpu = _check_gpu(config, [n.memory_gib for n in networks]) if config.scaling.gpus_per_worker else None
     at_once = trials_at_once or search.max_concurrent or _count_places(config)
-    disk_bytes = sweep_bytes(search, max(n.parameters for n in networks), at_once)
+    largest = max(n.parameters for n in networks)
+    disk_bytes = sweep_bytes(search, largest, checkpoint_bytes(config, largest), at_once)
     free_bytes = _enough_free_bytes(out, disk_bytes)
     device = "cuda:0" if config.scaling.gpus_per_worker else "cpu"
     has_device = device == "cpu" or torch.cuda.is_available()

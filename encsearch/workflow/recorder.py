@@ -7,7 +7,7 @@ from pathlib import Path
 from encsearch.config import Config, flatten, to_yaml
 from encsearch.data.datasets import SHOWN_IMAGES, Sample, evenly_spaced
 from encsearch.data.store import Store
-from encsearch.reports import Report, Status, best_report
+from encsearch.reports import INIT_FILE, Report, Status, best_report
 from encsearch.runner.monitor import publish_report
 from encsearch.tracking.lineage import describe_dataset, describe_run, lineage, machine_tags, write_diff
 from encsearch.tracking.outbox.record import Record, RunRecord
@@ -19,6 +19,9 @@ from encsearch.tracking.run_files import (
     write_predictions,
     write_texts,
 )
+
+REASON_TAG = "encsearch.reason"  # why a training ended before its last epoch
+INIT_TAG = "encsearch.init_from"  # what it took of the model that it began with
 
 # Not for trials and the trainings of an ablation, which are too many.
 PICTURED = ("training", "finalist", "baseline")
@@ -86,7 +89,9 @@ class TrainingRecorder:
     def _store_files(self, report: Report) -> None:
         """Store the predictions at once, to be watched; all of `artifacts` is stored at the end."""
         write_texts(self.artifacts, report)
-        tags = machine_tags(report)
+        tags = machine_tags(report) | ({REASON_TAG: report.ends} if report.ends else {})
+        if origin := report.texts.get(INIT_FILE):
+            tags[INIT_TAG] = origin.strip()
         if tags:
             self._inner.note(tags)
         if self._pictured and report.label_maps:

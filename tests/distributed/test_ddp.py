@@ -107,8 +107,9 @@ def test_two_ranks_that_are_killed_inside_an_epoch_go_on_bit_for_bit(of_two_rank
     folders = [of_two_ranks / name for name in ("whole", "killed")]
     newest = [next(intact(folder)) for folder in folders]
     assert [content.step for _, content in newest] == [10, 10]
-    one, other = (load_file(place / "model.safetensors") for place, _ in newest)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for file in ("model.safetensors", "raw.safetensors"):
+        one, other = (load_file(place / file) for place, _ in newest)
+        assert all(torch.equal(one[name], other[name]) for name in one)
     reports = [SpoolReader(folder / "reports.jsonl").new_reports() for folder in folders]
     for whole, killed in zip(*reports, strict=True):
         assert whole.confusion == killed.confusion
@@ -117,6 +118,13 @@ def test_two_ranks_that_are_killed_inside_an_epoch_go_on_bit_for_bit(of_two_rank
             p.values for p in killed.points if "step/loss" in p.values
         ]
     assert [report.metrics.get("resumed_from_step") for report in reports[1]] == [2, 6]
+
+
+def test_two_ranks_end_at_the_same_report_also_after_a_kill(of_two_ranks: Path) -> None:
+    for rank in (0, 1):
+        told = (of_two_ranks / "ends" / f"ends-{rank}").read_text()
+        assert told.startswith("4 train.early_stop: 3 reports without a rise of lr above")
+    assert len(SpoolReader(of_two_ranks / "ends" / "reports.jsonl").new_reports()) == 4
 
 
 def test_a_training_goes_on_inside_an_epoch_with_fewer_ranks(of_two_ranks: Path, toy_store: Path) -> None:
@@ -161,6 +169,7 @@ def _inside_epochs(store: Path) -> Config:
                 "steps_per_epoch": 5,
                 "val_batch_size": 4,
                 "checkpoint_every": {"steps": 2},
+                "ema": 0.5,
             },
         }
     )
@@ -173,6 +182,11 @@ def _train_all(rank: int, world_size: int, rendezvous: str, store: str, out: Pat
     for name, ends in kills.items():
         for end in ends:
             _train_in(out / name, _inside_epochs(Path(store)), end, rank, world_size)
+    ending = with_values(
+        _inside_epochs(Path(store)), {"train.epochs": 6, "train.early_stop.patience": 3}
+    ).model_copy(update={"metric": "lr"})
+    for end in (13, None, None):  # in the third epoch; to its end; once more after it
+        _train_in(out / "ends", ending, end, rank, world_size)
     dist.destroy_process_group()
 
 
@@ -190,8 +204,10 @@ def _train_in(folder: Path, config: Config, kill: int | None, rank: int = 0, wor
     training = RankTraining(experiment, folder, config.metric)
     loop.train_step = killed
     try:
-        training.begin()
-        list(training.reports())
+        reports = [*training.begin(), *training.reports()]
+        last = next((report for report in reversed(reports) if report.ends), None)
+        if last:
+            (folder / f"ends-{rank}").write_text(f"{last.epoch} {last.ends}")
     except KeyboardInterrupt:
         pass
     except (TrainingError, UserError) as error:

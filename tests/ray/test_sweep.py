@@ -122,6 +122,41 @@ def test_trials_end_complete_pruned_or_failed(toy_config: Config, tmp_path: Path
     assert study_of(config, tmp_path).trials() == records
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_trials_that_end_themselves_are_complete(
+    toy_config: Config, tmp_path: Path, num_workers: int
+) -> None:
+    search = {
+        "space": {
+            "train.early_stop.patience": {"choice": [1, 2]},
+            "optim.name": {"choice": ["sgd", "adamw"]},
+        },
+        "budget": {"trials": 2},
+        "sampler": "random",
+        "max_concurrent": 1,
+        "scheduler": "none",
+    }
+    values = {
+        "train.epochs": 8,
+        "train.ema": 0.5,
+        "train.early_stop.min_delta": 0.99,  # no epoch after the first is a rise
+        "scaling.num_workers": num_workers,
+        "search": search,
+    }
+    config = with_values(toy_config, values)
+    observer = Observer()
+
+    records = swept(config, tmp_path, observer)
+
+    assert [record.state for record in records] == ["COMPLETE", "COMPLETE"]
+    for record in records:
+        patience = record.values["train.early_stop.patience"]
+        assert record.epochs == 1 + patience
+        recorder = observer.recorders[record.number]
+        assert recorder.status == "FINISHED"
+        assert [bool(report.ends) for report in recorder.reports] == [False] * patience + [True]
+
+
 def test_a_sweep_whose_trials_all_diverge_says_so(toy_config: Config, tmp_path: Path) -> None:
     """Also when they reported an epoch before."""
     config = _diverging_sweep(toy_config)

@@ -28,6 +28,8 @@ LISTS = {
         "config/sections.py",
         {"model/context.py", "search/confirm/finalists.py", "inference/card.py"},
     ),
+    "Optimizer =": ("config/sections.py", {"train/state.py", "inference/card.py"}),
+    "Schedule =": ("config/sections.py", {"train/state.py", "inference/card.py"}),
     "codeword_init:": ("config/sections.py", {"model/context.py", "inference/card.py"}),
     "aggregate:": ("config/sections.py", {"model/context.py", "inference/card.py"}),
     "scaling:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),

@@ -51,6 +51,16 @@ def test_a_full_trial_is_preferred_to_a_pruned_one_that_looked_better() -> None:
     assert [r.number for r in pick_finalists(trials, 9)] == [2, 1, 0]
 
 
+def test_a_trial_that_ended_itself_is_compared_with_those_of_all_epochs() -> None:
+    trials = [
+        trial(0, "COMPLETE", [0.1, 0.8, 0.7]),  # by train.early_stop
+        trial(1, "COMPLETE", [0.1, 0.5, 0.6, 0.7]),
+        trial(2, "PRUNED", [0.9, 0.9, 0.9]),
+    ]
+
+    assert [r.number for r in pick_finalists(trials, 9)] == [0, 1, 2]
+
+
 def test_trials_with_the_same_values_count_with_their_mean() -> None:
     lucky, other = {"optim.lr": 0.1}, {"optim.lr": 0.2}
     trials = [

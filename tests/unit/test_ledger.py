@@ -130,6 +130,23 @@ def result(epoch: int, value: float, hardware: str = CPU) -> dict[str, object]:
     return {"report": report.to_dict(), "hardware": hardware}
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "asha_stop", "median", "none"])
+def test_a_trial_that_ends_itself_is_complete_with_its_reason(sweep: Open, scheduler: str) -> None:
+    run = sweep({"search.scheduler": scheduler})
+    run.start("a")
+    run.start("b")
+    run.train("a", 0.9)
+    last = Report(epoch=1, step=10, seconds=2.0, metrics={"mIoU": 0.1}, ends="no rise")
+
+    assert not run.ledger.reported("b", {"report": last.to_dict(), "hardware": CPU})
+    run.ledger.ended("b")
+
+    assert [(trial.state, trial.value) for trial in run.trials][1:] == [("COMPLETE", 0.1)]
+    assert run.observer.ended == ["COMPLETE"]
+    assert run.observer.recorders[1].status == "FINISHED"
+    assert run.observer.events[-1].reason == "no rise"
+
+
 def test_a_trial_gets_its_values_its_folder_and_the_data_it_must_find(sweep: Open, config: Config) -> None:
     job = sweep().start("a")
 

@@ -10,15 +10,22 @@ from torch.profiler import ProfilerActivity, profile
 from encsearch.config import Config, SearchConfig, with_values
 from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
+from encsearch.model.encnet import count_parameters
+from encsearch.train.checkpoint import save_checkpoint
 from encsearch.train.experiment import build
+from encsearch.train.loop import fit
 from encsearch.train.memory import sweep_bytes, training_gib
+from encsearch.train.preflight import checkpoint_bytes
 from encsearch.train.step import train_step
 
 MIB = 2**20
 
 
-def test_the_estimate_is_what_the_allocator_hands_out(toy_config: Config, tmp_path: Path) -> None:
-    config = with_values(toy_config, {"augment.crop": 64, "model.num_codewords": 64})
+@pytest.mark.parametrize("values", [{}, {"optim.name": "adamw", "train.ema": 0.9}])
+def test_the_estimate_is_what_the_allocator_hands_out(
+    toy_config: Config, tmp_path: Path, values: dict[str, object]
+) -> None:
+    config = with_values(toy_config, {"augment.crop": 64, "model.num_codewords": 64, **values})
 
     estimate = training_gib(config, Store(config.data.store)) * 2**30
 
@@ -80,16 +87,41 @@ def test_a_sweep_needs_disk_for_running_trials_finalists_and_artifacts() -> None
         confirm={"finalists": 2, "seeds": [1, 2, 3], "baselines": ["none"]},
     )
 
-    needed = sweep_bytes(search, num_parameters=1000, trials_at_once=4)
-
     checkpoints, bundle = 8 * 1000, 4 * 1000
+
+    needed = sweep_bytes(search, 1000, checkpoints, trials_at_once=4)
+
     paused = 10 * checkpoints
     assert needed == 4 * 3 * checkpoints + paused + 9 * (bundle + 2 * checkpoints) + 19 * MIB
-    assert sweep_bytes(search, 1000, trials_at_once=50) == needed + 6 * 3 * checkpoints
+    assert sweep_bytes(search, 1000, checkpoints, trials_at_once=50) == needed + 6 * 3 * checkpoints
     little = search.model_copy(update={"disk_gib": 1000 / 2**30})
-    assert sweep_bytes(little, 1000, trials_at_once=4) == needed - paused + 1000
+    assert sweep_bytes(little, 1000, checkpoints, trials_at_once=4) == needed - paused + 1000
     stopping = search.model_copy(update={"scheduler": "asha_stop"})
-    assert sweep_bytes(stopping, 1000, trials_at_once=4) == needed - paused
+    assert sweep_bytes(stopping, 1000, checkpoints, trials_at_once=4) == needed - paused
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_a_checkpoint_is_as_large_as_the_disk_is_checked_for(
+    toy_config: Config, tmp_path: Path, name: str, ema: float
+) -> None:
+    config = with_values(
+        toy_config, {"optim.name": name, "train.ema": ema, "train.epochs": 1, "model.channels": 256}
+    )
+    experiment = build(config)
+    for _ in fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan):
+        save_checkpoint(experiment.state, tmp_path)
+
+    parameters = count_parameters(config.model, len(experiment.info.classes))
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert written == pytest.approx(checkpoint_bytes(config, parameters), rel=0.05)
+    assert checkpoint_bytes(config, parameters) == checkpoint_bytes(
+        with_values(
+            toy_config,
+            {"search": {"space": {"optim.name": {"choice": [name]}, "train.ema": {"choice": [ema]}}}},
+        ),
+        parameters,
+    )
 
 
 def _measured_peak(config: Config, trace: Path) -> int:

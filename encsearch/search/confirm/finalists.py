@@ -1,5 +1,6 @@
 """The choice of finalists, their configurations, and the records of their trainings: pure decisions."""
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Finalist:
 def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int] = ()) -> list[Trial]:
     """Pick the `count` best trials, without the `excluded` numbers.
 
-    Trials that ran to the end come first, then those with the most epochs, so that fidelities are not mixed.
+    Trials that ran to the end, `train.early_stop` included, come first, then those with the most epochs, so
+    that fidelities are not mixed.
     Trials with the same values that came as far count with their mean; the best one is taken. With two
     objectives the finalists are the Pareto front of the trials that ran to the end, the best metric first.
     """
@@ -47,12 +49,12 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
         and not trial.refused
         and trial.number not in excluded
     ]
-    ranked = sorted(scored, key=lambda r: (r.state != "COMPLETE", -r.epochs, -(r.value or 0.0), r.number))
+    ranked = sorted(scored, key=lambda r: (-_reach(r), -(r.value or 0.0), r.number))
     alike: dict[object, list[float]] = {}
     for trial in ranked:
-        alike.setdefault((_key(trial), trial.epochs), []).append(trial.value or 0.0)
+        alike.setdefault((_key(trial), _reach(trial)), []).append(trial.value or 0.0)
     means = {key: fmean(values) for key, values in alike.items()}
-    ranked.sort(key=lambda r: (r.state != "COMPLETE", -r.epochs, -means[_key(r), r.epochs]))
+    ranked.sort(key=lambda r: (-_reach(r), -means[_key(r), _reach(r)]))
     distinct: dict[object, Trial] = {}
     for trial in pareto_front(ranked) or ranked:
         distinct.setdefault(_key(trial), trial)
@@ -179,6 +181,11 @@ def name_configuration(training: Finalist) -> str:
     if training.trial is not None:
         return f"trial {training.trial}"
     return name_context(training.config.model.context)
+
+
+def _reach(trial: Trial) -> float:
+    """How many epochs it has come, endless at its own end."""
+    return math.inf if trial.state == "COMPLETE" else trial.epochs
 
 
 def _key(trial: Trial) -> object:

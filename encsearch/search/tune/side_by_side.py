@@ -138,7 +138,7 @@ class _SideBySide(Board[_Entry[P]]):
         entry.recorder.close("FINISHED")
         self._observer.recorded(entry.training)
         drop_checkpoints(entry.assignment.folder)
-        self._follow(entry, "COMPLETE")
+        self._follow(entry, "COMPLETE", entry.last.ends or None)
 
     def _follow(self, entry: _Entry[P], state: TrialState, reason: str | None = None) -> None:
         config = entry.training.config

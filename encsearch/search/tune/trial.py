@@ -95,7 +95,7 @@ class TrialTrainable(tune.Trainable):
             **self._origin,
             "report": report.to_dict(),
             "epoch": report.epoch,
-            "done": report.epoch == self._epochs,
+            "done": report.epoch == self._epochs or bool(report.ends),
         }
 
     def cleanup(self) -> None:

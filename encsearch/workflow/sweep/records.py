@@ -20,6 +20,7 @@ from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.workflow.job import Progress
 from encsearch.workflow.recorder import (
+    REASON_TAG,
     TrainingRecorder,
     start_recorder,
     start_run,
@@ -212,7 +213,7 @@ class SweepRecords:
         if (price := config.scaling.price(cost_s)) is not None:
             recorder.note(PRICE_TAG, format_money(price))
         if reason:
-            recorder.note("encsearch.reason", reason)
+            recorder.note(REASON_TAG, reason)
         if state != "FAIL":
             recorder.draw_panels()
         drop_checkpoints(folder)

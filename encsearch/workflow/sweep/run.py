@@ -112,7 +112,7 @@ def sweep(
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier, name)
-        found.say_gaps(progress.say)
+        found.say_facts(progress.say)
         with locked(folder):
             _, place = reopen(folder)
             return _run(config, store, place, folder, sender, session, networks, found, progress)
