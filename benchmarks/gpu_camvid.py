@@ -60,8 +60,45 @@ SINGLE: dict[str, Values] = {
     "crop 180, 1.75 x steps": {"augment.crop": 180, "train.steps_per_epoch": CPU_STEPS * 7 // 16},
     "laterals": {"model.lateral": True},
 }
-COMBINED: dict[str, Values] = {}
-LONG: dict[str, Values] = {}
+CROP: Values = {"augment.crop": 180, "train.steps_per_epoch": CPU_STEPS * 7 // 16}
+WSD: Values = {"optim.schedule": "wsd", "optim.decay": 0.4}
+DICE: Values = {"loss.dice_weight": 1.0}
+ADAM: Values = {**ADAMW, "optim.lr": 5e-4, "optim.head_lr_factor": 4, "optim.warmup": 0.05}
+UNIFORM: Values = {"augment.class_uniform": 0.5}
+COMBINED: dict[str, Values] = {
+    "as it is": {},
+    "WSD + crop 180": {**WSD, **CROP},
+    "WSD + crop 180 + Dice": {**WSD, **CROP, **DICE},
+    "WSD + crop 180 + Dice + class-uniform": {**WSD, **CROP, **DICE, **UNIFORM},
+    "WSD + crop 180 + median frequency": {**WSD, **CROP, "loss.class_weights": "median_frequency"},
+    "WSD + crop 180 + AdamW": {**WSD, **CROP, **ADAM},
+    "WSD + crop 180 + AdamW + Dice": {**WSD, **CROP, **ADAM, **DICE},
+    "WSD + crop 180 + AdamW + Dice + class-uniform": {**WSD, **CROP, **ADAM, **DICE, **UNIFORM},
+    "WSD + crop 180 + AdamW + Dice, EMA 0.99": {**WSD, **CROP, **ADAM, **DICE, "train.ema": 0.99},
+    "WSD + crop 180 + AdamW + Dice, scale 0.75 to 1.5": {
+        **WSD,
+        **CROP,
+        **ADAM,
+        **DICE,
+        "augment.scale": (0.75, 1.5),
+    },
+    "WSD + crop 180 + AdamW + Dice 3": {**WSD, **CROP, **ADAM, "loss.dice_weight": 3.0},
+}
+RESNET50: Values = {
+    "model.backbone": "resnet50",
+    "model.output_stride": 8,
+    "model.channels": 512,
+    "augment.crop": 360,
+    "augment.scale": (0.5, 2.0),
+    "train.global_batch_size": 16,
+    "train.epochs": 6,
+    "train.steps_per_epoch": 368,
+    "data.processes": 8,
+}
+LONG: dict[str, Values] = {
+    "ResNet-50, SGD 0.02, poly": {**RESNET50, "optim.lr": 0.02},
+    "ResNet-50, WSD + AdamW + Dice 3": {**RESNET50, **WSD, **ADAM, "loss.dice_weight": 3.0},
+}
 PARTS = ("single", "combined", "imagenet", "long")
 
 
@@ -74,11 +111,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="decoding threads of a training")
     parser.add_argument("--steps", type=int, default=CPU_STEPS, help="of a training, but for `long`")
     parser.add_argument("--weights", help="state dict of timm's tf_efficientnet_lite0")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     facts = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    if arguments.device == "cuda":
+    if arguments.device != "cpu":
         facts |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     context = get_context("spawn")
     for part in arguments.parts:
@@ -120,6 +157,7 @@ def configure(arguments: argparse.Namespace, part: str, values: Values) -> Confi
         # As a CPU trains.
         "train.precision": "bf16" if part == "long" else "fp32",
         "train.checkpoint_every.minutes": None,
+        "scaling.gpus_per_worker": 0 if arguments.device == "cpu" else 1,
     }
     return with_values(load_config("camvid"), {**base, **values})
 
