@@ -28,12 +28,13 @@ SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshol
 EPOCHS = 6
 # More trials than anybody waits for: on a fast machine too it is in the middle when a node goes.
 SWEEP = (
-    *(f"train.epochs={EPOCHS}", "train.steps_per_epoch=80", "search.budget.trials=1000"),
+    *(f"train.epochs={EPOCHS}", "train.steps_per_epoch=40", "search.budget.trials=1000"),
     *("search.max_concurrent=2", "search.scheduler=none"),
-    *("search.confirm.finalists=1", "search.confirm.epochs=1", "search.confirm.baselines=[]"),
+    *("search.confirm.finalists=1", "search.confirm.epochs=1", "search.confirm.num_workers=1"),
+    "search.confirm.baselines=[]",
 )
-# How Ray calls a process that trains a trial.
-TRIAL = ("ray::ResourceTrainable", "ray::Trial")
+# How Ray calls a trial's process while it trains; not while it starts.
+TRIAL = "ray::ResourceTrainable.train"
 
 
 @dataclass(frozen=True)
