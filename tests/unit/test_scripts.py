@@ -1,6 +1,7 @@
 """Shell scripts and Dockerfiles pass the linters that know their traps, and the linters find such traps."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,33 @@ def test_commands_of_clouds_have_no_trap() -> None:
 def test_scripts_and_dockerfiles_are_found() -> None:
     assert {".ci/run", "cluster/local/two_nodes.sh", "cluster/cloud/setup.sh"} <= set(SCRIPTS)
     assert set(DOCKERFILES) == {"cluster/Dockerfile", "cluster/mlflow/Dockerfile"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "words"),
+    [
+        ((), "", "usage: "),
+        (("nonsense",), "", "start|status|stop"),
+        (("start", "worker"), "", "usage: "),
+        (("start",), "PORT=6390x", "PORT=6390x: not a whole number"),
+        (("start",), "PORT=65533", "PORT=65533: not between 1 and 65532"),
+        (("start",), "DASHBOARD_PORT=70000", "DASHBOARD_PORT=70000: no port"),
+        (("start",), "HEAD_CPUS=1.5", "HEAD_CPUS=1.5: not a whole number"),
+        (("start",), "NODES_DIR=nodes", "NODES_DIR=nodes: not an absolute path"),
+        (("start",), f"NODES_DIR=/{'a' * 40}", "41 characters, but Ray's sockets leave it 34"),
+        (("start",), "RAY_AUTH_MODE=on", "RAY_AUTH_MODE=on: neither token nor disabled"),
+        (("start",), "RAY_AUTH_MODE=token", "no token in RAY_AUTH_TOKEN or /nowhere"),
+    ],
+)
+def test_two_nodes_are_refused_in_one_line(arguments: tuple[str, ...], setting: str, words: str) -> None:
+    name, _, value = setting.partition("=")
+    clean = {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+    settings = {"RAY_AUTH_TOKEN_PATH": "/nowhere", name or "PORT": value or "6390"}
+    script = ROOT / "cluster" / "local" / "two_nodes.sh"
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, env=clean | settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert words in line
 
 
 def test_a_trap_is_found() -> None:

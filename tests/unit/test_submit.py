@@ -256,13 +256,6 @@ def test_refusals_of_the_job_server_are_one_line(
     assert "\n" not in str(error)
 
 
-def test_two_nodes_script_tells_its_usage() -> None:
-    script = ROOT / "cluster" / "local" / "two_nodes.sh"
-    result = subprocess.run([script, "nonsense"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "start|status|stop" in result.stderr
-
-
 def test_every_script_for_ray_job_submit_is_a_command_that_can_be_submitted() -> None:
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} <= set(jobs.COMMANDS)
 
