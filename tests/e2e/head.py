@@ -116,5 +116,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     _, left = psutil.wait_procs(started, timeout=STOP_TIMEOUT_S)
     for child in left:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     process.communicate()
