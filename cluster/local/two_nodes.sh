@@ -128,6 +128,7 @@ launch() {
     >"$NODES_DIR/$role.log" 2>&1 </dev/null &
   local pid=$!
   echo $pid >"$NODES_DIR/$role.pid"
+  cp /proc/sys/kernel/random/boot_id "$NODES_DIR/boot"
   started=("$role" "${started[@]}")
   # For a moment the new process is still this script: `alive` would call it dead, and it has no log yet.
   while kill -0 $pid 2>/dev/null && ! alive "$role"; do sleep 0.1; done
@@ -162,7 +163,10 @@ end() {
     kill -TERM "$pid"
     while alive "$role" && ((SECONDS < deadline)); do sleep 0.5; done
   fi
-  pkill -KILL --session "$pid" || true
+  # What a lost leader has left is in its session; after a reboot that number may be somebody else's.
+  if cmp -s "$NODES_DIR/boot" <(cat /proc/sys/kernel/random/boot_id); then
+    pkill -KILL --session "$pid" || true
+  fi
   rm -f "$NODES_DIR/$role.pid"
 }
 

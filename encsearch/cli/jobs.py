@@ -18,6 +18,7 @@ from encsearch.text import NOTHING, format_duration
 from encsearch.tracking.uris import RUN_ID
 
 if TYPE_CHECKING:
+    from encsearch.config import Config
     from encsearch.submit.client import ClusterJob
 
 address_option = click.option(
@@ -27,7 +28,8 @@ COMMANDS = ("train", "sweep", "ablate", "resume", "promote", "eval", "predict", 
 NAMED = ("train", "sweep")  # whose folder has the job's name
 # Parameters of these commands that are paths, beside what a recipe names.
 PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
-RECIPE_PATHS = ("data.store", "model.weights", "train.init_from")
+INIT_FROM = "train.init_from"
+RECIPE_PATHS = ("data.store", "model.weights", INIT_FROM)
 MAX_COMMAND = 60  # characters of a job's command in a table
 
 
@@ -178,7 +180,7 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     Raises what the command would raise of its arguments and of its recipe, but for what only the cluster has.
     """
     from encsearch.cli.main import cli
-    from encsearch.config import flatten, load_config
+    from encsearch.config import load_config
 
     group: click.Command = cli
     context, rest = click.Context(cli, info_name="encsearch"), [command, *arguments]
@@ -198,13 +200,23 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     takes = {parameter.name for parameter in group.params}
     if "recipe" in given:
         config = load_config(given["recipe"], given.get("overrides", ()))
-        leaves = flatten(config)
-        given |= {path: str(leaves[path] or "") for path in RECIPE_PATHS}
+        given |= {path: _files_of(config, path) for path in RECIPE_PATHS}
     if "arguments" in given:
         given["images"] = [text for text in given["arguments"] if not OVERRIDE.match(text)]
     if "recipe" in given and "out" in takes:
         given.setdefault("out", "runs")
     return given
+
+
+def _files_of(config: "Config", path: str) -> list[str]:
+    """The files that a recipe names at a path: its own, those that are searched, and those of an ablation."""
+    from encsearch.config import IMAGENET, flatten
+
+    space = config.search.space if config.search else {}
+    rows = config.ablate.rows.values() if config.ablate else ()
+    named = [flatten(config)[path], *(space[path].values if path in space else ())]
+    named += [row[path] for row in rows if path in row]
+    return [name for name in named if isinstance(name, str) and name != IMAGENET]
 
 
 def _check_places(given: Mapping[str, Any], files: Collection[str]) -> None:
@@ -214,9 +226,10 @@ def _check_places(given: Mapping[str, Any], files: Collection[str]) -> None:
         if travels and name != "out":
             continue
         what = name if "." in name else f"--{name.replace('_', '-')}" if name == "out" else name.upper()
+        address = "" if name == INIT_FROM else ", or an address"
         raise UserError(
             f"{what} {place} is relative, and the job runs in a copy of this folder that lacks it and is "
-            "deleted; give an absolute path that every node sees, or an address"
+            f"deleted; give an absolute path that every node sees{address}"
         )
 
 

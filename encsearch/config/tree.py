@@ -85,6 +85,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _begins_with_one(self) -> "Config":
+        if self.train.init_from and "://" in self.train.init_from:
+            raise ValueError(
+                f"train.init_from={self.train.init_from} is an address; fetch the model, and give its folder"
+            )
         if self.model.weights and self.train.init_from:
             raise ValueError(
                 f"model.weights={self.model.weights} and train.init_from={self.train.init_from} both give "

@@ -18,6 +18,7 @@ from encsearch.text import (
     format_share,
     is_score,
 )
+from encsearch.train.checkpoint_files import MODEL_FILE
 from encsearch.train.loss import TermName, term_weights
 
 WEAK_IOU = 0.5
@@ -279,7 +280,7 @@ def _describe_training(facts: ModelFacts) -> list[str]:
 def _describe_start(config: Config) -> str:
     """Only the end of a path, which is specific to one machine: a file's name, or RUN/artifacts/bundle."""
     if config.train.init_from:
-        source = "/".join(config.train.init_from.rstrip("/").split("/")[-3:])
+        source = "/".join(config.train.init_from.rstrip("/").removesuffix(f"/{MODEL_FILE}").split("/")[-3:])
         return f"initial weights: those of the model {source} that fit, the others random"
     return f"backbone's initial weights: {(config.model.weights or 'random').rpartition('/')[2]}"
 

@@ -14,7 +14,7 @@ from encsearch.search.trials import Trial
 Kind = Literal["winner", "complete", "pruned", "fail", "running", "flagged", "refused"]
 KIND_LABELS: dict[Kind, str] = {
     "winner": "winner",
-    "complete": "ran to the end",
+    "complete": "finished",
     "pruned": "stopped early",
     "running": "not ended",
     "flagged": "excluded: not comparable",
@@ -77,6 +77,11 @@ def classify_trial(trial: Trial, summary: SweepSummary) -> Kind:
             return "fail"
         case "RUNNING" | "PAUSED":
             return "running"
+
+
+def ended_early(summary: SweepSummary, trial: Trial) -> bool:
+    """Whether `train.early_stop` ended the trial, which counts as finished."""
+    return trial.state == "COMPLETE" and trial.epochs < summary.epochs
 
 
 def spent_until(summary: SweepSummary) -> dict[int, float]:

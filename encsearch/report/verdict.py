@@ -49,11 +49,11 @@ def tiles(summary: SweepSummary) -> list[Tile]:
     wall = (
         "" if summary.wall_seconds is None else f"{format_duration(summary.wall_seconds)} from start to end"
     )
-    to_the_end = sum(trial.state == "COMPLETE" for trial in summary.trials)
+    finished = sum(trial.state == "COMPLETE" for trial in summary.trials)
     return [
         _confirmed(summary),
         _certainty(summary),
-        ("Trials", format_count(len(summary.trials)), f"{format_count(to_the_end)} ran to the end"),
+        ("Trials", format_count(len(summary.trials)), f"{format_count(finished)} finished"),
         ("Cost", format_cost(spent, summary.cost_unit), wall),
     ]
 

@@ -7,6 +7,7 @@ from encsearch.report.facts import (
     Straggler,
     best_of,
     comparable,
+    ended_early,
     finalists_cost,
     rank_finalists,
     search_cost,
@@ -80,7 +81,10 @@ def describe_fates(summary: SweepSummary) -> str:
     trained = [trial for trial in trials if not trial.refused]
     pruned = [trial for trial in trained if trial.state == "PRUNED"]
     counts = {
-        "ran to the end": sum(trial.state == "COMPLETE" for trial in trained),
+        "ran to the end": sum(
+            trial.state == "COMPLETE" and not ended_early(summary, trial) for trial in trained
+        ),
+        "ended by train.early_stop": sum(ended_early(summary, trial) for trial in trained),
         "stopped early": sum(trial.reason is None for trial in pruned),
         "ended by the budget": sum(trial.reason is not None for trial in pruned),
         "refused by a limit": len(trials) - len(trained),
@@ -94,7 +98,8 @@ def describe_fates(summary: SweepSummary) -> str:
 def describe_cost(summary: SweepSummary) -> tuple[str, ...]:
     unit, search, finalists = summary.cost_unit, search_cost(summary), finalists_cost(summary)
     trained = [trial for trial in summary.trials if not trial.refused]
-    used, planned = sum(trial.epochs for trial in trained), summary.epochs * len(trained)
+    used = sum(trial.epochs for trial in trained)
+    planned = sum(trial.epochs if ended_early(summary, trial) else summary.epochs for trial in trained)
     trainings = format_count(len(summary.finalists), "training")
     price = summary.config.scaling.price
     sentences = [

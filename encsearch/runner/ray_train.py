@@ -20,7 +20,6 @@ import ray.train
 import ray.train.torch
 from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -156,7 +155,8 @@ class _TrainerWithoutData(ray.train.torch.TorchTrainer):
     """Ray 2.60 has a process for Ray Data, and imports it in each worker, also where no data set is given."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
 
 
 def _is_loss(error: Exception) -> bool:

@@ -34,7 +34,7 @@ from encsearch.train.checkpoint_files import (
     write_best,
     write_newest,
 )
-from encsearch.train.state import TrainState
+from encsearch.train.state import TrainState, copy_buffers
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class _Snapshot:
     @classmethod
     def of(cls, state: TrainState, *, copy: bool) -> "_Snapshot":
         """With `copy` it stays as it is while the training goes on."""
+        copy_buffers(state)  # inside an epoch the average has those of the last validation
 
         def take(tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", copy=copy)
@@ -150,6 +151,8 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
         _read_weights(state.model, folder / RAW_FILE)
     try:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        for group in saved["optimizer"]["param_groups"]:
+            group["fused"] = state.optimizer.defaults["fused"]  # of this device, not of the one before
         state.optimizer.load_state_dict(saved["optimizer"])
         momenta = [
             value

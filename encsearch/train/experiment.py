@@ -96,7 +96,10 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
-        micro_batch_size=config.micro_batch_size,
+        # Not asked for, the whole: one process may train what several workers would.
+        micro_batch_size=config.micro_batch_size
+        if config.train.micro_batch_size or config.scaling.min_workers
+        else None,
         ema=config.train.ema,
         profile_steps=config.train.profile_steps if rank == 0 else 0,
         max_skipped_steps=config.train.max_skipped_steps,

@@ -15,6 +15,7 @@ from encsearch.text import format_count, format_list
 from encsearch.train.checkpoint_files import MODEL_FILE
 
 _COUNTER = "num_batches_tracked"  # of BN, not read here
+SHOWN = 6  # new layers that are named
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,23 @@ def read_initial(source: str, model: EncNet) -> InitialWeights:
         )
     found = read_tensors(path)
     wanted = {name: value for name, value in model.state_dict().items() if not name.endswith(_COUNTER)}
-    fits = {name for name, value in wanted.items() if name in found and found[name].shape == value.shape}
+    kinds = {name: (value.shape, value.is_floating_point()) for name, value in found.items()}
+    fits = {
+        name for name, value in wanted.items() if kinds.get(name) == (value.shape, value.is_floating_point())
+    }
     backbone = [name for name in wanted if name.startswith("backbone.")]
     unfit = [name for name in backbone if name not in fits]
     if unfit:
-        problem = "of another shape" if unfit[0] in found else "missing"
+        problem = "of another shape or kind" if unfit[0] in found else "missing"
         raise UserError(
             f"train.init_from={source}: not a model with this recipe's model.backbone: {len(unfit)} of its "
             f"{format_count(len(backbone), 'tensor')} do not fit, the first is {unfit[0]}, {problem}"
         )
-    new = dict.fromkeys(name.rpartition(".")[0] for name in wanted if name not in fits)
+    new = list(dict.fromkeys(name.rpartition(".")[0] for name in wanted if name not in fits))
+    new = new if len(new) <= SHOWN else [*new[: SHOWN - 1], f"{len(new) - SHOWN + 1} more"]
     unused = sum(name not in fits and not name.endswith(_COUNTER) for name in found)
     parts = [f"{len(fits)} of {format_count(len(wanted), 'tensor')} are taken"]
-    parts += [f"new: {format_list([*new])}"] if new else []
+    parts += [f"new: {format_list(new)}"] if new else []
     parts += [f"{format_count(unused, 'tensor')} of the file not used"] if unused else []
     return InitialWeights(
         {name: found[name] for name in fits},

@@ -226,8 +226,16 @@ def _check_models(config: Config, num_classes: int) -> tuple[int, str]:
     searched = config.search.space if config.search else {}
     all_paths = ("model.backbone", "model.output_stride", "model.weights", "train.init_from")
     paths = [path for path in all_paths if path in searched]
-    points = product(*(searched[path].examples for path in paths)) if paths else ()
-    configs = [config, *(with_values(config, dict(zip(paths, point, strict=True))) for point in points)]
+    configs = [config]
+    for examples in product(*(searched[path].examples for path in paths)) if paths else ():
+        point = dict(zip(paths, examples, strict=True))
+        # A condition on a path that is not among these may hold.
+        active = [
+            path
+            for path in paths
+            if all(point.get(other, allowed[0]) in allowed for other, allowed in searched[path].when.items())
+        ]
+        configs.append(with_values(config, {path: point[path] for path in active}))
     counts, origins = [], []
     for one in configs:
         counts.append(count_parameters(one.model, num_classes))

@@ -41,9 +41,11 @@ def calibrate(config: Config, device: str, *, num_train: int, num_val: int) -> C
         update={"global_batch_size": train.global_batch_size // workers, "compile": False}
     )
     data = config.data.model_copy(update={"processes": 0})
+    scaling = config.scaling.model_copy(update={"num_workers": 1, "min_workers": None})
     with _threads(config.scaling.cpus_per_worker):
         started = time.monotonic()
-        experiment = build(config.model_copy(update={"train": part, "data": data}), device=device)
+        alone = config.model_copy(update={"train": part, "data": data, "scaling": scaling})
+        experiment = build(alone, device=device)
         build_s = time.monotonic() - started
         measured = list(_measurements(experiment))
     step_s, batch_s = (median(times) for times in zip(*measured, strict=True))

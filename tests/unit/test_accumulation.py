@@ -15,6 +15,7 @@ from encsearch.train import step
 from encsearch.train.experiment import build, new_state
 from encsearch.train.loop import fit
 from encsearch.train.memory import training_gib
+from encsearch.workflow.calibration import calibrate
 
 
 @pytest.fixture
@@ -93,3 +94,28 @@ def test_one_image_at_once_is_refused_where_batch_norm_has_one_value(config: Con
 def test_it_can_be_searched(config: Config) -> None:
     space = {"train.micro_batch_size": {"choice": [2, 4]}}
     assert with_values(config, {"search": {"space": space}}).search is not None
+
+
+def test_one_process_trains_the_whole_batch_of_several_workers(config: Config) -> None:
+    """A smaller part is asked for, or what an elastic training's workers take."""
+
+    def part(values: dict[str, Any]) -> int | None:
+        return build(with_values(config, {"scaling.num_workers": 2, **values})).plan.micro_batch_size
+
+    assert part({}) is None
+    assert part({"scaling.min_workers": 1}) == 4
+    assert part({"train.micro_batch_size": 3}) == 3
+
+
+def test_a_calibration_takes_one_workers_part(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    loss_sums = step.loss_sums
+
+    def counted(output: Any, labels: torch.Tensor, **options: Any) -> Any:
+        seen.add(len(labels))
+        return loss_sums(output, labels, **options)
+
+    monkeypatch.setattr(step, "loss_sums", counted)
+    for values in ({}, {"scaling.min_workers": 1}, {"train.micro_batch_size": 2}):
+        calibrate(with_values(config, {"scaling.num_workers": 4, **values}), "cpu", num_train=24, num_val=10)
+    assert seen == {2}

@@ -19,6 +19,7 @@ from encsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from encsearch.train.checkpoint_files import intact
 from encsearch.train.experiment import Experiment, build
 from encsearch.train.loop import evaluate, fit
+from encsearch.train.state import new_optimizer
 from encsearch.train.step import train_step
 
 STEPS = 6
@@ -155,3 +156,34 @@ def test_a_damaged_file_of_the_trained_weights_is_found(config: Config, tmp_path
     (tmp_path / "raw.safetensors").write_bytes(b"?")
     with pytest.raises(UserError, match=r"raw\.safetensors: damaged"):
         load_checkpoint(build(config).state, tmp_path)
+
+
+def test_a_checkpoint_inside_an_epoch_has_the_statistics_of_its_step(config: Config, tmp_path: Path) -> None:
+    e = build(with_values(config, {"train.checkpoint_every.steps": 2}))
+    assert not isinstance(next(iter(fit(e.state, e.loaders, e.loss, e.plan))), Report)
+    save_checkpoint(e.state, tmp_path)
+    average, raw = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "raw.safetensors")
+    statistics = [name for name, _ in e.state.model.named_buffers()]
+    assert all(torch.equal(average[name], raw[name]) for name in statistics)
+    assert not all(torch.equal(average[name], raw[name]) for name in average)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("was_fused", [False, True])
+def test_a_training_goes_on_by_the_optimizer_of_the_new_device(
+    config: Config, tmp_path: Path, optimizer: str, was_fused: bool
+) -> None:
+    """On a GPU one kernel updates all weights; the file may be from a CPU, or the other way round."""
+
+    def one(fused: bool) -> Experiment:
+        e = build(with_values(config, {"optim.name": optimizer}))
+        e.state.optimizer = new_optimizer(e.state.model, e.plan.optim, fused=fused)
+        return e
+
+    before, after = one(was_fused), one(not was_fused)
+    run(before)
+    save_checkpoint(before.state, tmp_path)
+    load_checkpoint(after.state, tmp_path)
+    assert {group["fused"] for group in after.state.optimizer.param_groups} == {not was_fused}
+    after.state.step = 0
+    assert len(run(after)) == 2

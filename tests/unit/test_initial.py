@@ -1,5 +1,6 @@
 """train.init_from: what is taken of another model, what is new, who is told, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,13 @@ def test_another_head_is_new_over_the_same_backbone(toy_config: Config, bundle: 
 
 
 def test_it_trains_on_from_what_it_took(toy_config: Config, bundle: Path) -> None:
-    """With a rate that changes nothing it scores what the source scores."""
+    """With a rate that changes nothing it ends with the source's weights."""
     still = {"optim.lr": 1e-12, "train.epochs": 1, "train.init_from": str(bundle)}
     e = build(with_values(toy_config, still))
-    before = {name: value.clone() for name, value in e.state.model.named_parameters()}
     assert any(isinstance(event, Report) for event in fit(e.state, e.loaders, e.loss, e.plan))
+    source = load_file(bundle / "model.safetensors")
     for name, value in e.state.model.named_parameters():
-        torch.testing.assert_close(value, before[name])
+        torch.testing.assert_close(value.detach(), source[name])
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(
@@ -160,6 +161,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
             r"not a model with this recipe's model\.backbone: 2\d of its 2\d t",
         ),
         ("wider.safetensors", UserError, r"do not fit, the first is backbone.*, of another shape"),
+        ("int.safetensors", UserError, r"do not fit, the first is backbone.*, of another shape or kind"),
     ],
 )
 def test_what_cannot_be_begun_with_is_one_line(
@@ -170,6 +172,7 @@ def test_what_cannot_be_begun_with_is_one_line(
     model = EncNet.from_config(toy_config.model, 3)
     wider = {name: torch.zeros(3, 3, 3) for name in model.state_dict() if name.startswith("backbone.")}
     save_file(wider, tmp_path / "wider.safetensors")
+    save_file({name: value.int() for name, value in model.state_dict().items()}, tmp_path / "int.safetensors")
     place = source if source == "nowhere" else str(tmp_path / source) if source else str(tmp_path)
     config = with_values(toy_config, {"train.init_from": place})
 
@@ -198,6 +201,32 @@ def test_every_source_that_is_searched_is_checked(toy_config: Config, bundle: Pa
     config = with_values(toy_config, {"search": {"space": space}})
     with pytest.raises(PreflightError, match="init_from=nowhere"):
         preflight(config, Store(config.data.store), tmp_path)
+
+
+def test_a_source_is_checked_where_it_is_searched(toy_config: Config, bundle: Path, tmp_path: Path) -> None:
+    """One for the tiny network alone, beside another network; the condition on what is not read holds."""
+    space = {
+        "model.backbone": {"choice": ["tiny", "resnet18"]},
+        "train.init_from": {"choice": [str(bundle)], "when": {"model.backbone": ["tiny"]}},
+        "optim.name": {"choice": ["sgd", "adamw"]},
+    }
+    config = with_values(toy_config, {"model.output_stride": 8, "search": {"space": space}})
+    preflight(config, Store(config.data.store), tmp_path)
+    space["train.init_from"]["when"] = {"optim.name": ["adamw"]}
+    config = with_values(toy_config, {"model.output_stride": 8, "search": {"space": space}})
+    with pytest.raises(UserError, match=r"not a model with this recipe's model\.backbone"):
+        preflight(config, Store(config.data.store), tmp_path)
+
+
+def test_an_address_is_refused(toy_config: Config) -> None:
+    with pytest.raises(UserError, match=r"train\.init_from=s3://a/model is an address; fetch the model"):
+        with_values(toy_config, {"train.init_from": "s3://a/model"})
+
+
+def test_a_few_new_layers_are_named(toy_config: Config, bundle: Path) -> None:
+    model = EncNet.from_config(with_values(toy_config, {"model.head": "refinenet"}).model, 3)
+    (names,) = re.findall("new: ([^;]*)", read_initial(str(bundle), model).description)
+    assert re.search(r"^(\S+, ){4}\S+ and \d+ more$", names)
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -88,6 +89,23 @@ def test_two_nodes_are_refused_in_one_line(arguments: tuple[str, ...], setting: 
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert words in line
+
+
+def test_a_process_of_before_a_reboot_is_left_alone(tmp_path: Path) -> None:
+    """Its number is in the file of a node that was started then."""
+    script = ROOT / "cluster" / "local" / "two_nodes.sh"
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    boots = {"another": "another", "this": Path("/proc/sys/kernel/random/boot_id").read_text()}
+    try:
+        for name, boot in boots.items():
+            (tmp_path / "worker.pid").write_text(str(process.pid))
+            (tmp_path / "boot").write_text(boot)
+            subprocess.run([script, "stop"], check=True, env={**os.environ, "NODES_DIR": str(tmp_path)})
+            if name == "another":
+                assert process.poll() is None
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
 
 
 def test_a_trap_is_found() -> None:

@@ -270,6 +270,11 @@ ABSOLUTE = ("data.store=/shared/camvid", "--out", "/shared/runs")
         ("train camvid data.store=/shared/camvid", "--out runs is relative"),
         ("sweep camvid data.store=s3://a/camvid --out runs", "--out runs is relative"),
         ("train camvid model.weights=w.pth data.store=/a --out /b", "model.weights w.pth is relative"),
+        (
+            'sweep camvid search.space={"train.init_from":{"choice":["/m/a","m/b"]}} data.store=/a --out /b',
+            "train.init_from m/b is relative, and the job runs in a copy of this folder that lacks it and is "
+            "deleted; give an absolute path that every node sees",
+        ),
         ("train camvid optim.learning=1 data.store=/a --out /b", "unknown config path optim.learning"),
         ("train camvidd data.store=/a --out /b", "camvidd"),
         ("sweep camvid --dryrun data.store=/a --out /b", "No such option"),
