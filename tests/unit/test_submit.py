@@ -271,7 +271,8 @@ ABSOLUTE = ("data.store=/shared/camvid", "--out", "/shared/runs")
         ("sweep camvid data.store=s3://a/camvid --out runs", "--out runs is relative"),
         ("train camvid model.weights=w.pth data.store=/a --out /b", "model.weights w.pth is relative"),
         (
-            'sweep camvid search.space={"train.init_from":{"choice":["/m/a","m/b"]}} data.store=/a --out /b',
+            'sweep camvid search.space={"train.init_from":{"choice":["/m/a","m/b"]}} search.enqueue=[] '
+            "data.store=/a --out /b",
             "train.init_from m/b is relative, and the job runs in a copy of this folder that lacks it and is "
             "deleted; give an absolute path that every node sees",
         ),
