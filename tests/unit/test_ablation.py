@@ -99,6 +99,7 @@ def test_sizes_and_presence_score_the_same_weights_once_and_words_those_of_fcn(t
         ({"ablate.rows": {"odd": {"train.seed": 3}}}, "train.seed is set by ablate.seeds"),
         ({"ablate.rows": {"FCN": {"model.dropout": 0.5}}}, "'FCN' is a row of every ablation"),
         ({"ablate.codewords": [2000]}, "ablation row 'K=2000': model.num_codewords=2000"),
+        ({"train.early_stop.patience": 2}, "train.early_stop.patience=2 would let rows end at other epochs"),
         ({"ablate.rows": {"K=8": {"model.num_codewords": 9}}}, "'K=8' and 'K=8' are different, but"),
         ({"ablate.rows": {"SE-loss": {"model.dropout": 0.5}}}, "'\\+ SE-loss' and 'SE-loss' are different"),
         ({"ablate.se_weights": [0.1, 0.10000001]}, "'alpha=0.1' and 'alpha=0.1' are different, but"),
