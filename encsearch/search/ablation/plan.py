@@ -293,8 +293,8 @@ def _row(base: Config, label: str, values: Mapping[str, Any], budget: Mapping[st
         raise UserError(f"ablation row {label!r}: {str(error).removeprefix('override: ')}") from None
     if patience := config.train.early_stop.patience:
         raise UserError(
-            f"ablation row {label!r}: train.early_stop.patience={patience} would let rows end at other epochs "
-            "than those they are compared with; set it to 0"
+            f"ablation row {label!r}: train.early_stop.patience={patience} would let rows end at other "
+            "epochs than those they are compared with; set it to 0"
         )
     return config
 
