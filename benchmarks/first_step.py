@@ -1,6 +1,6 @@
 """From `encsearch submit` to the first optimizer step: the seconds, and whose they are.
 
-    python -m benchmarks.first_step                  # three times each, 5 minutes on two cores
+    python -m benchmarks.first_step                  # 12 jobs of some 40 s on two cores
     python -m benchmarks.first_step --kinds train --workers 2 --times 1
 
 A cluster of one node with token authentication is started, and jobs are submitted to it one after the other,

@@ -28,8 +28,8 @@ COMMANDS = ("train", "sweep", "ablate", "resume", "promote", "eval", "predict", 
 NAMED = ("train", "sweep")  # whose folder has the job's name
 # Parameters of these commands that are paths, beside what a recipe names.
 PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
-INIT_FROM = "train.init_from"
-RECIPE_PATHS = ("data.store", "model.weights", INIT_FROM)
+FILES = ("model.weights", "train.init_from")  # of a recipe; no address will do
+RECIPE_PATHS = ("data.store", *FILES)
 MAX_COMMAND = 60  # characters of a job's command in a table
 
 
@@ -226,7 +226,7 @@ def _check_places(given: Mapping[str, Any], files: Collection[str]) -> None:
         if travels and name != "out":
             continue
         what = name if "." in name else f"--{name.replace('_', '-')}" if name == "out" else name.upper()
-        address = "" if name == INIT_FROM else ", or an address"
+        address = "" if name in FILES else ", or an address"
         raise UserError(
             f"{what} {place} is relative, and the job runs in a copy of this folder that lacks it and is "
             f"deleted; give an absolute path that every node sees{address}"

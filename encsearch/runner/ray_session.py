@@ -95,8 +95,8 @@ def describe_shortage(needs: ScalingConfig, resources: Mapping[str, float]) -> s
         if _count_workers(name, each, present) < least:
             workers = f"{format_count(least, 'worker')} x {format_number(each)}"
             needed = f"{format_count(least * each, name)} ({workers})"
-            whole = ", of which each worker has its part of one" if least * each <= present else ""
-            return f"{needed}, but the cluster has {format_number(present)}{whole}"
+            room = f", each with room for {int(1 / each + 1e-6)}" if least * each <= present else ""
+            return f"{needed}, but the cluster has {format_number(present)}{room}"
     return None
 
 

@@ -46,8 +46,8 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
 
     Opens the store anew, once per training and process: the data may have been replaced meanwhile.
     Initial weights depend on `train.seed` and `train.init_from` alone, so they are the same on every rank.
-    Raises UserError for
-    what the store or the device does not have, TrainingError where a GPU's memory does not suffice.
+    Raises UserError for what the store or the device does not have, TrainingError where a GPU's memory does
+    not suffice.
     """
     keep_to_part(config.scaling, device)
     store = Store(config.data.store)

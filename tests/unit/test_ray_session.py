@@ -38,7 +38,7 @@ def test_a_part_of_a_gpu_is_a_part_of_one() -> None:
     assert trainings_at_once(part, {"CPU": 16, "GPU": 5}) == 2
     assert describe_shortage(part, {"CPU": 16, "GPU": 2}) is None
     assert describe_shortage(part.model_copy(update={"num_workers": 3}), {"CPU": 16, "GPU": 2}) == (
-        "1.8 GPUs (3 workers x 0.6), but the cluster has 2, of which each worker has its part of one"
+        "1.8 GPUs (3 workers x 0.6), but the cluster has 2, each with room for 1"
     )
 
 

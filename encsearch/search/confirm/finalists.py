@@ -37,9 +37,9 @@ def pick_finalists(trials: Sequence[Trial], count: int, excluded: Collection[int
     """Pick the `count` best trials, without the `excluded` numbers.
 
     Trials that ran to the end, `train.early_stop` included, come first, then those with the most epochs, so
-    that fidelities are not mixed.
-    Trials with the same values that came as far count with their mean; the best one is taken. With two
-    objectives the finalists are the Pareto front of the trials that ran to the end, the best metric first.
+    that fidelities are not mixed. Trials with the same values that came as far count with their mean; the
+    best one is taken. With two objectives the finalists are the Pareto front of the trials that ran to the
+    end, the best metric first.
     """
     scored = [
         trial
