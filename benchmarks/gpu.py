@@ -1,7 +1,7 @@
-"""What a training step costs on one GPU, what of it is the encoding, whether the loader feeds it, and CamVid.
+"""What a training step costs on one GPU, what of it is the encoding, and whether the loader feeds it.
 
     encsearch data import camvid PATH/TO/CamVid data/camvid
-    python -m benchmarks.gpu data/camvid --parts checks steps loader compile camvid     # about 9 minutes
+    python -m benchmarks.gpu data/camvid --parts checks steps loader compile     # about 6 minutes
     python -m benchmarks.gpu data/camvid --parts memory resume shares
 
 The step is the product's (`train_step`), on random images that lie on the GPU, except in the part `loader`,
@@ -13,7 +13,6 @@ part; the parts of an earlier run stay in the file.
 
 import argparse
 import json
-import math
 import os
 import signal
 import tempfile
@@ -54,7 +53,7 @@ from encsearch.train.step import Plan, train_step
 
 BATCH, NUM_CLASSES = 16, 59
 WARM_UP, TIMED = 4, 10
-PARTS = ("checks", "steps", "loader", "compile", "memory", "shares", "resume", "camvid")
+PARTS = ("checks", "steps", "loader", "compile", "memory", "shares", "resume")
 NETWORKS: dict[str, dict[str, Any]] = {"EncNet": {}, "FCN": {"model.context": "none"}}
 # One change each against the defaults of a GPU; `plain` has none of them.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -106,7 +105,6 @@ def main() -> None:
         "memory": lambda: memory(device, arguments),
         "shares": lambda: shares(device, arguments),
         "resume": lambda: resumed(device, arguments),
-        "camvid": lambda: camvid(device, arguments),
     }
     for part in arguments.parts:
         started = time.monotonic()
@@ -129,7 +127,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--matrix", type=int, default=8192, help="side of the product that is the peak")
     parser.add_argument("--threads", type=int, default=4, help="decoding threads")
     parser.add_argument("--processes", type=int, default=8, help="decoding processes; 0: threads")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of the training on CamVid")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
     return parser.parse_args()
 
@@ -645,42 +642,6 @@ def train_in_folder(
     training.begin()
     for _ in training.reports():
         pass
-
-
-def camvid(device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """EncNet, ResNet-50 at stride 8, from scratch, for as long as asked; its best and its last epoch."""
-    values = {
-        "augment.crop": min(360, arguments.sides[0]),
-        "optim.lr": 0.02,
-        "optim.clip_norm": 10.0,
-        "train.epochs": 2,
-    }
-    probe = build(recipe(arguments, {**values, "train.steps_per_epoch": 40}), device=str(device))
-    *_, report = fit(
-        probe.state, probe.loaders, probe.loss, probe.plan
-    )  # the first epoch starts the decoders
-    step_s = report.metrics["time/train"] / 40
-    epoch_steps = math.ceil(len(Store(arguments.store).split("train")) / arguments.batch) * 4
-    epochs = max(2, int(60 * arguments.minutes / (epoch_steps * step_s + report.metrics["time/validation"])))
-    values |= {"train.epochs": epochs, "train.steps_per_epoch": epoch_steps}
-    experiment = build(recipe(arguments, values), device=str(device))
-    started = time.monotonic()
-    reports = list(fit(experiment.state, experiment.loaders, experiment.loss, experiment.plan))
-    best, last = max(reports, key=lambda report: report.metrics["mIoU"]), reports[-1]
-    found = {
-        "passes": epochs * 4,
-        "steps": experiment.plan.total_steps,
-        "seconds": time.monotonic() - started,
-        "best_miou": 100 * best.metrics["mIoU"],
-        "best_epoch": best.epoch,
-        "epochs": epochs,
-        "last_miou": 100 * last.metrics["mIoU"],
-        "last_pix_acc": 100 * last.metrics["pixAcc"],
-        "images_per_s": last.metrics["throughput/images_per_s"],
-        "class_iou": {name: 100 * iou for name, iou in last.class_iou.items()},
-    }
-    print(json.dumps(found), flush=True)
-    return found
 
 
 def describe(row: Step) -> str:
