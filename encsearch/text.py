@@ -55,7 +55,8 @@ def format_params(values: Mapping[str, Any]) -> str:
 
 def is_score(metric: str) -> bool:
     """Whether a metric is a share of pixels, objects or images, by its name."""
-    return metric.removeprefix("best/").startswith(_SCORES) or metric.endswith(_BUDGET)
+    # An own metric is named module:Object.
+    return metric.removeprefix("best/").startswith(_SCORES) or metric.endswith(_BUDGET) or ":" in metric
 
 
 def format_metric(name: str, value: float | None) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from encsearch.config.sections import Head, Positive, Section, Seed
+from encsearch.config.sections import Args, Head, Positive, Section, Seed, one_of, write_out
+from encsearch.parts import PartName, is_part
 from encsearch.text import format_given
 
 # Values of an integer range that are checked when a recipe is loaded.
@@ -229,7 +230,12 @@ class SearchConfig(Section):
     space: dict[str, Dimension] = Field(min_length=1, description="path: its values; see Dimension")
     budget: BudgetConfig = BudgetConfig()
     max_concurrent: Positive | None = Field(None, description="trials at once; null: what the cluster holds")
-    sampler: Sampler = Field("tpe", description="what proposes the next trial (docs/search.md)")
+    sampler: Annotated[Sampler | PartName, one_of("sampler", Sampler)] = Field(
+        "tpe", description="what proposes the next trial (docs/search.md), or your own, as module:Object"
+    )
+    args: Annotated[Args, write_out(["sampler"])] = Field(
+        {}, description="of an own sampler: module:Object: {name: value}"
+    )
     startup_trials: Positive = Field(10, description="random trials before TPE, GP and CMA-ES begin to model")
     uniform: float = Field(0.25, ge=0, lt=1, description="share of these samplers' proposals that is uniform")
     prior: PriorConfig = PriorConfig()
@@ -255,12 +261,14 @@ class SearchConfig(Section):
     def _sampler_suits_the_space(self) -> "SearchConfig":
         kinds = {path: dimension.kind for path, dimension in self.space.items()}
         conditional = [path for path, dimension in self.space.items() if dimension.when]
-        if conditional and self.sampler not in ("tpe", "random"):
+        if conditional and self.sampler not in ("tpe", "random") and not is_part(self.sampler):
             raise ValueError(
                 f"sampler={self.sampler} cannot search {conditional[0]}, which has `when`; try tpe or random"
             )
         ranges = [path for path, kind in kinds.items() if kind != "choice"]
         choices = [path for path, dimension in self.space.items() if not dimension.is_ordered]
+        if is_part(self.sampler):
+            return self
         match self.sampler:
             case "grid":
                 if ranges:

@@ -2,11 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
+from encsearch.parts import Kind, PartName, find_part, is_part
 from encsearch.text import format_given, format_list
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -18,6 +20,7 @@ Head = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "refinenet
 Context = Literal["encoding", "gate", "none"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["poly", "cosine", "wsd", "constant"]
+Args = dict[str, dict[str, Any]]  # of own parts, by their name
 
 # Here and not beside the networks, so that a recipe is checked without torch; timm's names only timm knows.
 TORCHVISION_BACKBONES = (
@@ -48,10 +51,50 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def one_of(kind: Kind, words: Any) -> BeforeValidator:
+    """A value is one of the literals `words`, or a part of this kind, whose name is written out."""
+    known = get_args(words)
+
+    def check(given: Any) -> Any:
+        if given in known:
+            return given
+        part = find_part(kind, given) if isinstance(given, str) else None
+        if part is None:
+            listed = format_list([*map(repr, known), "module:Object"], "or")
+            raise PydanticKnownError("literal_error", {"expected": listed})
+        return part
+
+    return BeforeValidator(check)
+
+
+def write_out(kinds: Sequence[Kind]) -> BeforeValidator:
+    """A mapping by parts of these kinds: names that packages give are written out."""
+
+    def check(given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        found: dict[Any, Any] = {}
+        for name, value in given.items():
+            part = next(filter(None, (find_part(kind, name) for kind in kinds)), None)
+            if part is None:
+                raise ValueError(f"{name!r} is no own part; name it as module:Object")
+            both = isinstance(value, dict) and isinstance(found.get(part), dict)
+            found[part] = {**found[part], **value} if both else value  # its short name and its own
+        return found
+
+    return BeforeValidator(check)
+
+
 class DataConfig(Section):
     """Where the samples come from; splits are named in the store."""
 
-    store: str = Field(description="the store that `encsearch data` wrote: a folder, or s3://bucket/folder")
+    store: str = Field(
+        description="the store that `encsearch data` wrote: a folder, or s3://bucket/folder; or a data set "
+        "of your own, as module:Object"
+    )
+    args: Annotated[Args, write_out(["dataset"])] = Field(
+        {}, description="of an own data set: module:Object: {name: value}"
+    )
     train_split: str = Field("train", description="the split whose samples are trained on")
     val_split: str = Field("val", description="the split that scores every epoch")
     threads: Positive = Field(2, description="decoding threads a worker")
@@ -80,6 +123,12 @@ class AugmentConfig(Section):
     )
     class_uniform: Probability = Field(
         0.0, description="probability that the crop must show a pixel of a class drawn from the image's own"
+    )
+    extra: tuple[Annotated[PartName, one_of("transform", Literal[()])], ...] = Field(
+        (), description="own transforms of the crop, as module:Object, in this order"
+    )
+    args: Annotated[Args, write_out(["transform"])] = Field(
+        {}, description="of own transforms: module:Object: {name: value}"
     )
 
     @property
@@ -160,18 +209,23 @@ class ModelConfig(Section):
 
     backbone: str = Field(
         "resnet50",
-        pattern=r"^(timm:)?[A-Za-z0-9_.-]+$",
+        pattern=r"^([A-Za-z_][\w.]*:)?[A-Za-z0-9_.-]+$",
         max_length=80,
-        description="tiny, a ResNet, ResNeXt or Wide ResNet, resnet50s (deep stem), timm:NAME",
+        description="tiny, a ResNet, ResNeXt or Wide ResNet, resnet50s (deep stem), timm:NAME, or your own, "
+        "as module:Object",
     )
     weights: str | None = Field(
         None,
         description="state-dict file of the backbone (.safetensors or .pth), or imagenet for published ones",
     )
     output_stride: Literal[4, 8, 16, 32] = Field(8, description="8, 16 or 32; tiny: 4 or 8")
-    head: Head = Field("fcn", description="the layers between backbone and classifier")
-    context: Context = Field(
-        "encoding", description="above the head: encoding (EncNet), gate (average pooling), none"
+    head: Annotated[Head | PartName, one_of("head", Head)] = Field(
+        "fcn", description="the layers between backbone and classifier, or your own, as module:Object"
+    )
+    context: Annotated[Context | PartName, one_of("context", Context)] = Field(
+        "encoding",
+        description="above the head: encoding (EncNet), gate (average pooling), none, or your own, as "
+        "module:Object",
     )
     preset: Literal["paper", "reference", "mmseg"] = Field(
         "paper", description="whose EncNet: the paper's, the authors' code's, mmsegmentation's"
@@ -203,6 +257,9 @@ class ModelConfig(Section):
     lateral: bool = Field(False, description="whether the fcn head joins the features of stages 2 and 3")
     align_corners: bool = Field(False, description="of the upsampled logits")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the channels before the classifier")
+    args: Annotated[Args, write_out(["backbone", "head", "context"])] = Field(
+        {}, description="of own backbones, heads and context modules: module:Object: {name: value}"
+    )
 
     @model_validator(mode="after")
     def _take_preset(self) -> "ModelConfig":
@@ -218,19 +275,29 @@ class ModelConfig(Section):
             raise ValueError(f"is [4] or [3, 4], but got {list(stages)}")
         return stages
 
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _write_out_backbone(cls, given: Any) -> Any:
+        is_other = isinstance(given, str) and given not in BACKBONES and not given.startswith(TIMM_PREFIX)
+        return find_part("backbone", given) or given if is_other else given
+
     @model_validator(mode="after")
     def _backbone_exists(self) -> "ModelConfig":
         name = self.backbone
-        if not name.startswith(TIMM_PREFIX) and name not in BACKBONES:
+        if not (name.startswith(TIMM_PREFIX) or name in BACKBONES or is_part(name)):
             near = difflib.get_close_matches(name, BACKBONES, n=3)
             hint = (
-                f"did you mean {' or '.join(near)}?" if near else f"try {', '.join(BACKBONES)} or timm:NAME"
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"try {', '.join(BACKBONES)}, timm:NAME or your own, as module:Object"
             )
             raise ValueError(f"there is no backbone {name}; {hint}")
         return self
 
     @model_validator(mode="after")
     def _weights_exist(self) -> "ModelConfig":
+        if self.weights == IMAGENET and is_part(self.backbone):
+            raise ValueError(f"weights=imagenet: {self.backbone} is your own; give a file of it instead")
         if self.weights == IMAGENET and self.backbone in ("tiny", *DEEP_STEM_BACKBONES):
             way_out = "try null" if self.backbone == "tiny" else f"give a file of {self.backbone} instead"
             raise ValueError(f"weights=imagenet: torchvision has no weights of {self.backbone}; {way_out}")
@@ -240,7 +307,7 @@ class ModelConfig(Section):
     def _stride_exists(self) -> "ModelConfig":
         # A timm network may lack some of the three strides, which shows when it is built.
         allowed = (4, 8) if self.backbone == "tiny" else (8, 16, 32)
-        if self.output_stride not in allowed:
+        if self.output_stride not in allowed and not is_part(self.backbone):
             fits = format_list([str(stride) for stride in allowed], "or")
             raise ValueError(
                 f"output_stride={self.output_stride} does not exist for {self.backbone}; try {fits}"
@@ -255,6 +322,12 @@ class LossConfig(Section):
     se_weight: float = Field(0.2, ge=0, le=10, description="weight of each SE-loss (alpha)")
     aux_weight: float = Field(0.4, ge=0, le=10, description="weight of the auxiliary FCN head's loss")
     dice_weight: float = Field(0.0, ge=0, le=10, description="weight of the soft Dice loss")
+    terms: Annotated[dict[str, Annotated[float, Field(ge=0, le=10)]], write_out(["loss"])] = Field(
+        {}, description="further losses of the pixels, your own: module:Object: weight"
+    )
+    args: Annotated[Args, write_out(["loss"])] = Field(
+        {}, description="of own losses: module:Object: {name: value}"
+    )
     class_weights: Literal["none", "median_frequency"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
         "none", description="of the cross-entropies: none, median_frequency, or a weight by class name"
     )
@@ -270,7 +343,7 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _pixels_have_a_loss(self) -> "LossConfig":
-        if self.ce_weight == self.dice_weight == 0:
+        if self.ce_weight == self.dice_weight == 0 and not any(self.terms.values()):
             raise ValueError("ce_weight=0 and dice_weight=0 leave no loss of the pixels; try dice_weight=1")
         return self
 
@@ -305,6 +378,9 @@ class EvalConfig(Section):
         (1 / 300, 0.03),
         description="shares of the image where medium and large objects begin; COCO's, on 640x480 px",
     )
+    args: Annotated[Args, write_out(["metric"])] = Field(
+        {}, description="of an own `metric`: module:Object: {name: value}"
+    )
 
     @model_validator(mode="after")
     def _sizes_ascend(self) -> "EvalConfig":
@@ -325,7 +401,9 @@ class OptimConfig(Section):
     Neither `warmup` nor `decay` takes more than half of the steps, so any two of them go together.
     """
 
-    name: Optimizer = Field("sgd", description="sgd, or adamw (Loshchilov and Hutter, ICLR 2019)")
+    name: Annotated[Optimizer | PartName, one_of("optimizer", Optimizer)] = Field(
+        "sgd", description="sgd, adamw (Loshchilov and Hutter, ICLR 2019), or your own, as module:Object"
+    )
     lr: float = Field(0.01, gt=0, le=10, description="of the backbone; heads take head_lr_factor times it")
     head_lr_factor: float = Field(10.0, gt=0, le=1000, description="rate of all but the backbone, over lr")
     momentum: float = Field(
@@ -340,7 +418,9 @@ class OptimConfig(Section):
         le=1,
         description="sgd: L2 penalty that is added to the gradient; adamw: times the rate, off the weights",
     )
-    schedule: Schedule = Field("poly", description="how the rate falls: poly, cosine, wsd, constant")
+    schedule: Annotated[Schedule | PartName, one_of("schedule", Schedule)] = Field(
+        "poly", description="how the rate falls: poly, cosine, wsd, constant, or your own, as module:Object"
+    )
     warmup: float = Field(
         0.0, ge=0, le=0.5, description="share of all steps, the first ones, in which the rate rises to lr"
     )
@@ -349,6 +429,9 @@ class OptimConfig(Section):
         0.2, gt=0, le=0.5, description="wsd alone: share of all steps, the last ones, in which the rate falls"
     )
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null: no clipping")
+    args: Annotated[Args, write_out(["optimizer", "schedule"])] = Field(
+        {}, description="of an own optimizer and schedule: module:Object: {name: value}"
+    )
 
 
 class CheckpointEvery(Section):

@@ -5,13 +5,14 @@ parameter and the MLflow param.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from encsearch.config.problems import (
     describe_problem,
@@ -37,10 +38,26 @@ from encsearch.config.sections import (
     TrainConfig,
 )
 from encsearch.errors import UserError
+from encsearch.parts import NAME, Kind, PartName, find_part, is_part
 from encsearch.text import format_given, format_list
 
 # The recipe with every default written out, in the folder of a job and of a model.
 CONFIG_FILE = "config.yaml"
+# A path below a name that people choose: an argument of an own part, the weight of an own loss.
+PART_PATH = re.compile(rf"(\w+)\.(args)\.({NAME}|\w+)\.(\w+)|(loss)\.(terms)\.({NAME}|\w+)")
+# Which parts a recipe names at a path.
+NAMED: Mapping[str, Kind] = {
+    "data.store": "dataset",
+    "model.backbone": "backbone",
+    "model.head": "head",
+    "model.context": "context",
+    "augment.extra": "transform",
+    "loss.terms": "loss",
+    "optim.name": "optimizer",
+    "optim.schedule": "schedule",
+    "search.sampler": "sampler",
+    "metric": "metric",
+}
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "search.prior.paths", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
@@ -51,7 +68,13 @@ class Config(Section):
     name: str = Field(
         "encnet", pattern=r"^[\w.-]+$", max_length=80, description="of the runs and of their folders"
     )
-    metric: str = Field("mIoU", description="the figure that is maximised: mIoU, pixAcc or mIoU/GROUP")
+    metric: str = Field(
+        "mIoU",
+        description="the figure that is maximised: mIoU, pixAcc, mIoU/GROUP, or your own, as module:Object",
+    )
+    code: str | None = Field(
+        None, description="the folder of own parts' modules; null: the one that a command runs in"
+    )
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -63,6 +86,12 @@ class Config(Section):
     promote: PromoteConfig = PromoteConfig()
     eval: EvalConfig = EvalConfig()
     ablate: AblateConfig = AblateConfig()
+
+    @field_validator("metric")
+    @classmethod
+    def _write_out_metric(cls, given: str) -> str:
+        is_built_in = given == "pixAcc" or given.startswith("mIoU")
+        return given if is_built_in else find_part("metric", given) or given
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
@@ -121,6 +150,8 @@ class Config(Section):
                 f"augment.crop={json.dumps(self.augment.crop)} at output_stride={stride} with one image a "
                 f"worker leaves batch norm a single value; try a crop over {stride} or {more}"
             )
+        if is_part(head):
+            return self
         match head:
             case "pspnet" | "deeplabv3" | "deeplabv3plus":
                 raise ValueError(
@@ -271,7 +302,9 @@ def to_json(config: Config) -> str:
 
     Relative file paths become absolute: a worker has a working directory of its own.
     """
-    files = {"data.store": config.data.store}
+    files = {} if is_part(config.data.store) else {"data.store": config.data.store}
+    if config.code:
+        files["code"] = config.code
     if config.model.weights and config.model.weights != IMAGENET:
         files["model.weights"] = config.model.weights
     if config.train.init_from:
@@ -303,7 +336,36 @@ def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
+def named_parts(config: Config) -> dict[PartName, tuple[Kind, str]]:
+    """The own parts that a recipe names, in its search and ablation too: their kind, and the path."""
+    found: dict[PartName, tuple[Kind, str]] = {}
+    for path, value in _named_values(config):
+        if path in NAMED and is_part(value):
+            found.setdefault(value, (NAMED[path], path))
+    return found
+
+
+def _named_values(config: Config) -> Iterator[tuple[str, Any]]:
+    tree = config.model_dump(mode="json")
+    for path in NAMED:
+        value: Any = tree
+        for part in path.split("."):
+            value = (value or {}).get(part)
+        for one in value if isinstance(value, list | dict) else [value]:
+            yield path, one
+    points = [*config.ablate.rows.values(), *(config.search.enqueue if config.search else ())]
+    for path, dimension in (config.search.space if config.search else {}).items():
+        points += [{path: value} for value in dimension.choice or ()]
+        if (match := PART_PATH.fullmatch(path)) and match[5]:
+            yield "loss.terms", match[7]
+    for point in points:
+        yield from point.items()
+
+
 def _check_path(path: str) -> None:
+    match = PART_PATH.fullmatch(path)
+    if match and (match[5] or f"{match[1]}.args" in paths()):
+        return
     if path not in paths() and not path.startswith("search.space."):
         raise UserError(describe_unknown_path(path, paths()))
 
@@ -388,6 +450,8 @@ def _lay_over(tree: dict[str, Any], layer: Mapping[str, Any], path: str = "") ->
 def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
     if path.startswith("search.space."):
         parts = ["search", "space", path.removeprefix("search.space.")]
+    elif match := PART_PATH.fullmatch(path):
+        parts = [part for part in match.groups() if part]
     else:
         parts = path.split(".")
     for part in parts[:-1]:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from encsearch.config import AugmentConfig
 from encsearch.data.datasets import Sample, SegmentationDataset
-from encsearch.data.transforms import augment_sample, normalise
+from encsearch.data.transforms import OwnTransforms, augment_sample, normalise
 from encsearch.errors import UserError
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class TrainStream:
         assert global_batch_size >= world_size, (global_batch_size, world_size)
         assert 0 <= rank < world_size, (rank, world_size)
         self._dataset = dataset
-        self._augment = augment
+        self._augment, self._own = augment, OwnTransforms.of(augment)
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._rank = rank
@@ -164,6 +164,7 @@ class TrainStream:
         for epoch, index in step:
             rng = np.random.default_rng((_AUGMENTATION, self._seed, epoch, index))
             sample, matrix = augment_sample(self._dataset[index], self._augment, rng)
+            sample = self._own(sample, rng)
             if samples and sample.mask.shape != samples[0].mask.shape:
                 raise UserError(
                     f"training images differ in size: {samples[0].id} is {_size(samples[0])}, {sample.id} is "

@@ -6,9 +6,12 @@ warp and the blur are done where the sample is decoded. The matrix is done toget
 where the model is, so that 1 byte a channel travels there.
 """
 
+import json
 import math
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from encsearch.config import AugmentConfig
 from encsearch.data.datasets import IGNORE, Sample
+from encsearch.errors import UserError
+from encsearch.parts import PartName, TransformPart, bind_part, code_from, code_root
 
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green, blue in 0..1, with which the pretrained backbones were trained."""
@@ -57,6 +62,40 @@ def augment_sample(
     if draws.blur < augment.blur:
         image = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(draws.blur_px)))
     return Sample(sample.id, image, mask), _mix_colours(draws.colours) if augment.jitter else None
+
+
+@dataclass(frozen=True)
+class OwnTransforms:
+    """The transforms of `augment.extra`, in their order. It can be pickled: each process imports its own."""
+
+    names: tuple[PartName, ...]
+    args: str  # JSON
+    root: Path
+
+    @classmethod
+    def of(cls, augment: AugmentConfig) -> Self:
+        return cls(augment.extra, json.dumps(augment.args), code_root())
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Raises UserError for a transform that changes size or type."""
+        for name, transform in _bind_transforms(self):
+            image, mask = transform(sample.image, sample.mask, rng)
+            for what, old, new in (("image", sample.image, image), ("mask", sample.mask, mask)):
+                found = getattr(new, "shape", None), getattr(new, "dtype", None)
+                if found != (old.shape, old.dtype):
+                    raise UserError(
+                        f"transform {name}: must return an {what} {old.shape} of {old.dtype}, but got "
+                        f"{type(new).__name__} {found[0]} of {found[1]}"
+                    )
+            sample = Sample(sample.id, image, mask)
+        return sample
+
+
+@cache
+def _bind_transforms(own: OwnTransforms) -> list[tuple[PartName, TransformPart]]:
+    args = json.loads(own.args)
+    with code_from(own.root):
+        return [(name, bind_part("transform", name, args.get(name, {}))) for name in own.names]
 
 
 def to_image_tensor(image: NDArray[np.uint8]) -> Tensor:

@@ -5,11 +5,14 @@ weights.sha256      its SHA-256, as `sha256sum --check` reads it
 config.yaml         every default written out, so that later defaults do not change the model
 preprocessing.json  how an image is prepared for the network
 dataset.json        name, classes, palette and groups, images a split, and the fingerprint of the data
+code/, code.json    with own parts alone: the modules that they are made of, and the SHA-256 of each
 metrics.json        the scores that the model had on that data's validation split, overall and by class
 README.md           the model card, for people: purpose, scores and limits of the model
 """
 
+import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, AblateConfig, Config, load_config, named_parts, to_yaml
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.statistics import absent_classes
 from encsearch.data.store import Store
@@ -31,8 +34,10 @@ from encsearch.errors import PreflightError, UserError, one_line
 from encsearch.files import instead_of, read_regular, sha256
 from encsearch.inference.card import ModelFacts, model_card
 from encsearch.inference.segment import Network
-from encsearch.model.encnet import EncNet, EncNetOutput
+from encsearch.model.encnet import EncNet, EncNetOutput, without_storage
+from encsearch.parts import CODE_FOLDER, Code, code_from, find_code
 from encsearch.reports import REPORTS_FILE, Report, best_report, distinct_reports, no_job_error
+from encsearch.text import format_names
 from encsearch.train.checkpoint import load_weights
 from encsearch.train.checkpoint_files import CHECKPOINTS, find_weights
 from encsearch.train.kernels import Kernels, has_bf16
@@ -44,6 +49,7 @@ PREPROCESSING_FILE = "preprocessing.json"
 DATASET_FILE = "dataset.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
+CODE_FILE = "code.json"
 READ_FILES = (WEIGHTS_FILE, DIGEST_FILE, CONFIG_FILE, PREPROCESSING_FILE, DATASET_FILE, METRICS_FILE)
 
 PREPROCESSING: Mapping[str, Any] = MappingProxyType(
@@ -67,7 +73,7 @@ class Bundle:
     counts the images of each split, `untrained` are the classes without a training pixel, and `num_padded`
     counts the training images that were smaller than the crop. The weights are those of `epoch`, and
     `unfinished_at` is the last epoch of a training that had not finished. A fact that was not recorded is
-    empty.
+    empty. `code` is what its own parts are made of, None without any.
     """
 
     model: EncNet
@@ -81,12 +87,16 @@ class Bundle:
     num_padded: int = 0
     epoch: int | None = None
     unfinished_at: int | None = None
+    code: Code | None = None
 
 
 def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Report | None = None) -> Bundle:
     """Make a bundle of a checkpoint that was trained with `config`, with the metrics in `scored`."""
     shape = config.model.model_copy(update={"weights": None})
-    model = EncNet.from_config(shape, len(store.info.classes))
+    with code_from(config.code):
+        model = EncNet.from_config(shape, len(store.info.classes))
+        names = named_parts(config.model_copy(update={"search": None, "ablate": AblateConfig()}))
+        code = find_code(names) if names else None
     load_weights(model, checkpoint)
     num_images = {name: split.num_samples for name, split in store.manifest.splits.items()}
     train = store.stats(config.data.train_split)
@@ -101,6 +111,7 @@ def checkpoint_model(config: Config, store: Store, checkpoint: Path, scored: Rep
         num_images=num_images,
         untrained=absent_classes(train),
         num_padded=count_padded(config.augment, train),
+        code=code,
     )
 
 
@@ -152,7 +163,11 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         digest = sha256(scratch / WEIGHTS_FILE)
         (scratch / DIGEST_FILE).write_text(f"{digest}  {WEIGHTS_FILE}\n", encoding="utf-8")
         shutil.copymode(scratch / DIGEST_FILE, scratch / WEIGHTS_FILE)  # safetensors' is for its owner alone
-        (scratch / CONFIG_FILE).write_text(to_yaml(bundle.config), encoding="utf-8")
+        # The modules of own parts are the bundle's, wherever it is.
+        config = bundle.config.model_copy(update={"code": None})
+        (scratch / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        if bundle.code:
+            _write_code(scratch, bundle.code)
         _write_json(scratch / PREPROCESSING_FILE, PREPROCESSING)
         _write_json(scratch / DATASET_FILE, bundle.info.to_dict() | source)
         _write_json(scratch / METRICS_FILE, scores)
@@ -162,6 +177,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
 def read_bundle(folder: Path) -> Bundle:
     """Read a bundle; the backbone's own weight file is not needed.
 
+    Code of its own parts is run only if `code.json` has its SHA-256, and a line of the log says so before.
     Raises UserError when a file is missing or damaged, when the weights belong to another model, and when the
     model was trained on images that were prepared in another way than here.
     """
@@ -183,15 +199,27 @@ def read_bundle(folder: Path) -> Bundle:
         epochs = scores.get("epoch"), scores.get("unfinished_at")
     except KeyError as error:
         raise UserError(f"{folder / METRICS_FILE}: damaged, it has no {error}") from None
-    model = _read_model(folder, config, len(info.classes))
+    code = _read_code(folder, config)
+    with code_from(code):
+        model = _read_model(folder, config, len(info.classes))
     return Bundle(
-        model, config, info, fingerprint, metrics, class_iou, num_images, untrained, num_padded, *epochs
+        model, config, info, fingerprint, metrics, class_iou, num_images, untrained, num_padded, *epochs, code
     )
 
 
 def weights_digest(folder: Path) -> str:
     """The SHA-256 of a bundle's weights, as stored with them."""
     return next(iter(_digests(folder)), "")
+
+
+def code_digest(folder: Path) -> str:
+    """The SHA-256 of the files of a bundle's own parts, as stored with them; "" without any."""
+    return str(_read_json(folder / CODE_FILE).get("sha256", "")) if (folder / CODE_FILE).is_file() else ""
+
+
+def code_packages(folder: Path) -> list[str]:
+    """The installed packages that a bundle's own parts are of."""
+    return list(_read_json(folder / CODE_FILE).get("installed", {})) if (folder / CODE_FILE).is_file() else []
 
 
 def place_network(bundle: Bundle, device: torch.device) -> Network:
@@ -256,7 +284,7 @@ def _collect_facts(bundle: Bundle, weights_sha256: str) -> ModelFacts:
 def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
     """Build the model without storage and give it the file's tensors: no random number is drawn."""
     shape = config.model.model_copy(update={"weights": None})
-    with torch.device("meta"):
+    with without_storage(shape):
         model = EncNet.from_config(shape, num_classes)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
@@ -271,6 +299,44 @@ def _read_model(folder: Path, config: Config, num_classes: int) -> EncNet:
             f"{DIGEST_FILE}; fetch the model again"
         )
     return model.eval()
+
+
+def _write_code(folder: Path, code: Code) -> None:
+    code.write(folder / CODE_FOLDER)
+    files = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(code.files.items())}
+    _write_json(
+        folder / CODE_FILE, {"sha256": code.digest, "files": files, "installed": dict(code.installed)}
+    )
+
+
+def _read_code(folder: Path, config: Config) -> Code | None:
+    """The code that a bundle's own parts are made of, whole and as it was written; None without own parts."""
+    names = named_parts(config)
+    if not names:
+        return None
+    if not (folder / CODE_FILE).is_file():
+        raise no_job_error(folder, f"a trained model's folder ({CODE_FILE} of its own parts is missing)")
+    kept = _read_json(folder / CODE_FILE)
+    listed, installed = kept.get("files", {}), kept.get("installed", {})
+    root = folder / CODE_FOLDER
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    for path in sorted(found ^ set(listed)):
+        state = "missing" if path in listed else f"not named in {CODE_FILE}"
+        raise UserError(f"{root / path}: {state}; fetch the model again")
+    files = {path: read_regular(root / path) for path in listed}
+    for path, data in files.items():
+        if hashlib.sha256(data).hexdigest() != listed[path]:
+            raise UserError(
+                f"{root / path}: changed, its SHA-256 is not the one in {CODE_FILE}; fetch the model again"
+            )
+    code = Code(root, files, installed)
+    if code.digest != kept.get("sha256"):
+        raise UserError(f"{folder / CODE_FILE}: damaged, its SHA-256 is not that of the files")
+    if files:
+        logging.getLogger(__name__).warning(
+            "the model's own parts run code: %s (SHA-256 %s)", format_names(sorted(files)), code.digest[:12]
+        )
+    return code
 
 
 def _digests(folder: Path) -> list[str]:

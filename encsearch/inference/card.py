@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from encsearch.config import AugmentConfig, Config, Context, ModelConfig, OptimConfig, TrainConfig
 from encsearch.data.datasets import DatasetInfo
+from encsearch.parts import PartName, is_part
 from encsearch.text import (
     format_count,
     format_names,
@@ -131,6 +132,8 @@ def describe_limits(facts: ModelFacts) -> list[str]:
 
 def name_term(term: TermName, model: ModelConfig) -> str | None:
     """The loss term in words; None where the network has no output for it."""
+    if is_part(term):
+        return f"the own loss `{term}`"
     match term:
         case "pixel_loss":
             return "pixel cross-entropy"
@@ -158,7 +161,9 @@ def _describe_model(facts: ModelFacts) -> str:
     return " ".join(sentences)
 
 
-def _kind(context: Context) -> str:
+def _kind(context: Context | PartName) -> str:
+    if is_part(context):
+        return f"A network with an own context module, `{context}`, in place of the encoding"
     match context:
         case "encoding":
             return "EncNet (Zhang et al., CVPR 2018)"
@@ -180,13 +185,16 @@ def _describe_network(model: ModelConfig) -> list[str]:
         head += ", which the features of stages 2 and 3 join"
     lines = [f"{head}, dropout {format_param(model.dropout)} before the classifier"]
     factors = _describe_attention(model)
-    match model.context:
-        case "encoding":
-            lines.append(f"context module: {', '.join(_describe_encoding(model))}; {factors}")
-        case "gate":
-            lines.append(f"context module: average pooling; {factors}")
-        case "none":
-            pass
+    if is_part(model.context):
+        lines.append(f"context module: `{model.context}`; {factors}")
+    else:
+        match model.context:
+            case "encoding":
+                lines.append(f"context module: {', '.join(_describe_encoding(model))}; {factors}")
+            case "gate":
+                lines.append(f"context module: average pooling; {factors}")
+            case "none":
+                pass
     match model.auxiliary:
         case "fcn":
             lines.append("auxiliary FCN head on stage 3, only for training")
@@ -287,12 +295,15 @@ def _describe_start(config: Config) -> str:
 
 def _describe_optimizer(optim: OptimConfig) -> str:
     momentum, decay = format_param(optim.momentum), format_param(optim.weight_decay)
-    match optim.name:
-        case "sgd":
-            name, rest = "SGD", f"momentum {momentum}, weight decay {decay}"
-        case "adamw":
-            betas = f"betas {momentum} and {format_param(optim.beta2)}"
-            name, rest = "AdamW", f"{betas}, decoupled weight decay {decay}"
+    if is_part(optim.name):
+        name, rest = f"the own optimizer `{optim.name}`", f"weight decay {decay}"
+    else:
+        match optim.name:
+            case "sgd":
+                name, rest = "SGD", f"momentum {momentum}, weight decay {decay}"
+            case "adamw":
+                betas = f"betas {momentum} and {format_param(optim.beta2)}"
+                name, rest = "AdamW", f"{betas}, decoupled weight decay {decay}"
     warmup = f", after a linear warm-up in {format_share(optim.warmup)} of the steps" if optim.warmup else ""
     clipping = f", gradients clipped to norm {format_param(optim.clip_norm)}" if optim.clip_norm else ""
     return (
@@ -303,6 +314,8 @@ def _describe_optimizer(optim: OptimConfig) -> str:
 
 def _describe_rate(optim: OptimConfig) -> str:
     rate = format_param(optim.lr)
+    if is_part(optim.schedule):
+        return f"{rate} times the own schedule `{optim.schedule}`"
     match optim.schedule:
         case "poly":
             return f"`{rate} * (1 - progress) ** {format_param(optim.poly_power)}`"
@@ -394,6 +407,8 @@ def _describe_loss(config: Config) -> Iterator[str]:
 
 def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:
     """The augmentations that are switched on."""
+    if augment.extra:
+        yield f"own transforms {', '.join(f'`{name}`' for name in augment.extra)}"
     if augment.shorter_side:
         yield f"shorter side zoomed to {augment.shorter_side} px"
     if augment.crop_size:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from encsearch.config import ModelConfig
 from encsearch.model.encoding import Encoding
 from encsearch.model.layers import conv_bn_relu
+from encsearch.model.own import own_context
+from encsearch.parts import is_part
 
 
 class ContextOutput(NamedTuple):
@@ -23,7 +25,12 @@ class ContextOutput(NamedTuple):
 
 
 def build_semantics(model: ModelConfig, channels: int) -> nn.Module | None:
-    """The module from features (B, C, H, W) to the context vector (B, C); None for `context: none`."""
+    """The module from features (B, C, H, W) to the context vector (B, C); None for `context: none`.
+
+    Raises UserError for an own one that does not do what `own` asks for.
+    """
+    if is_part(model.context):
+        return own_context(model.context, model, channels)
     match model.context:
         case "encoding":
             return EncodedSemantics(channels, model)

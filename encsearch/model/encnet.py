@@ -1,5 +1,7 @@
 """EncNet and the networks it is compared with: backbone, head, context module, auxiliary branch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -7,10 +9,12 @@ from torch import Tensor, nn
 
 from encsearch.config import ModelConfig, model_config
 from encsearch.errors import UserError
-from encsearch.model.backbones import StagedBackbone, build_backbone
+from encsearch.model.backbones import StagedBackbone, build_backbone, load_own_weights
 from encsearch.model.context import ContextModule, build_semantics
 from encsearch.model.heads import build_head, classifier, fcn_head
 from encsearch.model.layers import upsample
+from encsearch.model.own import check_backbone, own_backbone, own_head
+from encsearch.parts import is_part
 
 
 class EncNetOutput(NamedTuple):
@@ -35,18 +39,28 @@ class EncNet(nn.Module):
     `attention="classes"` the module scales the logits instead, each class by the probability that it is in
     the image; with `attention_stages=(3, 4)` a second module scales the features that stage 4 takes.
 
-    `options` are the other fields of `ModelConfig`, with its defaults: `preset`, `output_stride`, ...
+    `backbone` is a name, or a module as `own` asks for. `options` are the other fields of `ModelConfig`, with
+    its defaults: `preset`, `output_stride`, ...
 
     H and W are free. Training needs more than one value per channel for BN: two images, or one larger than
     the output stride. Raises UserError for invalid options and for weights that do not fit.
     """
 
     def __init__(
-        self, backbone: str = "resnet50", num_codewords: int = 32, num_classes: int = 59, **options: Any
+        self,
+        backbone: str | nn.Module = "resnet50",
+        num_codewords: int = 32,
+        num_classes: int = 59,
+        **options: Any,
     ) -> None:
         super().__init__()
-        model = model_config(backbone=backbone, num_codewords=num_codewords, **options)
-        self.backbone = build_backbone(model.backbone, model.output_stride, model.weights)
+        if isinstance(backbone, nn.Module):
+            self.backbone: Any = check_backbone(backbone, type(backbone).__name__)
+            options = {"output_stride": self.backbone.stride, **options}
+            model = model_config(num_codewords=num_codewords, **options)
+        else:
+            model = model_config(backbone=backbone, num_codewords=num_codewords, **options)
+            self.backbone = _build_backbone(model)
         self.scales_stage3 = 3 in model.attention_stages and model.context != "none"
         if self.scales_stage3 and not isinstance(self.backbone, StagedBackbone):
             raise UserError(
@@ -54,12 +68,16 @@ class EncNet(nn.Module):
                 "its stages 3 and 4; give [4], or one of torchvision's networks"
             )
         *_, stage3, _ = self.backbone.channels
-        self.head = build_head(
-            model.head,
-            self.backbone.channels,
-            model.channels,
-            stride=model.output_stride,
-            lateral=model.lateral,
+        self.head = (
+            own_head(model.head, model, self.backbone.channels)
+            if is_part(model.head)
+            else build_head(
+                model.head,
+                self.backbone.channels,
+                model.channels,
+                stride=model.output_stride,
+                lateral=model.lateral,
+            )
         )
         semantics = build_semantics(model, model.channels)
         match model.attention:
@@ -112,7 +130,6 @@ class EncNet(nn.Module):
     def _stages(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """The features of the four stages, and in training the logits of the auxiliary branch."""
         if self.scales_stage3:
-            assert isinstance(self.backbone, StagedBackbone)
             assert self.aux_context is not None
             *finer, stage3 = self.backbone.first_stages(images)
             stage3, aux_logits = self.aux_context(stage3)
@@ -148,8 +165,28 @@ class EncNet(nn.Module):
         return upsample(logits, (height, width), align_corners=self.align_corners)
 
 
+def has_own_parts(model: ModelConfig) -> bool:
+    """Whether code of a user makes a part of the network, which may not do without storage."""
+    return any(map(is_part, (model.backbone, model.head, model.context)))
+
+
+@contextmanager
+def without_storage(model: ModelConfig) -> Iterator[None]:
+    """Build such a network without storage; one with own parts has it, and draws no random numbers."""
+    with torch.random.fork_rng() if has_own_parts(model) else torch.device("meta"):
+        yield
+
+
+def _build_backbone(model: ModelConfig) -> Any:
+    if not is_part(model.backbone):
+        return build_backbone(model.backbone, model.output_stride, model.weights)
+    backbone = own_backbone(model.backbone, model)
+    load_own_weights(backbone, model.backbone, model.weights)
+    return backbone
+
+
 def count_parameters(model: ModelConfig, num_classes: int) -> int:
     """The number of parameters of the network, all of them trained; it is built without storage."""
-    with torch.device("meta"):
+    with without_storage(model):
         network = EncNet.from_config(model.model_copy(update={"weights": None}), num_classes)
     return sum(parameter.numel() for parameter in network.parameters())

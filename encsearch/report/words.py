@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from encsearch.config import Dimension, Minimized, Sampler, Scheduler
+from encsearch.parts import PartName, is_part
 from encsearch.report.facts import (
     Straggler,
     best_of,
@@ -188,7 +189,9 @@ def _goal(minimize: Minimized) -> str:
             return "the lowest latency_ms"
 
 
-def _method(sampler: Sampler) -> str:
+def _method(sampler: Sampler | PartName) -> str:
+    if is_part(sampler):
+        return sampler
     match sampler:
         case "tpe":
             return "TPE"

@@ -7,9 +7,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from encsearch.config import Config, DataConfig
+from encsearch.config import Config, DataConfig, named_parts
 from encsearch.data.manifest import Manifest
 from encsearch.data.store import Store
+from encsearch.parts import code_from, find_code
 from encsearch.redaction import without_secrets
 from encsearch.reports import Report
 from encsearch.text import format_count, format_list
@@ -31,6 +32,20 @@ def lineage(fingerprint: str, root: Path) -> dict[str, str]:
     tags |= {f"version.{package}": version(package) for package in PACKAGES}
     tags |= {"job.host": socket.gethostname(), "job.system": platform.platform()}
     return tags | _git_tags(root)
+
+
+def code_tags(config: Config) -> dict[str, str]:
+    """Return tags of what own parts are made of: the SHA-256 of their files, and packages; {} without any."""
+    names = named_parts(config)
+    if not names:
+        return {}
+    with code_from(config.code):
+        code = find_code(names)
+    tags = {"code.parts": ", ".join(sorted(names))}
+    tags |= {f"version.{package}": version for package, version in code.installed.items()}
+    if code.files:
+        tags |= {"code.sha256": code.digest, "code.files": ", ".join(sorted(code.files))}
+    return tags
 
 
 def describe_run(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:

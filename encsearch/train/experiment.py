@@ -14,13 +14,15 @@ from encsearch.data.loading import Batch, TrainStream, validation_batches
 from encsearch.data.store import Store
 from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
-from encsearch.model.encnet import EncNet
+from encsearch.model.encnet import EncNet, has_own_parts
+from encsearch.parts import MetricPart, code_from, is_part, make_part
 from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 from encsearch.train.initial import read_initial
 from encsearch.train.kernels import Kernels
 from encsearch.train.loop import Loaders
+from encsearch.train.loss import own_losses
 from encsearch.train.preflight import resolve_class_weights
-from encsearch.train.state import TrainState, new_average, new_optimizer
+from encsearch.train.state import TrainState, new_average, new_optimizer, own_schedule
 from encsearch.train.step import Plan
 
 
@@ -49,6 +51,11 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
     Raises UserError for what the store or the device does not have, TrainingError where a GPU's memory does
     not suffice.
     """
+    with code_from(config.code):
+        return _build(config, rank, world_size, device)
+
+
+def _build(config: Config, rank: int, world_size: int, device: str) -> Experiment:
     keep_to_part(config.scaling, device)
     store = Store(config.data.store)
     train, val = store.split(config.data.train_split), store.split(config.data.val_split)
@@ -96,6 +103,9 @@ def build(config: Config, *, rank: int = 0, world_size: int = 1, device: str = "
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
+        own_losses=own_losses(config.loss),
+        own_schedule=own_schedule(config.optim),
+        own_metric=own_metric(config),
         # Not asked for, the whole: one process may train what several workers would.
         micro_batch_size=config.micro_batch_size
         if config.train.micro_batch_size or config.scaling.min_workers
@@ -132,14 +142,23 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
             model,
             device_ids=[device] if on_gpu else None,
             broadcast_buffers=False,
-            # Some timm networks, such as HRNet, have weights used only by stages that a head may ignore.
-            find_unused_parameters=isinstance(model.backbone, TimmBackbone),
+            # Own networks and some of timm, such as HRNet, have weights that a forward pass may not use.
+            find_unused_parameters=isinstance(model.backbone, TimmBackbone) or has_own_parts(config.model),
         )
     if config.train.compile:
         network = cast(nn.Module, torch.compile(network))
     optimizer = new_optimizer(model, config.optim, fused=on_gpu and config.train.fused_optimizer)
     average = new_average(model) if config.train.ema else None
     return TrainState(model=model, network=network, optimizer=optimizer, average=average)
+
+
+def own_metric(config: Config) -> tuple[str, MetricPart] | None:
+    """The name and the metric if `metric` is an own one."""
+    name = config.metric
+    if not is_part(name):
+        return None
+    metric: MetricPart = make_part("metric", name, config.eval.args.get(name, {}))
+    return name, metric
 
 
 def _shown_batches(dataset: SegmentationDataset) -> Iterator[Batch]:

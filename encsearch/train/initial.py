@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from encsearch.config import ModelConfig
 from encsearch.errors import PreflightError, UserError
 from encsearch.files import sha256
 from encsearch.model.backbones.weights import read_tensors
-from encsearch.model.encnet import EncNet
+from encsearch.model.encnet import EncNet, without_storage
 from encsearch.text import format_count, format_list
 from encsearch.train.checkpoint_files import MODEL_FILE
 
@@ -68,6 +67,6 @@ def read_initial(source: str, model: EncNet) -> InitialWeights:
 
 def describe_initial(source: str, model: ModelConfig, num_classes: int) -> str:
     """The description alone, of a network that is not built. Raises as `read_initial` does."""
-    with torch.device("meta"):
+    with without_storage(model):
         network = EncNet.from_config(model, num_classes)
     return read_initial(source, network).description

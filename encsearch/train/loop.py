@@ -24,10 +24,12 @@ from torch.profiler import profile
 
 from encsearch.config import LossConfig
 from encsearch.data.codec import encode_png
+from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import Batch, TrainStream, feed
 from encsearch.errors import TrainingError, first_line, one_line
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.model.layers import most_likely
+from encsearch.parts import MetricPart
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
 from encsearch.train.curve import EpochSums
@@ -128,11 +130,18 @@ def fit(
 
 
 def evaluate(
-    model: nn.Module, batches: Iterator[Batch], kernels: Kernels, *, num_classes: int, world_size: int = 1
+    model: nn.Module,
+    batches: Iterator[Batch],
+    kernels: Kernels,
+    *,
+    num_classes: int,
+    world_size: int = 1,
+    own: "OwnFigure | None" = None,
 ) -> Tensor:
     """Confusion matrix (num_classes, num_classes) int64 over the samples of all ranks, on the CPU.
 
-    The counts are summed over ranks before any ratio is formed: a mean of per-rank mIoUs would differ.
+    `own` counts for an own metric beside it. The counts are summed over ranks before any ratio is formed: a
+    mean of per-rank mIoUs would differ.
     """
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=kernels.device)
     model.eval()
@@ -140,9 +149,34 @@ def evaluate(
         for inputs in feed(batches, kernels.device, channels_last=kernels.channels_last):
             with kernels.autocast():
                 output = model(inputs.images)
-            total += confusion_matrix(inputs.labels, most_likely(output.logits), num_classes)
+            predictions = most_likely(output.logits)
+            total += confusion_matrix(inputs.labels, predictions, num_classes)
+            if own:
+                own.add(inputs.labels, predictions)
     sum_over_ranks(total, world_size)
     return total.cpu()
+
+
+class OwnFigure:
+    """Adds up the counts of an own metric over the batches of a rank, and then over all ranks."""
+
+    def __init__(self, name: str, metric: MetricPart, num_classes: int, device: torch.device) -> None:
+        self._name, self._metric = name, metric
+        # A rank may have no batch, and must know the shape.
+        nothing = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8, device=device)
+        self._num_classes = num_classes
+        self._total = torch.zeros_like(self._count(nothing, torch.zeros_like(nothing, dtype=torch.int64)))
+
+    def add(self, labels: Tensor, predictions: Tensor) -> None:
+        self._total += self._count(labels, predictions)
+
+    def score(self, world_size: int = 1) -> dict[str, float]:
+        """The figure by its name."""
+        sum_over_ranks(self._total, world_size)
+        return {self._name: float(self._metric.score(self._total.cpu()))}
+
+    def _count(self, labels: Tensor, predictions: Tensor) -> Tensor:
+        return self._metric.count(labels, predictions, self._num_classes).to(torch.float64)
 
 
 def _run_epoch(
@@ -174,6 +208,7 @@ def _run_epoch(
         if state.step > first_step:  # else a checkpoint from the validation has them as averaged
             _average_batch_norm(state.model, plan.world_size)
         copy_buffers(state)
+        own = OwnFigure(*plan.own_metric, len(plan.classes), plan.device) if plan.own_metric else None
         with plan.kernels.chosen(one_size=False):
             confusion = evaluate(
                 state.evaluated,
@@ -181,6 +216,7 @@ def _run_epoch(
                 plan.kernels,
                 num_classes=len(plan.classes),
                 world_size=plan.world_size,
+                own=own,
             )
         if moments.ends():  # the counts may lack images
             epoch.keep()
@@ -198,6 +234,7 @@ def _run_epoch(
     costs |= {"throughput/images_per_s": num_images / costs["time/train"], "world_size": plan.world_size}
     number = state.step // plan.steps_per_epoch
     result = scores(confusion, plan.classes, plan.groups)
+    own_figure = own.score(plan.world_size) if own else {}
     shown = loaders.shown() if number in shown_epochs(plan.epochs) else ()
     maps = label_maps(state.evaluated, shown, plan.kernels)
     train_metrics, points = epoch.figures()
@@ -205,7 +242,7 @@ def _run_epoch(
         epoch=number,
         step=state.step,
         seconds=time.monotonic() - started,
-        metrics={**result.to_metrics(), **train_metrics, **costs},
+        metrics={**result.to_metrics(), **own_figure, **train_metrics, **costs},
         class_iou=result.class_iou,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         points=(*points, *system),
@@ -357,7 +394,7 @@ def _average_buffers(of_ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tens
 
 def _set_rate(state: TrainState, plan: Plan) -> float:
     """Set every group's learning rate for this step; returns the first group's, the backbone's."""
-    factor = rate_factor(state.step, plan.total_steps, plan.optim)
+    factor = rate_factor(state.step, plan.total_steps, plan.optim, plan.own_schedule)
     for group in state.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     rate: float = state.optimizer.param_groups[0]["lr"]

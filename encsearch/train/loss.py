@@ -7,7 +7,8 @@ does not depend on how a batch is spread over ranks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from encsearch.config import LossConfig
 from encsearch.data.datasets import IGNORE
+from encsearch.errors import UserError
 from encsearch.model.encnet import EncNetOutput
+from encsearch.parts import LossPart, PartName, bind_part
 
-TermName = Literal["pixel_loss", "se_loss", "aux_loss", "aux_se_loss", "dice_loss"]
+NOTHING_OWN: Mapping[PartName, LossPart] = MappingProxyType({})
+BuiltInTerm = Literal["pixel_loss", "se_loss", "aux_loss", "aux_se_loss", "dice_loss"]
+TermName = BuiltInTerm | PartName
 
 
 class Term(NamedTuple):
@@ -29,7 +34,12 @@ class Term(NamedTuple):
 
 
 def loss_sums(
-    output: EncNetOutput, labels: Tensor, *, loss: LossConfig, class_weights: Tensor | None = None
+    output: EncNetOutput,
+    labels: Tensor,
+    *,
+    loss: LossConfig,
+    class_weights: Tensor | None = None,
+    own: Mapping[PartName, LossPart] = NOTHING_OWN,
 ) -> dict[TermName, Term]:
     """Compare `output` with labels (B, H, W), classes or IGNORE, in float32 or better.
 
@@ -41,6 +51,7 @@ def loss_sums(
                   criterion, and mmsegmentation's guide samples hard pixels for the main head alone
     se_loss       SE-loss of the Context Encoding Module, by classes and images; aux_se_loss of the second
     dice_loss     soft Dice, by images
+    `own`         losses of `loss.terms` by their names, by images
 
     An image without labelled pixels counts in no term: which classes it shows is unknown.
     """
@@ -59,11 +70,17 @@ def loss_sums(
         terms["aux_se_loss"] = _se_loss(output.aux_logits, labels)
     if loss.dice_weight:
         terms["dice_loss"] = _dice_loss(logits, labels)
+    for name, part in own.items():
+        terms[name] = _own_loss(name, part, logits, labels)
     return terms
 
 
 def label_divisors(
-    labels: Tensor, num_classes: int, *, class_weights: Tensor | None = None
+    labels: Tensor,
+    num_classes: int,
+    *,
+    class_weights: Tensor | None = None,
+    own: Iterable[PartName] = (),
 ) -> dict[TermName, Tensor]:
     """The divisor of every term that `loss_sums` may return without OHEM, from the labels (B, H, W) alone."""
     count = _num_weighted(labels.long(), class_weights)
@@ -74,6 +91,7 @@ def label_divisors(
         "se_loss": images * num_classes,
         "aux_se_loss": images * num_classes,
         "dice_loss": images,
+        **dict.fromkeys(own, images),
     }
 
 
@@ -96,8 +114,15 @@ def term_means(sums: Tensor, divisors: Tensor) -> Tensor:
 
 def term_weights(loss: LossConfig) -> dict[TermName, float]:
     """Weight of each term by its name, even of terms that the model has no output for."""
-    names: tuple[TermName, ...] = get_args(TermName)
-    return {name: _weight(name, loss) for name in names}
+    names: tuple[BuiltInTerm, ...] = get_args(BuiltInTerm)
+    weights: dict[TermName, float] = {name: _weight(name, loss) for name in names}
+    return weights | {PartName(name): weight for name, weight in loss.terms.items()}
+
+
+def own_losses(loss: LossConfig) -> dict[PartName, LossPart]:
+    """The losses of `loss.terms`, ready to be called; also those of weight 0, whose figures are recorded."""
+    names = [PartName(name) for name in loss.terms]
+    return {name: bind_part("loss", name, loss.args.get(name, {})) for name in names}
 
 
 def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: float) -> Tensor:
@@ -126,7 +151,7 @@ def class_presence(labels: Tensor, num_classes: int) -> Tensor:
     return counted[:, :num_classes]
 
 
-def _weight(name: TermName, loss: LossConfig) -> float:
+def _weight(name: BuiltInTerm, loss: LossConfig) -> float:
     match name:
         case "pixel_loss":
             return loss.ce_weight
@@ -201,6 +226,17 @@ def _dice_loss(logits: Tensor, labels: Tensor) -> Term:
     dice = (2 * overlap / sizes).sum(dim=1) / num_present.clamp(min=1)  # an absent class overlaps nothing
     has_labels = num_present > 0
     return Term(((1 - dice) * has_labels).sum(), has_labels.sum())
+
+
+def _own_loss(name: PartName, part: LossPart, logits: Tensor, labels: Tensor) -> Term:
+    has_labels = _has_labels(labels)
+    values = part(logits, labels)
+    if values.shape != has_labels.shape:
+        raise UserError(
+            f"loss {name}: must return a value for each image, ({len(labels)},), but got "
+            f"{tuple(values.shape)}"
+        )
+    return Term(torch.where(has_labels, values, 0).sum(), has_labels.sum())
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

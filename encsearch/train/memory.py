@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from encsearch.config import AugmentConfig, Config, SearchConfig
+from encsearch.config import AugmentConfig, Config, SearchConfig, named_parts
 from encsearch.data.loading import Inputs
 from encsearch.data.store import Store
-from encsearch.model.encnet import EncNet
+from encsearch.model.encnet import EncNet, without_storage
+from encsearch.parts import code_from
 from encsearch.train.kernels import Kernels, has_bf16
+from encsearch.train.loss import own_losses
 from encsearch.train.state import TrainState, new_average, new_optimizer
 from encsearch.train.step import Plan, train_step
 
@@ -38,17 +41,31 @@ def training_gib(config: Config, store: Store) -> float:
     libraries, work space of the kernels and fragments come on top. It was not measured on CUDA, where cuDNN's
     work space comes on top.
     """
+    with code_from(config.code):
+        try:
+            return _training_gib(config, store, is_fake=True)
+        except Exception:
+            if not named_parts(config):
+                raise
+            # An own part has read values back, which fake tensors do not have; so two steps are done for it.
+            return _training_gib(config, store, is_fake=False)
+
+
+def _training_gib(config: Config, store: Store, *, is_fake: bool) -> float:
     num_classes = len(store.info.classes)
     size = _largest_image(config.augment, store, config.data.train_split)
     # Built outside FakeTensorMode: timm networks read values back, which fake tensors do not have.
-    with torch.device("meta"):
+    with without_storage(config.model):
         model = EncNet.from_config(config.model.model_copy(update={"weights": None}), num_classes)
     average = new_average(model) if config.train.ema else None
-    allocations = _Allocations()
-    with FakeTensorMode(allow_non_fake_inputs=True), allocations:
-        model.to_empty(device="cpu")
-        if average is not None:
-            average.to_empty(device="cpu")
+    allocations = _Allocations(is_fake=is_fake)
+    with FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext(), allocations:
+        if is_fake:
+            model.to_empty(device="cpu")
+            if average is not None:
+                average.to_empty(device="cpu")
+        else:
+            allocations.add(*model.state_dict().values(), *(average.state_dict().values() if average else ()))
         state = TrainState(
             model=model,
             network=model.train(),
@@ -83,8 +100,9 @@ def sweep_bytes(search: SearchConfig, num_parameters: int, checkpoint_bytes: int
 class _Allocations(TorchDispatchMode):
     """Counts the bytes of the storages that are created under it and still alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_fake: bool) -> None:
         super().__init__()
+        self._is_fake = is_fake
         self.peak = 0
         self._now = 0
         self._sizes: dict[int, int] = {}
@@ -96,13 +114,15 @@ class _Allocations(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if self._is_fake and func is torch.ops.aten._local_scalar_dense.default:
             return True  # fake tensors have no values: the step asks whether its gradient is finite
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
+        self.add(*(value for value in tree_leaves(result) if isinstance(value, Tensor)))
         return result
+
+    def add(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            self._count(tensor.untyped_storage())
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         """Views and in-place results share a known storage; once that is freed, its key may be reused."""
@@ -138,6 +158,7 @@ def _plan(config: Config, num_classes: int) -> Plan:
         groups={},
         kernels=Kernels(torch.device("cpu"), bf16=_uses_bf16(config)),
         class_weights=torch.ones(num_classes) if weighted else None,
+        own_losses=own_losses(config.loss),
     )
 
 

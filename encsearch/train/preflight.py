@@ -9,12 +9,21 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from encsearch.config import AugmentConfig, Config, LossConfig, ModelConfig, trial_config, with_values
+from encsearch.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    named_parts,
+    trial_config,
+    with_values,
+)
 from encsearch.data.datasets import DatasetInfo
 from encsearch.data.manifest import StoreError
 from encsearch.data.statistics import SplitStats, find_gaps
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
+from encsearch.parts import code_from, is_part
 from encsearch.text import format_bytes, metric_name
 
 CHECKPOINTS_A_TRAINING = 3  # two are kept while a third is written
@@ -55,13 +64,13 @@ class Preflight:
 def checkpoint_bytes(config: Config, num_parameters: int) -> int:
     """The size of a checkpoint of a network, or the largest of those that are searched.
 
-    It holds weights and momentum, for AdamW the mean squared gradients too, and with `train.ema` the average
-    of the weights: 4 bytes each.
+    It holds weights and momentum, for AdamW and an own optimizer the mean squared gradients too, and with
+    `train.ema` the average of the weights: 4 bytes each.
     """
     space = config.search.space if config.search else {}
     names = space["optim.name"].values if "optim.name" in space else (config.optim.name,)
     decays = space["train.ema"].values if "train.ema" in space else (config.train.ema,)
-    numbers = 2 + int("adamw" in names) + int(max(decays) > 0)
+    numbers = 2 + int(any(name == "adamw" or is_part(name) for name in names)) + int(max(decays) > 0)
     return 4 * numbers * num_parameters
 
 
@@ -78,6 +87,11 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
 
     Raises PreflightError (exit code 3) with the first problem, UserError for an `out` that cannot be written.
     """
+    with code_from(config.code):
+        return _preflight(config, store, out)
+
+
+def _preflight(config: Config, store: Store, out: Path) -> Preflight:
     try:
         num_train, num_val = (len(store.split(s)) for s in (config.data.train_split, config.data.val_split))
         resolve_class_weights(config.loss, store, config.data.train_split)
@@ -92,6 +106,7 @@ def preflight(config: Config, store: Store, out: Path) -> Preflight:
     _check_metric(config.metric, store.info)
     _check_names(store.info)
     _check_sizes(config, store)
+    _check_parts(config, store)
     num_parameters, origin = _check_models(config, len(store.info.classes))
     _check_writable(out)
     _check_disk(out, CHECKPOINTS_A_TRAINING * checkpoint_bytes(config, num_parameters))
@@ -162,7 +177,16 @@ def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> t
     return tuple(loss.class_weights[name] for name in info.classes)
 
 
+def _check_parts(config: Config, store: Store) -> None:
+    if named_parts(config):
+        from encsearch.train.contracts import check_parts  # here, since it imports torch
+
+        check_parts(config, store)
+
+
 def _check_metric(metric: str, info: DatasetInfo) -> None:
+    if is_part(metric):
+        return
     known = ["mIoU", "pixAcc", *(f"mIoU/{group}" for group in info.groups)]
     if metric not in known:
         raise PreflightError(f"metric={metric} is not measured on {info.name}; try one of {', '.join(known)}")
@@ -239,19 +263,20 @@ def _check_models(config: Config, num_classes: int) -> tuple[int, str]:
     counts, origins = [], []
     for one in configs:
         counts.append(count_parameters(one.model, num_classes))
-        if one.model.weights:
+        if one.model.weights and not is_part(one.model.backbone):  # `check_parts` has loaded an own one's
             _check_weights(one.model.backbone, one.model.output_stride, one.model.weights)
         init_from = one.train.init_from
-        origins.append(_check_initial(one.model, num_classes, init_from) if init_from else "")
+        model_json = one.model.model_dump_json(exclude_unset=True)
+        origins.append(_check_initial(model_json, num_classes, init_from) if init_from else "")
     return counts[0], origins[0]
 
 
 @cache
-def _check_initial(model: ModelConfig, num_classes: int, init_from: str) -> str:
+def _check_initial(model_json: str, num_classes: int, init_from: str) -> str:
     """What the model takes of another one. Raises as `read_initial` does."""
     from encsearch.train.initial import describe_initial
 
-    return describe_initial(init_from, model, num_classes)
+    return describe_initial(init_from, ModelConfig.model_validate_json(model_json), num_classes)
 
 
 @cache

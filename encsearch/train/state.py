@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from encsearch.config import OptimConfig
+from encsearch.errors import UserError
 from encsearch.model.encnet import EncNet
+from encsearch.parts import PartName, SchedulePart, bind_part, is_part, make_part
 
 
 @dataclass
@@ -47,6 +49,9 @@ def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> 
     """
     groups = model.parameter_groups(optim.lr, optim.head_lr_factor)
     optimizer: torch.optim.Optimizer
+    if is_part(optim.name):
+        optimizer = _own_optimizer(optim.name, groups, optim)
+        return _keep_base_rates(optimizer)
     match optim.name:
         case "sgd":
             optimizer = torch.optim.SGD(
@@ -55,12 +60,33 @@ def new_optimizer(model: EncNet, optim: OptimConfig, *, fused: bool = False) -> 
         case "adamw":
             betas = (optim.momentum, optim.beta2)
             optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=optim.weight_decay, fused=fused)
+    return _keep_base_rates(optimizer)
+
+
+def _own_optimizer(
+    name: PartName, groups: Sequence[Mapping[str, Any]], optim: OptimConfig
+) -> torch.optim.Optimizer:
+    """Part(groups, lr=, weight_decay=, **args), as PyTorch's optimizers are made; see `contracts`."""
+    rates = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    made = make_part("optimizer", name, {**rates, **optim.args.get(name, {})}, groups)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(f"optimizer {name}: must make a torch.optim.Optimizer, but got {type(made).__name__}")
+    return made
+
+
+def _keep_base_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer
 
 
-def rate_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
+def own_schedule(optim: OptimConfig) -> SchedulePart | None:
+    """The schedule of `optim.schedule` if it is an own one, ready to be called."""
+    name = optim.schedule
+    return bind_part("schedule", name, optim.args.get(name, {})) if is_part(name) else None
+
+
+def rate_factor(step: int, total_steps: int, optim: OptimConfig, own: SchedulePart | None = None) -> float:
     """Factor for the base learning rates when `step` of `total_steps` steps have been taken.
 
     It rises linearly to 1 in the first round(warmup * total_steps) steps (Goyal et al., arXiv:1706.02677,
@@ -68,12 +94,15 @@ def rate_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
     (1 - progress) ** power (Zhang et al., CVPR 2018, section 4), cosine (1 + cos(pi * progress)) / 2
     (Loshchilov and Hutter, ICLR 2017, equation 5, without restarts). wsd (warm-up, stable, decay; Hu et al.,
     arXiv:2404.06395, section 4) is 1, and falls linearly in the last round(decay * total_steps) steps, to 0
-    after the last one.
+    after the last one. `own` is what `own_schedule` returns.
     """
     assert 0 <= step < total_steps, step
     warmup = round(optim.warmup * total_steps)
     if step < warmup:
         return (step + 1) / warmup
+    if is_part(optim.schedule):
+        assert own is not None
+        return float(own(step - warmup, total_steps - warmup))
     progress = (step - warmup) / (total_steps - warmup)
     match optim.schedule:
         case "poly":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from encsearch.config import LossConfig, OptimConfig
 from encsearch.data.loading import Inputs
+from encsearch.parts import LossPart, MetricPart, PartName, SchedulePart
 from encsearch.train.kernels import Kernels
 from encsearch.train.loss import Term, TermName, label_divisors, loss_sums, weighted_loss
 from encsearch.train.moments import no_notice
@@ -36,6 +37,9 @@ class Plan:
     kernels: Kernels
     one_size: bool = True
     class_weights: Tensor | None = None
+    own_losses: Mapping[PartName, LossPart] = field(default_factory=dict)
+    own_schedule: SchedulePart | None = None
+    own_metric: tuple[str, MetricPart] | None = None
     micro_batch_size: int | None = None
     ema: float = 0.0
     profile_steps: int = 0
@@ -72,7 +76,9 @@ def train_step(
         with nullcontext() if part is parts[-1] else _without_sum_over_ranks(state.network):
             with plan.kernels.autocast():
                 output = state.network(part.images)
-            terms = loss_sums(output, part.labels, loss=loss, class_weights=plan.class_weights)
+            terms = loss_sums(
+                output, part.labels, loss=loss, class_weights=plan.class_weights, own=plan.own_losses
+            )
             if divisors is None:
                 divisors = _divisors(terms, inputs.labels, plan, is_whole=len(parts) == 1)
                 state.optimizer.zero_grad(set_to_none=True)
@@ -110,7 +116,9 @@ def _divisors(terms: Mapping[TermName, Term], labels: Tensor, plan: Plan, *, is_
     """The divisors of the terms over all ranks and parts."""
     found = {name: term.divisor for name, term in terms.items()}
     if not is_whole:
-        found |= label_divisors(labels, len(plan.classes), class_weights=plan.class_weights)
+        found |= label_divisors(
+            labels, len(plan.classes), class_weights=plan.class_weights, own=plan.own_losses
+        )
     divisors = torch.stack([found[name] for name in terms]).to(torch.float64)
     sum_over_ranks(divisors, plan.world_size)
     return divisors

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from encsearch.config import Config, LimitsConfig, SearchConfig, find_active, trial_config
+from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError
 from encsearch.model.encnet import count_parameters
+from encsearch.parts import code_from
 from encsearch.runner.hardware import describe_gpu, local_device
 from encsearch.runner.ray_session import trainings_at_once
 from encsearch.search.budget.forecast import Forecast, forecast
 from encsearch.search.budget.rules import Pace
 from encsearch.search.ledger import Network, find_excess
+from encsearch.search.study.samplers import check_sampler
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import Study, known_points
 from encsearch.text import format_bytes
@@ -51,10 +54,14 @@ def check(config: Config, out: Path, *, measure: bool, trials_at_once: int | Non
     that the environment names; they are not opened, which would create them. Raises UserError for an `out`
     that cannot be written.
     """
+    config = with_own_store(config, out)
     store = open_store(config)
     found = preflight(config, store, out)
     resolve_uri(None)
     search = config.search
+    if search:
+        with code_from(config.code):
+            check_sampler(search)
     if search is None:
         gpu = _check_gpu(config, [training_gib(config, store)]) if config.scaling.gpus_per_worker else None
         return Checked(found, gpu, None)

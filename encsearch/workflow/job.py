@@ -3,15 +3,16 @@
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.config import CONFIG_FILE, Config
-from encsearch.errors import NoticeError, StorageError, UserError
+from encsearch.config import CONFIG_FILE, Config, named_parts
+from encsearch.errors import NoticeError, PreflightError, StorageError, UserError
 from encsearch.files import write_whole
+from encsearch.parts import CODE_FOLDER, code_from, find_code
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
@@ -35,6 +36,38 @@ def new_folder(out: Path, recipe: str, name: str | None = None) -> Path:
     except OSError as error:
         raise UserError(f"{out}: cannot make a run folder ({error.strerror}); choose another --out") from None
     return folder
+
+
+def keep_code(config: Config, folder: Path) -> Config:
+    """Copy the modules of own parts into a new job's folder; returns the recipe that finds them there."""
+    names = named_parts(config)
+    if not names:
+        return config
+    with code_from(config.code):
+        find_code(names).write(folder / CODE_FOLDER)
+    return config.model_copy(update={"code": str((folder / CODE_FOLDER).absolute())})
+
+
+def kept_code(config: Config, folder: Path) -> Config:
+    """The recipe of a job that goes on, which finds the modules of own parts in the job's folder.
+
+    Raises UserError when those where the command runs have changed since: the trainings would differ.
+    """
+    names = named_parts(config)
+    if not names:
+        return config
+    kept = folder.absolute() / CODE_FOLDER
+    with code_from(kept):
+        before = find_code(names)
+    with code_from(config.code), suppress(UserError):  # they need not be here
+        for path, data in find_code(names).files.items():
+            if before.files.get(path) != data:
+                part = next((name for name in names if name.startswith(path[:-3].split("/")[0])), "own parts")
+                raise PreflightError(
+                    f"{path} of {part} is not what it was when the job began; restore it from {kept}, or "
+                    "start a new job"
+                )
+    return config.model_copy(update={"code": str(kept)})
 
 
 def find_kind(folder: Path) -> JobKind:

@@ -9,7 +9,14 @@ from encsearch.data.datasets import SHOWN_IMAGES, Sample, evenly_spaced
 from encsearch.data.store import Store
 from encsearch.reports import INIT_FILE, Report, Status, best_report
 from encsearch.runner.monitor import publish_report
-from encsearch.tracking.lineage import describe_dataset, describe_run, lineage, machine_tags, write_diff
+from encsearch.tracking.lineage import (
+    code_tags,
+    describe_dataset,
+    describe_run,
+    lineage,
+    machine_tags,
+    write_diff,
+)
 from encsearch.tracking.outbox.record import Record, RunRecord
 from encsearch.tracking.run_files import (
     IMAGES_TAG,
@@ -27,7 +34,7 @@ INIT_TAG = "encsearch.init_from"  # what it took of the model that it began with
 PICTURED = ("training", "finalist", "baseline")
 
 # Sections of a recipe that say nothing of how a model is trained, and the kind of run that is about one.
-OF_OTHERS = ("search", "ablate", "eval", "promote")
+OF_OTHERS = ("search", "ablate", "eval", "promote", "code")
 OF_KIND = {"sweep": "search", "ablation": "ablate"}
 
 Follow = Callable[[Report], None]
@@ -156,6 +163,7 @@ def start_run(
         params=_params(config, kind),
         tags={
             **_lineage(store.fingerprint, record.root),
+            **code_tags(config),
             **describe_run(config, store.manifest, kind),
             "encsearch.kind": kind,
             **(tags or {}),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
+from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.files import read_object, write_whole
@@ -33,7 +34,15 @@ from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
-from encsearch.workflow.job import BUNDLE, Progress, new_folder, report_resume, write_summary
+from encsearch.workflow.job import (
+    BUNDLE,
+    Progress,
+    keep_code,
+    kept_code,
+    new_folder,
+    report_resume,
+    write_summary,
+)
 from encsearch.workflow.recorder import start_recorder
 
 Runner = Callable[[Config, Path, Recorder, Callable[[], bool], OnStep], TrainingResult]
@@ -65,7 +74,7 @@ def train(
     It is called `name`, or after the recipe and the time.
     Raises PreflightError before anything is started, TrainingError when the training fails.
     """
-    config = trial_config(config, {})
+    config = with_own_store(trial_config(config, {}), out)
     store = open_store(config)
     found = preflight(config, store, out)
     if in_process:
@@ -76,6 +85,7 @@ def train(
         sender.store()
         folder = new_folder(out, config.name, name)
         write_whole(folder / CONFIG_FILE, to_yaml(config))
+        config = keep_code(config, folder)
         begun = _Begun(store.fingerprint, in_process)
         write_whole(folder / BEGUN_FILE, json.dumps(asdict(begun)) + "\n")
         steps = format_count(found.steps_per_epoch, "step")
@@ -94,7 +104,8 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
     and while another process trains there; PreflightError when the data has changed.
     """
     begun = read_object(folder / BEGUN_FILE, _Begun)
-    config = changed_config(folder, overrides)
+    recipe = changed_config(folder, overrides)
+    config = kept_code(recipe, folder)
     store = open_store(config)
     found = preflight(config, store, folder)
     check_same_data(config, store, begun.fingerprint)
@@ -103,7 +114,7 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
         run = _runner(begun.in_process)
         sender.store()
         with own_record(folder, sender.root) as record:
-            write_whole(folder / CONFIG_FILE, to_yaml(config))
+            write_whole(folder / CONFIG_FILE, to_yaml(recipe))
             done = len(distinct_reports(folder / CHECKPOINTS / REPORTS_FILE))
             epochs = format_count(config.train.epochs, "epoch")
             progress.say(

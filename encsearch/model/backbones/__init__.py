@@ -12,7 +12,14 @@ from encsearch.model.backbones.timm import TimmBackbone, find_published_timm_fil
 from encsearch.model.backbones.tiny import tiny
 from encsearch.model.backbones.weights import find_published_file, read_tensors, select_fitting
 
-__all__ = ["Backbone", "StagedBackbone", "build_backbone", "find_weights", "sync_batch_norms"]
+__all__ = [
+    "Backbone",
+    "StagedBackbone",
+    "build_backbone",
+    "find_weights",
+    "load_own_weights",
+    "sync_batch_norms",
+]
 
 
 def build_backbone(name: str, output_stride: int = 8, weights: str | None = None) -> Backbone:
@@ -57,6 +64,13 @@ def find_weights(name: str, weights: str | None) -> Path | None:
     from torchvision.models import get_model_weights
 
     return find_published_file(get_model_weights(name).IMAGENET1K_V1.url)
+
+
+def load_own_weights(backbone: nn.Module, name: str, weights: str | None) -> None:
+    """Load the file that `model.weights` names into an own backbone. Raises as `build_backbone` does."""
+    path = find_weights(name, weights)
+    if path:
+        _load(backbone, path, owner=name)
 
 
 def sync_batch_norms(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from encsearch.config import Config, ConfirmConfig, Context, trial_config
+from encsearch.parts import PartName, is_part
 from encsearch.reports import REPORTS_FILE, Report, TrainingResult, distinct_reports
 from encsearch.search.confirm.ranking import Configuration
 from encsearch.search.trials import Trial
@@ -126,8 +127,10 @@ def mean_report(trainings: Sequence[Finalist]) -> Report:
     )
 
 
-def name_context(context: Context) -> str:
+def name_context(context: Context | PartName) -> str:
     """Name the network with this context module."""
+    if is_part(context):
+        return context
     match context:
         case "encoding":
             return "EncNet"

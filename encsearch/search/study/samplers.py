@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any, cast
 
 import numpy as np
+import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -24,9 +25,12 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from encsearch.config import Dimension, SearchConfig, find_active
+from encsearch.errors import UserError, one_line
+from encsearch.parts import PartName, is_part, make_part
 
 # Trials that TPE learns from at most, the best among them, which are as many as it takes for good ones.
 MAX_LEARNT, MAX_BEST = 1000, 25
+CHECKED_TRIALS = 4
 
 
 def sampler_for(search: SearchConfig, number: int, attempt: int = 0) -> BaseSampler:
@@ -122,6 +126,8 @@ def _sampler(search: SearchConfig, number: int, attempt: int) -> BaseSampler:
     entropy = [search.seed, number, attempt] if attempt else [search.seed, number]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     startup = search.startup_trials
+    if is_part(search.sampler):
+        return _own_sampler(search.sampler, search, seed)
     match search.sampler:
         case "tpe":
             # Groups: paths with a condition are modelled together with the paths that they occur with.
@@ -149,6 +155,45 @@ def _sampler(search: SearchConfig, number: int, attempt: int) -> BaseSampler:
         case "random" | "grid":
             # The points of a grid are queued one by one, see `grid_points`.
             return RandomSampler(seed=seed)
+
+
+def _own_sampler(name: PartName, search: SearchConfig, seed: int) -> BaseSampler:
+    """Part(seed=, **args), made anew for each trial; see `check_sampler`."""
+    made = make_part("sampler", name, search.args.get(name, {}), seed=seed)
+    if not isinstance(made, BaseSampler):
+        raise UserError(
+            f"sampler {name}: must make an optuna.samplers.BaseSampler, but got {type(made).__name__}"
+        )
+    return made
+
+
+def check_sampler(search: SearchConfig) -> None:
+    """Try an own sampler: twice the same proposals of one seed, so that a resumed sweep goes on as it would.
+
+    Raises UserError.
+    """
+    if not is_part(search.sampler):
+        return
+    proposals = []
+    for _ in range(2):
+        study = optuna.create_study(direction="maximize")
+        found = []
+        for number in range(CHECKED_TRIALS):
+            study.sampler = sampler_for(search, number)
+            trial = study.ask()
+            try:
+                found.append(draw(trial, search.space))
+            except Exception as error:
+                raise UserError(
+                    f"sampler {search.sampler}: fails on trial {number} of search.space ({one_line(error)})"
+                ) from None
+            study.tell(trial, 1 / (1 + number))
+        proposals.append(found)
+    if proposals[0] != proposals[1]:
+        raise UserError(
+            f"sampler {search.sampler}: proposes other values at the second time with the same seed and "
+            "trials; draw all random numbers from `seed`"
+        )
 
 
 def _standing(trial: FrozenTrial) -> tuple[float, ...]:

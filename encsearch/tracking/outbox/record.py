@@ -24,6 +24,7 @@ from typing import Any
 
 from encsearch.errors import UserError
 from encsearch.files import append_line, hold_lock, write_whole
+from encsearch.parts import is_part
 from encsearch.redaction import without_secrets
 from encsearch.reports import Point, Report, Status
 from encsearch.text import metric_name, round_figure
@@ -243,7 +244,7 @@ def now_ms() -> int:
 
 
 def _is_scored(metric: str) -> bool:
-    return metric.startswith(("mIoU", "pixAcc"))
+    return metric.startswith(("mIoU", "pixAcc")) or is_part(metric)
 
 
 def _clock() -> str:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from encsearch.config import CONFIG_FILE, TIMM_PREFIX, load_config
 from encsearch.data.codec import encode_png
-from encsearch.inference.bundle import CARD_FILE, weights_digest
+from encsearch.inference.bundle import CARD_FILE, code_digest, code_packages, weights_digest
 from encsearch.tracking.mlflow import Tracking, call_with_retries, translate_failures
 from encsearch.tracking.registry.decisions import MAX_DESCRIPTION
-from encsearch.tracking.registry.versions import fetch_all_pages
+from encsearch.tracking.registry.versions import CODE_TAG, fetch_all_pages
 
 WEIGHTS_TAG = "weights.sha256"
 SERVING_REQUIREMENTS = (
@@ -46,8 +46,9 @@ def register(
 ) -> str:
     """Store a bundle as a pyfunc model of the run, and register it as a new version of `model_name`.
 
-    The model carries this package's code and pinned requirements, so it loads and serves without an
-    installed encsearch. Its card is the version's description. Returns the version. Raises PreflightError.
+    The model carries this package's code, that of its own parts and pinned requirements, so it loads and
+    serves without an installed encsearch. Its card is the version's description. Returns the version. Raises
+    PreflightError.
     """
     client = tracking.client
     with translate_failures(tracking.uri):
@@ -62,6 +63,7 @@ def register(
             client.log_model_artifacts(logged.model_id, str(folder))
     tags = {
         WEIGHTS_TAG: weights_digest(bundle_dir),
+        **({CODE_TAG: digest} if (digest := code_digest(bundle_dir)) else {}),
         "version.encsearch": installed_version("encsearch"),
         **tags,
     }
@@ -120,7 +122,9 @@ def _description(card: str) -> str:
 
 def _requirements(bundle_dir: Path) -> tuple[str, ...]:
     backbone = load_config(bundle_dir / CONFIG_FILE).model.backbone
-    return (*SERVING_REQUIREMENTS, "timm") if backbone.startswith(TIMM_PREFIX) else SERVING_REQUIREMENTS
+    own = code_packages(bundle_dir)
+    timm = ["timm"] if backbone.startswith(TIMM_PREFIX) else []
+    return tuple(dict.fromkeys([*SERVING_REQUIREMENTS, *timm, *own]))
 
 
 def _pin(package: str) -> str:

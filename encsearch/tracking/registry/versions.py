@@ -15,6 +15,7 @@ from encsearch.errors import UserError
 from encsearch.redaction import without_secrets
 from encsearch.tracking.mlflow import Tracking, translate_failures
 
+CODE_TAG = "code.sha256"  # of the own parts' files
 BUNDLE_PATH = "artifacts/bundle"  # below a model version, where MLflow puts the pyfunc's artifact "bundle"
 MAX_NAMED = 10  # names or versions that an error lists
 
@@ -66,9 +67,9 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
     """Fetch the bundle behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID/PATH`.
 
     Returns the bundle's folder, which lies in `folder`. Raises UserError for an unknown source, which lists
-    what exists.
+    what exists, and for a version with other code than it was registered with.
     """
-    uri = _resolve(tracking, source)
+    uri, version = _resolve(tracking, source)
     with translate_failures(tracking.uri):
         try:
             root = mlflow.artifacts.download_artifacts(
@@ -81,12 +82,18 @@ def download_bundle(tracking: Tracking, source: str, folder: Path) -> Path:
                 f"{source}: has no model bundle among its artifacts; name another run or version"
             ) from None
     # Imported here, since it imports torch, which takes time and is not needed to list versions.
-    from encsearch.inference.bundle import WEIGHTS_FILE
+    from encsearch.inference.bundle import WEIGHTS_FILE, code_digest
 
     weights = list(Path(root).rglob(WEIGHTS_FILE))
     if len(weights) != 1:
         raise UserError(f"{source}: holds {len(weights)} files {WEIGHTS_FILE}, but a model bundle has one")
-    return weights[0].parent
+    bundle = weights[0].parent
+    if version and code_digest(bundle) != (named := version.tags.get(CODE_TAG, "")):
+        raise UserError(
+            f"{source}: holds code of SHA-256 {code_digest(bundle)[:12] or 'none'}, but version "
+            f"{version.version} was registered with {named[:12] or 'none'}; it is not run"
+        )
+    return bundle
 
 
 def registered_model(tracking: Tracking, name: str) -> Any:
@@ -131,10 +138,13 @@ def fetch_all_pages(search: Any, **arguments: Any) -> list[Any]:
             return found
 
 
-def _resolve(tracking: Tracking, source: str) -> str:
-    """Find the artifacts. MLflow 3.17 would look "models:/" up in its global store, not the client's."""
+def _resolve(tracking: Tracking, source: str) -> tuple[str, ModelVersion | None]:
+    """Find the artifacts, and the version that they are of, None for those of a run.
+
+    MLflow 3.17 would look "models:/" up in its global store, not the client's.
+    """
     if re.fullmatch(r"runs:/[^/]+/.+", source):
-        return source
+        return source, None
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/]+)|/(\d+))", source)
     if parts is None:
         raise UserError(
@@ -146,7 +156,7 @@ def _resolve(tracking: Tracking, source: str) -> str:
     with translate_failures(tracking.uri):
         root = tracking.client.get_model_version_download_uri(name, found.version)
     # Only the bundle: the model's code beside it is twenty times as many files.
-    return f"{root}/{BUNDLE_PATH}"
+    return f"{root}/{BUNDLE_PATH}", found
 
 
 def _find_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:

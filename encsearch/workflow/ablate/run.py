@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
+from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
 from encsearch.files import append_line, read_lines, to_object, write_whole
@@ -60,7 +61,14 @@ from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
 from encsearch.train.preflight import open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
-from encsearch.workflow.job import Progress, new_folder, report_resume, write_summary
+from encsearch.workflow.job import (
+    Progress,
+    keep_code,
+    kept_code,
+    new_folder,
+    report_resume,
+    write_summary,
+)
 from encsearch.workflow.recorder import start_recorder, start_run
 
 
@@ -79,7 +87,7 @@ def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablatio
 
     MLflow is not contacted. Raises what `ablate` does.
     """
-    ablation, _ = _planned(config, out, resume)
+    ablation, _ = _planned(with_own_store(config, out), out, resume)
     with rehearse_session(needs=config.scaling):
         return ablation
 
@@ -91,6 +99,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     recipe, whose finished trainings are kept. Raises UserError or PreflightError before anything is started,
     and TrainingError when no EncNet could be trained, after writing the report of the others.
     """
+    config = with_own_store(config, out)
     ablation, store = _planned(config, out, resume)
     with run_sender() as sender, ExitStack() as session:
         session.enter_context(ray_session(needs=config.scaling))
@@ -99,6 +108,8 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
         if not resume:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
+        config = kept_code(config, folder) if resume else keep_code(config, folder)
+        ablation = plan_ablation(config)  # its trainings find own parts in the folder
         with own_record(folder, sender.root) as record:
             sender.follow(folder)
             say_dashboard(progress.say)

@@ -9,6 +9,7 @@ from pathlib import Path
 from encsearch.config import Config
 from encsearch.data.datasets import evenly_spaced
 from encsearch.data.store import Store
+from encsearch.parts import code_from
 from encsearch.reports import Report
 from encsearch.search.ledger import Network
 from encsearch.workflow.checked import Checked
@@ -29,7 +30,8 @@ def measure_network(trial: Config, store: Store, *, with_memory: bool) -> Networ
     from encsearch.train.memory import training_gib
 
     gib = training_gib(trial, store) if with_memory else None
-    return Network(count_parameters(trial.model, len(store.info.classes)), gib)
+    with code_from(trial.code):
+        return Network(count_parameters(trial.model, len(store.info.classes)), gib)
 
 
 def keep_finalist(config: Config, store: Store, checkpoint: Path, best: Report, artifacts: Path) -> None:

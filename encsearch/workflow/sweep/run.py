@@ -17,9 +17,11 @@ from encsearch.config import (
     to_yaml,
     with_overrides,
 )
+from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.files import write_whole
+from encsearch.parts import code_from
 from encsearch.redaction import without_user
 from encsearch.reports import RunSummary, recording
 from encsearch.runner.monitor import say_dashboard
@@ -40,7 +42,7 @@ from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.outbox.sender import SPENT, Sender, run_sender
 from encsearch.train.preflight import Preflight, check_same_data, open_store, preflight
 from encsearch.workflow.checked import Checked
-from encsearch.workflow.job import Progress, report_resume, write_summary
+from encsearch.workflow.job import Progress, keep_code, kept_code, report_resume, write_summary
 from encsearch.workflow.sweep.earlier import earlier_prior, learn_from, previous_trials, set_prior
 from encsearch.workflow.sweep.folder import (
     NOTHING_EARLIER,
@@ -101,8 +103,9 @@ def sweep(
     nothing could be trained.
     """
     search = require_search(config)
-    store = open_store(config)
     with torch_process() as process:
+        config = process.call(with_own_store, config, out)
+        store = open_store(config)
         found = process.call(check_recipe, config, out, measure=False, trials_at_once=None).preflight
     _check_earlier(earlier, config, store)
     check_database()
@@ -115,6 +118,8 @@ def sweep(
         found.say_facts(progress.say)
         with locked(folder):
             _, place = reopen(folder)
+            config = keep_code(config, folder)
+            session.enter_context(code_from(config.code))  # of an own sampler
             return _run(config, store, place, folder, sender, session, networks, found, progress)
 
 
@@ -128,6 +133,7 @@ def dry_run(config: Config, out: Path, *, earlier: Earlier = NOTHING_EARLIER) ->
 
     search = require_search(config)
     check_address()
+    config = with_own_store(config, out)
     store = open_store(config)
     preflight(config, store, out)
     _check_earlier(earlier, config, store)
@@ -158,17 +164,24 @@ def resume(folder: Path, overrides: Sequence[str], extend: int, progress: Progre
         planned = require_search(config).budget.trials
         config = with_overrides(config, [f"search.budget.trials={planned + extend}"])
     search = require_search(config)
+    recipe, config = config, kept_code(config, folder)
     store = open_store(config)
     with torch_process() as process:
         found = process.call(preflight, config, store, folder)
     check_same_data(config, store, place.fingerprint)
     check_database()
     progress.phase("starting Ray")
-    with locked(folder), run_sender() as sender, _networks(search) as networks, ExitStack() as session:
+    with (
+        locked(folder),
+        run_sender() as sender,
+        _networks(search) as networks,
+        ExitStack() as session,
+        code_from(config.code),  # of an own sampler
+    ):
         session.enter_context(_session(config, search))
         check_nodes(store, folder)
         sender.store()
-        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        write_whole(folder / CONFIG_FILE, to_yaml(recipe))
         return _run(config, store, place, folder, sender, session, networks, found, progress)
 
 
