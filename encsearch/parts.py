@@ -132,6 +132,10 @@ def find_part(kind: Kind, name: str) -> PartName | None:
     return name if is_part(name) else _entry_points(ENTRY_POINTS[kind]).get(name)
 
 
+class NoModuleError(UserError):
+    """The module of a part is neither in the folder nor installed."""
+
+
 @dataclass(frozen=True)
 class Code:
     """What parts are made of: own files by their path below `root`, and installed packages by their name."""
@@ -292,7 +296,7 @@ def _find_root(module: str, part: str) -> Path | None:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise UserError(
+        raise NoModuleError(
             f"{part}: there is no module {module} in {root}, and none is installed; run from the folder that "
             "has it, or name that in code="
         )

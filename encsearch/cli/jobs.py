@@ -68,6 +68,8 @@ def submit(
 
     given, files = _parse(command, arguments), package_files(Path.cwd())
     _check_places(given, files.keys())
+    if "recipe" in given:
+        _check_code(given["recipe"], given.get("overrides", ()), files.keys())
     environment = job_environment(dict(_variable(item) for item in variables))
     if name and command in NAMED and not given.get("name"):
         arguments = ("--name", name, *arguments)
@@ -208,15 +210,42 @@ def _parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     return given
 
 
+def _check_code(recipe: str, overrides: Sequence[str], files: Collection[str]) -> None:
+    """Raise UserError for a module of own parts that does not travel."""
+    from encsearch.config import load_config, named_parts
+    from encsearch.parts import NoModuleError, code_from, find_code
+
+    config = load_config(recipe, overrides)
+    if config.code:
+        raise UserError(
+            f"code={config.code}: own parts travel with the folder that a job is submitted from; submit from "
+            f"{config.code}, and leave code out"
+        )
+    for name in named_parts(config):
+        try:
+            with code_from(Path.cwd()):
+                code = find_code([name])
+        except NoModuleError:
+            say(f"{name}: no such module here, so the cluster must have it installed")
+            continue
+        for path in code.files:
+            if code.root.resolve() != Path.cwd() or path not in files:
+                raise UserError(
+                    f"{code.root / path}: {name} is made of it, and it does not travel; put it below this "
+                    "folder, where git does not ignore it"
+                )
+
+
 def _files_of(config: "Config", path: str) -> list[str]:
     """The files that a recipe names at a path: its own, those that are searched, and those of an ablation."""
     from encsearch.config import IMAGENET, flatten
+    from encsearch.parts import is_part
 
     space = config.search.space if config.search else {}
     rows = config.ablate.rows.values() if config.ablate else ()
     named = [flatten(config)[path], *(space[path].values if path in space else ())]
     named += [row[path] for row in rows if path in row]
-    return [name for name in named if isinstance(name, str) and name != IMAGENET]
+    return [name for name in named if isinstance(name, str) and name != IMAGENET and not is_part(name)]
 
 
 def _check_places(given: Mapping[str, Any], files: Collection[str]) -> None:

@@ -152,7 +152,8 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     try:
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         for group in saved["optimizer"]["param_groups"]:
-            group["fused"] = state.optimizer.defaults["fused"]  # of this device, not of the one before
+            if "fused" in state.optimizer.defaults:
+                group["fused"] = state.optimizer.defaults["fused"]  # of this device, not of the one before
         state.optimizer.load_state_dict(saved["optimizer"])
         momenta = [
             value

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -24,7 +23,7 @@ from encsearch.data.statistics import SplitStats, find_gaps
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
 from encsearch.parts import code_from, is_part
-from encsearch.text import format_bytes, metric_name
+from encsearch.text import format_bytes, format_list, metric_name
 
 CHECKPOINTS_A_TRAINING = 3  # two are kept while a third is written
 
@@ -41,7 +40,7 @@ class PaddedImages:
 class Preflight:
     """Facts about a training, found before it begins; `gaps` are what its splits lack, a sentence each.
 
-    `origin` says what it takes of `train.init_from`, "" without it.
+    `origin` says what it takes of `train.init_from`, "" without it; `own_parts` were tried.
     """
 
     num_train: int
@@ -53,12 +52,17 @@ class Preflight:
     padded: PaddedImages | None
     gaps: tuple[str, ...]
     origin: str
+    own_parts: tuple[str, ...] = ()
 
-    def say_facts(self, say: Callable[[str], None]) -> None:
-        if self.origin:
-            say(self.origin)
-        for gap in self.gaps:
-            say(f"warning: {gap}")
+    @property
+    def facts(self) -> list[str]:
+        """What people should know of them, a line each."""
+        parts = f"own parts, each tried by its contract: {format_list(self.own_parts)}"
+        return [
+            *([self.origin] if self.origin else []),
+            *([parts] if self.own_parts else []),
+            *(f"warning: {gap}" for gap in self.gaps),
+        ]
 
 
 def checkpoint_bytes(config: Config, num_parameters: int) -> int:
@@ -120,6 +124,7 @@ def _preflight(config: Config, store: Store, out: Path) -> Preflight:
         padded=_find_padded(config, store),
         gaps=tuple(find_gaps(*stats)),
         origin=origin,
+        own_parts=tuple(named_parts(config)),
     )
 
 

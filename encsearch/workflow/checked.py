@@ -83,8 +83,7 @@ def describe_check(config: Config, checked: Checked) -> list[str]:
         f"{format_count(config.train.epochs, 'epoch')} of {format_count(found.steps_per_epoch, 'step')}, "
         f"global batch size {config.train.global_batch_size}",
     ]
-    text += [found.origin] if found.origin else []
-    text += [f"warning: {gap}" for gap in found.gaps]
+    text += found.facts
     if found.padded:
         text.append(_describe_padded(found.padded, found.num_train))
     if checked.gpu:

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -16,6 +16,7 @@ from encsearch.parts import CODE_FOLDER, code_from, find_code
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
+from encsearch.text import format_list
 
 BUNDLE = Path("artifacts") / "bundle"
 CONTEXT_FOLDER = "context"
@@ -59,14 +60,15 @@ def kept_code(config: Config, folder: Path) -> Config:
     kept = folder.absolute() / CODE_FOLDER
     with code_from(kept):
         before = find_code(names)
+    here: Mapping[str, bytes] = {}
     with code_from(config.code), suppress(UserError):  # they need not be here
-        for path, data in find_code(names).files.items():
-            if before.files.get(path) != data:
-                part = next((name for name in names if name.startswith(path[:-3].split("/")[0])), "own parts")
-                raise PreflightError(
-                    f"{path} of {part} is not what it was when the job began; restore it from {kept}, or "
-                    "start a new job"
-                )
+        here = find_code(names).files
+    for path, data in here.items():
+        if before.files.get(path) != data:
+            raise PreflightError(
+                f"{path} is not what it was when the job began, and its own parts are made of it: "
+                f"{format_list(list(names))}; restore it from {kept}, or start a new job"
+            )
     return config.model_copy(update={"code": str(kept)})
 
 

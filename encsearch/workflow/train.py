@@ -91,7 +91,8 @@ def train(
         steps = format_count(found.steps_per_epoch, "step")
         with own_record(folder, sender.root) as record:
             progress.say(f"training {config.name}: {steps} an epoch; files in {folder}")
-            found.say_facts(progress.say)
+            for line in found.facts:
+                progress.say(line)
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, run)
         return _finish(config, store, folder, sender, result)

@@ -92,8 +92,7 @@ def test_the_first_report_and_the_preflight_say_it(
 ) -> None:
     config = with_values(other_classes, {"train.init_from": str(bundle)})
     found = preflight(config, Store(config.data.store), tmp_path)
-    lines: list[str] = []
-    found.say_facts(lines.append)
+    lines = found.facts
     result = run_local(config, tmp_path / "tuned", MemoryRecorder())
 
     first, second = (report.texts.get("lineage/init_from.txt") for report in result.reports)

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from encsearch.config import Dimension, SearchConfig, find_active
 from encsearch.errors import UserError, one_line
 from encsearch.parts import PartName, is_part, make_part
+from encsearch.search.study.storage import study_of
 
 # Trials that TPE learns from at most, the best among them, which are as many as it takes for good ones.
 MAX_LEARNT, MAX_BEST = 1000, 25
@@ -174,9 +175,10 @@ def check_sampler(search: SearchConfig) -> None:
     """
     if not is_part(search.sampler):
         return
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     proposals = []
     for _ in range(2):
-        study = optuna.create_study(direction="maximize")
+        study = study_of(())
         found = []
         for number in range(CHECKED_TRIALS):
             study.sampler = sampler_for(search, number)

@@ -115,7 +115,8 @@ def sweep(
         check_nodes(store, out)
         sender.store()
         folder = begin(config, out, store.fingerprint, earlier, name)
-        found.say_facts(progress.say)
+        for line in found.facts:
+            progress.say(line)
         with locked(folder):
             _, place = reopen(folder)
             config = keep_code(config, folder)
