@@ -46,9 +46,8 @@ class Weather:
 
     def __init__(self, p: float = 0.3) -> None:
         self._p = p
-        self._of_thread = (
-            threading.local()
-        )  # a pipeline keeps its random numbers, and threads decode side by side
+        # A pipeline keeps its random numbers, and several threads decode at once.
+        self._of_thread = threading.local()
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
