@@ -291,10 +291,9 @@ def _find_root(module: str, part: str) -> Path | None:
         return None
     if _file_of(root, module):
         return root
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        spec = None
+    # Not importlib.util.find_spec, which also finds own modules that were imported from another folder.
+    others = (finder for finder in sys.meta_path if finder is not _finder)
+    spec = next(filter(None, (finder.find_spec(top, None) for finder in others)), None)
     if spec is None:
         raise NoModuleError(
             f"{part}: there is no module {module} in {root}, and none is installed; run from the folder that "
