@@ -158,7 +158,7 @@ def _write_run(writer: "SummaryWriter", job: Path, run: _Run) -> tuple[int, int]
     points = [point for event in events if isinstance(event, Logged) for point in event.points]
     # TensorBoard drops what it has of a curve from a step on when that step comes again.
     points.sort(key=lambda point: (point.step, point.time_ms))
-    _add(writer, _session(f"{job.name}/{run.name}", run), run.started.time_ms)
+    _add(writer, _session(f"{run.name} of {job.name}", run), run.started.time_ms)
     for point in points:
         for name, value in point.values.items():
             writer.add_scalar(name, value, point.step, point.time_ms / 1000)
