@@ -10,7 +10,9 @@ DIR/JOB/RUN     that of each trial, finalist and baseline of a sweep, and of eac
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +88,8 @@ def write_tensorboard(folders: Sequence[Path], target: Path) -> list[Written]:
         _check_replaceable(target / job.name)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        return [_write_readable(job, target / job.name) for job in jobs]
+        with _quiet_threads():
+            return [_write_readable(job, target / job.name) for job in jobs]
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); name another folder") from None
 
@@ -98,6 +101,16 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(
             f"{folder} would be replaced, but {other.name} in it is no event file; name another folder"
         )
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no traceback of a thread: that of the writer raises on a full disk, and `flush` does so here."""
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _write_readable(job: Path, target: Path) -> Written:
@@ -113,7 +126,7 @@ def _write(job: Path, target: Path) -> Written:
     runs = _read_runs(job)
     trainings = [run for run in runs if run.tags.get(KIND_TAG) not in NO_TRAININGS]
     if not trainings:
-        return Written(str(job), str(target), reason="it has no training yet")
+        return Written(str(job), str(target))
     figures = pictures = 0
     with instead_of(target) as scratch:
         scratch.mkdir()
@@ -153,7 +166,7 @@ def _read_runs(job: Path) -> list[_Run]:
 
 
 def _write_run(writer: "SummaryWriter", job: Path, run: _Run) -> tuple[int, int]:
-    """Write figures by step, params, tags and pictures; return how many figures and pictures."""
+    """Write figures by step, params, tags and pictures; return the numbers of figures and pictures."""
     events = [next(read_events(job / FOLDER / EVENTS_FILE, place))[0] for place in run.places]
     points = [point for event in events if isinstance(event, Logged) for point in event.points]
     # TensorBoard drops what it has of a curve from a step on when that step comes again.
@@ -229,18 +242,15 @@ def _comparison(main: _Run, trainings: Sequence[_Run]) -> "list[Summary]":
     """
     from tensorboard.plugins.hparams import api_pb2, metadata
 
-    values = {
-        path: {run.params.get(path): _value(run.params[path]) for run in trainings if path in run.params}
-        for path in dict.fromkeys(path for run in trainings for path in run.params)
-    }
     searched = find_searched_paths(main.params)
     columns = []
-    for path, found in values.items():
-        if path not in searched and len({run.params.get(path) for run in trainings}) == 1:
+    for path in dict.fromkeys(path for run in trainings for path in run.params):
+        texts = {run.params.get(path) for run in trainings}
+        if path not in searched and len(texts) == 1:
             continue
         # In TensorBoard those that "differ" come first.
         column = api_pb2.HParamInfo(name=path, differs=path in searched or not searched)
-        kinds = {type(value) for value in found.values() if value is not None}
+        kinds = {type(_value(text)) for text in texts if text is not None} - {type(None)}
         if kinds == {bool}:
             column.type = api_pb2.DATA_TYPE_BOOL
             column.domain_discrete.extend([False, True])
