@@ -202,20 +202,46 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
     show_default=True,
     help="How long to go on with a store that fails.",
 )
+@click.option(
+    "--to",
+    metavar="tensorboard DIR",
+    type=(click.Choice(["tensorboard"]), click.Path(path_type=Path, file_okay=False)),
+    help="Write the whole record to DIR for TensorBoard instead; nothing is sent.",
+)
 @json_option
-def sync(folders: tuple[Path, ...], wait_s: float, as_json: bool) -> None:
+def sync(folders: tuple[Path, ...], wait_s: float, to: tuple[str, Path] | None, as_json: bool) -> None:
     """Send to MLflow what a killed job or an outage has left unsent.
 
     FOLDER is a job's folder, or a folder of jobs such as runs/. Runs whose process is dead are closed as
     KILLED. A running job is left alone. Exit code 1 if something could not be sent, 3 if MLflow cannot be
     used.
+
+    With --to tensorboard DIR each training of a job, running or not, becomes a run below DIR/JOB, in place of
+    what was written there before. MLflow is not asked.
     """
+    if to:
+        _write_tensorboard(folders, to[1], as_json)
+        return
     from encsearch.workflow.sync import sync as run
 
     done = run(folders, wait_s, say)
     header = ["job", "sent", "refused", "closed", "unsent", ""]
     emit([asdict(job) for job in done], as_json, table(header, map(_row, done)))
     if any(job.reason and not job.is_alive for job in done):
+        sys.exit(1)
+
+
+def _write_tensorboard(folders: Sequence[Path], target: Path, as_json: bool) -> None:
+    from encsearch.tracking.tensorboard import write_tensorboard
+
+    done = write_tensorboard(folders, target)
+    rows = [(job.folder, job.trainings, job.figures, job.pictures, job.reason or job.target) for job in done]
+    emit(
+        [asdict(job) for job in done],
+        as_json,
+        table(["job", "trainings", "figures", "pictures", ""], rows),
+    )
+    if any(job.reason for job in done):
         sys.exit(1)
 
 

@@ -18,7 +18,7 @@ from encsearch.tracking.outbox.forward import (
 )
 from encsearch.tracking.outbox.mlflow_store import MlflowStore
 from encsearch.tracking.outbox.reaper import reap
-from encsearch.tracking.outbox.record import EVENTS_FILE, FOLDER
+from encsearch.tracking.outbox.record import find_jobs
 
 RETRY_S = 2.0
 SAY_S = 2.0  # between two lines that say how far it is
@@ -47,19 +47,10 @@ def sync(folders: Sequence[Path], wait_s: float, say: Callable[[str], None]) -> 
     A store that fails is retried for `wait_s` in all. Raises UserError for a folder without a record,
     PreflightError when the store cannot be used.
     """
-    jobs = [job for folder in folders for job in _jobs_of(folder)]
+    jobs = [job for folder in folders for job in find_jobs(folder)]
     store = MlflowStore(connect())
     deadline_s = time.monotonic() + wait_s
     return [_sync_readable(job, store, deadline_s, say) for job in dict.fromkeys(jobs)]
-
-
-def _jobs_of(folder: Path) -> list[Path]:
-    if (folder / FOLDER / EVENTS_FILE).is_file():
-        return [folder]
-    found = sorted(path.parents[1] for path in folder.glob(f"*/{FOLDER}/{EVENTS_FILE}"))
-    if not found:
-        raise UserError(f"{folder}: neither a job's folder nor one of jobs (no {FOLDER}/{EVENTS_FILE})")
-    return found
 
 
 def _sync_readable(job: Path, store: EventStore, deadline_s: float, say: Callable[[str], None]) -> Synced:

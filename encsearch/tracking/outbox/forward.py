@@ -337,7 +337,7 @@ def _send(event: Event, runs: dict[str, str], store: EventStore, job_folder: Pat
         elif isinstance(event, Tagged):
             store.tag(runs[event.run], event.tags)
         elif isinstance(event, Filed):
-            store.store_files(runs[event.run], _inside(job_folder, event.path), event.target)
+            store.store_files(runs[event.run], inside(job_folder, event.path), event.target)
         else:
             store.end(runs[event.run], event)
     except EventRefusedError as error:
@@ -404,7 +404,7 @@ def without_figures(points: Sequence[Point], known: Set[tuple[str, int, int]]) -
     return left
 
 
-def _inside(job_folder: Path, path: str) -> Path:
+def inside(job_folder: Path, path: str) -> Path:
     """Resolve a path of the record. Raises EventRefusedError for a path out of the job's folder.
 
     Whoever may write a record must not make others, who send or reap it, upload their own files.

@@ -50,6 +50,16 @@ REAPED_TAG = "encsearch.reaped"
 OWNER_WAIT_S = 5
 
 
+def find_jobs(folder: Path) -> list[Path]:
+    """List the jobs with a record: the folder itself, or those in it. Raises UserError if there is none."""
+    if (folder / FOLDER / EVENTS_FILE).is_file():
+        return [folder]
+    found = sorted(path.parents[1] for path in folder.glob(f"*/{FOLDER}/{EVENTS_FILE}"))
+    if not found:
+        raise UserError(f"{folder}: neither a job's folder nor one of jobs (no {FOLDER}/{EVENTS_FILE})")
+    return found
+
+
 @contextmanager
 def own_record(job_folder: Path, root: Path = Path()) -> Iterator["Record"]:
     """Create or continue the record in a job's folder; this process alone writes it.
