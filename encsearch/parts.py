@@ -138,7 +138,10 @@ class NoModuleError(UserError):
 
 @dataclass(frozen=True)
 class Code:
-    """What parts are made of: own files by their path below `root`, and installed packages by their name."""
+    """What parts are made of: own files by their path below `root`, and installed packages by their name.
+
+    The packages are those that own files import, and those of parts that are installed.
+    """
 
     root: Path
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -194,7 +197,10 @@ def find_code(names: Iterable[PartName]) -> Code:
             installed |= _distribution(module.partition(".")[0])
         else:
             place = root
-            files |= _read_sources(root, module)
+            found, imported = _read_sources(root, module)
+            files |= found
+            for top in imported:
+                installed |= _distribution(top)
     total = sum(map(len, files.values()))
     if total > MAX_CODE_BYTES:
         raise UserError(
@@ -319,9 +325,13 @@ def _file_of(root: Path, module: str) -> Path | None:
     return None
 
 
-def _read_sources(root: Path, module: str) -> dict[str, bytes]:
-    """The files of the top package or module of `module`, and of those beside it that these import."""
+def _read_sources(root: Path, module: str) -> tuple[dict[str, bytes], set[str]]:
+    """The files of the top package or module of `module`, and of those beside it that these import.
+
+    With them the top names of all other modules that they import.
+    """
     files: dict[str, bytes] = {}
+    others: set[str] = set()
     waiting, seen = [module.partition(".")[0]], set()
     while waiting:
         top = waiting.pop()
@@ -338,8 +348,11 @@ def _read_sources(root: Path, module: str) -> dict[str, bytes]:
                 where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else str(path)
                 raise UserError(f"{where}: cannot be read as Python ({one_line(error)})") from None
             files[path.relative_to(root).as_posix()] = data
-            waiting += [name for name in _imported(tree) if _is_own(root, name)]
-    return files
+            imported = _imported(tree)
+            own = {name for name in imported if _is_own(root, name)}
+            waiting += own
+            others |= imported - own
+    return files, others - sys.stdlib_module_names - {"encsearch"}
 
 
 def _is_own(root: Path, top: str) -> bool:
@@ -358,9 +371,14 @@ def _imported(tree: ast.AST) -> set[str]:
     return names
 
 
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def _distribution(top: str) -> dict[str, str]:
     """The package, and its version, that an installed module is of; {} for one of Python itself."""
-    for name in packages_distributions().get(top, ()):
+    for name in _packages().get(top, ()):
         try:
             return {name: version(name)}
         except PackageNotFoundError:
