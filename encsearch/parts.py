@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from typing_extensions import TypeIs
 
 from encsearch.errors import UserError, one_line
-from encsearch.text import format_count, format_list
+from encsearch.text import format_bytes, format_count, format_list
 
 Kind = Literal[
     "backbone",
@@ -204,8 +204,8 @@ def find_code(names: Iterable[PartName]) -> Code:
     total = sum(map(len, files.values()))
     if total > MAX_CODE_BYTES:
         raise UserError(
-            f"own parts have {format_count(len(files), 'file')} of {total:,} bytes, more than "
-            f"{MAX_CODE_BYTES:,}; name a smaller module"
+            f"own parts have {format_count(len(files), 'file')} of {format_bytes(total)}, more than "
+            f"{format_bytes(MAX_CODE_BYTES)}; name a smaller module"
         )
     return Code(place, files, installed)
 

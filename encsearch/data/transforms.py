@@ -70,11 +70,12 @@ class OwnTransforms:
 
     names: tuple[PartName, ...]
     args: str  # JSON
-    root: Path
+    root: Path | None
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> Self:
-        return cls(augment.extra, json.dumps(augment.args), code_root())
+        # The working directory, which may be gone, is asked for only where it matters.
+        return cls(augment.extra, json.dumps(augment.args), code_root() if augment.extra else None)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Raises UserError for a transform that changes size or type."""

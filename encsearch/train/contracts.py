@@ -24,6 +24,7 @@ from encsearch.data.transforms import OwnTransforms, augment_sample
 from encsearch.errors import UserError, one_line
 from encsearch.model.encnet import EncNet
 from encsearch.parts import Kind, PartName, make_part
+from encsearch.text import format_given, format_param
 from encsearch.train.loss import own_losses
 from encsearch.train.state import new_optimizer, own_schedule, rate_factor
 
@@ -136,8 +137,8 @@ def _check_loss(config: Config, num_classes: int, name: PartName) -> None:
     alone = _call(lambda: part(logits[:1], labels[:1]), "loss", name)
     if not torch.allclose(found[:1], alone, rtol=1e-4, atol=1e-6):
         raise UserError(
-            f"loss {name}: the first image has {found[0].item():.6g} in a batch of {len(labels)}, but "
-            f"{alone[0].item():.6g} alone; a value may depend on its own image only"
+            f"loss {name}: the first image has {format_given(found[0].item())} in a batch of {len(labels)}, "
+            f"but {format_given(alone[0].item())} alone; a value may depend on its own image only"
         )
     (gradient,) = torch.autograd.grad(found[:2].sum(), logits)
     if not gradient.isfinite().all():
@@ -254,7 +255,7 @@ def _check_metric(config: Config, num_classes: int, name: PartName) -> None:
             "add up"
         )
     worse, best = (_call(partial(_score, metric, found), "metric", name) for found in (counts, count(right)))
-    figures = f"{worse:g} by chance and {best:g} where all is right"
+    figures = f"{format_param(worse)} by chance and {format_param(best)} where all is right"
     if not (0 <= worse <= 1 and 0 <= best <= 1):
         raise UserError(f"metric {name}: must be in [0, 1], but is {figures}")
     if best < worse:

@@ -11,7 +11,7 @@ from encsearch.config import Config, Context, ModelConfig, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.inference.card import ModelFacts, model_card, name_term
 from encsearch.model.encnet import EncNet
-from encsearch.train.loss import TermName, loss_sums
+from encsearch.train.loss import BuiltInTerm, loss_sums
 
 INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 255), (9, 9, 9), (255, 0, 0)), {})
 # Whatever another field needs before it counts is on.
@@ -34,6 +34,8 @@ NAMED: list[tuple[str, Any, str]] = [
     ("augment.rotate_deg", 15, "rotated by up to 15 degrees"),
     ("augment.jitter", 0.35, "brightness, contrast and saturation changed by up to 35 %"),
     ("augment.blur", 0.45, "blurred by up to 1 px with probability 0.45"),
+    ("augment.extra", ["my_parts:Cutout"], "own transforms `my_parts:Cutout`"),
+    ("augment.args", {"my_parts:Cutout": {"side": 9}}, "`my_parts:Cutout`: side=9"),
     ("augment.class_uniform", 0.55, "a random class of the image with probability 0.55"),
     ("model.backbone", "resnet18", "backbone resnet18"),
     ("model.weights", "/somewhere/trained.pth", "initial weights: trained.pth"),
@@ -44,6 +46,9 @@ NAMED: list[tuple[str, Any, str]] = [
     ("model.head", "deeplabv3plus", "head deeplabv3plus"),
     ("model.head", "unet", "head unet"),
     ("model.head", "refinenet", "head refinenet"),
+    ("model.head", "my_parts:Head", "head my_parts:Head"),
+    ("model.args", {"my_parts:Head": {"width": 9}}, "`my_parts:Head`: width=9"),
+    ("model.context", "my_parts:Context", "context module: `my_parts:Context`"),
     ("model.context", "gate", "context module: average pooling"),
     ("model.context", "none", "without a context module"),
     ("model.num_codewords", 17, "17 codewords"),
@@ -66,6 +71,8 @@ NAMED: list[tuple[str, Any, str]] = [
     ("loss.dice_weight", 0.55, "0.55 times the soft Dice loss"),
     ("loss.ce_weight", 0.65, "0.65 times pixel cross-entropy"),
     ("loss.dice_weight", 1, "plus the soft Dice loss"),
+    ("loss.terms", {"my_parts:boundary": 0.35}, "0.35 times the own loss `my_parts:boundary`"),
+    ("loss.args", {"my_parts:boundary": {"radius": 2}}, "`my_parts:boundary`: radius=2"),
     ("loss.class_weights", "median_frequency", "classes weighted by median frequency"),
     ("loss.class_weights", {"sky": 1, "road": 2.5, "car": 0}, "sky 1, road 2.5, car 0"),
     ("loss.label_smoothing", 0.15, "label smoothing 0.15"),
@@ -81,6 +88,9 @@ NAMED: list[tuple[str, Any, str]] = [
     ("optim.schedule", "cosine", "0.01 * (1 + cos(pi * progress)) / 2"),
     ("optim.schedule", "wsd", "falling linearly to 0 in the last 20 % of the steps"),
     ("optim.schedule", "constant", "0.01, constant"),
+    ("optim.name", "timm.optim:Lion", "the own optimizer `timm.optim:Lion`: learning rate"),
+    ("optim.schedule", "my_parts:halving", "0.01 times the own schedule `my_parts:halving`"),
+    ("optim.args", {"my_parts:halving": {"times": 4}}, "`my_parts:halving`: times=4"),
     ("optim.warmup", 0.05, "a linear warm-up in 5 % of the steps"),
     ("optim.decay", 0.3, "in the last 30 % of the steps"),
     ("optim.clip_norm", 3.5, "gradients clipped to norm 3.5"),
@@ -171,7 +181,7 @@ def test_the_terms_that_are_named_are_those_that_train(context: str, auxiliary: 
 
     terms = loss_sums(network(torch.randn(2, 3, 16, 16)), torch.zeros(2, 16, 16), loss=config.loss)
 
-    assert terms.keys() == {term for term in get_args(TermName) if name_term(term, config.model)}
+    assert terms.keys() == {term for term in get_args(BuiltInTerm) if name_term(term, config.model)}
 
 
 def test_an_fcn_is_described_truly_and_whole() -> None:

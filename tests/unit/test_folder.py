@@ -56,13 +56,14 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_working_directory_is_asked_for_at_the_start_of_a_command_alone() -> None:
-    """Later it may be gone. The sender and the process with torch look whether it is."""
+    """Later it may be gone. The sender and the process with torch look whether it is; jobs copy own parts."""
     package = Path(encsearch.__file__).parent
     texts = {
         str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")
     }
     assert {path for path, text in texts.items() if "Path.cwd()" in text or "getcwd()" in text} == {
         "cli/jobs.py",
+        "parts.py",
         "runner/torch_process.py",
         "tracking/outbox/sender.py",
     }
