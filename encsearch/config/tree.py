@@ -172,6 +172,15 @@ class Config(Section):
         return fewest
 
     @model_validator(mode="after")
+    def _gate_has_a_figure(self) -> "Config":
+        if self.promote.figure == "metric" and not is_part(self.metric):
+            raise ValueError(
+                f"promote.figure=metric needs an own metric, as module:Object, but metric={self.metric}; "
+                "set promote.figure=mIoU"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _space_fits(self) -> "Config":
         """Every point of the space must be a valid configuration, for a trial and for a finalist."""
         if not self.search:
