@@ -274,60 +274,65 @@ def test_a_true_gain_is_found() -> None:
     assert found >= 19
 
 
-class TestOwnFigure:
-    """The gate by counts of one's own; `ACCURACY` is found over true pixels."""
-
-    GATE = PromoteConfig(figure="metric", floor=0.7, margin=0.02, max_class_drop=0.5)
-
-    @staticmethod
-    def own(model: Candidate, share: float) -> Candidate:
-        counts = np.random.default_rng(int(1000 * share)).normal(share, 0.05, (NUM_IMAGES, 2))
-        counts[:, 1] = 1
-        return replace(model, own=counts)
-
-    def test_it_decides_in_place_of_mean_iou_which_is_kept_beside_it(self) -> None:
-        worse, better = self.own(BETTER, 0.5), self.own(CHAMPION, 0.6)
-        decision = decide(worse, better, CLASSES, self.GATE, own=ACCURACY)
-        assert not decision.promote
-        assert decision.mean_iou == decide(BETTER, CHAMPION, CLASSES, GATE).mean_iou
-        assert decision.own is not None
-        assert decision.gain is not None
-        assert decision.own == worse.own[:, 0].mean()  # type: ignore[index]
-        assert decision.reasons[0].startswith(f"accuracy {100 * decision.own:.2f} % against 6")
-        assert not any("mIoU" in reason for reason in decision.reasons)
-        assert any(
-            reason.startswith("no class falls beyond max_class_drop=0.5") for reason in decision.reasons
-        )
-        assert decide(better, worse, CLASSES, PromoteConfig(figure="metric"), own=ACCURACY).promote
-
-    def test_the_first_model_needs_the_floor_of_it(self) -> None:
-        (reason,) = failed(decide(self.own(BETTER, 0.5), None, CLASSES, self.GATE, own=ACCURACY))
-        assert reason.startswith("no model to compare with; the candidate has accuracy 5")
-        assert reason.endswith("below promote.floor, 70.00 %")
-        assert decide(self.own(BETTER, 0.8), None, CLASSES, self.GATE, own=ACCURACY).promote
-
-    def test_of_pixel_counts_it_gives_the_gains_of_mean_iou(self) -> None:
-        same = Figure("same", mean_iou)
-        gains, expected = (
-            resampled_gains(BETTER.pixels, CHAMPION.pixels, figure, resamples=100)
-            for figure in (same, MEAN_IOU)
-        )
-        assert gains == pytest.approx(expected, abs=1e-12)
-
-    def test_counts_may_have_any_shape(self) -> None:
-        counts = np.random.default_rng(0).uniform(size=(NUM_IMAGES, 2, 3, 1))
-        whole = Figure("whole", lambda sums: float(sums[0, 1, 0] / sums.sum()))
-        single = Figure("single", lambda sum_: float(sum_) / NUM_IMAGES)
-        for figure, ours in ((whole, counts), (single, counts[:, 0, 0, 0])):
-            gains = resampled_gains(ours, ours[::-1], figure, resamples=20)
-            assert gains.shape == (20,)
-            assert paired_gain(ours, ours, 0.95, figure).lower == 0
-
-    def test_images_without_a_label_are_left_out_of_it(self) -> None:
-        blank = replace(BETTER, pixels=np.concatenate([BETTER.pixels, np.zeros((1, 3, 3), np.int64)]))
-        padded = replace(blank, own=np.concatenate([self.own(BETTER, 0.5).own, [[7.0, 7.0]]]))  # type: ignore[list-item]
-        expected = decide(self.own(BETTER, 0.5), None, CLASSES, self.GATE, own=ACCURACY)
-        assert decide(padded, None, CLASSES, self.GATE, own=ACCURACY) == expected
-
-
 ACCURACY = Figure("accuracy", lambda sums: float(sums[0] / sums[1]))
+BY_ACCURACY = PromoteConfig(figure="metric", floor=0.7, margin=0.02, max_class_drop=0.5)
+
+
+def counted(model: Candidate, share: float) -> Candidate:
+    """The model with own counts whose accuracy is about `share`."""
+    found = np.random.default_rng(int(1000 * share)).normal(share, 0.05, NUM_IMAGES)
+    return replace(model, own=np.stack([found, np.ones(NUM_IMAGES)], axis=1))
+
+
+def test_an_own_figure_decides_in_place_of_mean_iou_which_is_kept_beside_it() -> None:
+    worse, better = counted(BETTER, 0.5), counted(CHAMPION, 0.6)
+    assert worse.own is not None
+    decision = decide(worse, better, CLASSES, BY_ACCURACY, own=ACCURACY)
+    assert not decision.promote
+    assert decision.own == pytest.approx(worse.own[:, 0].mean())
+    assert decision.own is not None
+    assert decision.mean_iou == decide(BETTER, CHAMPION, CLASSES, GATE).mean_iou
+    assert decision.reasons[0].startswith(f"accuracy {100 * decision.own:.2f} % against ")
+    assert decision.reasons[0].endswith("the candidate is not better")
+    assert not any("mIoU" in reason for reason in decision.reasons)
+    assert decision.reasons[-1].startswith("no class falls beyond max_class_drop=0.5"), "classes are by IoU"
+    turned = replace(better, version=None), replace(worse, version="4")
+    assert decide(*turned, CLASSES, PromoteConfig(figure="metric"), own=ACCURACY).promote
+
+
+def test_the_first_model_needs_the_floor_of_an_own_figure() -> None:
+    (reason,) = failed(decide(counted(BETTER, 0.5), None, CLASSES, BY_ACCURACY, own=ACCURACY))
+    assert reason.startswith("no model to compare with; the candidate has accuracy ")
+    assert reason.endswith("below promote.floor, 70.00 %")
+    assert decide(
+        counted(model("weak", (0.1, 0.1, 0.1)), 0.8), None, CLASSES, BY_ACCURACY, own=ACCURACY
+    ).promote
+
+
+def test_of_pixel_counts_an_own_figure_gives_the_gains_of_mean_iou() -> None:
+    gains, expected = (
+        resampled_gains(BETTER.pixels, CHAMPION.pixels, figure, resamples=100)
+        for figure in (Figure("same", mean_iou), MEAN_IOU)
+    )
+    assert gains == pytest.approx(expected, abs=1e-12)
+
+
+def test_own_counts_may_have_any_shape() -> None:
+    counts = np.random.default_rng(0).uniform(size=(NUM_IMAGES, 2, 3, 1))
+    of_shapes = Figure("shapes", lambda sums: float(sums[0, 1, 0] / sums.sum()))
+    of_numbers = Figure("numbers", lambda total: float(total) / NUM_IMAGES)
+    for figure, ours in ((of_shapes, counts), (of_numbers, counts[:, 0, 0, 0])):
+        assert resampled_gains(ours, ours[::-1], figure, resamples=20).shape == (20,)
+        assert paired_gain(ours, ours, 0.95, figure).lower == 0
+
+
+def test_images_without_a_label_are_left_out_of_an_own_figure() -> None:
+    candidate = counted(BETTER, 0.5)
+    assert candidate.own is not None
+    padded = replace(
+        candidate,
+        pixels=np.concatenate([candidate.pixels, np.zeros((1, 3, 3), np.int64)]),
+        own=np.concatenate([candidate.own, [[7.0, 7.0]]]),
+    )
+    found, expected = (decide(m, None, CLASSES, BY_ACCURACY, own=ACCURACY) for m in (padded, candidate))
+    assert found == expected
