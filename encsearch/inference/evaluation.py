@@ -63,9 +63,9 @@ def score_bundle(
 
     def parts() -> Iterator[Totals]:
         for inputs, found in _segment_batches(bundle, dataset, place, batch_size):
+            yield count(inputs.labels, found, config.eval)
             if figure:
                 figure.add(inputs.labels, found.labels)
-            yield count(inputs.labels, found, config.eval)
 
     result = summarize(reduce(add, parts()), store.info, background)
     return replace(result, own=figure.score()) if figure else result
