@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from typing_extensions import TypeIs
 
 from encsearch.errors import UserError, one_line
-from encsearch.text import format_count, format_list
+from encsearch.text import format_bytes, format_count, format_list
 
 Kind = Literal[
     "backbone",
@@ -194,8 +194,8 @@ def find_code(names: Iterable[PartName]) -> Code:
     total = sum(map(len, files.values()))
     if total > MAX_CODE_BYTES:
         raise UserError(
-            f"own parts have {format_count(len(files), 'file')} of {total:,} bytes, more than "
-            f"{MAX_CODE_BYTES:,}; name a smaller module"
+            f"own parts have {format_count(len(files), 'file')} of {format_bytes(total)}, more than "
+            f"{format_bytes(MAX_CODE_BYTES)}; name a smaller module"
         )
     return Code(place, files, installed)
 
@@ -215,7 +215,9 @@ def load_part(kind: Kind, name: PartName) -> Any:
         raise UserError(f"{kind} {name}: {module_name} has no {attribute}; it has {_list_public(module)}")
     found = getattr(module, attribute)
     if not callable(found):
-        raise UserError(f"{kind} {name}: is a {type(found).__name__}, but a class or a function is asked for")
+        raise UserError(
+            f"{kind} {name}: is of type {type(found).__name__}, but a class or a function is asked for"
+        )
     return found
 
 
@@ -291,6 +293,8 @@ def _find_root(module: str, part: str) -> Path | None:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         spec = None
+    if spec and spec.loader is _finder:  # from where another model's own module was
+        spec = PathFinder.find_spec(top)
     if spec is None:
         raise UserError(
             f"{part}: there is no module {module} in {root}, and none is installed; run from the folder that "
@@ -397,11 +401,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
             if top in sys.modules:
                 place = getattr(sys.modules[top], "__file__", None) or "Python itself"
                 raise UserError(f"own module {top}: {place} is in use under this name; rename the module")
-        if all(self._files.get(path) == found for path, found in wanted.items()):
-            return
-        self._files = {path: found for path, found in self._files.items() if _top(path) not in tops} | wanted
-        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-            del sys.modules[name]
+        same = {path: found for path, found in self._files.items() if _top(path) in tops}
+        others = {path: found for path, found in self._files.items() if path not in same}
+        self._files = others | wanted
+        if same != {path: found for path, found in wanted.items() if _top(path) in ours}:
+            for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+                del sys.modules[name]
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         found, is_package = self._find(fullname)
