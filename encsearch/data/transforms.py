@@ -84,7 +84,7 @@ class OwnTransforms:
                 found = getattr(new, "shape", None), getattr(new, "dtype", None)
                 if found != (old.shape, old.dtype):
                     raise UserError(
-                        f"transform {name}: must return an {what} {old.shape} of {old.dtype}, but got "
+                        f"transform {name}: must return {what} {old.shape} of {old.dtype}, but got "
                         f"{type(new).__name__} {found[0]} of {found[1]}"
                     )
             sample = Sample(sample.id, image, mask)

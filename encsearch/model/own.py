@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from encsearch.config import ModelConfig
 from encsearch.errors import UserError, one_line
 from encsearch.parts import Kind, PartName, load_part, make_part, takes
+from encsearch.text import format_number
 
 PROBE = 2, 3, 128, 192  # images of a size that is divisible by 64 and not square
 
@@ -76,7 +77,9 @@ def check_backbone(given: Any, name: str) -> Any:
         )
     found = _try("backbone", name, backbone, torch.zeros(PROBE))
     is_four = isinstance(found, Sequence) and len(found) == 4 and all(isinstance(f, Tensor) for f in found)
-    if not is_four or any(f.shape[:2] != (PROBE[0], c) for f, c in zip(found, channels, strict=True)):
+    if not is_four or any(
+        f.ndim != 4 or f.shape[:2] != (PROBE[0], c) for f, c in zip(found, channels, strict=True)
+    ):
         wanted = ", ".join(f"(B, {number}, h, w)" for number in channels)
         raise _refuse("backbone", name, f"four features {wanted}", found)
     strides = [PROBE[2] / feature.shape[2] for feature in found]
@@ -85,7 +88,7 @@ def check_backbone(given: Any, name: str) -> Any:
     stride = getattr(backbone, "stride", strides[-1])
     if stride != strides[-1] or not strides[-1].is_integer():
         raise UserError(
-            f"backbone {name}: its `stride` is {stride}, but its last features have {strides[-1]:g}"
+            f"backbone {name}: its `stride` is {stride}, but its last features have {format_number(strides[-1])}"
         )
     if not hasattr(backbone, "stride"):
         backbone.stride = int(stride)
