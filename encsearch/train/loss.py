@@ -236,7 +236,8 @@ def _own_loss(name: PartName, part: LossPart, logits: Tensor, labels: Tensor) ->
             f"loss {name}: must return a value for each image, ({len(labels)},), but got "
             f"{tuple(values.shape)}"
         )
-    return Term(torch.where(has_labels, values, 0).sum(), has_labels.sum())
+    # It may compute in another number format, in which sums over a batch would lose digits.
+    return Term(torch.where(has_labels, values.to(logits.dtype), 0).sum(), has_labels.sum())
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
