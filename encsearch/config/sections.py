@@ -102,6 +102,11 @@ class DataConfig(Section):
         0, ge=0, le=256, description="processes a worker that decode training images instead; for fast GPUs"
     )
 
+    @field_validator("store")
+    @classmethod
+    def _write_out_store(cls, given: str) -> str:
+        return find_part("dataset", given) or given
+
 
 class AugmentConfig(Section):
     """Random changes of a training image: one affine warp, a blur and one colour matrix (docs/encnet.md)."""

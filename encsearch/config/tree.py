@@ -349,8 +349,9 @@ def named_parts(config: Config) -> dict[PartName, tuple[Kind, str]]:
     """The own parts that a recipe names, in its search and ablation too: their kind, and the path."""
     found: dict[PartName, tuple[Kind, str]] = {}
     for path, value in _named_values(config):
-        if path in NAMED and is_part(value):
-            found.setdefault(value, (NAMED[path], path))
+        part = find_part(NAMED[path], value) if path in NAMED and isinstance(value, str) else None
+        if part:
+            found.setdefault(part, (NAMED[path], path))
     return found
 
 
@@ -360,15 +361,19 @@ def _named_values(config: Config) -> Iterator[tuple[str, Any]]:
         value: Any = tree
         for part in path.split("."):
             value = (value or {}).get(part)
-        for one in value if isinstance(value, list | dict) else [value]:
-            yield path, one
+        yield from _each(path, value)
     points = [*config.ablate.rows.values(), *(config.search.enqueue if config.search else ())]
     for path, dimension in (config.search.space if config.search else {}).items():
-        points += [{path: value} for value in dimension.choice or ()]
-        if (match := PART_PATH.fullmatch(path)) and match[5]:
-            yield "loss.terms", match[7]
+        points += [{path: value} for value in dimension.choice or (None,)]
     for point in points:
-        yield from point.items()
+        for path, value in point.items():
+            match = PART_PATH.fullmatch(path)
+            yield from _each("loss.terms", [match[7]]) if match and match[5] else _each(path, value)
+
+
+def _each(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    for one in value if isinstance(value, list | tuple | dict) else [value]:
+        yield path, one
 
 
 def _check_path(path: str) -> None:
