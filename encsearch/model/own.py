@@ -88,7 +88,8 @@ def check_backbone(given: Any, name: str) -> Any:
     stride = getattr(backbone, "stride", strides[-1])
     if stride != strides[-1] or not strides[-1].is_integer():
         raise UserError(
-            f"backbone {name}: its `stride` is {stride}, but its last features have {format_number(strides[-1])}"
+            f"backbone {name}: its `stride` is {stride}, but its last features have "
+            f"{format_number(strides[-1])}"
         )
     if not hasattr(backbone, "stride"):
         backbone.stride = int(stride)

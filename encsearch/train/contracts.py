@@ -137,8 +137,8 @@ def _check_loss(config: Config, num_classes: int, name: PartName) -> None:
     alone = _call(lambda: part(logits[:1], labels[:1]), "loss", name)
     if not torch.allclose(found[:1], alone, rtol=1e-4, atol=1e-6):
         raise UserError(
-            f"loss {name}: the first image has {format_given(found[0].item())} in a batch of {len(labels)}, but "
-            f"{format_given(alone[0].item())} alone; a value may depend on its own image only"
+            f"loss {name}: the first image has {format_given(found[0].item())} in a batch of {len(labels)}, "
+            f"but {format_given(alone[0].item())} alone; a value may depend on its own image only"
         )
     (gradient,) = torch.autograd.grad(found[:2].sum(), logits)
     if not gradient.isfinite().all():
