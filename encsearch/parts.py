@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +130,10 @@ def is_part(name: object) -> TypeIs[PartName]:
 def find_part(kind: Kind, name: str) -> PartName | None:
     """The part that `name` means: itself, or what an installed package names so; None if there is none."""
     return name if is_part(name) else _entry_points(ENTRY_POINTS[kind]).get(name)
+
+
+class NoModuleError(UserError):
+    """The module of a part is neither in the folder nor installed."""
 
 
 @dataclass(frozen=True)
@@ -289,14 +293,11 @@ def _find_root(module: str, part: str) -> Path | None:
         return None
     if _file_of(root, module):
         return root
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        spec = None
-    if spec and spec.loader is _finder:  # from where another model's own module was
-        spec = PathFinder.find_spec(top)
+    # Not importlib.util.find_spec, which also finds own modules that were imported from another folder.
+    others = (finder for finder in sys.meta_path if finder is not _finder)
+    spec = next(filter(None, (finder.find_spec(top, None) for finder in others)), None)
     if spec is None:
-        raise UserError(
+        raise NoModuleError(
             f"{part}: there is no module {module} in {root}, and none is installed; run from the folder that "
             "has it, or name that in code="
         )
@@ -410,8 +411,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         found, is_package = self._find(fullname)
-        if found is None and not is_package:
-            return None
+        if found is None:  # a folder without __init__.py has no file, and `inspect` fails on an empty name
+            return ModuleSpec(fullname, None, is_package=True) if is_package else None
         return importlib.util.spec_from_loader(fullname, self, is_package=is_package)
 
     def is_package(self, fullname: str) -> bool:

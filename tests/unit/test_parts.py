@@ -1,6 +1,7 @@
 """Own parts: where their code is found, what it is made of, and what is said of code that cannot be used."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_a_module_of_a_package_and_of_a_folder_without_init(folder: Path) -> Non
     write(folder, parts_regular__in____init__="from .b import F", parts_regular__in__b="class F: pass")
     write(folder, parts_plain_folder__in__b="class F: pass")
     for name in ("parts_regular:F", "parts_regular.b:F", "parts_plain_folder.b:F"):
-        assert load_part("loss", PartName(name)).__name__ == "F"
+        part = load_part("loss", PartName(name))
+        assert part.__name__ == "F"
+        assert inspect.getmodule(part).__name__ == part.__module__  # type: ignore[union-attr]
 
 
 def test_a_name_of_pythons_own_library_is_not_followed(folder: Path) -> None:
