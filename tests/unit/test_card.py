@@ -11,7 +11,7 @@ from encsearch.config import Config, Context, ModelConfig, with_values
 from encsearch.data.datasets import DatasetInfo
 from encsearch.inference.card import ModelFacts, model_card, name_term
 from encsearch.model.encnet import EncNet
-from encsearch.train.loss import TermName, loss_sums
+from encsearch.train.loss import BuiltInTerm, loss_sums
 
 INFO = DatasetInfo("toy", ("sky", "road", "car"), ((0, 0, 255), (9, 9, 9), (255, 0, 0)), {})
 # Whatever another field needs before it counts is on.
@@ -34,6 +34,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("augment.rotate_deg", 15, "rotated by up to 15 degrees"),
     ("augment.jitter", 0.35, "brightness, contrast and saturation changed by up to 35 %"),
     ("augment.blur", 0.45, "blurred by up to 1 px with probability 0.45"),
+    ("augment.extra", ["m:One", "m:Two"], "own transforms `m:One`, `m:Two`"),
     ("augment.class_uniform", 0.55, "a random class of the image with probability 0.55"),
     ("model.backbone", "resnet18", "backbone resnet18"),
     ("model.weights", "/somewhere/trained.pth", "initial weights: trained.pth"),
@@ -45,6 +46,8 @@ NAMED: list[tuple[str, Any, str]] = [
     ("model.head", "unet", "head unet"),
     ("model.head", "refinenet", "head refinenet"),
     ("model.context", "gate", "context module: average pooling"),
+    ("model.context", "m:Own", "A network with an own context module, `m:Own`"),
+    ("model.head", "m:Own", "head m:Own"),
     ("model.context", "none", "without a context module"),
     ("model.num_codewords", 17, "17 codewords"),
     ("model.codeword_init", "published", "codewords as published"),
@@ -66,6 +69,7 @@ NAMED: list[tuple[str, Any, str]] = [
     ("loss.dice_weight", 0.55, "0.55 times the soft Dice loss"),
     ("loss.ce_weight", 0.65, "0.65 times pixel cross-entropy"),
     ("loss.dice_weight", 1, "plus the soft Dice loss"),
+    ("loss.terms", {"m:own": 0.25}, "plus 0.25 times the own loss `m:own`"),
     ("loss.class_weights", "median_frequency", "classes weighted by median frequency"),
     ("loss.class_weights", {"sky": 1, "road": 2.5, "car": 0}, "sky 1, road 2.5, car 0"),
     ("loss.label_smoothing", 0.15, "label smoothing 0.15"),
@@ -77,6 +81,8 @@ NAMED: list[tuple[str, Any, str]] = [
     ("optim.weight_decay", 0.0007, "weight decay 0.0007"),
     ("optim.poly_power", 1.5, "(1 - progress) ** 1.5"),
     ("optim.name", "adamw", "AdamW: learning rate"),
+    ("optim.name", "m:Own", "the own optimizer `m:Own`: learning rate"),
+    ("optim.schedule", "m:own", "0.01 times the own schedule `m:own`"),
     ("optim.beta2", 0.95, "betas 0.9 and 0.95"),
     ("optim.schedule", "cosine", "0.01 * (1 + cos(pi * progress)) / 2"),
     ("optim.schedule", "wsd", "falling linearly to 0 in the last 20 % of the steps"),
@@ -102,7 +108,9 @@ NAMED: list[tuple[str, Any, str]] = [
     ("train.matmul_precision", "highest", "no TF32"),
     ("train.sync_bn", "off", "batch norm in each alone"),
 ]
+IN_THE_CONFIGURATION = "arguments of own parts, which config.yaml beside the card has"
 UNNAMED = {
+    **dict.fromkeys(("augment.args", "model.args", "loss.args", "optim.args"), IN_THE_CONFIGURATION),
     "model.preset": "stands for values that are named one by one",
     "train.val_batch_size": "changes no figure",
     "train.profile_steps": "changes no figure",
@@ -171,7 +179,7 @@ def test_the_terms_that_are_named_are_those_that_train(context: str, auxiliary: 
 
     terms = loss_sums(network(torch.randn(2, 3, 16, 16)), torch.zeros(2, 16, 16), loss=config.loss)
 
-    assert terms.keys() == {term for term in get_args(TermName) if name_term(term, config.model)}
+    assert terms.keys() == {term for term in get_args(BuiltInTerm) if name_term(term, config.model)}
 
 
 def test_an_fcn_is_described_truly_and_whole() -> None:

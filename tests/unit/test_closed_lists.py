@@ -37,7 +37,7 @@ LISTS = {
     "auxiliary:": ("config/sections.py", {"model/encnet.py", "inference/card.py"}),
     "class_weights:": ("config/sections.py", {"train/preflight.py", "inference/card.py"}),
     "    precision:": ("config/sections.py", {"train/kernels.py", "inference/card.py"}),
-    "TermName =": ("train/loss.py", {"train/loss.py", "inference/card.py"}),
+    "BuiltInTerm =": ("train/loss.py", {"train/loss.py", "inference/card.py"}),
     "TrialState =": ("search/trials.py", {"report/facts.py"}),
 }
 
