@@ -103,7 +103,7 @@ def _build(config: Config, rank: int, world_size: int, device: str) -> Experimen
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
-        own_losses=own_losses(config.loss),
+        own_losses=own_losses(config.loss, device),
         own_schedule=own_schedule(config.optim),
         own_metric=own_metric(config),
         # Not asked for, the whole: one process may train what several workers would.

@@ -259,6 +259,22 @@ def test_a_model_keeps_its_code_and_scores_as_its_average_did(config: Config, tm
     assert found.mean_iou == pytest.approx(result.best.metrics["mIoU"])
 
 
+def test_buffers_of_a_loss_are_where_the_model_is(tmp_path: Path) -> None:
+    (tmp_path / "buffered_by.py").write_text(
+        "import torch\n"
+        "class Part(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('weights', torch.ones(3))\n"
+        "    def forward(self, logits, labels):\n"
+        "        return (logits * self.weights[:, None, None]).square().mean(dim=(1, 2, 3))\n"
+    )
+    name = PartName("buffered_by:Part")
+    with code_from(tmp_path):
+        part: Any = own_losses(LossConfig(terms={name: 1.0}), "meta")[name]
+    assert part.weights.device.type == "meta"
+
+
 def test_a_rank_without_images_and_images_without_labels_add_nothing() -> None:
     metric = make_part("metric", PartName("my_parts:ImageMIoU"), {})
     logits, labels = outputs()
