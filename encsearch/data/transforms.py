@@ -22,7 +22,7 @@ from torch import Tensor
 from encsearch.config import AugmentConfig
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.errors import UserError
-from encsearch.parts import PartName, TransformPart, bind_part, code_from, code_root
+from encsearch.parts import PartName, TransformPart, bind_part, code_from, code_root, find_code
 
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green, blue in 0..1, with which the pretrained backbones were trained."""
@@ -66,15 +66,20 @@ def augment_sample(
 
 @dataclass(frozen=True)
 class OwnTransforms:
-    """The transforms of `augment.extra`, in their order. It can be pickled: each process imports its own."""
+    """The transforms of `augment.extra`, in their order. It can be pickled: each process imports its own.
+
+    `digest` is that of their code: a file that was changed since is another transform.
+    """
 
     names: tuple[PartName, ...]
     args: str  # JSON
     root: Path
+    digest: str = ""
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> Self:
-        return cls(augment.extra, json.dumps(augment.args), code_root())
+        digest = find_code(augment.extra).digest
+        return cls(augment.extra, json.dumps(augment.args), code_root(), digest)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Raises UserError for a transform that changes size or type."""

@@ -196,6 +196,19 @@ def test_threads_share_one_transform(tmp_path: Path) -> None:
     assert found == [int(np.random.default_rng(seed).integers(9, dtype=np.uint8)) for seed in range(8)]
 
 
+def test_a_transform_whose_file_was_changed_is_another(tmp_path: Path) -> None:
+    sample = Sample("x", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+    found = []
+    for number in (3, 4):
+        (tmp_path / "changed_by.py").write_text(
+            f"def part(image, mask, rng): return image + {number}, mask\n"
+        )
+        with code_from(tmp_path):
+            own = OwnTransforms.of(AugmentConfig(extra=("changed_by:part",)))
+        found.append(int(own(sample, np.random.default_rng(0)).image[0, 0, 0]))
+    assert found == [3, 4]
+
+
 OPTIMIZER: dict[str, Any] = {
     "optim.name": "torch.optim:Adam",
     "optim.args": {"torch.optim:Adam": {"betas": [0.8, 0.99]}},
