@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -22,18 +22,23 @@ from encsearch.config.problems import (
     section_paths,
 )
 from encsearch.config.recipe_text import parse_override, parse_yaml, read_layers, write_yaml
-from encsearch.config.search import AblateConfig, SearchConfig, find_active
+from encsearch.config.search import AblateConfig, Sampler, SearchConfig, find_active
 from encsearch.config.sections import (
+    BACKBONES,
     IMAGENET,
     PRESETS,
     AugmentConfig,
+    Context,
     DataConfig,
     EvalConfig,
+    Head,
     LossConfig,
     ModelConfig,
     OptimConfig,
+    Optimizer,
     PromoteConfig,
     ScalingConfig,
+    Schedule,
     Section,
     TrainConfig,
 )
@@ -58,6 +63,8 @@ NAMED: Mapping[str, Kind] = {
     "search.sampler": "sampler",
     "metric": "metric",
 }
+_WORDS = (Head, Context, Optimizer, Schedule, Sampler)
+BUILT_IN = {*BACKBONES, *(word for words in _WORDS for word in get_args(words))}
 # Mappings whose keys people choose; `flatten` takes each as one leaf.
 AS_TEXT = ("search.space", "search.prior.paths", "loss.class_weights", "ablate.rows", "promote.class_floor")
 
@@ -348,32 +355,32 @@ def json_schema() -> dict[str, Any]:
 def named_parts(config: Config) -> dict[PartName, tuple[Kind, str]]:
     """The own parts that a recipe names, in its search and ablation too: their kind, and the path."""
     found: dict[PartName, tuple[Kind, str]] = {}
-    for path, value in _named_values(config):
-        part = find_part(NAMED[path], value) if path in NAMED and isinstance(value, str) else None
-        if part:
+    tree = config.model_dump(mode="json")
+    for path, kind in NAMED.items():
+        value: Any = tree
+        for name in path.split("."):
+            value = (value or {}).get(name)
+        for one in value if isinstance(value, list | dict) else [value]:
+            if is_part(one):
+                found.setdefault(one, (kind, path))
+    for path, value in _tried_values(config):
+        is_name = path in NAMED and isinstance(value, str) and value not in BUILT_IN
+        if is_name and (part := find_part(NAMED[path], value)):
             found.setdefault(part, (NAMED[path], path))
     return found
 
 
-def _named_values(config: Config) -> Iterator[tuple[str, Any]]:
-    tree = config.model_dump(mode="json")
-    for path in NAMED:
-        value: Any = tree
-        for part in path.split("."):
-            value = (value or {}).get(part)
-        yield from _each(path, value)
-    points = [*config.ablate.rows.values(), *(config.search.enqueue if config.search else ())]
+def _tried_values(config: Config) -> Iterator[tuple[str, Any]]:
+    """Path and value of what a search or an ablation tries; names that packages give are not written out."""
     for path, dimension in (config.search.space if config.search else {}).items():
-        points += [{path: value} for value in dimension.choice or (None,)]
-    for point in points:
+        yield from ((path, value) for value in dimension.choice or ())
+        if (match := PART_PATH.fullmatch(path)) and match[5]:
+            yield "loss.terms", match[7]
+    for point in (*config.ablate.rows.values(), *(config.search.enqueue if config.search else ())):
         for path, value in point.items():
-            match = PART_PATH.fullmatch(path)
-            yield from _each("loss.terms", [match[7]]) if match and match[5] else _each(path, value)
-
-
-def _each(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    for one in value if isinstance(value, list | tuple | dict) else [value]:
-        yield path, one
+            if (match := PART_PATH.fullmatch(path)) and match[5]:
+                yield "loss.terms", match[7]
+            yield from ((path, one) for one in (value if isinstance(value, list | dict) else [value]))
 
 
 def _check_path(path: str) -> None:

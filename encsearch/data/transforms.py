@@ -73,11 +73,14 @@ class OwnTransforms:
 
     names: tuple[PartName, ...]
     args: str  # JSON
-    root: Path
+    root: Path | None
     digest: str = ""
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> Self:
+        if not augment.extra:
+            return cls((), "", None)
+        # The working directory, which may be gone, is asked for only where it matters.
         digest = find_code(augment.extra).digest
         return cls(augment.extra, json.dumps(augment.args), code_root(), digest)
 

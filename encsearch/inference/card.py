@@ -13,6 +13,7 @@ from encsearch.text import (
     format_count,
     format_names,
     format_param,
+    format_params,
     format_percent,
     format_points,
     format_score,
@@ -280,6 +281,7 @@ def _describe_training(facts: ModelFacts) -> list[str]:
         *_describe_weights(facts),
         *_describe_average(train),
         *_describe_loss(config),
+        *_describe_args(config),
         f"augmentation: {', '.join(_describe_augmentation(config.augment)) or 'none'}",
         _describe_start(config),
     ]
@@ -403,6 +405,13 @@ def _describe_loss(config: Config) -> Iterator[str]:
         yield f"class weights in {cross_entropy}: {weighted}"
     if loss.label_smoothing:
         yield f"label smoothing {format_param(loss.label_smoothing)} in {cross_entropy}"
+
+
+def _describe_args(config: Config) -> Iterator[str]:
+    """The arguments of own parts, as the recipe gives them."""
+    for section in (config.augment, config.model, config.loss, config.optim, config.eval):
+        for name, args in section.args.items():
+            yield f"`{name}`: {format_params(args)}"
 
 
 def _describe_augmentation(augment: AugmentConfig) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from encsearch.config import ModelConfig
 from encsearch.errors import UserError, one_line
 from encsearch.parts import Kind, PartName, load_part, make_part, takes
-from encsearch.text import format_number
+from encsearch.text import format_given
 
 PROBE = 2, 3, 128, 192  # images of a size that is divisible by 64 and not square
 
@@ -89,7 +89,7 @@ def check_backbone(given: Any, name: str) -> Any:
     if stride != strides[-1] or not strides[-1].is_integer():
         raise UserError(
             f"backbone {name}: its `stride` is {stride}, but its last features have "
-            f"{format_number(strides[-1])}"
+            f"{format_given(strides[-1])}"
         )
     if not hasattr(backbone, "stride"):
         backbone.stride = int(stride)

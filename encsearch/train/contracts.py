@@ -24,7 +24,7 @@ from encsearch.data.transforms import OwnTransforms, augment_sample
 from encsearch.errors import UserError, one_line
 from encsearch.model.encnet import EncNet
 from encsearch.parts import Kind, PartName, make_part
-from encsearch.text import format_given
+from encsearch.text import format_given, format_param
 from encsearch.train.loss import own_losses
 from encsearch.train.state import new_optimizer, own_schedule, rate_factor
 
@@ -269,7 +269,7 @@ def _check_metric(config: Config, num_classes: int, name: PartName) -> None:
             "add up"
         )
     worse, best = (_call(partial(_score, metric, found), "metric", name) for found in (counts, count(right)))
-    figures = f"{format_given(worse)} by chance and {format_given(best)} where all is right"
+    figures = f"{format_param(worse)} by chance and {format_param(best)} where all is right"
     if not (0 <= worse <= 1 and 0 <= best <= 1):
         raise UserError(f"metric {name}: must be in [0, 1], but is {figures}")
     if best < worse:
