@@ -78,11 +78,9 @@ class OwnTransforms:
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> Self:
-        if not augment.extra:
-            return cls((), "", None)
         # The working directory, which may be gone, is asked for only where it matters.
-        digest = find_code(augment.extra).digest
-        return cls(augment.extra, json.dumps(augment.args), code_root(), digest)
+        root, digest = (code_root(), find_code(augment.extra).digest) if augment.extra else (None, "")
+        return cls(augment.extra, json.dumps(augment.args), root, digest)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Raises UserError for a transform that changes size or type."""
