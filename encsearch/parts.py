@@ -225,7 +225,9 @@ def load_part(kind: Kind, name: PartName) -> Any:
         raise UserError(f"{kind} {name}: {module_name} has no {attribute}; it has {_list_public(module)}")
     found = getattr(module, attribute)
     if not callable(found):
-        raise UserError(f"{kind} {name}: is a {type(found).__name__}, but a class or a function is asked for")
+        raise UserError(
+            f"{kind} {name}: is of type {type(found).__name__}, but a class or a function is asked for"
+        )
     return found
 
 
@@ -418,16 +420,17 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
             if top in sys.modules:
                 place = getattr(sys.modules[top], "__file__", None) or "Python itself"
                 raise UserError(f"own module {top}: {place} is in use under this name; rename the module")
-        if all(self._files.get(path) == found for path, found in wanted.items()):
-            return
-        self._files = {path: found for path, found in self._files.items() if _top(path) not in tops} | wanted
-        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-            del sys.modules[name]
+        same = {path: found for path, found in self._files.items() if _top(path) in tops}
+        others = {path: found for path, found in self._files.items() if path not in same}
+        self._files = others | wanted
+        if same != {path: found for path, found in wanted.items() if _top(path) in ours}:
+            for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+                del sys.modules[name]
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         found, is_package = self._find(fullname)
-        if found is None and not is_package:
-            return None
+        if found is None:  # a folder without __init__.py has no file, and `inspect` fails on an empty name
+            return ModuleSpec(fullname, None, is_package=True) if is_package else None
         return importlib.util.spec_from_loader(fullname, self, is_package=is_package)
 
     def is_package(self, fullname: str) -> bool:

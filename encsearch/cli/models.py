@@ -20,7 +20,7 @@ model_argument = click.argument("model")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."
 )
-OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+OVERRIDE = re.compile(r"\w+(\.[\w:]+)+=")  # a colon as in eval.args.module:Object.name
 
 
 @click.command("eval")

@@ -119,7 +119,7 @@ def _format_models(found: "Models") -> str:
                 row.source,
                 row.target,
                 format_percent(row.mean_iou),
-                format_percent(row.gain, signed=True),
+                format_percent(row.gain, signed=True) + ("" if row.figure == "mIoU" else f" of {row.figure}"),
                 format_percent(row.gain_lower, signed=True),
             )
             for row in found.decisions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
+from encsearch.parts import is_part
 from encsearch.text import format_count, format_percent, format_score
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def report_trained(done: "Trained", as_json: bool) -> None:
     scores = ", ".join(
         f"{name} {format_score(value)}"
         for name, value in best.metrics.items()
-        if name.startswith(("mIoU", "pixAcc"))
+        if name.startswith(("mIoU", "pixAcc")) or is_part(name)
     )
     best_epoch = f"best epoch {best.epoch}, over {format_count(len(rows), 'class')}"
     text = f"{table(['class', 'IoU %'], rows)}\n{best_epoch}: {scores}\nfiles: {done.folder}"

@@ -102,6 +102,11 @@ class DataConfig(Section):
         0, ge=0, le=256, description="processes a worker that decode training images instead; for fast GPUs"
     )
 
+    @field_validator("store")
+    @classmethod
+    def _write_out_store(cls, given: str) -> str:
+        return find_part("dataset", given) or given
+
 
 class AugmentConfig(Section):
     """Random changes of a training image: one affine warp, a blur and one colour matrix (docs/encnet.md)."""
@@ -561,11 +566,19 @@ class PromoteConfig(Section):
         max_length=200,
         description="of the model's best version, which a promotion moves",
     )
+    figure: Literal["mIoU", "metric"] = Field(
+        "mIoU", description="what the gain and the floor are of; metric: the recipe's own metric"
+    )
     margin: float = Field(
-        0.0, ge=0, le=1, description="mIoU that the lower bound of the gain over the champion must reach"
+        0.0,
+        ge=0,
+        le=1,
+        description="of the figure; what the lower bound of the gain must reach",
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of that lower bound, one-sided")
-    floor: Probability = Field(0.2, description="mIoU that a model needs where there is none to compare with")
+    floor: Probability = Field(
+        0.2, description="what a model must reach of the figure, where there is none to compare with"
+    )
     min_class_share: Probability = Field(
         0.9, description="share of the classes that have training pixels and that the set must show"
     )

@@ -179,6 +179,15 @@ class Config(Section):
         return fewest
 
     @model_validator(mode="after")
+    def _gate_has_a_figure(self) -> "Config":
+        if self.promote.figure == "metric" and not is_part(self.metric):
+            raise ValueError(
+                f"promote.figure=metric needs an own metric, as module:Object, but metric={self.metric}; "
+                "set promote.figure=mIoU"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _space_fits(self) -> "Config":
         """Every point of the space must be a valid configuration, for a trial and for a finalist."""
         if not self.search:
@@ -368,7 +377,10 @@ def _tried_values(config: Config) -> Iterator[tuple[str, Any]]:
         if (match := PART_PATH.fullmatch(path)) and match[5]:
             yield "loss.terms", match[7]
     for point in (*config.ablate.rows.values(), *(config.search.enqueue if config.search else ())):
-        yield from point.items()
+        for path, value in point.items():
+            if (match := PART_PATH.fullmatch(path)) and match[5]:
+                yield "loss.terms", match[7]
+            yield from ((path, one) for one in (value if isinstance(value, list | dict) else [value]))
 
 
 def _check_path(path: str) -> None:

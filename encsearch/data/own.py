@@ -59,12 +59,16 @@ def _check(dataset: Any, name: PartName, split: str) -> SegmentationDataset:
     for needed in ("info", "fingerprint", "__len__", "__getitem__"):
         if not hasattr(dataset, needed):
             raise UserError(f"{where}: has no {needed}; it needs info, fingerprint, len and [index]")
-    if not isinstance(dataset.info, DatasetInfo) or not isinstance(dataset.fingerprint, str):
+    try:
+        info, fingerprint, number = dataset.info, dataset.fingerprint, len(dataset)
+    except Exception as error:
+        raise UserError(f"{where}: cannot be read ({type(error).__name__}: {one_line(error)})") from None
+    if not isinstance(info, DatasetInfo) or not isinstance(fingerprint, str):
         raise UserError(
             f"{where}: info must be an encsearch.DatasetInfo and fingerprint text, but got "
-            f"{type(dataset.info).__name__} and {type(dataset.fingerprint).__name__}"
+            f"{type(info).__name__} and {type(fingerprint).__name__}"
         )
-    if not len(dataset):
+    if not number:
         raise UserError(f"{where}: has 0 samples")
     first, again = (_take(dataset, 0, where) for _ in range(2))
     if not np.array_equal(first.image, again.image) or not np.array_equal(first.mask, again.mask):
@@ -98,4 +102,6 @@ def _take(dataset: SegmentationDataset, index: int, where: str) -> Sample:
             f"{where}: sample {index} must have image (H, W, 3) and mask (H, W), both uint8, but has "
             f"{' and '.join(found)}"
         )
+    if not isinstance(sample.id, str) or not sample.id:
+        raise UserError(f"{where}: sample {index} must have a text as its id, but has {sample.id!r}")
     return sample

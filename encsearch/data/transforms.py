@@ -22,7 +22,7 @@ from torch import Tensor
 from encsearch.config import AugmentConfig
 from encsearch.data.datasets import IGNORE, Sample
 from encsearch.errors import UserError
-from encsearch.parts import PartName, TransformPart, bind_part, code_from, code_root
+from encsearch.parts import PartName, TransformPart, bind_part, code_from, code_root, find_code
 
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green, blue in 0..1, with which the pretrained backbones were trained."""
@@ -66,16 +66,21 @@ def augment_sample(
 
 @dataclass(frozen=True)
 class OwnTransforms:
-    """The transforms of `augment.extra`, in their order. It can be pickled: each process imports its own."""
+    """The transforms of `augment.extra`, in their order. It can be pickled: each process imports its own.
+
+    `digest` is that of their code: a file that was changed since is another transform.
+    """
 
     names: tuple[PartName, ...]
     args: str  # JSON
     root: Path | None
+    digest: str = ""
 
     @classmethod
     def of(cls, augment: AugmentConfig) -> Self:
         # The working directory, which may be gone, is asked for only where it matters.
-        return cls(augment.extra, json.dumps(augment.args), code_root() if augment.extra else None)
+        root, digest = (code_root(), find_code(augment.extra).digest) if augment.extra else (None, "")
+        return cls(augment.extra, json.dumps(augment.args), root, digest)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Raises UserError for a transform that changes size or type."""
@@ -85,7 +90,7 @@ class OwnTransforms:
                 found = getattr(new, "shape", None), getattr(new, "dtype", None)
                 if found != (old.shape, old.dtype):
                     raise UserError(
-                        f"transform {name}: must return an {what} {old.shape} of {old.dtype}, but got "
+                        f"transform {name}: must return {what} {old.shape} of {old.dtype}, but got "
                         f"{type(new).__name__} {found[0]} of {found[1]}"
                     )
             sample = Sample(sample.id, image, mask)

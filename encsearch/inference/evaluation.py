@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from statistics import median
@@ -25,6 +25,9 @@ from encsearch.metrics.confusion import confusion_matrix
 from encsearch.metrics.per_image import image_counts
 from encsearch.metrics.sizes import size_counts
 from encsearch.metrics.summary import Evaluation, Totals, summarize
+from encsearch.parts import MetricPart, PartName, code_from
+from encsearch.train.experiment import own_metric
+from encsearch.train.loop import OwnFigure, count_own, score_own
 from encsearch.train.loss import class_presence
 
 WARM_UP, TIMED = 3, 15  # passes of each model before and while it is timed
@@ -55,39 +58,75 @@ def score_bundle(
             f"eval.background={background} is none of {store.path}'s {len(classes)} classes; "
             f"try one of {', '.join(classes)}"
         )
-    parts = (
-        count(inputs.labels, found, config.eval)
-        for inputs, found in _segment_batches(bundle, dataset, place, batch_size)
-    )
-    return summarize(reduce(add, parts), store.info, background)
+    own = find_own_metric(bundle)
+    figure = OwnFigure(*own, len(classes), place) if own else None
+
+    def parts() -> Iterator[Totals]:
+        for inputs, found in _segment_batches(bundle, dataset, place, batch_size):
+            yield count(inputs.labels, found, config.eval)
+            if figure:
+                figure.add(inputs.labels, found.labels)
+
+    result = summarize(reduce(add, parts()), store.info, background)
+    return replace(result, own=figure.score()) if figure else result
+
+
+def score_counts(name: PartName, metric: MetricPart, counts: NDArray[np.float64]) -> float:
+    """The figure of summed `ImageCounts.own`. Raises UserError where the metric fails."""
+    return score_own(name, metric, torch.from_numpy(np.asarray(counts)))
+
+
+def find_own_metric(bundle: Bundle) -> tuple[PartName, MetricPart] | None:
+    """The name of the recipe's own metric, and the metric, made of the bundle's code; None without one."""
+    with code_from(bundle.code):
+        return own_metric(bundle.config)
 
 
 @dataclass(frozen=True)
 class ImageCounts:
     """The pixel counts of a model on each of the N images of a set, ordered by id.
 
-    `pixels` (N, num_classes, 3) int64 are found, true and predicted pixels; see `image_counts`.
+    `pixels` (N, num_classes, 3) int64 are found, true and predicted pixels; see `image_counts`. `own`
+    (N, ...) float64 are the counts of an own metric, if one was asked for.
     """
 
     ids: tuple[str, ...]
     pixels: NDArray[np.int64]
+    own: NDArray[np.float64] | None = None
 
 
 def count_images(
-    bundle: Bundle, store: Store, split: str, *, device: str = "auto", batch_size: int | None = None
+    bundle: Bundle,
+    store: Store,
+    split: str,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    own: MetricPart | None = None,
 ) -> ImageCounts:
-    """Count pixels in one pass over a split, to compare models by image; raises as `score_bundle` does."""
+    """Count pixels in one pass over a split, to compare models by image; raises as `score_bundle` does.
+
+    `own` counts each image too. It need not be the bundle's: models are compared by one metric.
+    """
     place = find_device(device)
     _check_classes(bundle, store)
     num_classes = len(store.info.classes)
     ids: list[str] = []
     parts: list[Tensor] = []
+    own_parts: list[Tensor] = []
     for inputs, found in _segment_batches(bundle, store.split(split), place, batch_size):
         ids += inputs.ids
         parts.append(image_counts(inputs.labels, found.labels, num_classes).cpu())
+        if own is not None:
+            pairs = zip(inputs.labels.split(1), found.labels.split(1), strict=True)
+            own_parts += [count_own(own, *pair, num_classes).cpu() for pair in pairs]
     # A batch holds images of one size, so where sizes differ the order is not that of the set.
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    return ImageCounts(tuple(ids[index] for index in order), torch.cat(parts)[order].numpy())
+    return ImageCounts(
+        tuple(ids[index] for index in order),
+        torch.cat(parts)[order].numpy(),
+        torch.stack(own_parts)[order].numpy() if own_parts else None,
+    )
 
 
 @dataclass(frozen=True)

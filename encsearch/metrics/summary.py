@@ -1,7 +1,7 @@
 """The counts of a set, and every score that follows from them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -56,7 +56,7 @@ class Evaluation:
     the truth lacks has no accuracy, recall or average precision. `foreground_iou` is the mean IoU of the
     classes without the background; confusions with the background still count. It is None if no background
     is named. `presence` is None for a model without a context module. `confusion` counts pixels by truth
-    (row) and prediction (column).
+    (row) and prediction (column). `own` has the figure of an own metric by its name.
     """
 
     mean_iou: float
@@ -72,6 +72,7 @@ class Evaluation:
     sizes: dict[str, SizeScores]
     presence: PresenceScores | None
     confusion: tuple[tuple[int, ...], ...]
+    own: dict[str, float] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, float]:
         """The figures of all classes together by name; one that does not exist is left out."""
@@ -80,6 +81,7 @@ class Evaluation:
             "pixAcc": self.pix_acc,
             "mAcc": self.mean_acc,
             "fwIoU": self.fw_iou,
+            **self.own,
             **{f"mIoU/{group}": iou for group, iou in self.group_iou.items()},
             "foreground/mIoU": self.foreground_iou,
             "boundary/mIoU": self.mean_boundary_iou,

@@ -77,7 +77,9 @@ def check_backbone(given: Any, name: str) -> Any:
         )
     found = _try("backbone", name, backbone, torch.zeros(PROBE))
     is_four = isinstance(found, Sequence) and len(found) == 4 and all(isinstance(f, Tensor) for f in found)
-    if not is_four or any(f.shape[:2] != (PROBE[0], c) for f, c in zip(found, channels, strict=True)):
+    if not is_four or any(
+        f.ndim != 4 or f.shape[:2] != (PROBE[0], c) for f, c in zip(found, channels, strict=True)
+    ):
         wanted = ", ".join(f"(B, {number}, h, w)" for number in channels)
         raise _refuse("backbone", name, f"four features {wanted}", found)
     strides = [PROBE[2] / feature.shape[2] for feature in found]

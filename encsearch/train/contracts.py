@@ -76,7 +76,7 @@ def _check_part(base: Config, store: Store, kind: Kind, name: PartName, path: st
         case "loss":
             _check_loss(with_values(base, {f"loss.terms.{name}": 1.0}), classes, name)
         case "transform":
-            _check_transforms(base, store)
+            _check_transform(with_values(base, {path: [name]}), store, name)
         case "schedule":
             _check_schedule(with_values(base, {path: name}), name)
         case "optimizer":
@@ -103,12 +103,9 @@ def _check_network(config: Config, num_classes: int, kind: Kind, name: PartName)
                 )
         images = torch.randn(2, 3, 2 * SIZE[0], 2 * SIZE[1])
         model = networks[0]
-        try:
-            with torch.no_grad():
-                first, second = model(images).logits, model(images).logits
-            model.train()(images).logits.sum().backward()
-        except RuntimeError as error:
-            raise UserError(f"{kind} {name}: the network fails with it ({one_line(error)})") from None
+        with torch.no_grad():
+            first, second = (_call(lambda: model(images).logits, kind, name) for _ in range(2))
+        _call(lambda: model.train()(images).logits.sum().backward(), kind, name)
     if not torch.equal(first, second):
         raise UserError(f"{kind} {name}: gives other outputs for the same images in eval mode")
     if not all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None):
@@ -122,7 +119,10 @@ def _check_loss(config: Config, num_classes: int, name: PartName) -> None:
     if isinstance(part, nn.Module) and any(True for _ in part.parameters()):
         raise UserError(f"loss {name}: has weights, which no optimizer trains; use buffers, or none")
     logits, labels = _try_outputs(num_classes)
+    given = labels.clone()
     found = _call(lambda: part(logits, labels), "loss", name)
+    if not torch.equal(labels, given):
+        raise UserError(f"loss {name}: changes the given labels in place; copy them")
     if not isinstance(found, Tensor) or found.shape != (len(labels),) or not found.is_floating_point():
         raise UserError(
             f"loss {name}: must return a value for each image, a float tensor ({len(labels)},), but got "
@@ -142,26 +142,29 @@ def _check_loss(config: Config, num_classes: int, name: PartName) -> None:
         )
     (gradient,) = torch.autograd.grad(found[:2].sum(), logits)
     if not gradient.isfinite().all():
-        raise UserError(f"loss {name}: its gradient is not finite for random logits")
+        raise UserError(
+            f"loss {name}: its gradient is not finite for random logits and three images, the last of which "
+            "has no labels"
+        )
 
 
-def _check_transforms(config: Config, store: Store) -> None:
+def _check_transform(config: Config, store: Store, name: PartName) -> None:
     """On a crop as training takes it; `OwnTransforms` looks at sizes and types."""
     sample = store.split(config.data.train_split)[0]
-    own, names = OwnTransforms.of(config.augment), ", ".join(config.augment.extra)
+    own = OwnTransforms.of(config.augment)
     crop, _ = augment_sample(sample, config.augment, np.random.default_rng(0))
     found = []
     for _ in range(2):
         given = Sample(crop.id, crop.image.copy(), crop.mask.copy())
-        found.append(_call(partial(own, given, np.random.default_rng(1)), "transform", own.names[0]))
+        found.append(_call(partial(own, given, np.random.default_rng(1)), "transform", name))
         if not (np.array_equal(given.image, crop.image) and np.array_equal(given.mask, crop.mask)):
-            raise UserError(f"transform {names}: changes the given arrays in place; copy them")
+            raise UserError(f"transform {name}: changes the given arrays in place; copy them")
     if not all(np.array_equal(getattr(found[0], n), getattr(found[1], n)) for n in ("image", "mask")):
-        raise UserError(f"transform {names}: gives another image for the same `rng`; draw all chance from it")
+        raise UserError(f"transform {name}: gives another image for the same `rng`; draw all chance from it")
     strange = set(np.unique(found[0].mask).tolist()) - {*range(len(store.info.classes)), IGNORE}
     if strange:
         raise UserError(
-            f"transform {names}: the mask has {min(strange)}, which is neither a class nor {IGNORE}"
+            f"transform {name}: the mask has {min(strange)}, which is neither a class nor {IGNORE}"
         )
 
 
@@ -174,7 +177,8 @@ def _check_schedule(config: Config, name: PartName) -> None:
         ]
         if not (math.isfinite(factors[0]) and factors[0] >= 0):
             raise UserError(
-                f"schedule {name}: is {factors[0]} at step {step} of {TRIED_STEPS}; it must be 0 or more"
+                f"schedule {name}: is {format_given(factors[0])} at step {step} of {TRIED_STEPS}; it must be "
+                "0 or more"
             )
         if factors[0] != factors[1]:
             raise UserError(f"schedule {name}: gives another factor for the same step, so no resume is exact")
@@ -241,14 +245,24 @@ def _check_metric(config: Config, num_classes: int, name: PartName) -> None:
     logits, labels = _try_outputs(num_classes)
     chance, right = logits.argmax(dim=1), labels.clamp(max=num_classes - 1)
 
-    def count(predictions: Tensor, images: slice = slice(None)) -> Any:
-        return _call(lambda: metric.count(labels[images], predictions[images], num_classes), "metric", name)
+    def count(predictions: Tensor, images: slice = slice(None), side: int | None = None) -> Any:
+        given = [tensor[images, :side, :side] for tensor in (labels, predictions)]
+        kept = [tensor.clone() for tensor in given]
+        found = _call(lambda: metric.count(*given, num_classes), "metric", name)
+        if not all(map(torch.equal, given, kept)):
+            raise UserError(f"metric {name}: count() changes what it is given in place; copy it")
+        if not isinstance(found, Tensor):
+            raise UserError(f"metric {name}: count() must return a tensor, but got {_describe(found)}")
+        return found
 
     counts, each = count(chance), [count(chance, slice(i, i + 1)) for i in range(len(labels))]
-    if not isinstance(counts, Tensor) or any(one.shape != counts.shape for one in each):
-        raise UserError(
-            f"metric {name}: count() must return a tensor of a fixed shape, but got {_describe(counts)}"
-        )
+    # Training begins with an image of one pixel, for ranks without any image.
+    for one in (*each, count(chance, side=1)):
+        if one.shape != counts.shape:
+            raise UserError(
+                f"metric {name}: count() must return a tensor of a fixed shape, but got "
+                f"{_describe(counts)} and {_describe(one)} of other images"
+            )
     if not torch.allclose(counts.double(), torch.stack(each).double().sum(dim=0), rtol=1e-6, atol=1e-9):
         raise UserError(
             f"metric {name}: the counts of {len(labels)} images are not the sum of those of each; they must "

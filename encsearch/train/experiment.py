@@ -15,7 +15,7 @@ from encsearch.data.store import Store
 from encsearch.model.backbones import sync_batch_norms
 from encsearch.model.backbones.timm import TimmBackbone
 from encsearch.model.encnet import EncNet, has_own_parts
-from encsearch.parts import MetricPart, code_from, is_part, make_part
+from encsearch.parts import MetricPart, PartName, code_from, is_part, make_part
 from encsearch.train.gpu_memory import keep_to_part, telling_full_gpu
 from encsearch.train.initial import read_initial
 from encsearch.train.kernels import Kernels
@@ -103,7 +103,7 @@ def _build(config: Config, rank: int, world_size: int, device: str) -> Experimen
         kernels=Kernels.of(config.train, torch.device(device)),
         one_size=config.augment.crop is not None,
         class_weights=None if class_weights is None else torch.tensor(class_weights, device=device),
-        own_losses=own_losses(config.loss),
+        own_losses=own_losses(config.loss, device),
         own_schedule=own_schedule(config.optim),
         own_metric=own_metric(config),
         # Not asked for, the whole: one process may train what several workers would.
@@ -152,7 +152,7 @@ def new_state(model: EncNet, config: Config, *, world_size: int = 1, device: str
     return TrainState(model=model, network=network, optimizer=optimizer, average=average)
 
 
-def own_metric(config: Config) -> tuple[str, MetricPart] | None:
+def own_metric(config: Config) -> tuple[PartName, MetricPart] | None:
     """The name and the metric if `metric` is an own one."""
     name = config.metric
     if not is_part(name):

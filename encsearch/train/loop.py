@@ -26,10 +26,10 @@ from encsearch.config import LossConfig
 from encsearch.data.codec import encode_png
 from encsearch.data.datasets import IGNORE
 from encsearch.data.loading import Batch, TrainStream, feed
-from encsearch.errors import TrainingError, first_line, one_line
+from encsearch.errors import TrainingError, UserError, first_line, one_line
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.model.layers import most_likely
-from encsearch.parts import MetricPart
+from encsearch.parts import MetricPart, PartName
 from encsearch.reports import Point, Report
 from encsearch.text import format_param
 from encsearch.train.curve import EpochSums
@@ -160,7 +160,7 @@ def evaluate(
 class OwnFigure:
     """Adds up the counts of an own metric over the batches of a rank, and then over all ranks."""
 
-    def __init__(self, name: str, metric: MetricPart, num_classes: int, device: torch.device) -> None:
+    def __init__(self, name: PartName, metric: MetricPart, num_classes: int, device: torch.device) -> None:
         self._name, self._metric = name, metric
         # A rank may have no batch, and must know the shape.
         nothing = torch.full((1, 1, 1), IGNORE, dtype=torch.uint8, device=device)
@@ -173,10 +173,26 @@ class OwnFigure:
     def score(self, world_size: int = 1) -> dict[str, float]:
         """The figure by its name."""
         sum_over_ranks(self._total, world_size)
-        return {self._name: float(self._metric.score(self._total.cpu()))}
+        return {self._name: score_own(self._name, self._metric, self._total.cpu())}
 
     def _count(self, labels: Tensor, predictions: Tensor) -> Tensor:
-        return self._metric.count(labels, predictions, self._num_classes).to(torch.float64)
+        return count_own(self._metric, labels, predictions, self._num_classes)
+
+
+def count_own(metric: MetricPart, labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
+    """The counts of an own metric, float64. It gets int64: sums of bytes would overflow."""
+    return metric.count(labels.long(), predictions.long(), num_classes).to(torch.float64)
+
+
+def score_own(name: PartName, metric: MetricPart, counts: Tensor) -> float:
+    """The figure of summed counts, float64 on the CPU. Raises UserError where it fails or is not finite."""
+    try:
+        figure = float(metric.score(counts))
+    except Exception as error:
+        raise UserError(f"metric {name}: score() fails ({type(error).__name__}: {one_line(error)})") from None
+    if not math.isfinite(figure):
+        raise UserError(f"metric {name}: is {figure} for a whole set; it must be in [0, 1]")
+    return figure
 
 
 def _run_epoch(

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from encsearch.config import LossConfig
 from encsearch.data.datasets import IGNORE
@@ -119,10 +119,14 @@ def term_weights(loss: LossConfig) -> dict[TermName, float]:
     return weights | {PartName(name): weight for name, weight in loss.terms.items()}
 
 
-def own_losses(loss: LossConfig) -> dict[PartName, LossPart]:
-    """The losses of `loss.terms`, ready to be called; also those of weight 0, whose figures are recorded."""
+def own_losses(loss: LossConfig, device: str = "cpu") -> dict[PartName, LossPart]:
+    """The losses of `loss.terms`, ready to be called; also those of weight 0, whose figures are recorded.
+
+    A module's buffers are on `device`.
+    """
     names = [PartName(name) for name in loss.terms]
-    return {name: bind_part("loss", name, loss.args.get(name, {})) for name in names}
+    parts = {name: bind_part("loss", name, loss.args.get(name, {})) for name in names}
+    return {n: part.to(device) if isinstance(part, nn.Module) else part for n, part in parts.items()}
 
 
 def hard_labels(logits: Tensor, labels: Tensor, threshold: float, min_share: float) -> Tensor:
@@ -236,7 +240,8 @@ def _own_loss(name: PartName, part: LossPart, logits: Tensor, labels: Tensor) ->
             f"loss {name}: must return a value for each image, ({len(labels)},), but got "
             f"{tuple(values.shape)}"
         )
-    return Term(torch.where(has_labels, values, 0).sum(), has_labels.sum())
+    # It may compute in another number format, in which sums over a batch would lose digits.
+    return Term(torch.where(has_labels, values.to(logits.dtype), 0).sum(), has_labels.sum())
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Plan:
     class_weights: Tensor | None = None
     own_losses: Mapping[PartName, LossPart] = field(default_factory=dict)
     own_schedule: SchedulePart | None = None
-    own_metric: tuple[str, MetricPart] | None = None
+    own_metric: tuple[PartName, MetricPart] | None = None
     micro_batch_size: int | None = None
     ema: float = 0.0
     profile_steps: int = 0

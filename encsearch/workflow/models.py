@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from encsearch.parts import is_part
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.decisions import (
     Log,
@@ -30,6 +31,8 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class DecisionRow:
+    """`figure` is what decided, and what the gain is of."""
+
     number: int
     when: str
     who: str
@@ -39,6 +42,7 @@ class DecisionRow:
     source: str | None
     target: str | None
     mean_iou: float | None
+    figure: str
     gain: float | None
     gain_lower: float | None
     looks: int
@@ -116,6 +120,7 @@ def _decisions(log: Log) -> tuple[DecisionRow, ...]:
             source=entry.draft.source,
             target=entry.draft.target,
             mean_iou=entry.draft.figures.get("mIoU"),
+            figure=next(filter(is_part, entry.draft.figures), "mIoU"),
             gain=entry.draft.figures.get("gain"),
             gain_lower=entry.draft.figures.get("gain.lower"),
             looks=entry.draft.looks,

@@ -10,6 +10,7 @@ import socket
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,13 @@ from encsearch.config import Config, PromoteConfig, check_alias, with_overrides
 from encsearch.data.store import Store
 from encsearch.errors import GateRefusedError, PreflightError, UserError
 from encsearch.inference.bundle import Bundle, find_device, read_bundle, weights_digest
-from encsearch.inference.evaluation import count_images, median_latencies_ms, open_same_store
+from encsearch.inference.evaluation import (
+    count_images,
+    find_own_metric,
+    median_latencies_ms,
+    open_same_store,
+    score_counts,
+)
 from encsearch.redaction import without_user
 from encsearch.reports import read_summary
 from encsearch.text import format_count
@@ -31,7 +38,14 @@ from encsearch.tracking.outbox.record import NOTE_TAG
 from encsearch.tracking.registry.aliases import Moved, Settled, move, settle, sign
 from encsearch.tracking.registry.decisions import AliasState, Draft, count_looks, resolve
 from encsearch.tracking.registry.fetch import bundle_folder, describe_unfinished
-from encsearch.tracking.registry.gate import Candidate, GateDecision, check_floors, class_ious, decide
+from encsearch.tracking.registry.gate import (
+    Candidate,
+    Figure,
+    GateDecision,
+    check_floors,
+    class_ious,
+    decide,
+)
 from encsearch.tracking.registry.mlflow_registry import MlflowRegistry
 from encsearch.tracking.registry.packaging import WEIGHTS_TAG, register
 from encsearch.tracking.registry.versions import (
@@ -214,22 +228,28 @@ def _judge(model: _Model, champion: _Model | None, store: Store, gate: PromoteCo
         height, width = dataset[0].mask.shape
         threads = format_count(torch.get_num_threads(), "thread")
         place = f"{socket.gethostname()} ({device}, {threads}, {width}x{height} px)"
+    # Both by the candidate's metric: another version of it would be another figure.
+    own = find_own_metric(model.bundle) if gate.figure == "metric" else None
     # The same batch size for both, so that the batches come in the same order.
-    batch_size = model.bundle.config.train.val_batch_size
-    seen = [
-        Candidate(
-            each.run_id,
-            each.weights,
-            count_images(each.bundle, store, split, device=device, batch_size=batch_size).pixels,
-            each.version,
-            latency_ms,
-        )
-        for each, latency_ms in zip(models, latencies_ms, strict=True)
-    ]
+    count = partial(
+        count_images,
+        store=store,
+        split=split,
+        device=device,
+        batch_size=model.bundle.config.train.val_batch_size,
+        own=own[1] if own else None,
+    )
+    seen = []
+    for each, latency_ms in zip(models, latencies_ms, strict=True):
+        counts = count(each.bundle)
+        seen.append(Candidate(each.run_id, each.weights, counts.pixels, each.version, latency_ms, counts.own))
     classes = store.info.classes
     champion_seen = seen[1] if champion else None
-    decision = decide(seen[0], champion_seen, classes, gate, place, model.bundle.untrained)
+    figure = Figure(own[0], partial(score_counts, *own)) if own else None
+    decision = decide(seen[0], champion_seen, classes, gate, place, model.bundle.untrained, figure)
     figures = {"mIoU": decision.mean_iou}
+    if own and decision.own is not None:
+        figures[own[0]] = decision.own
     if decision.gain:
         figures |= {"gain": decision.gain.value, "gain.lower": decision.gain.lower}
     figures |= {f"IoU/{classes[index]}": iou for index, iou in class_ious(seen[0].pixels.sum(axis=0)).items()}

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from encsearch.cli.main import main
-from encsearch.config import Config
+from encsearch.config import Config, with_values
 from encsearch.data.datasets import IGNORE
 from encsearch.data.manifest import read_manifest
 from encsearch.data.store import Store
 from encsearch.data.transforms import to_image_tensor
-from encsearch.inference.bundle import Bundle, write_bundle
+from encsearch.inference.bundle import Bundle, read_bundle, write_bundle
 from encsearch.model.encnet import EncNet
+from encsearch.parts import Code, PartName, code_from, find_code
 from encsearch.reports import RunSummary
 from encsearch.tracking.mlflow import Tracking, connect
 from encsearch.tracking.registry.aliases import move, settle, sign
@@ -59,7 +60,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, toy_store: Path, empty_databa
     return Jobs(tracking, {name: finished(folder / name, config, tracking, STEPS[name]) for name in STEPS})
 
 
-def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -> Path:
+def finished(
+    folder: Path, config: Config, tracking: Tracking, num_steps: int, code: Code | None = None
+) -> Path:
     """The folder that a training leaves, of a model that saw all images `num_steps` times."""
     manifest = read_manifest(config.data.store)
     split = Store(config.data.store).split("train")
@@ -74,7 +77,9 @@ def finished(folder: Path, config: Config, tracking: Tracking, num_steps: int) -
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    bundle = Bundle(model.eval(), config, manifest.info, manifest.fingerprint, metrics={"mIoU": 0.5})
+    bundle = Bundle(
+        model.eval(), config, manifest.info, manifest.fingerprint, metrics={"mIoU": 0.5}, code=code
+    )
     write_bundle(bundle, folder / BUNDLE)
     run_id = tracking.client.create_run(tracking.experiment_id, run_name=folder.name).info.run_id
     write_summary(
@@ -269,3 +274,60 @@ def test_a_floor_for_no_class_and_other_classes_are_refused_in_one_line(
     )
     assert "only paths below promote. can be changed" in run("promote", folder, "optim.lr=1", code=2)
     assert "no such store" in run("promote", folder, "--store", str(tmp_path / "none"), code=2)
+
+
+OWN_METRIC = """
+import torch
+
+
+class Accuracy:
+    def __init__(self, power=1):
+        self.power = power
+
+    def count(self, labels, predictions, num_classes):
+        known = labels != 255
+        right = ((labels == predictions) & known).sum() * FACTOR
+        return torch.stack([right.double(), known.sum().double()])
+
+    def score(self, counts):
+        return float(counts[0] / counts[1]) ** self.power
+"""
+
+
+def test_an_own_metric_decides_as_the_candidate_has_it(jobs: Jobs, run: Run, tmp_path: Path) -> None:
+    """The holder's own metric, of the same name, halves its figure; both are judged by the candidate's."""
+    name = PartName("promoted_by:Accuracy")
+    recipe = read_config(jobs).model_copy(update={"metric": name})
+    values = {"promote.model_name": "own", "promote.figure": "metric", "promote.floor": 0.1}
+    values |= {f"eval.args.{name}.power": 2}
+    config = with_values(recipe, values)
+    folders = {}
+    for quality, factor in (("good", 0.5), ("better", 1.0)):
+        (tmp_path / quality).mkdir()
+        (tmp_path / quality / "promoted_by.py").write_text(OWN_METRIC.replace("FACTOR", str(factor)))
+        with code_from(tmp_path / quality):
+            code = find_code([name])
+        folders[quality] = finished(tmp_path / f"job-{quality}", config, jobs.tracking, STEPS[quality], code)
+
+    first = run("promote", str(folders["good"]))
+    scored = run("eval", str(folders["good"]))
+    assert first["figures"][name] == scored["metrics"][name] == scored["own"][name]
+    assert scored["metrics"][name] == pytest.approx((scored["metrics"]["pixAcc"] / 2) ** 2)
+    assert any(f"the candidate has {name} " in reason for reason in first["reasons"])
+
+    second = run("promote", str(folders["better"]))
+    accuracies = [run("eval", str(folders[quality]))["metrics"]["pixAcc"] for quality in folders]
+    assert second["figures"][name] == pytest.approx(accuracies[1] ** 2)
+    assert second["figures"]["gain"] == pytest.approx(accuracies[1] ** 2 - accuracies[0] ** 2)
+    assert 0 < second["figures"]["gain.lower"] < second["figures"]["gain"]
+    assert second["figures"]["mIoU"] == pytest.approx(run("eval", str(folders["better"]))["mean_iou"])
+    assert [row["figure"] for row in run("models", "own")["decisions"]] == [name, name]
+
+
+def test_an_own_metric_is_asked_for_only_where_there_is_one(jobs: Jobs, run: Run) -> None:
+    line = run("promote", str(jobs.folders["good"]), "promote.figure=metric", code=2)
+    assert "promote.figure=metric needs an own metric, as module:Object, but metric=mIoU" in line
+
+
+def read_config(jobs: Jobs) -> Config:
+    return read_bundle(jobs.folders["good"] / BUNDLE).config

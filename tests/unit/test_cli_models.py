@@ -85,7 +85,13 @@ def test_predict_takes_overrides_among_its_images(
     Image.effect_noise((40, 30), 80).convert("RGB").save("a.png")
     Image.new("RGB", (8, 8)).save("a.b=c.png")
 
-    for out, *settings in (("plain",), ("changed", "eval.scales=[0.5,2]"), ("odd", "./a.b=c.png")):
+    settings_by_folder = {
+        "plain": (),
+        "changed": ("eval.scales=[0.5,2]",),
+        "argument": ("eval.args.module:Metric.power=2",),
+        "odd": ("./a.b=c.png",),
+    }
+    for out, settings in settings_by_folder.items():
         code, _, err = run(capsys, "predict", model, "a.png", *settings, "--out", out)
         assert (code, err) == (0, "")
 

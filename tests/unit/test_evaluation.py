@@ -1,7 +1,7 @@
 """A bundle's scores depend on its configuration and on the set, not on batches or on who counted what."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -19,12 +19,20 @@ from encsearch.data.store import Store, write_store
 from encsearch.data.transforms import to_image_tensor
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle
-from encsearch.inference.evaluation import count, count_images, median_latencies_ms, score_bundle
+from encsearch.inference.evaluation import (
+    count,
+    count_images,
+    find_own_metric,
+    median_latencies_ms,
+    score_bundle,
+    score_counts,
+)
 from encsearch.inference.segment import Segmentation
 from encsearch.metrics import confusion_matrix, scores
 from encsearch.metrics.per_image import image_counts
 from encsearch.metrics.summary import Totals, summarize
 from encsearch.model.encnet import EncNet
+from encsearch.parts import PartName, code_from, find_code
 
 
 @pytest.fixture
@@ -194,3 +202,57 @@ def test_a_split_without_labels_is_not_scored(bundle: Bundle, tmp_path: Path) ->
     write_store(tmp_path / "void", bundle.info, {"test": [void]})
     with pytest.raises(UserError, match="split test has no labelled pixel, so nothing can be scored on it"):
         score_bundle(bundle, Store(tmp_path / "void"), "test")
+
+
+def with_own_metric(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle with a metric that counts right pixels, found in `folder`, and labelled ones."""
+    (folder / "scored_by.py").write_text(
+        "import torch\n"
+        "class Share:\n"
+        "    def __init__(self, power=1): self.power = power\n"
+        "    def count(self, labels, predictions, num_classes):\n"
+        "        assert labels.dtype == predictions.dtype == torch.int64\n"
+        "        known = labels != 255\n"
+        "        return torch.stack([((labels == predictions) & known).sum(), known.sum()])\n"
+        "    def score(self, counts): return float(counts[0] / counts[1]) ** self.power\n"
+    )
+    name = PartName("scored_by:Share")
+    with code_from(folder):
+        code = find_code([name])
+    config = with_values(bundle.config, {"metric": name, f"eval.args.{name}.power": 2})
+    return replace(bundle, config=config, code=code)
+
+
+def test_an_own_metric_is_a_figure_beside_the_others(bundle: Bundle, toy_store: Path, tmp_path: Path) -> None:
+    plain = score_bundle(bundle, Store(toy_store), "val")
+    found = score_bundle(with_own_metric(bundle, tmp_path), Store(toy_store), "val", batch_size=3)
+    assert found.own == {"scored_by:Share": pytest.approx(plain.pix_acc**2)}
+    assert found.to_metrics() == {**plain.to_metrics(), **found.own}
+    assert asdict(found)["own"] == found.own, "so it is in the JSON of `encsearch eval`"
+    assert plain.own == {}
+
+
+def test_the_own_counts_of_the_images_add_up_to_the_figure(
+    bundle: Bundle, toy_store: Path, tmp_path: Path
+) -> None:
+    own = find_own_metric(with_own_metric(bundle, tmp_path))
+    assert own is not None
+    store = Store(toy_store)
+    found = count_images(bundle, store, "val", batch_size=4, own=own[1])
+    assert found.own is not None
+    assert (found.own.shape, found.own.dtype) == ((10, 2), np.float64)
+    assert found.own[:, 0].tolist() == found.pixels[:, :, 0].sum(axis=1).tolist(), "in the same order"
+    assert score_counts(*own, found.own.sum(axis=0)) == pytest.approx(
+        score_bundle(with_own_metric(bundle, tmp_path), store, "val").own[own[0]]
+    )
+    assert count_images(bundle, store, "val").own is None
+    assert find_own_metric(bundle) is None
+
+
+def test_an_own_metric_without_a_figure_is_refused_in_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    own = find_own_metric(with_own_metric(bundle, tmp_path))
+    assert own is not None
+    with pytest.raises(UserError, match=r"^metric scored_by:Share: is nan for a whole set"):
+        score_counts(*own, np.zeros(2))
+    with pytest.raises(UserError, match=r"^metric scored_by:Share: score\(\) fails \(IndexError: "):
+        score_counts(*own, np.zeros(1))

@@ -9,7 +9,9 @@ import pytest
 from encsearch.config import PromoteConfig
 from encsearch.errors import UserError
 from encsearch.tracking.registry.gate import (
+    MEAN_IOU,
     Candidate,
+    Figure,
     GateDecision,
     Pixels,
     check_floors,
@@ -93,7 +95,7 @@ def test_a_model_that_is_scored_on_too_few_classes_is_refused_with_their_names()
 
 
 def test_the_margin_is_for_the_lower_bound_and_not_for_the_gain() -> None:
-    gain = paired_gain(BETTER.pixels, CHAMPION.pixels, 0.95)
+    gain = paired_gain(BETTER.pixels, CHAMPION.pixels, 0.95, MEAN_IOU)
     assert gain.lower < gain.value
     between = PromoteConfig(margin=(gain.lower + gain.value) / 2)
     assert failed(decide(BETTER, CHAMPION, CLASSES, between))[0].endswith(
@@ -104,7 +106,7 @@ def test_the_margin_is_for_the_lower_bound_and_not_for_the_gain() -> None:
 
 def test_a_model_of_the_champions_predictions_gains_exactly_nothing_and_is_refused() -> None:
     twin = replace(CHAMPION, run_id="twin", weights="other")
-    assert not np.any(resampled_gains(twin.pixels, CHAMPION.pixels))
+    assert not np.any(resampled_gains(twin.pixels, CHAMPION.pixels, MEAN_IOU))
     decision = decide(twin, CHAMPION, CLASSES, GATE)
     assert decision.gain is not None
     assert (decision.gain.value, decision.gain.lower) == (0.0, 0.0)
@@ -219,13 +221,13 @@ def test_resampling_is_a_loop_over_drawn_images() -> None:
                     ious.append(found / (truth + predicted - found))
             means.append(sum(ious) / len(ious))
         expected.append(means[0] - means[1])
-    assert resampled_gains(ours, theirs, resamples=50, seed=5) == pytest.approx(expected, abs=1e-12)
+    assert resampled_gains(ours, theirs, MEAN_IOU, resamples=50, seed=5) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_resamples_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = resampled_gains(BETTER.pixels, CHAMPION.pixels)
+    at_once = resampled_gains(BETTER.pixels, CHAMPION.pixels, MEAN_IOU)
     monkeypatch.setattr("encsearch.tracking.registry.gate.WEIGHTS_AT_ONCE", 7 * NUM_IMAGES)
-    assert resampled_gains(BETTER.pixels, CHAMPION.pixels).tolist() == at_once.tolist()
+    assert resampled_gains(BETTER.pixels, CHAMPION.pixels, MEAN_IOU).tolist() == at_once.tolist()
 
 
 def test_images_without_a_label_are_none() -> None:
@@ -260,7 +262,7 @@ def test_without_a_true_gain_the_gate_lets_at_most_one_in_twenty_pass(number: in
     passed = 0
     for seed in range(150):
         ours, theirs = (pixels((0.7, 0.6, 0.5), seed=2 * seed + k, number=number) for k in (0, 1))
-        passed += paired_gain(ours, theirs, 0.95).lower > 0
+        passed += paired_gain(ours, theirs, 0.95, MEAN_IOU).lower > 0
     assert passed < 15
 
 
@@ -268,5 +270,69 @@ def test_a_true_gain_is_found() -> None:
     found = 0
     for seed in range(20):
         ours, theirs = pixels((0.75, 0.65, 0.55), seed=2 * seed), pixels((0.7, 0.6, 0.5), seed=2 * seed + 1)
-        found += paired_gain(ours, theirs, 0.95).lower > 0
+        found += paired_gain(ours, theirs, 0.95, MEAN_IOU).lower > 0
     assert found >= 19
+
+
+ACCURACY = Figure("accuracy", lambda sums: float(sums[0] / sums[1]))
+BY_ACCURACY = PromoteConfig(figure="metric", floor=0.7, margin=0.02, max_class_drop=0.5)
+
+
+def counted(model: Candidate, share: float) -> Candidate:
+    """The model with own counts whose accuracy is about `share`."""
+    found = np.random.default_rng(int(1000 * share)).normal(share, 0.05, NUM_IMAGES)
+    return replace(model, own=np.stack([found, np.ones(NUM_IMAGES)], axis=1))
+
+
+def test_an_own_figure_decides_in_place_of_mean_iou_which_is_kept_beside_it() -> None:
+    worse, better = counted(BETTER, 0.5), counted(CHAMPION, 0.6)
+    assert worse.own is not None
+    decision = decide(worse, better, CLASSES, BY_ACCURACY, own=ACCURACY)
+    assert not decision.promote
+    assert decision.own == pytest.approx(worse.own[:, 0].mean())
+    assert decision.own is not None
+    assert decision.mean_iou == decide(BETTER, CHAMPION, CLASSES, GATE).mean_iou
+    assert decision.reasons[0].startswith(f"accuracy {100 * decision.own:.2f} % against ")
+    assert decision.reasons[0].endswith("the candidate is not better")
+    assert not any("mIoU" in reason for reason in decision.reasons)
+    assert decision.reasons[-1].startswith("no class falls beyond max_class_drop=0.5"), "classes are by IoU"
+    turned = replace(better, version=None), replace(worse, version="4")
+    assert decide(*turned, CLASSES, PromoteConfig(figure="metric"), own=ACCURACY).promote
+
+
+def test_the_first_model_needs_the_floor_of_an_own_figure() -> None:
+    (reason,) = failed(decide(counted(BETTER, 0.5), None, CLASSES, BY_ACCURACY, own=ACCURACY))
+    assert reason.startswith("no model to compare with; the candidate has accuracy ")
+    assert reason.endswith("below promote.floor, 70.00 %")
+    assert decide(
+        counted(model("weak", (0.1, 0.1, 0.1)), 0.8), None, CLASSES, BY_ACCURACY, own=ACCURACY
+    ).promote
+
+
+def test_of_pixel_counts_an_own_figure_gives_the_gains_of_mean_iou() -> None:
+    gains, expected = (
+        resampled_gains(BETTER.pixels, CHAMPION.pixels, figure, resamples=100)
+        for figure in (Figure("same", mean_iou), MEAN_IOU)
+    )
+    assert gains == pytest.approx(expected, abs=1e-12)
+
+
+def test_own_counts_may_have_any_shape() -> None:
+    counts = np.random.default_rng(0).uniform(size=(NUM_IMAGES, 2, 3, 1))
+    of_shapes = Figure("shapes", lambda sums: float(sums[0, 1, 0] / sums.sum()))
+    of_numbers = Figure("numbers", lambda total: float(total) / NUM_IMAGES)
+    for figure, ours in ((of_shapes, counts), (of_numbers, counts[:, 0, 0, 0])):
+        assert resampled_gains(ours, ours[::-1], figure, resamples=20).shape == (20,)
+        assert paired_gain(ours, ours, 0.95, figure).lower == 0
+
+
+def test_images_without_a_label_are_left_out_of_an_own_figure() -> None:
+    candidate = counted(BETTER, 0.5)
+    assert candidate.own is not None
+    padded = replace(
+        candidate,
+        pixels=np.concatenate([candidate.pixels, np.zeros((1, 3, 3), np.int64)]),
+        own=np.concatenate([candidate.own, [[7.0, 7.0]]]),
+    )
+    found, expected = (decide(m, None, CLASSES, BY_ACCURACY, own=ACCURACY) for m in (padded, candidate))
+    assert found == expected

@@ -51,6 +51,8 @@ def test_a_query_in_mlflows_language(query: Query, text: str) -> None:
     [
         (None, "attributes.start_time DESC"),
         ("best/mIoU", "metrics.`best/mIoU` DESC"),
+        ("best/my_parts:score:desc", "metrics.`best/my_parts:score` DESC"),
+        ("my_parts:score:asc", "metrics.`my_parts:score` ASC"),
         ("name:asc", "attributes.run_name ASC"),
         ("kind", "tags.`encsearch.kind` DESC"),
         ("end_time", "attributes.end_time DESC"),
@@ -135,6 +137,12 @@ def test_the_best_figure_is_marked_where_an_order_is_known() -> None:
 def test_a_class_may_be_called_like_what_should_be_small() -> None:
     rows = [row(metrics={"IoU/floss": value, "IoU/fleece": value}) for value in (0.1, 0.2)]
     assert best_columns(rows, "IoU/floss") == best_columns(rows, "IoU/fleece") == [1]
+
+
+def test_of_an_own_metric_the_more_is_the_better_and_of_an_own_loss_nothing_is_said() -> None:
+    rows = [row(metrics={"losses:score": value, "train/m:edge": value}) for value in (0.1, 0.2)]
+    assert best_columns(rows, "losses:score") == [1]
+    assert best_columns(rows, "train/m:edge") == []
 
 
 def test_what_was_searched_is_read_of_the_sweeps_own_run() -> None:

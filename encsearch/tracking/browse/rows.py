@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from encsearch.errors import UserError
+from encsearch.parts import is_part
 
 PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
 # The same on all seeds of a finalist or a baseline, and on the run that has their means.
@@ -210,14 +211,17 @@ def metric_names(rows: Sequence[RunRow]) -> list[str]:
 
 def _direction(metric: str) -> int:
     """Return 1 if more is better, -1 if less is better, 0 if unknown."""
-    if re.match(r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric):  # first: a class may be called floss
+    if is_part(metric) or re.match(
+        r"best/|mIoU|pixAcc|IoU/|boundary|presence/", metric
+    ):  # first: a class may be called floss
         return 1
     return -1 if re.search(r"loss|latency", metric) else 0
 
 
 def _sort_name(sort: str) -> tuple[str, bool]:
     """Return the name, and whether the least comes first."""
-    name, _, direction = sort.partition(":")
+    # The name of an own metric has a colon: best/module:Object:desc.
+    name, _, direction = sort.rpartition(":") if sort.endswith((":asc", ":desc")) else sort.partition(":")
     if direction not in ("", "asc", "desc") or not name or "`" in name:
         raise UserError(f"--sort {sort}: not NAME, NAME:asc or NAME:desc, as in best/mIoU or optim.lr:asc")
     return name, direction == "asc"

@@ -6,9 +6,10 @@ candidates were judged favours those that were chosen on it. So every decision s
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ WEIGHTS_AT_ONCE = 2**22  # float64: 32 MiB
 
 Pixels = NDArray[np.int64]
 Values = NDArray[np.float64]
+Counts = Pixels | Values
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Candidate:
     """A model as the gate sees it; the champion is one too.
 
     `pixels` (N, num_classes, 3) counts the pixels found, true and predicted, on the same N images for both
-    (`metrics.per_image`). `weights` is their SHA-256, `version` the version in the registry, if there is one.
+    (`metrics.per_image`), and `own` (N, ...) has what an own metric counts. `weights` is their SHA-256,
+    `version` the version in the registry, if there is one.
     """
 
     run_id: str
@@ -47,11 +50,24 @@ class Candidate:
     pixels: Pixels
     version: str | None = None
     latency_ms: float | None = None
+    own: Values | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What models are compared by: its name, and its value for the sums (...) of the counts over a set."""
+
+    name: str
+    score: Callable[[Any], float]
+
+    def score_sets(self, sums: Values) -> Values:
+        """(R, ...) -> (R,): the value of each set."""
+        return np.array([self.score(one) for one in sums])
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain in mIoU, and its one-sided lower bound."""
+    """A gain in the figure that decides, and its one-sided lower bound."""
 
     value: float
     lower: float
@@ -67,12 +83,13 @@ class GateCheck:
 class GateDecision:
     """The verdict and its checks, each a sentence with its figures.
 
-    `gain` is None without a champion to compare with.
+    `gain` is None without a champion to compare with; `own` is the value of an own figure, if that decides.
     """
 
     mean_iou: float
     gain: Gain | None
     checks: tuple[GateCheck, ...]
+    own: float | None = None
 
     @property
     def promote(self) -> bool:
@@ -91,12 +108,14 @@ def decide(
     gate: PromoteConfig,
     place: str = "",
     untrained: Collection[str] = (),
+    own: Figure | None = None,
 ) -> GateDecision:
     """Make every check of the gate, so that all reasons against a candidate are reported at once.
 
     The candidate must surely be better than the champion by `gate.margin`; no class may fall far; the floors
     and the numbers of images and classes are checked with and without a champion. `place` says where the
-    latencies were measured, `untrained` are the classes without a training pixel. Raises UserError when no
+    latencies were measured, `untrained` are the classes without a training pixel. `own`, a figure of the
+    candidates' own counts, decides in place of mIoU on the gain and on `gate.floor`. Raises UserError when no
     image has a labelled pixel.
     """
     assert champion is None or champion.pixels.shape == candidate.pixels.shape, "not the same images"
@@ -104,23 +123,25 @@ def decide(
     if not labelled.size:
         raise UserError(f"0 of {len(candidate.pixels)} images have a labelled pixel: nothing to compare on")
     candidate_pixels = candidate.pixels[labelled]
+    figure = own or MEAN_IOU
+    counts = _counts(candidate, own)[labelled]
     gain = None
     if champion:
-        gain = paired_gain(candidate_pixels, champion.pixels[labelled], gate.confidence)
-    value = mean_iou(candidate_pixels.sum(axis=0))
+        gain = paired_gain(counts, _counts(champion, own)[labelled], gate.confidence, figure)
+    value = figure.score(counts.sum(axis=0))
     checks = [
         _check_image_count(labelled.size, gate.min_images),
         _check_class_count(candidate_pixels, classes, untrained, gate.min_class_share),
     ]
     if champion and gain:
         checks += _check_confidence(labelled.size, gate.confidence)
-        checks += [_check_is_another(candidate, champion), _check_gain(value, gain, gate)]
+        checks += [_check_is_another(candidate, champion), _check_gain(figure, value, gain, gate)]
         checks += _check_drops(candidate_pixels, champion.pixels[labelled], classes, gate)
     else:
-        checks.append(_check_first(value, gate.floor))
+        checks.append(_check_first(figure, value, gate.floor))
     checks += _check_floors(candidate_pixels, classes, gate)
     checks += _check_latency(candidate, champion, gate.latency_limit_ms, place)
-    return GateDecision(value, gain, tuple(checks))
+    return GateDecision(mean_iou(candidate_pixels.sum(axis=0)), gain, tuple(checks), value if own else None)
 
 
 def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
@@ -134,23 +155,23 @@ def check_floors(gate: PromoteConfig, classes: Sequence[str]) -> None:
                 )
 
 
-def paired_gain(candidate: Pixels, champion: Pixels, confidence: float) -> Gain:
-    """Return the gain in mIoU of (N, C, 3) over (N, C, 3), and its lower bound by resampling the N images.
+def paired_gain(candidate: Counts, champion: Counts, confidence: float, figure: Figure) -> Gain:
+    """Return the gain of counts (N, ...) over others, and its lower bound by resampling the N images.
 
     The bound is the expanded percentile of Hesterberg (The American Statistician 69, 2015, section 5.3): the
     plain one is too narrow for few images, by sqrt((N - 1) / N) and by the normal in place of Student's t.
     """
-    gains = resampled_gains(candidate, champion)
+    gains = resampled_gains(candidate, champion, figure)
     freedom = max(1, len(candidate) - 1)
     reach = float(student_t.ppf(confidence, freedom)) * ((freedom + 1) / freedom) ** 0.5
     lower = float(np.quantile(gains, NormalDist().cdf(-reach)))
-    return Gain(mean_iou(candidate.sum(axis=0)) - mean_iou(champion.sum(axis=0)), lower)
+    return Gain(figure.score(candidate.sum(axis=0)) - figure.score(champion.sum(axis=0)), lower)
 
 
 def resampled_gains(
-    candidate: Pixels, champion: Pixels, resamples: int = RESAMPLES, seed: int = SEED
+    candidate: Counts, champion: Counts, figure: Figure, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Values:
-    """Return the gain in mIoU on each of `resamples` sets of N images, drawn with replacement.
+    """Return the gain on each of `resamples` sets of N images, drawn with replacement.
 
     Both models get the same sets. A set is stored as the count of each image, so that all sums are one matrix
     product, exact in float64 below 2 ** 53 pixels.
@@ -159,11 +180,12 @@ def resampled_gains(
     rng = np.random.default_rng(seed)
     tables = [pixels.reshape(num_images, -1).astype(np.float64) for pixels in (candidate, champion)]
     parts: list[Values] = []
-    at_once = max(1, WEIGHTS_AT_ONCE // num_images)
+    at_once = max(1, WEIGHTS_AT_ONCE // max(num_images, tables[0].shape[1]))
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
         weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=size).astype(float)
-        ours, theirs = (_mean_ious((weights @ table).reshape(size, -1, 3)) for table in tables)
+        sums = ((weights @ table).reshape(size, *candidate.shape[1:]) for table in tables)
+        ours, theirs = map(figure.score_sets, sums)
         parts.append(ours - theirs)
     return np.concatenate(parts)
 
@@ -181,12 +203,25 @@ def class_ious(pixels: Pixels) -> dict[int, float]:
     return {int(index): int(found[index]) / int(union[index]) for index in np.flatnonzero(union)}
 
 
-def _mean_ious(sums: Values) -> Values:
-    """(R, C, 3) -> (R,): `mean_iou` of each set; every set has a labelled pixel."""
-    found, union = sums[..., 0], sums[..., 1] + sums[..., 2] - sums[..., 0]
-    ious = np.divide(found, union, out=np.zeros_like(found), where=union > 0)
-    means: Values = ious.sum(axis=1) / (union > 0).sum(axis=1)
-    return means
+class _MeanIoU(Figure):
+    """Of pixel counts (C, 3), all sets at once."""
+
+    def score_sets(self, sums: Values) -> Values:
+        """(R, C, 3) -> (R,): `mean_iou` of each set; every set has a labelled pixel."""
+        found, union = sums[..., 0], sums[..., 1] + sums[..., 2] - sums[..., 0]
+        ious = np.divide(found, union, out=np.zeros_like(found), where=union > 0)
+        means: Values = ious.sum(axis=1) / (union > 0).sum(axis=1)
+        return means
+
+
+MEAN_IOU = _MeanIoU("mIoU", mean_iou)
+
+
+def _counts(model: Candidate, own: Figure | None) -> Counts:
+    if own is None:
+        return model.pixels
+    assert model.own is not None, "an own figure needs its counts"
+    return model.own
 
 
 def _check_image_count(number: int, least: int) -> GateCheck:
@@ -214,8 +249,8 @@ def _check_class_count(
     return GateCheck(True, text)
 
 
-def _check_first(value: float, floor: float) -> GateCheck:
-    text = f"no model to compare with; the candidate has mIoU {format_score(value)}"
+def _check_first(figure: Figure, value: float, floor: float) -> GateCheck:
+    text = f"no model to compare with; the candidate has {figure.name} {format_score(value)}"
     if value < floor - TOLERANCE:
         return GateCheck(False, f"{text}, below promote.floor, {format_score(floor)}")
     return GateCheck(True, text)
@@ -244,11 +279,11 @@ def _check_is_another(candidate: Candidate, champion: Candidate) -> GateCheck:
     return GateCheck(True, f"compared with the {_name_champion(champion)}")
 
 
-def _check_gain(value: float, gain: Gain, gate: PromoteConfig) -> GateCheck:
+def _check_gain(figure: Figure, value: float, gain: Gain, gate: PromoteConfig) -> GateCheck:
     """The bound must be above 0 in any case: an equal model is refused, and so is an unsure gain."""
     passed = gain.lower > 0 and gain.lower >= gate.margin - TOLERANCE
     text = (
-        f"mIoU {format_score(value)} against {format_score(value - gain.value)}: "
+        f"{figure.name} {format_score(value)} against {format_score(value - gain.value)}: "
         f"{format_points(gain.value, signed=True)}, with {format_param(gate.confidence)} confidence at least "
         f"{format_points(gain.lower, signed=True)}"
     )
