@@ -9,6 +9,7 @@ import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import name_option, out_option, overrides_argument, recipe_argument
+from encsearch.reports import job_kind
 from encsearch.text import NOTHING, format_param, format_percent
 
 if TYPE_CHECKING:
@@ -51,18 +52,17 @@ def sweep(
     Exit code 5 if a budget ended the search before its last trial; the result is complete all the same.
     """
     from encsearch.cli.progress import progress
-    from encsearch.cli.resuming import has_begun, resume_as
+    from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
     from encsearch.errors import UserError
 
     config = load_config(recipe, overrides)
-    if name and has_begun(out / name):
-        if dry_run or warm_start_from or prior_from:
-            raise UserError(
-                f"{out / name}: has begun; leave out --dry-run, --warm-start-from and --prior-from, or give "
-                "another --name"
-            )
-        resume_as(out / name, "sweep", config, as_json)
+    if name and (dry_run or warm_start_from or prior_from) and job_kind(out / name):
+        raise UserError(
+            f"{out / name}: has begun; leave out --dry-run, --warm-start-from and --prior-from, or give "
+            "another --name"
+        )
+    if name and resume_named(out / name, "sweep", config, as_json):
         return
     from encsearch.workflow.sweep.folder import Earlier
 

@@ -92,12 +92,11 @@ def train(
 ) -> None:
     """Train RECIPE once, record it in MLflow, keep the best checkpoint as a model bundle."""
     from encsearch.cli.progress import progress
-    from encsearch.cli.resuming import has_begun, resume_as
+    from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
-    if name and has_begun(out / name):
-        resume_as(out / name, "training", config, as_json)
+    if name and resume_named(out / name, "training", config, as_json):
         return
     with progress("checking the recipe and its data") as shown:
         from encsearch.workflow.train import train as run  # torch, which takes seconds
