@@ -32,16 +32,24 @@ def resume(folder: Path, overrides: tuple[str, ...], extend: int | None, as_json
     _go_on(folder, find_kind(folder), overrides, extend or 0, as_json)
 
 
-def resume_named(folder: Path, kind: JobKind, config: "Config", as_json: bool) -> bool:
-    """Go on with the job that was begun in `folder`, see `find_changes`; return False if there is none."""
+def resume_named(
+    out: Path,
+    name: str | None,
+    kind: JobKind,
+    config: "Config",
+    as_json: bool,
+    *,
+    only_new: Sequence[str] = (),
+) -> bool:
+    """Go on with the job that was begun under a name, see `find_changes`; return False if there is none."""
     from encsearch.workflow.resume import find_changes
 
-    changes = find_changes(folder, kind, config)
-    if changes is None:
+    changes = find_changes(out, name, kind, config, only_new=only_new)
+    if name is None or changes is None:
         return False
     for item in changes:
         say(f"goes on with {item}")
-    _go_on(folder, kind, changes, 0, as_json)
+    _go_on(out / name, kind, changes, 0, as_json)
     return True
 
 

@@ -9,7 +9,6 @@ import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
 from encsearch.cli.training import name_option, out_option, overrides_argument, recipe_argument
-from encsearch.reports import job_kind
 from encsearch.text import NOTHING, format_param, format_percent
 
 if TYPE_CHECKING:
@@ -54,15 +53,11 @@ def sweep(
     from encsearch.cli.progress import progress
     from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
-    from encsearch.errors import UserError
 
     config = load_config(recipe, overrides)
-    if name and (dry_run or warm_start_from or prior_from) and job_kind(out / name):
-        raise UserError(
-            f"{out / name}: has begun; leave out --dry-run, --warm-start-from and --prior-from, or give "
-            "another --name"
-        )
-    if name and resume_named(out / name, "sweep", config, as_json):
+    options = {"--dry-run": dry_run, "--warm-start-from": warm_start_from, "--prior-from": prior_from}
+    given = [option for option, value in options.items() if value]
+    if resume_named(out, name, "sweep", config, as_json, only_new=given):
         return
     from encsearch.workflow.sweep.folder import Earlier
 

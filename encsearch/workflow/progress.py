@@ -25,7 +25,7 @@ from encsearch.workflow.job import Progress
 
 
 @contextmanager
-def line_progress(say: Callable[[str], None], phase: str) -> Iterator[Progress]:
+def line_progress(say: Callable[[str], object], phase: str) -> Iterator[Progress]:
     """Tell `say` the progress of the block in lines; `phase` is what begins."""
     lines = LineProgress(say)
     lines.phase(phase)
@@ -46,7 +46,7 @@ class LineProgress:
     SWEEP_S = STEP_S = 60
     PHASE_S = 10
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], object]) -> None:
         self._say = say
         self._started = time.monotonic()
         self._done, self._next_sweep_s = 0, 0.0

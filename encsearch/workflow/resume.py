@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from encsearch.config import CONFIG_FILE, Config, flatten, load_config
 from encsearch.errors import UserError
+from encsearch.files import check_name
 from encsearch.reports import JobKind, job_kind
+from encsearch.text import format_list
 from encsearch.workflow.job import Progress, find_kind
 
 if TYPE_CHECKING:
@@ -47,14 +49,23 @@ def resume(
             return resume_training(folder, overrides, progress)
 
 
-def find_changes(folder: Path, kind: JobKind, config: Config) -> list[str] | None:
-    """The overrides by which a job that was begun under this name goes on as `config`; None without one.
+def find_changes(
+    out: Path, name: str | None, kind: JobKind, config: Config, *, only_new: Sequence[str] = ()
+) -> list[str] | None:
+    """The overrides by which the job that was begun under this name goes on as `config`; None without one.
 
-    A sweep that was extended keeps its trials. Raises UserError for another kind of job.
+    `only_new` are options of a new job. A sweep that was extended keeps its trials. Raises UserError for a
+    bad name, for another kind of job, and for such an option of a job that has begun.
     """
+    if name is None:
+        return None
+    check_name(name)
+    folder = out / name
     found = job_kind(folder)
     if found is None:
         return None
+    if only_new:
+        raise UserError(f"{folder}: has begun; leave out {format_list(only_new)}, or give another --name")
     if found != kind:
         raise UserError(f"{folder}: holds a {found}, no {kind}; give another --name")
     before, now = (flatten(one) for one in (load_config(folder / CONFIG_FILE), config))

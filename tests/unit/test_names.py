@@ -24,27 +24,39 @@ def test_a_sweep_goes_on_with_what_has_changed_and_keeps_its_extension(
     toy_config: Config, tmp_path: Path
 ) -> None:
     config = with_values(toy_config, {"search": SEARCH})
-    folder = begun(tmp_path / "a", with_values(config, {"search.budget.trials": 20}), STUDY_FILE)
+    begun(tmp_path / "a", with_values(config, {"search.budget.trials": 20}), STUDY_FILE)
     changed = with_values(config, {"search.confirm.seeds": [5, 6], "scaling.num_workers": 2})
 
-    changes = find_changes(folder, "sweep", changed)
+    changes = find_changes(tmp_path, "a", "sweep", changed)
 
     assert changes == ["scaling.num_workers=2", "search.confirm.seeds=[5, 6]"]
 
 
 def test_a_training_goes_on_without_a_word_of_the_search(toy_config: Config, tmp_path: Path) -> None:
-    folder = begun(tmp_path / "a", toy_config, BEGUN_FILE)
-    assert find_changes(folder, "training", with_values(toy_config, {"search": SEARCH})) == []
+    begun(tmp_path / "a", toy_config, BEGUN_FILE)
+    assert find_changes(tmp_path, "a", "training", with_values(toy_config, {"search": SEARCH})) == []
 
 
 def test_a_name_without_a_job_has_nothing_to_go_on_with(toy_config: Config, tmp_path: Path) -> None:
-    assert find_changes(tmp_path / "a", "training", toy_config) is None
+    assert find_changes(tmp_path, "a", "training", toy_config) is None
 
 
 def test_a_job_of_another_kind_is_refused(toy_config: Config, tmp_path: Path) -> None:
-    folder = begun(tmp_path / "a", toy_config, BEGUN_FILE)
+    begun(tmp_path / "a", toy_config, BEGUN_FILE)
     with pytest.raises(UserError, match="holds a training, no sweep; give another --name"):
-        find_changes(folder, "sweep", toy_config)
+        find_changes(tmp_path, "a", "sweep", toy_config)
+
+
+def test_a_job_that_has_begun_takes_no_option_of_a_new_one(toy_config: Config, tmp_path: Path) -> None:
+    begun(tmp_path / "a", toy_config, STUDY_FILE)
+    with pytest.raises(UserError, match="a: has begun; leave out --dry-run, or give another --name"):
+        find_changes(tmp_path, "a", "sweep", toy_config, only_new=["--dry-run"])
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "-a"])
+def test_a_name_is_a_plain_one(toy_config: Config, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--name: .* is not of letters, digits"):
+        find_changes(tmp_path, name, "training", toy_config)
 
 
 def test_a_folder_of_a_name_may_be_left_of_a_job_that_did_not_begin(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def column(row: RunRow, name: str) -> Any:
         "start_time": row.start_ms,
         "end_time": row.end_ms,
         "seconds": row.seconds,
+        "parent_run_id": row.parent_run_id,
     }
     section, _, rest = name.partition(".")
     sections: dict[str, Mapping[str, Any]] = {"params": row.params, "metrics": row.metrics, "tags": row.tags}

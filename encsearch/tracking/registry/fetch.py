@@ -14,9 +14,11 @@ from encsearch.reports import SUMMARY_FILE, job_kind, read_summary
 from encsearch.tracking.uris import existing_store
 
 
-def load(source: str | Path, device: str = "cpu") -> Predictor:
-    """Load a model, ready to predict, from a source that `fetch_bundle` takes."""
-    return Predictor(fetch_bundle(source), device)
+def load(
+    source: str | Path, device: str = "cpu", overrides: Sequence[str] = (), batch_size: int = 8
+) -> Predictor:
+    """Load a model, ready to predict; see `fetch_bundle` and `Predictor`."""
+    return Predictor(fetch_bundle(source, overrides), device, batch_size)
 
 
 def fetch_bundle(source: str | Path, overrides: Sequence[str] = ()) -> Bundle:
