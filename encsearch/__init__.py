@@ -86,9 +86,7 @@ class _Package(ModuleType):
         if name not in _OFFERED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if not _is_usable(name):
-            raise ImportError(
-                f"encsearch.{name} needs torch, which is absent; pip install 'encsearch[train]'"
-            )
+            raise ImportError(f"encsearch.{name} needs torch; pip install 'encsearch[train]'")
         return getattr(import_module(_MODULES.get(name, "encsearch.api")), name)
 
     def __dir__(self) -> list[str]:

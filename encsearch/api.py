@@ -9,6 +9,8 @@ Where a message names an option of the command line, such as --name, it is the a
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from encsearch.workflow.train import Trained
 
     Model = str | Path | Trained | Swept | Ablated
+    """A job or its folder, a bundle's folder, or an address in MLflow; see `load`."""
 
 Recipe = Config | str | Path
 """A recipe: one that is loaded, a YAML file, or the name of one that comes with encsearch."""
@@ -293,8 +296,8 @@ def runs(
     Raises UserError for a wrong filter, an unknown run or experiment, PreflightError for a store that is not
     there.
     """
-    from encsearch.tracking.browse.rows import Query
-    from encsearch.workflow.runs import list_runs, to_frame
+    from encsearch.tracking.browse.rows import Query, to_frame
+    from encsearch.workflow.runs import list_runs
 
     listed = list_runs(
         Query(filter, kind, None, status, sort, limit), None if sweep is None else _to_source(sweep)
@@ -322,10 +325,10 @@ def _to_texts(overrides: Overrides) -> tuple[str, ...]:
     """The overrides as the command line has them."""
     if isinstance(overrides, Mapping):
         return tuple(f"{path}={json.dumps(value, default=_plain)}" for path, value in overrides.items())
-    texts = (overrides,) if isinstance(overrides, str) else tuple(overrides)
-    if any(not isinstance(text, str) for text in texts):
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise UserError('overrides are a mapping, as {"optim.lr": 0.01}, or texts, as ["optim.lr=0.01"]')
-    return texts
+    return tuple(texts)
 
 
 def _plain(value: Any) -> Any:
@@ -341,7 +344,11 @@ def _to_source(model: Model) -> str:
 
 
 def _progress(say: Say | None, phase: str) -> AbstractContextManager[Progress]:
-    from encsearch.workflow.progress import line_progress
+    # In a notebook Ray 2.60 and Optuna 5 would say that ipywidgets is missing, whose bars nobody draws here.
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from encsearch.workflow.progress import line_progress
 
     if say is not None and not callable(say):
         raise UserError(f"progress is a function that takes a line, such as print, but got {say!r}")

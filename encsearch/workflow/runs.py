@@ -1,32 +1,18 @@
 """`encsearch runs`: which store has them, what a person calls a run, and the runs of a sweep in one table."""
 
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from encsearch.errors import UserError
 from encsearch.redaction import without_user
-from encsearch.tracking.browse.rows import (
-    CONFIGURATION_TAG,
-    Query,
-    RunRow,
-    column,
-    main_metric,
-    metric_names,
-)
+from encsearch.tracking.browse.rows import CONFIGURATION_TAG, Query, RunRow, main_metric
 from encsearch.tracking.browse.runs import find, get, open_experiment, search
 from encsearch.tracking.mlflow import Tracking
 from encsearch.tracking.uris import existing_store
 from encsearch.workflow.browse import find_job, find_store
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 # What a sweep confirmed: means over seeds, and the trainings that have none beside them.
 CONFIRMED = ("configuration", "finalist", "baseline")
-ATTRIBUTES = ("run_id", "name", "kind", "status", "start_time", "end_time", "seconds", "parent_run_id")
 
 
 @dataclass(frozen=True)
@@ -64,33 +50,6 @@ def list_runs(query: Query, sweep: str | None = None) -> Listed:
         [row for row in rows if row.tags.get(CONFIGURATION_TAG, "") not in meant] for rows in found[1:]
     ]
     return Listed(tuple(tuple(rows[: query.limit]) for rows in found if rows), parent, is_cut)
-
-
-def to_frame(rows: Sequence[RunRow]) -> "DataFrame":
-    """A table with a row for each run; a param is a number where it is one in every run that has it."""
-    import pandas as pd
-
-    cells = [
-        {name: column(row, name) for name in ATTRIBUTES}
-        | {f"metrics.{name}": value for name, value in row.metrics.items()}
-        | {f"params.{name}": value for name, value in row.params.items()}
-        | {f"tags.{name}": value for name, value in row.tags.items()}
-        for row in rows
-    ]
-    names = [
-        *ATTRIBUTES,
-        *(f"metrics.{name}" for name in metric_names(rows)),
-        *dict.fromkeys(f"params.{name}" for row in rows for name in row.params),
-        *dict.fromkeys(f"tags.{name}" for row in rows for name in row.tags),
-    ]
-    frame = pd.DataFrame(cells, columns=names)
-    for name in ("start_time", "end_time"):
-        frame[name] = pd.to_datetime(frame[name], unit="ms", utc=True)
-    for name in names:
-        if name.startswith("params."):
-            with suppress(ValueError):
-                frame[name] = pd.to_numeric(frame[name])
-    return frame
 
 
 def open_tracking(*named: str) -> Tracking:

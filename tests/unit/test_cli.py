@@ -20,7 +20,6 @@ from encsearch.cli.main import COMMANDS, cli, main
 from encsearch.config import Config, to_yaml
 from encsearch.errors import UserError
 from encsearch.tracking.outbox.forward import warn
-from encsearch.workflow.runs import find_run
 
 HEAVY = ("torch", "ray", "mlflow", "optuna", "pyarrow", "pydantic")
 
@@ -393,6 +392,8 @@ def test_a_folder_of_many_files_is_one_row_of_a_run() -> None:
 def test_runs_of_two_stores_are_not_taken_for_runs_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from encsearch.workflow.runs import find_run  # mlflow
+
     monkeypatch.setattr("encsearch.workflow.runs.find_job", lambda folder: SimpleNamespace(run_id="1"))
     monkeypatch.setattr("encsearch.workflow.runs.find_store", lambda job: "sqlite:////b/mlflow.db")
     with pytest.raises(UserError, match=r"recorded in sqlite:////b/mlflow.db, the first one in sqlite:////a"):
