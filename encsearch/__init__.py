@@ -90,7 +90,9 @@ class _Package(ModuleType):
         return getattr(import_module(_MODULES.get(name, "encsearch.api")), name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*self.__dict__, *filter(_is_usable, _OFFERED)})
+        return sorted(
+            {name for name in self.__dict__ if name.startswith("__")} | set(filter(_is_usable, _OFFERED))
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _OFFERED and isinstance(value, ModuleType)):
