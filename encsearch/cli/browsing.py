@@ -21,6 +21,7 @@ from encsearch.text import (
     format_param,
     format_time,
 )
+from encsearch.tracking.browse.rows import STATUSES
 
 if TYPE_CHECKING:
     from encsearch.tracking.browse.rows import RunRow
@@ -31,7 +32,6 @@ LIMIT = 50
 MAX_FILES = 5  # of a folder that `runs show` lists one by one
 MACHINE_TAGS = ("mlflow.", "encsearch.record")  # for MLflow and for `sync`; --json has them
 MAX_TEXT = 90  # characters of a value in a table for people
-STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
 # Of a configuration, beside its mean.
 OVER_SEEDS = ("over_seeds/lower_bound", "over_seeds/sd", "num_seeds")

@@ -1,7 +1,7 @@
 """The counts of a set, and every score that follows from them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -71,7 +71,7 @@ class Evaluation:
     group_iou: dict[str, float]
     sizes: dict[str, SizeScores]
     presence: PresenceScores | None
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, ...], ...] = field(repr=False)
 
     def to_metrics(self) -> dict[str, float]:
         """The figures of all classes together by name; one that does not exist is left out."""

@@ -18,6 +18,7 @@ PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
 CONFIGURATION_TAG = "encsearch.configuration"
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
 COLUMNS = ("run_id", "name", "kind", "status", "start_time", "end_time", "seconds", "parent_run_id")
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 SHOWN_AS = {"run": "run_id", "name": "run_name", "kind": KIND_TAG}  # what tables call them
 NEWEST_FIRST = "attributes.start_time DESC"
 MAX_NAMED = 5  # runs that an error lists
@@ -78,6 +79,8 @@ def filter_text(query: Query) -> str:
     if query.kind not in (None, "all"):
         conditions.append(f"tags.`{KIND_TAG}` = {quote_value(str(query.kind))}")
     if query.status:
+        if query.status not in STATUSES:
+            raise UserError(f"status {query.status} is none of {', '.join(STATUSES)}")
         conditions.append(f"attributes.status = '{query.status}'")
     return " AND ".join(conditions)
 
