@@ -7,7 +7,7 @@ What the commands do, as functions:
 
     generate_scenes("scenes")                                    # a data set, in some seconds
     trained = train("scenes", {"data.store": "scenes"}, in_process=True, progress=print)
-    print(evaluate(trained).mean_iou)                            # a share in [0, 1]
+    evaluate(trained).mean_iou                                   # a share in [0, 1]
     labels = predict(trained, open_store("scenes").split("test")[0].image)[0].labels     # (H, W) uint8
 
     swept = sweep("scenes", {"data.store": "scenes", "search.budget.trials": 10}, progress=print)
