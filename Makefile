@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help setup demo check unit test test-fast cluster-test lint types contracts chaos format lock clean
+.PHONY: help setup demo check docs unit test test-fast cluster-test lint types contracts chaos format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,7 +39,16 @@ contracts: $(STAMP) ## import-linter: imports only go down the layers
 unit: $(STAMP) ## unit tests: no ray, no mlflow, seconds
 	$(BIN)/pytest -q tests/unit
 
-check: lint types contracts unit ## lint, types, import contracts, unit tests
+# Laid out as in the repository: the links between them hold there and on the site.
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs cluster/README.md examples benchmarks/results \
+	encsearch/data/importers/labels
+docs: $(STAMP) ## the pages and the Python API as a site in build/site; a link that leads nowhere is an error
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	cp -r --parents $(PAGES) build/pages
+	$(BIN)/zensical build --strict --clean
+
+check: lint types contracts docs unit ## lint, types, import contracts, pages, unit tests
 
 # One pytest for each argument, side by side: tests with Ray mostly wait. The first one is watched; what the others
 # print comes when all have ended.

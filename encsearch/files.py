@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ from encsearch.errors import PreflightError, StorageError, UserError, one_line
 RETRY_S = 0.1
 
 T = TypeVar("T")
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that is no plain name of a folder, on any system and in a URL."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise UserError(f"--name: {name!r} is not of letters, digits, '_', '.' and '-' alone, 100 at most")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encsearch.cli.progress import LineProgress
 from encsearch.config import Config, ScalingConfig
 from encsearch.data.datasets import DatasetInfo, EncodedSample
 from encsearch.data.store import write_store
+from encsearch.workflow.progress import LineProgress
 
 if TYPE_CHECKING:
     from tests.e2e.head import Head

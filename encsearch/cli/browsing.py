@@ -21,21 +21,18 @@ from encsearch.text import (
     format_param,
     format_time,
 )
+from encsearch.tracking.browse.rows import STATUSES
 
 if TYPE_CHECKING:
     from encsearch.tracking.browse.rows import RunRow
     from encsearch.tracking.browse.runs import Detail
-    from encsearch.tracking.mlflow import Tracking
     from encsearch.workflow.sync import Synced
 
 LIMIT = 50
 MAX_FILES = 5  # of a folder that `runs show` lists one by one
 MACHINE_TAGS = ("mlflow.", "encsearch.record")  # for MLflow and for `sync`; --json has them
 MAX_TEXT = 90  # characters of a value in a table for people
-STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 LISTED = ("run", "name", "kind", "status", "start_time", "seconds")
-# What a sweep confirmed: means over seeds, and the trainings that have none beside them.
-CONFIRMED = ("configuration", "finalist", "baseline")
 # Of a configuration, beside its mean.
 OVER_SEEDS = ("over_seeds/lower_bound", "over_seeds/sd", "num_seeds")
 WAIT_S = 60.0  # how long `sync` goes on with a store that fails
@@ -95,28 +92,13 @@ def list_(
 
     FILTER is in MLflow's language: "metrics.`best/mIoU` > 0.5 AND params.`optim.lr` = '0.02'".
     """
-    from encsearch.tracking.browse.rows import CONFIGURATION_TAG, Query, find_searched_paths, main_metric
-    from encsearch.tracking.browse.runs import search
+    from encsearch.tracking.browse.rows import Query, find_searched_paths, main_metric
+    from encsearch.workflow.runs import list_runs
 
-    tracking = _tracking(*([sweep] if sweep else []))
-    parent = _find(tracking, sweep) if sweep else None
-    kinds: tuple[str | None, ...] = (kind,)
-    if parent:
-        if not kind:
-            kinds = (*CONFIRMED, "trial") if parent.kind == "sweep" else ("all",)
-        sort = sort or f"best/{main_metric([parent])}"
-    found = [
-        search(tracking, Query(filter_, one, parent.run_id if parent else None, status, sort, limit + 1))
-        for one in kinds
-    ]
-    if max(map(len, found)) > limit:
+    listed = list_runs(Query(filter_, kind, None, status, sort, limit), sweep)
+    if listed.is_cut:
         say(f"the first {format_count(limit, 'run')}; --limit shows more")
-    # With a sweep, a seed stands for itself only where no run has the means of its configuration.
-    meant = {row.tags.get(CONFIGURATION_TAG) for row in found[0]} if len(kinds) > 1 else set()
-    found[1:] = [
-        [row for row in rows if row.tags.get(CONFIGURATION_TAG, "") not in meant] for rows in found[1:]
-    ]
-    tables = [rows[:limit] for rows in found if rows] or [[]]
+    parent, tables = listed.parent, listed.tables or ((),)
     searched = find_searched_paths(parent.params) if parent else ()
 
     def names(rows: Sequence["RunRow"]) -> list[str]:
@@ -138,9 +120,10 @@ def show_(run: str, as_json: bool) -> None:
     """Show one run: what its recipe sets, its metrics, lineage, files and children."""
     from encsearch.tracking.browse.rows import find_changed_params, lineage_tags
     from encsearch.tracking.browse.runs import detail
+    from encsearch.workflow.runs import find_run, open_tracking
 
-    tracking = _tracking(run)
-    found = detail(tracking, _find(tracking, run))
+    tracking = open_tracking(run)
+    found = detail(tracking, find_run(tracking, run))
     chosen = find_changed_params(found.row.params, _defaults())
     values = {
         **_values(found.row),
@@ -160,11 +143,12 @@ def compare(run: tuple[str, ...], as_json: bool) -> None:
     """Show runs side by side: the params in which they differ, and all metrics, the best marked by *."""
     from encsearch.errors import UserError
     from encsearch.tracking.browse.rows import SHORT_ID, best_columns, find_varying_params, metric_names
+    from encsearch.workflow.runs import find_run, open_tracking
 
     if len(run) < 2:
         raise UserError(f"`runs compare` takes two runs or more, but got {len(run)}; see `runs show`")
-    tracking = _tracking(*run)
-    rows = [_find(tracking, text) for text in run]
+    tracking = open_tracking(*run)
+    rows = [find_run(tracking, text) for text in run]
     params, metrics = find_varying_params(rows), metric_names(rows)
     values = {
         "runs": [{"run_id": row.run_id, "name": row.name, "status": row.status} for row in rows],
@@ -243,33 +227,6 @@ def _write_tensorboard(folders: Sequence[Path], target: Path, as_json: bool) -> 
     )
     if any(job.reason for job in done):
         sys.exit(1)
-
-
-def _tracking(*named: str) -> "Tracking":
-    """Open the environment's store, or the store of the first job's folder among the named."""
-    from encsearch.tracking.browse.runs import open_experiment
-    from encsearch.tracking.uris import existing_store
-    from encsearch.workflow.browse import find_job, find_store
-
-    job = next((find_job(Path(text)) for text in named if Path(text).is_dir()), None)
-    return open_experiment(existing_store(find_store(job)), job.experiment_id if job else None)
-
-
-def _find(tracking: "Tracking", text: str) -> "RunRow":
-    from encsearch.errors import UserError
-    from encsearch.redaction import without_user
-    from encsearch.tracking.browse.runs import find, get
-    from encsearch.workflow.browse import find_job, find_store
-
-    if not Path(text).is_dir():
-        return find(tracking, text)
-    job = find_job(Path(text))
-    if (uri := find_store(job)) != tracking.uri:
-        raise UserError(
-            f"{text}: recorded in {without_user(uri)}, the first one in {without_user(tracking.uri)}; one "
-            "command reads one store"
-        )
-    return get(tracking, job.run_id)
 
 
 def _defaults() -> dict[str, str]:

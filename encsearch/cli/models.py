@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.cli.training import overrides_argument
-from encsearch.errors import UserError
 from encsearch.text import format_percent, format_score
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def eval_(
         from encsearch.data.store import Store
         from encsearch.inference.evaluation import score_bundle
 
-        bundle = bundle_with(model, overrides)
+        bundle = fetch(model, overrides)
         store = store or bundle.config.data.store
         shown.phase(f"scoring the samples of {store} {split}")
         result = score_bundle(bundle, Store(store), split, device=device, batch_size=batch_size)
@@ -62,18 +61,13 @@ def eval_(
     emit({**asdict(result), "metrics": result.to_metrics(), **place}, as_json, text)
 
 
-def bundle_with(model: str, overrides: Sequence[str]) -> "Bundle":
-    """Fetch a model and change its eval section. Raises UserError for other paths: the model is trained."""
-    from encsearch.config import with_overrides
+def fetch(model: str, overrides: Sequence[str]) -> "Bundle":
+    """Fetch a model, see `fetch_bundle`, and say what an unfinished training gives."""
     from encsearch.tracking.registry.fetch import describe_unfinished, fetch_bundle
 
-    for item in overrides:
-        if not item.startswith("eval."):
-            raise UserError(f"{item}: the model is trained; only paths below eval. can be changed now")
     if note := describe_unfinished(model):
         say(note)
-    bundle = fetch_bundle(model)
-    return replace(bundle, config=with_overrides(bundle.config, overrides))
+    return fetch_bundle(model, overrides)
 
 
 def _report(result: "Evaluation", classes: Sequence[str], place: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from encsearch.cli.console import emit, json_option, say
-from encsearch.cli.models import OVERRIDE, bundle_with, device_option, model_argument
+from encsearch.cli.models import OVERRIDE, device_option, fetch, model_argument
 from encsearch.errors import UserError
 from encsearch.text import format_count
 
@@ -64,7 +64,7 @@ def predict(
     for reason in left_out:
         say(f"left out: {reason}")
     with progress("loading the model"):
-        predictor = Predictor(bundle_with(model, overrides), device, batch_size)
+        predictor = Predictor(fetch(model, overrides), device, batch_size)
     damaged = find_damaged(files, skip_bad)
     for reason in damaged.values():
         say(f"left out: {reason}")

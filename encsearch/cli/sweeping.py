@@ -51,18 +51,13 @@ def sweep(
     Exit code 5 if a budget ended the search before its last trial; the result is complete all the same.
     """
     from encsearch.cli.progress import progress
-    from encsearch.cli.resuming import has_begun, resume_as
+    from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
-    from encsearch.errors import UserError
 
     config = load_config(recipe, overrides)
-    if name and has_begun(out / name):
-        if dry_run or warm_start_from or prior_from:
-            raise UserError(
-                f"{out / name}: has begun; leave out --dry-run, --warm-start-from and --prior-from, or give "
-                "another --name"
-            )
-        resume_as(out / name, "sweep", config, as_json)
+    options = {"--dry-run": dry_run, "--warm-start-from": warm_start_from, "--prior-from": prior_from}
+    given = [option for option, value in options.items() if value]
+    if resume_named(out, name, "sweep", config, as_json, only_new=given):
         return
     from encsearch.workflow.sweep.folder import Earlier
 

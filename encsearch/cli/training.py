@@ -1,6 +1,5 @@
 """`encsearch check`, `train`, `recipes`, `config` and `schema`."""
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from encsearch.cli.console import absolute, emit, json_option, say, table
+from encsearch.files import check_name
 from encsearch.parts import is_part
 from encsearch.text import format_count, format_percent, format_score
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def folder_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
-        raise click.BadParameter(f"{name!r} is not of letters, digits, '_', '.' and '-' alone, 100 at most")
+    """A click callback; see `check_name`."""
+    if name is not None:
+        check_name(name)
     return name
 
 
@@ -93,12 +94,11 @@ def train(
 ) -> None:
     """Train RECIPE once, record it in MLflow, keep the best checkpoint as a model bundle."""
     from encsearch.cli.progress import progress
-    from encsearch.cli.resuming import has_begun, resume_as
+    from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
-    if name and has_begun(out / name):
-        resume_as(out / name, "training", config, as_json)
+    if resume_named(out, name, "training", config, as_json):
         return
     with progress("checking the recipe and its data") as shown:
         from encsearch.workflow.train import train as run  # torch, which takes seconds

@@ -71,7 +71,7 @@ class Evaluation:
     group_iou: dict[str, float]
     sizes: dict[str, SizeScores]
     presence: PresenceScores | None
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, ...], ...] = field(repr=False)
     own: dict[str, float] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, float]:

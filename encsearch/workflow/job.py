@@ -107,9 +107,11 @@ class Progress(Protocol):
 
 @contextmanager
 def report_resume(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Say how the job continues when Ctrl-C, a notice or a full disk ends it."""
+    """Say how the job continues when Ctrl-C, a notice or a full disk ends it, also as a note of the error."""
     try:
         yield
-    except (KeyboardInterrupt, NoticeError, StorageError):
-        say(f"continue with `encsearch resume {folder}`")
+    except (KeyboardInterrupt, NoticeError, StorageError) as error:
+        hint = f"continue with `encsearch resume {folder}`"
+        say(hint)
+        error.add_note(hint)
         raise

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
@@ -16,11 +16,14 @@ from encsearch.redaction import without_user
 from encsearch.reports import (
     BEGUN_FILE,
     REPORTS_FILE,
+    SUMMARY_FILE,
     OnStep,
     Recorder,
     RunSummary,
     TrainingResult,
+    best_report,
     distinct_reports,
+    read_summary,
     recording,
 )
 from encsearch.runner.hardware import local_device
@@ -31,7 +34,7 @@ from encsearch.runner.ray_session import ray_session
 from encsearch.text import format_count, format_list, format_score
 from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import Sender, run_sender
-from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints
+from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints, find_best
 from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.artifacts import write_context, write_panels
 from encsearch.workflow.job import (
@@ -51,11 +54,11 @@ Runner = Callable[[Config, Path, Recorder, Callable[[], bool], OnStep], Training
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training."""
+    """A finished training: its folder, its summary, and the reports of all its epochs."""
 
     folder: Path
     summary: RunSummary
-    result: TrainingResult
+    result: TrainingResult = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,14 @@ def train(
 def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Trained:
     """Go on with a training that was killed or interrupted, from its newest checkpoint.
 
-    Raises UserError for a folder that is not a training's, for a change that would make it another training,
-    and while another process trains there; PreflightError when the data has changed.
+    A finished one is read, and not trained again. Raises UserError for a folder that is not a training's, for
+    a change that would make it another training, and while another process trains there; PreflightError when
+    the data has changed.
     """
     begun = read_object(folder / BEGUN_FILE, _Begun)
     recipe = changed_config(folder, overrides)
+    if (folder / SUMMARY_FILE).is_file():
+        return _read_finished(folder, recipe.metric)
     config = kept_code(recipe, folder)
     store = open_store(config)
     found = preflight(config, store, folder)
@@ -125,6 +131,14 @@ def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Traine
             total = found.steps_per_epoch * config.train.epochs
             result = _run(config, store, folder, record, sender, progress, total, run)
         return _finish(config, store, folder, sender, result)
+
+
+def _read_finished(folder: Path, metric: str) -> Trained:
+    place = folder / CHECKPOINTS
+    reports = tuple(distinct_reports(place / REPORTS_FILE))
+    seconds = sum(report.seconds for report in reports)
+    result = TrainingResult(reports, best_report(reports, metric), find_best(place), seconds)
+    return Trained(folder, read_summary(folder), result)
 
 
 def changed_config(folder: Path, overrides: Sequence[str]) -> Config:

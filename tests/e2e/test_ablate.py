@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from encsearch.cli.progress import LineProgress
+from encsearch.cli.console import say
 from encsearch.config import Config, to_yaml, with_values
 from encsearch.errors import UserError
 from encsearch.tracking.outbox.events import Ended
 from encsearch.tracking.outbox.record import Record, now_ms
 from encsearch.workflow.ablate.run import ablate
+from encsearch.workflow.progress import LineProgress
 from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.ray
@@ -94,7 +95,7 @@ def test_only_an_ablation_of_the_same_recipe_is_resumed(
     for name in files:
         (tmp_path / name).write_text(to_yaml(toy_config), encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        ablate(with_values(toy_config, values), tmp_path, LineProgress(), resume=tmp_path)
+        ablate(with_values(toy_config, values), tmp_path, LineProgress(say), resume=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(files)
 
 

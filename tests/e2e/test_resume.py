@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from encsearch.cli.progress import LineProgress
+from encsearch.cli.console import say
 from encsearch.config import Config, load_config, to_yaml, with_values
 from encsearch.errors import PreflightError, UserError
 from encsearch.search.study.study import Study
+from encsearch.workflow.progress import LineProgress
 from encsearch.workflow.sweep.earlier import previous_trials
 from encsearch.workflow.sweep.folder import StudyPlace, check_database, locked, open_study, reopen
 from encsearch.workflow.sweep.run import resume
@@ -64,17 +65,17 @@ def place(toy_config: Config, tmp_path: Path) -> Path:
 
 def test_what_would_make_trials_incomparable_is_refused(place: Path) -> None:
     with pytest.raises(UserError, match=r"model\.channels=8: the sweep has started"):
-        resume(place, ["model.channels=8"], 0, LineProgress())
+        resume(place, ["model.channels=8"], 0, LineProgress(say))
     with pytest.raises(PreflightError, match="holds other data than at the start of the job"):
-        resume(place, ["search.budget.trials=3"], 0, LineProgress())
+        resume(place, ["search.budget.trials=3"], 0, LineProgress(say))
 
 
 def test_only_a_sweeps_folder_is_resumed(tmp_path: Path, place: Path) -> None:
     with pytest.raises(UserError, match="not the folder of a sweep"):
-        resume(tmp_path / "none", [], 0, LineProgress())
+        resume(tmp_path / "none", [], 0, LineProgress(say))
     (place / "study.json").write_text("{")
     with pytest.raises(UserError, match=r"study.json: damaged"):
-        resume(place, [], 0, LineProgress())
+        resume(place, [], 0, LineProgress(say))
 
 
 def test_a_storage_that_is_no_url_or_not_the_sweeps_is_refused(

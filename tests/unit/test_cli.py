@@ -13,7 +13,7 @@ import click
 import pytest
 
 import encsearch
-from encsearch.cli.browsing import _find, _fold
+from encsearch.cli.browsing import _fold
 from encsearch.cli.console import emit, say, table
 from encsearch.cli.examples import EXAMPLES
 from encsearch.cli.main import COMMANDS, cli, main
@@ -392,7 +392,9 @@ def test_a_folder_of_many_files_is_one_row_of_a_run() -> None:
 def test_runs_of_two_stores_are_not_taken_for_runs_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encsearch.workflow.browse.find_job", lambda folder: SimpleNamespace(run_id="1"))
-    monkeypatch.setattr("encsearch.workflow.browse.find_store", lambda job: "sqlite:////b/mlflow.db")
+    from encsearch.workflow.runs import find_run  # mlflow
+
+    monkeypatch.setattr("encsearch.workflow.runs.find_job", lambda folder: SimpleNamespace(run_id="1"))
+    monkeypatch.setattr("encsearch.workflow.runs.find_store", lambda job: "sqlite:////b/mlflow.db")
     with pytest.raises(UserError, match=r"recorded in sqlite:////b/mlflow.db, the first one in sqlite:////a"):
-        _find(SimpleNamespace(uri="sqlite:////a/mlflow.db"), str(tmp_path))  # type: ignore[arg-type]
+        find_run(SimpleNamespace(uri="sqlite:////a/mlflow.db"), str(tmp_path))  # type: ignore[arg-type]

@@ -15,8 +15,10 @@ from encsearch.cli.main import COMMANDS, cli
 from encsearch.config import paths
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/**/*.md")])
 PACKAGE = ROOT / "encsearch"
+# With the modules whose docstrings are pages: docs/api.md shows them.
+DOCSTRINGS = [PACKAGE / "__init__.py", PACKAGE / "api.py"]
+DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/**/*.md"), *DOCSTRINGS])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 SOURCES = r"(?:py|md|sh|toml|html)"  # other files may be what commands write
 # What commands write, and the file that the code must not have.

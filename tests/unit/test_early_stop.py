@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.cli.progress import epoch_line
 from encsearch.config import Config, EarlyStop, with_values
 from encsearch.reports import MemoryRecorder, Report, SpoolReader
 from encsearch.runner.local import run_local
 from encsearch.runner.rank import find_stall
+from encsearch.workflow.progress import epoch_line
 
 
 def reports(*values: float) -> list[Report]:

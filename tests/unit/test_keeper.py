@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.cli.progress import sweep_line
 from encsearch.config import Config
 from encsearch.files import read_lines
 from encsearch.search.budget.keeper import PROGRESS_FILE, PROGRESS_S, Keeper, SweepProgress
 from encsearch.search.study.storage import MEMORY
 from encsearch.search.study.study import COST, SECONDS, Study
+from encsearch.workflow.progress import sweep_line
 
 EPOCH_S, EPOCHS = 10.0, 2
 

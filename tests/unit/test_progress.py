@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from encsearch.cli.progress import LineProgress, LiveProgress, progress
+from encsearch.cli.progress import LiveProgress, progress
 from encsearch.config import Config
 from encsearch.reports import Report
 from encsearch.search.trials import TrialEvent
+from encsearch.workflow.progress import LineProgress
 
 
 def test_a_long_phase_is_said_and_a_short_one_is_not(

@@ -46,6 +46,11 @@ def test_a_query_in_mlflows_language(query: Query, text: str) -> None:
     assert filter_text(query) == text
 
 
+def test_a_status_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="status DONE is none of RUNNING, FINISHED, FAILED, KILLED"):
+        filter_text(Query(status="DONE"))
+
+
 @pytest.mark.parametrize(
     ("sort", "first"),
     [

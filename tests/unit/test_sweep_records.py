@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from encsearch.cli.progress import LineProgress
+from encsearch.cli.console import say
 from encsearch.config import Config, with_values
 from encsearch.data.codec import encode_png
 from encsearch.data.datasets import SHOWN_IMAGES, evenly_spaced
@@ -18,6 +18,7 @@ from encsearch.search.confirm.trainings import Confirmation
 from encsearch.search.trials import Trial, TrialEvent, TrialState
 from encsearch.tracking.outbox.record import own_record
 from encsearch.tracking.run_files import PANELS, write_panels
+from encsearch.workflow.progress import LineProgress
 from encsearch.workflow.sweep.records import SweepRecords
 
 
@@ -36,7 +37,7 @@ def test_a_trial_that_ended_just_before_a_ctrl_c_is_closed_truly(
             record,
             "sweep",
             tmp_path,
-            LineProgress(),
+            LineProgress(say),
             TorchProcess(),
         )
         records.open_recorder(0, toy_config).close("KILLED")
@@ -58,7 +59,7 @@ def test_a_trial_that_was_paused_at_a_ctrl_c_and_is_pruned_later_says_so(
             record,
             "sweep",
             tmp_path,
-            LineProgress(),
+            LineProgress(say),
             TorchProcess(),
         )
         records.open_recorder(0, toy_config)
@@ -76,8 +77,8 @@ def test_a_training_says_its_step_first_and_then_where_nothing_else_was_said(
     toy_config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr("encsearch.cli.progress.time.monotonic", lambda: now_s)
-    progress = LineProgress()
+    monkeypatch.setattr("encsearch.workflow.progress.time.monotonic", lambda: now_s)
+    progress = LineProgress(say)
     for step, passed_s in ((0, 1), (1, 1), (2, 59), (3, 1.5), (4, 1)):
         now_s += passed_s
         progress.step(step, 1000, toy_config)
@@ -104,7 +105,9 @@ def test_a_trials_panels_show_the_newest_predictions_that_it_reported(
     ]
     with own_record(tmp_path) as record:
         record.start("sweep", params={}, tags={})
-        records = SweepRecords(toy_config, store, record, "sweep", tmp_path, LineProgress(), TorchProcess())
+        records = SweepRecords(
+            toy_config, store, record, "sweep", tmp_path, LineProgress(say), TorchProcess()
+        )
         recorder = records.open_recorder(0, toy_config)
         for report in reports:
             recorder.log(report)
@@ -139,7 +142,7 @@ def test_each_configuration_of_several_seeds_has_a_run_of_its_means(
             record,
             "sweep",
             tmp_path,
-            LineProgress(),
+            LineProgress(say),
             TorchProcess(),
         )
         records.record_configurations(Confirmation(trainings, baseline, trainings[2], ranking))

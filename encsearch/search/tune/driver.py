@@ -58,6 +58,8 @@ def run_board(board: Board[Any], scaling: ScalingConfig, folder: Path) -> None:
             stop=stopper,
             callbacks=[_TellBoard(board, job)],
             verbose=0,
+            # Otherwise Tune 2.60 shows a table in a notebook, and deletes what the cell has printed.
+            progress_reporter=tune.CLIReporter(),
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

@@ -4,16 +4,22 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encsearch.errors import UserError
 from encsearch.parts import is_part
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PARENT_TAG, KIND_TAG = "mlflow.parentRunId", "encsearch.kind"
 # The same on all seeds of a finalist or a baseline, and on the run that has their means.
 CONFIGURATION_TAG = "encsearch.configuration"
 ATTRIBUTES = ("run_id", "run_name", "status", "start_time", "end_time")
+COLUMNS = ("run_id", "name", "kind", "status", "start_time", "end_time", "seconds", "parent_run_id")
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 SHOWN_AS = {"run": "run_id", "name": "run_name", "kind": KIND_TAG}  # what tables call them
 NEWEST_FIRST = "attributes.start_time DESC"
 MAX_NAMED = 5  # runs that an error lists
@@ -74,6 +80,8 @@ def filter_text(query: Query) -> str:
     if query.kind not in (None, "all"):
         conditions.append(f"tags.`{KIND_TAG}` = {quote_value(str(query.kind))}")
     if query.status:
+        if query.status not in STATUSES:
+            raise UserError(f"status {query.status} is none of {', '.join(STATUSES)}")
         conditions.append(f"attributes.status = '{query.status}'")
     return " AND ".join(conditions)
 
@@ -142,6 +150,7 @@ def column(row: RunRow, name: str) -> Any:
         "start_time": row.start_ms,
         "end_time": row.end_ms,
         "seconds": row.seconds,
+        "parent_run_id": row.parent_run_id,
     }
     section, _, rest = name.partition(".")
     sections: dict[str, Mapping[str, Any]] = {"params": row.params, "metrics": row.metrics, "tags": row.tags}
@@ -153,6 +162,33 @@ def column(row: RunRow, name: str) -> Any:
         if values.get(name) is not None:
             return values[name]
     return None
+
+
+def to_frame(rows: Sequence[RunRow]) -> "DataFrame":
+    """A table with a row for each run; a param is a number where it is one in every run that has it."""
+    import pandas as pd
+
+    cells = [
+        {name: column(row, name) for name in COLUMNS}
+        | {f"metrics.{name}": value for name, value in row.metrics.items()}
+        | {f"params.{name}": value for name, value in row.params.items()}
+        | {f"tags.{name}": value for name, value in row.tags.items()}
+        for row in rows
+    ]
+    names = [
+        *COLUMNS,
+        *(f"metrics.{name}" for name in metric_names(rows)),
+        *dict.fromkeys(f"params.{name}" for row in rows for name in row.params),
+        *dict.fromkeys(f"tags.{name}" for row in rows for name in row.tags),
+    ]
+    frame = pd.DataFrame(cells, columns=names)
+    for name in ("start_time", "end_time"):
+        frame[name] = pd.to_datetime(frame[name], unit="ms", utc=True)
+    for name in names:
+        if name.startswith("params."):
+            with suppress(ValueError):
+                frame[name] = pd.to_numeric(frame[name])
+    return frame
 
 
 def find_varying_params(rows: Sequence[RunRow]) -> list[str]:

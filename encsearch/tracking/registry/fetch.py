@@ -1,10 +1,12 @@
 """Fetch models from where they are kept: a bundle's folder, the registry, or a run."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from encsearch.config import with_overrides
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle, Unfinished, read_bundle, unfinished_model, write_bundle
 from encsearch.inference.predictor import Predictor
@@ -12,22 +14,31 @@ from encsearch.reports import SUMMARY_FILE, job_kind, read_summary
 from encsearch.tracking.uris import existing_store
 
 
-def load(source: str | Path, device: str = "cpu") -> Predictor:
-    """Load a model, ready to predict, from a source that `fetch_bundle` takes."""
-    return Predictor(fetch_bundle(source), device)
+def load(
+    source: str | Path, device: str = "cpu", overrides: Sequence[str] = (), batch_size: int = 8
+) -> Predictor:
+    """Load a model, ready to predict; see `fetch_bundle` and `Predictor`."""
+    return Predictor(fetch_bundle(source, overrides), device, batch_size)
 
 
-def fetch_bundle(source: str | Path) -> Bundle:
+def fetch_bundle(source: str | Path, overrides: Sequence[str] = ()) -> Bundle:
     """Read a model from a job's folder (its best one), a bundle's folder, or MLflow.
+
+    `overrides` change the eval section of its recipe.
 
     A training that has not finished gives its best checkpoint, which `describe_unfinished` says; a sweep or
     an ablation gives none before its end.
     MLflow's sources are "models:/NAME@ALIAS", "models:/NAME/VERSION" and "runs:/RUN_ID/PATH";
-    MLFLOW_TRACKING_URI names the store. Raises UserError for a source that does not exist, PreflightError for
-    a store that cannot be used or, if it is an SQLite file, is absent: reading creates none.
+    MLFLOW_TRACKING_URI names the store. Raises UserError for a source that does not exist and for other
+    paths, since the model is trained, PreflightError for a store that cannot be used or, if it is an SQLite
+    file, is absent: reading creates none.
     """
+    for item in overrides:
+        if not item.startswith("eval."):
+            raise UserError(f"{item}: the model is trained; only paths below eval. can be changed now")
     with bundle_folder(source) as folder:
-        return read_bundle(folder)
+        bundle = read_bundle(folder)
+    return replace(bundle, config=with_overrides(bundle.config, overrides)) if overrides else bundle
 
 
 def describe_unfinished(source: str | Path) -> str | None:

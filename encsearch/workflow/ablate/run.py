@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -78,7 +78,7 @@ class Ablated:
 
     folder: Path
     summary: RunSummary
-    story: AblationStory
+    story: AblationStory = field(repr=False)
     report: Path
 
 

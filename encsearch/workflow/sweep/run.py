@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -81,8 +81,8 @@ class Swept:
 
     folder: Path
     summary: RunSummary
-    trials: tuple[Trial, ...]
-    confirmation: Confirmation
+    trials: tuple[Trial, ...] = field(repr=False)
+    confirmation: Confirmation = field(repr=False)
     report: Path
     ended_by: str | None
     excluded: Mapping[int, str]
