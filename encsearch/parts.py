@@ -72,8 +72,7 @@ else:
 
 
 class LossPart(Protocol):
-    """A loss of the pixels, a value for each image that depends on that image alone, so that a batch may be
-    spread over ranks and parts.
+    """A loss of the pixels: a value for each image, from that image alone, so that a batch can be spread.
 
     logits (B, C, H, W) float32, labels (B, H, W) int64 with 255 = ignore -> (B,), what is to become small.
     What it gives for an image without labels does not count. It has no weights of its own.
