@@ -41,6 +41,7 @@ from encsearch.config.sections import (
 from encsearch.config.tree import (
     CONFIG_FILE,
     Config,
+    argument_paths,
     check_alias,
     flatten,
     from_json,
@@ -89,6 +90,7 @@ __all__ = [
     "Scheduler",
     "SearchConfig",
     "TrainConfig",
+    "argument_paths",
     "check_alias",
     "describe_near",
     "find_active",

@@ -207,6 +207,14 @@ def read_bundle(folder: Path) -> Bundle:
     )
 
 
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of a bundle that `read_bundle` needs, by path below its folder."""
+    paths = [folder / name for name in READ_FILES]
+    if (folder / CODE_FILE).is_file():
+        paths += [folder / CODE_FILE, *(path for path in (folder / CODE_FOLDER).rglob("*") if path.is_file())]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def weights_digest(folder: Path) -> str:
     """The SHA-256 of a bundle's weights, as stored with them."""
     return next(iter(_digests(folder)), "")

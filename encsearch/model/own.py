@@ -33,7 +33,7 @@ def own_backbone(name: PartName, model: ModelConfig) -> Any:
     if backbone.stride != model.output_stride:
         raise UserError(
             f"backbone {name}: its last stage has stride {backbone.stride}, but model.output_stride="
-            f"{model.output_stride}; set that to {backbone.stride}, or let the part take output_stride"
+            f"{model.output_stride}; set that to {backbone.stride}, or make the part of another stride"
         )
     return backbone
 

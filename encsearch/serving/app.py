@@ -34,7 +34,7 @@ ROUTES = {"/": "GET", "/predict": "POST", "/healthz": "GET", "/model": "GET"}
 
 
 class ImageServer:
-    """One replica: a model in memory. `files` is a reference to the bundle's files by name.
+    """One replica: a model in memory. `files` is a reference to the bundle's files by path.
 
     It has no `check_health`: Ray would kill a replica that is merely busy. Callers hear of that by /healthz.
     """
@@ -50,6 +50,7 @@ class ImageServer:
         with tempfile.TemporaryDirectory() as scratch:
             # In a list, since Serve would fetch a bare reference into the request's process.
             for name, data in ray.get(files[0]).items():
+                (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(scratch) / name).write_bytes(data)
             bundle = read_bundle(Path(scratch))
         self._predictor = Predictor(bundle, device, max_batch)

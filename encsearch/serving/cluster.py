@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from encsearch.config import ScalingConfig
-from encsearch.errors import PreflightError, one_line
-from encsearch.inference.bundle import CARD_FILE, READ_FILES, find_device, read_bundle, weights_digest
+from encsearch.errors import PreflightError, last_line, one_line
+from encsearch.inference.bundle import CARD_FILE, find_device, read_bundle, read_files, weights_digest
 from encsearch.inference.segment import pixels_at_once
 from encsearch.runner.ray_session import describe_shortage, ray_session
 from encsearch.serving.answers import ServedModel
@@ -66,7 +66,7 @@ def _read(source: str, how: Serving) -> tuple[ServedModel, dict[str, bytes]]:
     with bundle_folder("models:/{}/{}".format(*registered) if registered else source) as folder:
         bundle = read_bundle(folder)
         digest = weights_digest(folder)
-        files = {name: (folder / name).read_bytes() for name in READ_FILES}
+        files = read_files(folder)
         card = (folder / CARD_FILE).read_text(encoding="utf-8")
     name, version = registered or (bundle.config.name, digest[:12])
     info = bundle.info
@@ -154,4 +154,8 @@ def _run(application: Any) -> None:
     try:
         serve.run(application, name=APP_NAME)
     except RuntimeError as error:
-        raise PreflightError(f"the replicas did not start ({one_line(error)}); see the logs of Ray") from None
+        found = serve.status().applications.get(APP_NAME)
+        # What a replica raised is the last line of its traceback there.
+        told = [one.message for one in found.deployments.values() if one.message] if found else []
+        why = one_line(last_line(told[0] if told else error))
+        raise PreflightError(f"the replicas did not start ({why}); the logs of Ray say more") from None

@@ -45,7 +45,7 @@ def existing_store(uri: str | None = None) -> str:
     )
     raise PreflightError(
         f"nothing is recorded in this folder yet, there is no {DATABASE}; `encsearch train` and `sweep` "
-        f"make one{other or ''}"
+        f"make one{other or '; MLFLOW_TRACKING_URI names one that is elsewhere'}"
     )
 
 

@@ -8,7 +8,7 @@ a sampler.
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,29 +43,8 @@ def check_parts(config: Config, store: Store) -> None:
     space = config.search.space if config.search else {}
     first = {path: dimension.examples[0] for path, dimension in space.items() if PART_PATH.fullmatch(path)}
     base = with_values(config.model_copy(update={"search": None}), first)
-    _check_args(config, named)
     for name, (kind, path) in named.items():
         _check_part(base, store, kind, name, path)
-
-
-def _check_args(config: Config, named: Mapping[PartName, tuple[Kind, str]]) -> None:
-    """Arguments of a part that the recipe does not name would be those of a mistyped one."""
-    sections = {
-        "data": config.data.args,
-        "augment": config.augment.args,
-        "model": config.model.args,
-        "loss": config.loss.args,
-        "optim": config.optim.args,
-        "eval": config.eval.args,
-        "search": config.search.args if config.search else {},
-    }
-    for section, args in sections.items():
-        for name in args:
-            if name not in named:
-                raise UserError(
-                    f"{section}.args has arguments of {name}, which the recipe does not name; it names "
-                    f"{', '.join(named)}"
-                )
 
 
 def _check_part(base: Config, store: Store, kind: Kind, name: PartName, path: str) -> None:

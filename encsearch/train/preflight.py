@@ -13,6 +13,7 @@ from encsearch.config import (
     Config,
     LossConfig,
     ModelConfig,
+    argument_paths,
     named_parts,
     trial_config,
     with_values,
@@ -22,7 +23,7 @@ from encsearch.data.manifest import StoreError
 from encsearch.data.statistics import SplitStats, find_gaps
 from encsearch.data.store import Store
 from encsearch.errors import PreflightError, UserError
-from encsearch.parts import code_from, is_part
+from encsearch.parts import ENTRY_POINTS, code_from, find_part, is_part
 from encsearch.text import format_bytes, format_list, metric_name
 
 CHECKPOINTS_A_TRAINING = 3  # two are kept while a third is written
@@ -183,7 +184,13 @@ def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> t
 
 
 def _check_parts(config: Config, store: Store) -> None:
-    if named_parts(config):
+    named = named_parts(config)
+    for path in argument_paths(config):
+        name = path.split(".args.")[1].rpartition(".")[0]
+        if name not in named and not any(find_part(kind, name) in named for kind in ENTRY_POINTS):
+            names = f"it names {format_list(list(named))}" if named else "it names none"
+            raise UserError(f"{path}: an argument of {name}, which the recipe does not name; {names}")
+    if named:
         from encsearch.train.contracts import check_parts  # here, since it imports torch
 
         check_parts(config, store)

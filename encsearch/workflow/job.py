@@ -12,7 +12,7 @@ from typing import Protocol
 from encsearch.config import CONFIG_FILE, Config, named_parts
 from encsearch.errors import NoticeError, PreflightError, StorageError, UserError
 from encsearch.files import write_whole
-from encsearch.parts import CODE_FOLDER, code_from, find_code
+from encsearch.parts import CODE_FOLDER, NoModuleError, code_from, find_code
 from encsearch.reports import MARKS, SUMMARY_FILE, JobKind, Report, RunSummary, job_kind, no_job_error
 from encsearch.search.budget.keeper import SweepProgress
 from encsearch.search.trials import TrialEvent
@@ -58,16 +58,22 @@ def kept_code(config: Config, folder: Path) -> Config:
     if not names:
         return config
     kept = folder.absolute() / CODE_FOLDER
-    with code_from(kept):
-        before = find_code(names)
+    try:
+        with code_from(kept):
+            before = find_code(names)
+    except NoModuleError:
+        raise PreflightError(
+            f"{kept}: lacks modules of the job's own parts, {format_list(list(names))}; restore it, or start "
+            "a new job"
+        ) from None
     here: Mapping[str, bytes] = {}
     with code_from(config.code), suppress(UserError):  # they need not be here
         here = find_code(names).files
     for path, data in here.items():
         if before.files.get(path) != data:
             raise PreflightError(
-                f"{path} is not what it was when the job began, and its own parts are made of it: "
-                f"{format_list(list(names))}; restore it from {kept}, or start a new job"
+                f"{path} is not what it was when the job began, and own parts of the job are made of it; "
+                f"restore it from {kept}, or start a new job"
             )
     return config.model_copy(update={"code": str(kept)})
 

@@ -494,15 +494,6 @@ def test_heads_and_context_modules(tried: Any, kind: str, source: str, old: str,
 # --- all of them
 
 
-def test_arguments_of_a_part_that_is_not_named_are_those_of_a_mistyped_one(tried: Any) -> None:
-    args = {"tried_parts:part": {}, "tried_parts:prat": {"radius": 2}}
-    source = loss(f"return {PIXELS}.mean(dim=(1, 2))")
-    line = (
-        "loss.args has arguments of tried_parts:prat, which the recipe does not name; it names tried_parts:"
-    )
-    refuse(tried, source, line, loss__args=args, **LOSS)
-
-
 def test_parts_and_arguments_that_are_searched_are_tried(tried: Any) -> None:
     source = f"def part(logits, labels, factor): return factor * {PIXELS}.mean(dim=(1, 2))"
     space = {

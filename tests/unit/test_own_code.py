@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from encsearch.config import Config, load_config
+from encsearch.config import Config, load_config, with_overrides
 from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
-from encsearch.inference.bundle import Bundle, checkpoint_model, read_bundle, write_bundle
+from encsearch.inference.bundle import Bundle, checkpoint_model, read_bundle, read_files, write_bundle
 from encsearch.inference.predictor import Predictor
 from encsearch.parts import code_from, find_code
 from encsearch.reports import MemoryRecorder
 from encsearch.runner.local import run_local
 from encsearch.tracking.lineage import code_tags
+from encsearch.train.preflight import preflight
 from encsearch.workflow.job import keep_code, kept_code
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,6 +98,16 @@ def test_code_that_is_not_named_or_not_the_same_is_not_run(bundle: Bundle, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_files_that_go_to_a_server_are_the_whole_model(bundle: Bundle, tmp_path: Path) -> None:
+    write_bundle(bundle, tmp_path / "bundle")
+    for path, data in read_files(tmp_path / "bundle").items():
+        target = tmp_path / "replica" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    assert read_files(tmp_path / "replica") == read_files(tmp_path / "bundle")
+    assert read_bundle(tmp_path / "replica").code
+
+
 def test_a_line_says_whose_code_runs_before_it_does(
     bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +130,25 @@ def test_a_job_that_goes_on_has_the_code_that_it_began_with(config: Config, tmp_
         kept_code(config, job)
     source.unlink()  # it need not be there
     assert kept_code(config, job) == begun
+    shutil.rmtree(job / "code")
+    with pytest.raises(UserError, match="code: lacks modules of the job's own parts, my_parts:Backbone"):
+        kept_code(config, job)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "loss.args.my_parts:bundary.radius=2",
+        'search.space={"loss.args.my_parts:bundary.radius": {"choice": [1, 2]}}',
+        'ablate.rows={"wide": {"loss.args.my_parts:bundary.radius": 2}}',
+    ],
+)
+def test_arguments_of_a_part_that_is_not_named_are_those_of_a_mistyped_one(
+    config: Config, tmp_path: Path, change: str
+) -> None:
+    config = with_overrides(config, [change])
+    with pytest.raises(UserError, match="argument of my_parts:bundary, which the recipe does not name"):
+        preflight(config, Store(config.data.store), tmp_path)
 
 
 def test_runs_have_the_hash_of_the_code_as_a_tag(config: Config, toy_config: Config) -> None:

@@ -293,11 +293,13 @@ def _check_known(labels: LabelTable, found: Scan, num_masks: int, on_bad: OnBad)
         code = max(unknown, key=lambda code: found.masks[code])
         shown = format_list([labels.format_code(code).split()[-1] for code in sorted(unknown)[:_SHOWN]])
         # Many colours, most of them rare, are edges that a drawing program has smoothed.
-        blended = "; save masks without anti-aliasing" if labels.by_colour and len(unknown) > _SHOWN else ""
+        way_out = "; save masks without anti-aliasing" if labels.by_colour and len(unknown) > _SHOWN else ""
+        if labels.by_colour and not way_out:
+            way_out = "; to ignore one, give it a row with an empty train_id in the table of --colours"
         raise UserError(
             f"{found.first[code]}: {labels.format_code(code)} is not a class; known are {labels.describe()}; "
             f"{format_count(found.masks[code])} of {format_count(num_masks, 'mask')} have it; "
-            f"not known {'are, among others,' if len(unknown) > _SHOWN else 'are'} {shown}{blended}"
+            f"not known {'are, among others,' if len(unknown) > _SHOWN else 'are'} {shown}{way_out}"
         )
 
 

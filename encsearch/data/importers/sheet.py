@@ -21,6 +21,7 @@ def save_sheet(samples: Sequence[Sample], info: DatasetInfo, path: Path) -> Path
     """
     sheet = draw_labelled(samples, info, _CELL_PX)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
