@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encsearch.config import CONFIG_FILE, Config, flatten, load_config
+from encsearch.data.own import with_own_store
 from encsearch.errors import UserError
 from encsearch.files import check_name
 from encsearch.reports import JobKind, job_kind
@@ -68,6 +69,8 @@ def find_changes(
         raise UserError(f"{folder}: has begun; leave out {format_list(only_new)}, or give another --name")
     if found != kind:
         raise UserError(f"{folder}: holds a {found}, no {kind}; give another --name")
+    # A job keeps the address of the copy of an own data set.
+    config = with_own_store(config, out)
     before, now = (flatten(one) for one in (load_config(folder / CONFIG_FILE), config))
     changed = {path: value for path, value in now.items() if before.get(path, value) != value}
     if kind == "training":  # it kept what it needed

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from encsearch.config import Config, load_config, with_overrides
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, with_overrides
 from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle, checkpoint_model, read_bundle, read_files, write_bundle
 from encsearch.inference.predictor import Predictor
 from encsearch.parts import code_from, find_code
-from encsearch.reports import MemoryRecorder
+from encsearch.reports import BEGUN_FILE, MemoryRecorder
 from encsearch.runner.local import run_local
 from encsearch.tracking.lineage import code_tags
 from encsearch.train.preflight import preflight
 from encsearch.workflow.job import keep_code, kept_code
+from encsearch.workflow.resume import find_changes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -133,6 +134,15 @@ def test_a_job_that_goes_on_has_the_code_that_it_began_with(config: Config, tmp_
     shutil.rmtree(job / "code")
     with pytest.raises(UserError, match="code: lacks modules of the job's own parts, my_parts:Backbone"):
         kept_code(config, job)
+
+
+def test_a_job_that_is_started_again_under_its_name_has_the_same_data(config: Config, tmp_path: Path) -> None:
+    job = tmp_path / "runs" / "mine"
+    job.mkdir()
+    (job / CONFIG_FILE).write_text(to_yaml(config))
+    (job / BEGUN_FILE).touch()
+    again = load_config("own.yaml", ["train.epochs=1"])
+    assert find_changes(tmp_path / "runs", "mine", "training", again) == []
 
 
 @pytest.mark.parametrize(
