@@ -73,7 +73,7 @@ def test_mlflow_holds_a_parent_and_a_true_child_of_each_training(
     for trial in swept["trials"]:
         run = children[f"trial{trial['number']}"]
         expected = flatten(with_values(config, trial["values"]).model_copy(update={"search": None}))
-        others = ("search", "ablate", "eval", "promote")
+        others = ("search", "ablate", "eval", "promote", "code")
         assert set(run.data.params) == {path for path in expected if not path.startswith(others)}
         shown = {path: json.loads(run.data.params[path]) for path in trial["values"]}
         assert shown == pytest.approx(trial["values"], rel=1e-5)  # MLflow gets six digits
