@@ -213,8 +213,11 @@ def load_part(kind: Kind, name: PartName) -> Any:
     """Import the object. Raises UserError, one line, if it cannot be."""
     module_name, _, attribute = name.partition(":")
     code = find_code([name])
+    top = module_name.partition(".")[0]
+    is_own = any(_top(path) == top for path in code.files)
+    if not is_own and top in sys.stdlib_module_names:
+        raise UserError(f"{kind} {name}: is of Python itself, which has no parts; name a module of your own")
     try:
-        is_own = any(_top(path) == module_name.partition(".")[0] for path in code.files)
         module = _import_own(code, module_name) if is_own else importlib.import_module(module_name)
     except UserError:
         raise
@@ -227,7 +230,30 @@ def load_part(kind: Kind, name: PartName) -> Any:
         raise UserError(
             f"{kind} {name}: is of type {type(found).__name__}, but a class or a function is asked for"
         )
+    if not is_own and not _is_safe(kind, found):
+        raise UserError(
+            f"{kind} {name}: of an installed package only a class that is one can be named; call anything "
+            "else in a module of your own"
+        )
     return found
+
+
+def _is_safe(kind: Kind, found: Any) -> bool:
+    """Whether an installed object may be called for a model that is loaded.
+
+    The code of a model's own files is hashed and named. An installed function would be called with arguments
+    of whoever made the model, and might do anything.
+    """
+    bases = getattr(found, "__mro__", ()) if inspect.isclass(found) else ()
+    match kind:
+        case "backbone" | "head" | "context":
+            # By name, since this module does without torch.
+            names = ("torch.nn.modules.module", "Module")
+            return any((base.__module__, base.__name__) == names for base in bases)
+        case "metric":
+            return all(hasattr(found, needed) for needed in ("count", "score")) and bool(bases)
+        case "loss" | "transform" | "schedule" | "optimizer" | "sampler" | "dataset":
+            return True  # no model that is loaded has them called
 
 
 def make_part(kind: Kind, name: PartName, args: Mapping[str, Any], *given: Any, **named: Any) -> Any:

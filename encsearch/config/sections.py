@@ -105,7 +105,8 @@ class DataConfig(Section):
     @field_validator("store")
     @classmethod
     def _write_out_store(cls, given: str) -> str:
-        return find_part("dataset", given) or given
+        # A folder's name is no part's; entry points are looked up for a plain word alone.
+        return (find_part("dataset", given) if is_part(given) or given.isidentifier() else None) or given
 
 
 class AugmentConfig(Section):

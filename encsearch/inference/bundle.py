@@ -50,6 +50,7 @@ DATASET_FILE = "dataset.json"
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
 CODE_FILE = "code.json"
+CALLED_KINDS = ("backbone", "head", "context", "metric")  # of own parts, where a model is used
 READ_FILES = (WEIGHTS_FILE, DIGEST_FILE, CONFIG_FILE, PREPROCESSING_FILE, DATASET_FILE, METRICS_FILE)
 
 PREPROCESSING: Mapping[str, Any] = MappingProxyType(
@@ -343,6 +344,12 @@ def _read_code(folder: Path, config: Config) -> Code | None:
     if files:
         logging.getLogger(__name__).warning(
             "the model's own parts run code: %s (SHA-256 %s)", format_names(sorted(files)), code.digest[:12]
+        )
+    tops = {path.partition("/")[0].removesuffix(".py") for path in files}
+    called = [name for name, (kind, _) in names.items() if kind in CALLED_KINDS]
+    if others := [name for name in called if name.partition(":")[0].partition(".")[0] not in tops]:
+        logging.getLogger(__name__).warning(
+            "the model's own parts run code of installed packages: %s", format_names(others)
         )
     return code
 

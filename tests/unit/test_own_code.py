@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, with_overrides
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, with_overrides, with_values
 from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
 from encsearch.inference.bundle import Bundle, checkpoint_model, read_bundle, read_files, write_bundle
+from encsearch.inference.evaluation import find_own_metric
 from encsearch.inference.predictor import Predictor
 from encsearch.parts import code_from, find_code
 from encsearch.reports import BEGUN_FILE, MemoryRecorder
@@ -107,6 +108,32 @@ def test_the_files_that_go_to_a_server_are_the_whole_model(bundle: Bundle, tmp_p
         target.write_bytes(data)
     assert read_files(tmp_path / "replica") == read_files(tmp_path / "bundle")
     assert read_bundle(tmp_path / "replica").code
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "args", "line"),
+    [
+        ("model.backbone", "os:system", {"command": "touch ran"}, "is of Python itself"),
+        (
+            "model.head",
+            "mlflow.utils.process:_exec_cmd",
+            {"cmd": ["touch", "ran"]},
+            "only a class that is one",
+        ),
+        ("metric", "numpy:save", {"file": "ran", "arr": 1}, "only a class that is one"),
+    ],
+)
+def test_a_model_cannot_have_any_function_called(
+    bundle: Bundle, tmp_path: Path, kind: str, name: str, args: dict[str, object], line: str
+) -> None:
+    """Loaded and scored: what it names is not called with the arguments that it gives."""
+    write_bundle(bundle, tmp_path / "bundle")
+    given = {f"{'eval' if kind == 'metric' else 'model'}.args": {name: args}, kind: name}
+    changed = with_values(bundle.config.model_copy(update={"code": None}), given)
+    (tmp_path / "bundle" / "config.yaml").write_text(to_yaml(changed))
+    with pytest.raises(UserError, match=line):
+        find_own_metric(read_bundle(tmp_path / "bundle"))
+    assert not list(tmp_path.glob("ran*"))
 
 
 def test_a_line_says_whose_code_runs_before_it_does(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from encsearch.errors import UserError
@@ -205,7 +206,9 @@ def test_an_installed_module_is_named_with_its_version_and_not_copied(folder: Pa
     assert dict(code.files) == {}
     assert code.digest == ""
     assert dict(code.installed) == {"pydantic": importlib.metadata.version("pydantic")}
-    assert load_part("loss", PartName("json:dumps"))([1]) == "[1]"
+    assert load_part("loss", PartName("pydantic:BaseModel")) is pydantic.BaseModel
+    with pytest.raises(UserError, match="loss json:dumps: is of Python itself, which has no parts"):
+        load_part("loss", PartName("json:dumps"))
     assert find_code([PartName("encsearch.parts:Code")]).files == {}
 
 
