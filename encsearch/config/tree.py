@@ -370,12 +370,12 @@ def named_parts(config: Config) -> dict[PartName, tuple[Kind, str]]:
     return found
 
 
-def argument_paths(config: Config) -> list[str]:
-    """The paths of all arguments of own parts that a recipe gives, searches or compares."""
+def argument_paths(config: Config) -> dict[str, str]:
+    """The paths of all arguments that a recipe gives, searches or compares, and the own part of each."""
     given = [*flatten(config), *(config.search.space if config.search else {})]
     points = (*config.ablate.rows.values(), *(config.search.enqueue if config.search else ()))
     given += [path for point in points for path in point]
-    return [path for path in dict.fromkeys(given) if (match := PART_PATH.fullmatch(path)) and match[2]]
+    return {path: match[3] for path in given if (match := PART_PATH.fullmatch(path)) and match[2]}
 
 
 def _tried_values(config: Config) -> Iterator[tuple[str, Any]]:

@@ -65,7 +65,7 @@ def _check(dataset: Any, name: PartName, split: str) -> SegmentationDataset:
         raise UserError(f"{where}: cannot be read ({type(error).__name__}: {one_line(error)})") from None
     if not isinstance(info, DatasetInfo) or not isinstance(fingerprint, str):
         raise UserError(
-            f"{where}: info must be an encsearch.DatasetInfo and fingerprint text, but got "
+            f"{where}: info must be a DatasetInfo of encsearch.data.datasets and fingerprint text, but got "
             f"{type(info).__name__} and {type(fingerprint).__name__}"
         )
     if not number:

@@ -185,8 +185,7 @@ def resolve_class_weights(loss: LossConfig, store: Store, train_split: str) -> t
 
 def _check_parts(config: Config, store: Store) -> None:
     named = named_parts(config)
-    for path in argument_paths(config):
-        name = path.split(".args.")[1].rpartition(".")[0]
+    for path, name in argument_paths(config).items():
         if name not in named and not any(find_part(kind, name) in named for kind in ENTRY_POINTS):
             names = f"it names {format_list(list(named))}" if named else "it names none"
             raise UserError(f"{path}: an argument of {name}, which the recipe does not name; {names}")

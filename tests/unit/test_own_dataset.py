@@ -83,7 +83,7 @@ def test_it_is_copied_once_and_again_when_its_fingerprint_changes(
         (
             "DatasetInfo(",
             "dict, (",
-            "info must be an encsearch.DatasetInfo and fingerprint text, but got",
+            "info must be a DatasetInfo of encsearch.data.datasets and fingerprint text, but got",
         ),
         ("return self.number", "return 0", "split train: has 0 samples"),
         (
