@@ -46,7 +46,7 @@ class SplitManifest:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a store is from: the importer, the licence of the data, and what the import said.
+    """Where a store is from: the importer (or a data set of one's own), the licence, what the import said.
 
     `quarantine` names each sample that was skipped, with the reason.
     """

@@ -15,10 +15,10 @@ import numpy as np
 from encsearch.config import Config, with_values
 from encsearch.data.codec import encode_png
 from encsearch.data.datasets import DatasetInfo, EncodedSample, Sample, SegmentationDataset
-from encsearch.data.manifest import MANIFEST_FILE
+from encsearch.data.manifest import MANIFEST_FILE, Origin
 from encsearch.data.store import write_store
 from encsearch.errors import UserError, one_line
-from encsearch.parts import PartName, code_from, is_part, make_part
+from encsearch.parts import PartName, code_from, find_code, is_part, make_part
 from encsearch.text import format_count
 
 STORES = "stores"
@@ -28,8 +28,8 @@ STORES = "stores"
 def with_own_store(config: Config, out: Path) -> Config:
     """The recipe with a store in place of its own data set, which is copied below `out` unless it is there.
 
-    The copy is named by the fingerprints of the splits, so another content is another copy. Raises UserError
-    for what does not keep to the contract.
+    The copy is named by the fingerprints of the splits, so another content is another copy; its manifest says
+    which code made it. Raises UserError for what does not keep to the contract.
     """
     name = config.data.store
     if not is_part(name):
@@ -50,8 +50,16 @@ def with_own_store(config: Config, out: Path) -> Config:
             number = sum(map(len, splits.values()))
             samples = format_count(number, "sample")
             logging.getLogger(__name__).warning("copying %s of %s to %s", samples, name, folder)
-            write_store(folder, infos[0], {split: _encode(d, name, split) for split, d in splits.items()})
+            samples_of = {split: _encode(dataset, name, split) for split, dataset in splits.items()}
+            write_store(folder, infos[0], samples_of, origin=Origin(_describe_code(name)))
     return with_values(config, {"data.store": str(folder), "data.args": {}})
+
+
+def _describe_code(name: PartName) -> str:
+    code = find_code([name])
+    packages = [f"{package} {version}" for package, version in sorted(code.installed.items())]
+    own = [f"code SHA-256 {code.digest}"] if code.files else []
+    return ", ".join([name, *own, *packages])
 
 
 def _check(dataset: Any, name: PartName, split: str) -> SegmentationDataset:

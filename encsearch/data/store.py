@@ -18,6 +18,7 @@ from encsearch.data.manifest import (
     MANIFEST_FILE,
     VERSION,
     Manifest,
+    Origin,
     Shard,
     SplitManifest,
     StoreError,
@@ -44,6 +45,7 @@ def write_store(
     info: DatasetInfo,
     splits: Mapping[str, Iterable[EncodedSample]],
     *,
+    origin: Origin | None = None,
     shard_bytes: int = 128 * 2**20,
 ) -> Manifest:
     """Write a whole store or nothing: it is built beside `path` and renamed when it is complete.
@@ -64,7 +66,7 @@ def write_store(
                 for name, samples in splits.items()
             }
             digests = {name: split.digest for name, split in written.items()}
-            manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written)
+            manifest = Manifest(VERSION, info, content_fingerprint(info, digests), written, origin)
             (building / MANIFEST_FILE).write_text(manifest_json(manifest), encoding="utf-8")
             sync(building / MANIFEST_FILE, building)
             check_free(store)

@@ -23,12 +23,12 @@ MAX_DIFF_BYTES = 2**20
 SHOWN_FINGERPRINT = 12  # hexadecimal digits, as `git log` shortens a commit
 
 
-def lineage(fingerprint: str, root: Path) -> dict[str, str]:
-    """Return tags: the data's fingerprint, versions, the job's machine and, in a git checkout, its commit.
+def lineage(root: Path) -> dict[str, str]:
+    """Return tags: versions, the job's machine and, in a git checkout, its commit.
 
     The command line is not among them: it may hold secrets.
     """
-    tags = {"data.fingerprint": fingerprint, "version.python": platform.python_version()}
+    tags = {"version.python": platform.python_version()}
     tags |= {f"version.{package}": version(package) for package in PACKAGES}
     tags |= {"job.host": socket.gethostname(), "job.system": platform.platform()}
     return tags | _git_tags(root)
@@ -46,6 +46,12 @@ def code_tags(config: Config) -> dict[str, str]:
     if code.files:
         tags |= {"code.sha256": code.digest, "code.files": ", ".join(sorted(code.files))}
     return tags
+
+
+def data_tags(manifest: Manifest) -> dict[str, str]:
+    """Return tags of the data: content, and what made the store, if its manifest says so."""
+    tags = {"data.fingerprint": manifest.fingerprint}
+    return tags | ({"data.origin": manifest.origin.importer} if manifest.origin else {})
 
 
 def describe_run(config: Config, manifest: Manifest, kind: str) -> dict[str, str]:

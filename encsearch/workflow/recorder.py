@@ -11,6 +11,7 @@ from encsearch.reports import INIT_FILE, Report, Status, best_report
 from encsearch.runner.monitor import publish_report
 from encsearch.tracking.lineage import (
     code_tags,
+    data_tags,
     describe_dataset,
     describe_run,
     lineage,
@@ -162,7 +163,8 @@ def start_run(
         run,
         params=_params(config, kind),
         tags={
-            **_lineage(store.fingerprint, record.root),
+            **_lineage(record.root),
+            **data_tags(store.manifest),
             **code_tags(config),
             **describe_run(config, store.manifest, kind),
             "encsearch.kind": kind,
@@ -185,6 +187,6 @@ def _params(config: Config, kind: str) -> dict[str, str | int | float | bool | N
 
 
 @cache
-def _lineage(fingerprint: str, root: Path) -> dict[str, str]:
+def _lineage(root: Path) -> dict[str, str]:
     """Collect the lineage once for each job: git takes longer than a short trial's epoch."""
-    return lineage(fingerprint, root)
+    return lineage(root)

@@ -35,10 +35,8 @@ def git(root: Path, *arguments: str) -> None:
 
 
 def test_outside_a_checkout_the_lineage_names_no_commit(tmp_path: Path) -> None:
-    tags = lineage("abc", tmp_path)
+    tags = lineage(tmp_path)
     write_diff(tmp_path, tmp_path / "artifacts")
-
-    assert tags["data.fingerprint"] == "abc"
     packages = {"torch", "torchvision", "numpy", "ray", "mlflow", "python"}
     assert {f"version.{package}" for package in packages} <= set(tags)
     assert not any("git" in name for name in tags)
@@ -46,14 +44,14 @@ def test_outside_a_checkout_the_lineage_names_no_commit(tmp_path: Path) -> None:
 
 
 def test_a_commit_is_named_with_its_branch_and_whether_it_is_all(checkout: Path, tmp_path: Path) -> None:
-    clean = lineage("abc", checkout)
+    clean = lineage(checkout)
     write_diff(checkout, tmp_path)
     assert (clean["mlflow.source.git.branch"], clean["git.dirty"]) == ("trunk", "false")
     assert len(clean["mlflow.source.git.commit"]) == 40
     assert not (tmp_path / "lineage").exists()
 
     (checkout / "recipe.yaml").write_text("lr: 0.02\n")
-    assert lineage("abc", checkout)["git.dirty"] == "true"
+    assert lineage(checkout)["git.dirty"] == "true"
 
 
 def test_the_diff_has_tracked_files_alone_and_no_secrets(checkout: Path, tmp_path: Path) -> None:
@@ -81,7 +79,7 @@ def test_the_diff_is_a_patch_to_the_letter(checkout: Path, tmp_path: Path) -> No
 
 def test_a_commit_that_is_checked_out_itself_has_no_branch(checkout: Path) -> None:
     git(checkout, "checkout", "--quiet", "--detach")
-    tags = lineage("abc", checkout)
+    tags = lineage(checkout)
     assert len(tags["mlflow.source.git.commit"]) == 40
     assert "mlflow.source.git.branch" not in tags
 

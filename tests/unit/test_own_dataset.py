@@ -1,6 +1,8 @@
 """A data set of one's own is copied into a store once, whole or not at all."""
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from encsearch.config import Config, load_config, with_values
 from encsearch.data.own import STORES, with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import UserError
+from encsearch.tracking.lineage import data_tags
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOURCE = """
@@ -54,6 +57,16 @@ def test_the_recipe_gets_a_store_with_the_samples(config: Config, tmp_path: Path
         assert np.all(split[3].image == 30 + len(name))
         assert np.all(split[3].mask == 1)
     assert with_own_store(copied, tmp_path / "runs") is copied, "a store is taken as it is"
+
+
+def test_runs_know_the_code_that_made_the_copy(config: Config, tmp_path: Path) -> None:
+    tags = data_tags(Store(copy(config, tmp_path / "runs").data.store).manifest)
+    digest = hashlib.sha256(SOURCE.encode()).hexdigest()
+    listed = hashlib.sha256(f"{digest}  made_set.py\n".encode()).hexdigest()
+    assert re.fullmatch(rf"made_set:Set, code SHA-256 {listed}, numpy [0-9.]+", tags["data.origin"])
+    other = SOURCE.replace('"first"', '"second"')
+    again = data_tags(Store(copy(config, tmp_path / "runs", other).data.store).manifest)
+    assert tags["data.origin"] != again["data.origin"]
 
 
 def test_it_is_copied_once_and_again_when_its_fingerprint_changes(
