@@ -114,7 +114,7 @@ PLANS = {
         (0.003, 0.0065, 0.014, 0.03, 0.065, 0.14, 0.3),
     ),
     "camvid": Plan(
-        "encsearch/recipes/camvid.yaml",
+        "benchmarks/camvid_sgd.yaml",
         {
             **EPOCHS,
             "model.backbone": "tiny",
