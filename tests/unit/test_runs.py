@@ -180,8 +180,14 @@ def test_the_metric_is_the_recipes() -> None:
 def test_lineage_is_data_code_and_versions() -> None:
     tags = {
         "data.fingerprint": "f",
+        "code.sha256": "a",
         "version.torch": "2",
         "mlflow.source.git.commit": "c",
         "encsearch.kind": "trial",
     }
-    assert list(lineage_tags(tags)) == ["data.fingerprint", "version.torch", "mlflow.source.git.commit"]
+    assert list(lineage_tags(tags)) == [
+        "data.fingerprint",
+        "code.sha256",
+        "version.torch",
+        "mlflow.source.git.commit",
+    ]

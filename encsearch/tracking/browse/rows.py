@@ -24,7 +24,7 @@ SHOWN_AS = {"run": "run_id", "name": "run_name", "kind": KIND_TAG}  # what table
 NEWEST_FIRST = "attributes.start_time DESC"
 MAX_NAMED = 5  # runs that an error lists
 SHORT_ID = 8  # characters of a run id that people are shown
-LINEAGE = ("data.", "version.", "git.", "mlflow.source.")
+LINEAGE = ("data.", "code.", "version.", "git.", "mlflow.source.")
 
 
 @dataclass(frozen=True)
