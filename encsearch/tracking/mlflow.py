@@ -3,10 +3,11 @@
 import os
 import random
 import re
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,9 @@ from encsearch.redaction import without_secrets
 from encsearch.tracking.uris import SQLITE, resolve_uri, sqlite_path
 
 PATIENCE_S = 60.0
+ANALYZED_RUNS = 100
+"""Runs of an SQLite store from which on it has statistics."""
+_ANALYZED_ROWS = 1000  # of each index, so that it takes milliseconds
 MAX_PAUSE_S = 1.0
 # MLflow's names for a locked database, a dead connection, a server that restarts, too many requests.
 TEMPORARY = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
@@ -91,6 +95,24 @@ def translate_failures(uri: str) -> Iterator[None]:
         raise PreflightError(
             f"MLflow at {without_secrets(uri)} cannot be used: {innermost(error)}; check {way_out}"
         ) from None
+
+
+def add_statistics(uri: str) -> None:
+    """Give an SQLite store statistics for its planner, once it holds ANALYZED_RUNS runs.
+
+    Without them SQLite looks for one run's values of a metric among all runs' values of it. It is done once,
+    since other connections that are open hear of the first statistics alone. A store that is locked or that
+    cannot be written stays as it is until the next call.
+    """
+    database = sqlite_path(uri)
+    if database is None or not database.exists():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=1)) as connection:
+        known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchall()
+        runs = connection.execute("SELECT 1 FROM runs LIMIT ?", (ANALYZED_RUNS,)).fetchall()
+        if not known and len(runs) == ANALYZED_RUNS:
+            connection.execute(f"PRAGMA analysis_limit = {_ANALYZED_ROWS}")
+            connection.execute("ANALYZE")
 
 
 def call_with_retries(uri: str, call: Callable[[], T]) -> T:
