@@ -1,5 +1,7 @@
 """The connection and the registry against a real MLflow: an SQLite store, and its HTTP server."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from encsearch.errors import PreflightError, UserError
 from encsearch.inference.bundle import Bundle, write_bundle
 from encsearch.model.encnet import EncNet
 from encsearch.tracking.browse.links import ui_command
-from encsearch.tracking.mlflow import Tracking, check_run, connect
+from encsearch.tracking.mlflow import ANALYZED_RUNS, Tracking, add_statistics, check_run, connect
 from encsearch.tracking.registry.fetch import load
 from encsearch.tracking.registry.packaging import register
 from encsearch.tracking.registry.versions import download_bundle
@@ -45,6 +47,38 @@ def test_a_run_that_another_store_holds_is_not_promoted_here(tracking: Tracking)
     check_run(tracking, start(tracking))
     with pytest.raises(UserError, match="has no run 0123; set MLFLOW_TRACKING_URI to the store"):
         check_run(tracking, "0123")
+
+
+def plan_of_a_history(database: Path) -> str:
+    """How SQLite finds what `MlflowClient.get_metric_history` asks for."""
+    with sqlite3.connect(database) as connection:
+        query = "SELECT * FROM metrics WHERE run_uuid = 'r1' AND key = 'a' ORDER BY timestamp, step, value"
+        return str(connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+
+
+def add_runs(database: Path, numbers: range) -> None:
+    """Runs with three values each of two metrics."""
+    with sqlite3.connect(database) as connection:
+        connection.executemany("INSERT INTO runs (run_uuid) VALUES (?)", [(f"r{n}",) for n in numbers])
+        connection.executemany(
+            "INSERT INTO metrics (key, value, timestamp, run_uuid, step) VALUES (?, 0.5, ?, ?, ?)",
+            [(key, step, f"r{n}", step) for n in numbers for key in "ab" for step in range(3)],
+        )
+
+
+def test_a_store_of_many_runs_finds_the_figures_of_one(tracking: Tracking, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    shutil.copy(tracking.uri.removeprefix("sqlite:///"), database)
+    add_runs(database, range(10))
+    add_statistics(f"sqlite:///{database}")
+    assert "(key=?)" in plan_of_a_history(database), "statistics of few runs would be kept for ever"
+    add_runs(database, range(10, ANALYZED_RUNS))
+    with sqlite3.connect(database) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        add_statistics(f"sqlite:///{database}")
+    assert "(key=?)" in plan_of_a_history(database), "the store was locked"
+    add_statistics(f"sqlite:///{database}")
+    assert "(run_uuid=? AND key=?)" in plan_of_a_history(database)
 
 
 @pytest.fixture(scope="session")
