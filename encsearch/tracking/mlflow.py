@@ -22,9 +22,16 @@ from encsearch.redaction import without_secrets
 from encsearch.tracking.uris import SQLITE, resolve_uri, sqlite_path
 
 PATIENCE_S = 60.0
-ANALYZED_RUNS = 100
-"""Runs of an SQLite store from which on it has statistics."""
-_ANALYZED_ROWS = 1000  # of each index, so that it takes milliseconds
+# What SQLite's planner is told of MLflow's indexes: rows in all, then rows that have the same first column,
+# the same first two, ... Without it, a run's values of a metric are looked for among all runs' values of it.
+# Written and not measured by ANALYZE, since what is measured while there are few runs would stay.
+_STATISTICS = (
+    ("metrics", "sqlite_autoindex_metrics_1", "1000000 10000 10 10 1 1 1"),
+    ("metrics", "index_metrics_run_uuid_key_step", "1000000 1000 10 1"),
+    ("metrics", "index_metrics_run_uuid", "1000000 1000"),
+    ("latest_metrics", "sqlite_autoindex_latest_metrics_1", "100000 1000 1"),
+    ("latest_metrics", "index_latest_metrics_run_uuid", "100000 100"),
+)
 MAX_PAUSE_S = 1.0
 # MLflow's names for a locked database, a dead connection, a server that restarts, too many requests.
 TEMPORARY = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
@@ -53,6 +60,7 @@ def connect(uri: str | None = None, experiment: str | None = None) -> Tracking:
     name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "encsearch"
     with translate_failures(uri):
         _set_up(uri)
+        _add_statistics(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(name) or _create_experiment(client, uri, name)
         check_answer(bool(found.experiment_id))
@@ -95,24 +103,6 @@ def translate_failures(uri: str) -> Iterator[None]:
         raise PreflightError(
             f"MLflow at {without_secrets(uri)} cannot be used: {innermost(error)}; check {way_out}"
         ) from None
-
-
-def add_statistics(uri: str) -> None:
-    """Give an SQLite store statistics for its planner, once it holds ANALYZED_RUNS runs.
-
-    Without them SQLite looks for one run's values of a metric among all runs' values of it. It is done once,
-    since other connections that are open hear of the first statistics alone. A store that is locked or that
-    cannot be written stays as it is until the next call.
-    """
-    database = sqlite_path(uri)
-    if database is None or not database.exists():
-        return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=1)) as connection:
-        known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchall()
-        runs = connection.execute("SELECT 1 FROM runs LIMIT ?", (ANALYZED_RUNS,)).fetchall()
-        if not known and len(runs) == ANALYZED_RUNS:
-            connection.execute(f"PRAGMA analysis_limit = {_ANALYZED_ROWS}")
-            connection.execute("ANALYZE")
 
 
 def call_with_retries(uri: str, call: Callable[[], T]) -> T:
@@ -168,6 +158,25 @@ def _set_up(uri: str) -> None:
         MlflowClient(tracking_uri=f"{SQLITE}{whole}").search_experiments(max_results=1)
         with suppress(FileExistsError):  # another process was first
             os.link(whole, database)
+
+
+def _add_statistics(uri: str) -> None:
+    """Give the planner of an SQLite store statistics, unless it has some of metrics.
+
+    A store that is locked or that cannot be written stays as it is.
+    """
+    database = sqlite_path(uri)
+    if database is None:
+        return
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=1)) as connection,
+        connection,
+    ):
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchall():
+            connection.execute("ANALYZE alembic_version")  # makes the table
+        if not connection.execute("SELECT 1 FROM sqlite_stat1 WHERE tbl = 'metrics'").fetchall():
+            connection.executemany("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", _STATISTICS)
 
 
 def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:

@@ -12,14 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from encsearch.redaction import without_user
 from encsearch.reports import Point
-from encsearch.tracking.mlflow import (
-    ANALYZED_RUNS,
-    STORE_FAILURES,
-    Tracking,
-    add_statistics,
-    check_answer,
-    innermost,
-)
+from encsearch.tracking.mlflow import STORE_FAILURES, Tracking, check_answer, innermost
 from encsearch.tracking.outbox.events import Ended, Started
 from encsearch.tracking.outbox.forward import (
     EventRefusedError,
@@ -43,7 +36,7 @@ class MlflowStore:
     """Runs of one experiment."""
 
     def __init__(self, tracking: Tracking) -> None:
-        self._client, self._uri, self._begun = tracking.client, tracking.uri, 0
+        self._client, self._uri = tracking.client, tracking.uri
         self.shown_uri = without_user(tracking.uri)
         self.experiment_id = tracking.experiment_id
 
@@ -52,9 +45,6 @@ class MlflowStore:
             run_id = known_id or self._find(event.key) or self._create(event, parent_id)
             if self._get(run_id).info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
-        if self._begun % ANALYZED_RUNS == 0:
-            add_statistics(self._uri)
-        self._begun += 1
         return run_id
 
     def describe(self, run_id: str, event: Started) -> None:
