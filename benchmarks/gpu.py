@@ -527,7 +527,7 @@ def loader(device: torch.device, arguments: argparse.Namespace) -> list[dict[str
 
 
 def small_recipe(arguments: argparse.Namespace, values: Mapping[str, Any]) -> Config:
-    """Its small network leaves most of a card idle."""
+    """The recipe `camvid` of before, whose small network leaves most of a card idle."""
     recipe = load_config("benchmarks/camvid_sgd.yaml")
     return with_values(recipe, {"data.store": arguments.store, "scaling.gpus_per_worker": 1, **values})
 

@@ -10,6 +10,7 @@ from encsearch.data.store import Store
 from encsearch.reports import Report
 from encsearch.tracking.lineage import (
     MAX_DIFF_BYTES,
+    data_tags,
     describe_dataset,
     describe_run,
     lineage,
@@ -109,6 +110,7 @@ def test_the_data_is_named_counted_and_fingerprinted(toy_config: Config) -> None
 
     assert (dataset.name, dataset.source) == ("toy", toy_config.data.store)
     assert dataset.fingerprint == Store(toy_config.data.store).fingerprint
+    assert data_tags(Store(toy_config.data.store).manifest) == {"data.fingerprint": dataset.fingerprint}
     assert dataset.profile == {
         "images": {"train": 24, "val": 10},
         "training_image_size": "32x32",

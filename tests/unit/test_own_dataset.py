@@ -60,7 +60,9 @@ def test_the_recipe_gets_a_store_with_the_samples(config: Config, tmp_path: Path
 
 
 def test_runs_know_the_code_that_made_the_copy(config: Config, tmp_path: Path) -> None:
-    tags = data_tags(Store(copy(config, tmp_path / "runs").data.store).manifest)
+    store = Store(copy(config, tmp_path / "runs").data.store)
+    tags = data_tags(store.manifest)
+    assert tags["data.fingerprint"] == store.fingerprint
     digest = hashlib.sha256(SOURCE.encode()).hexdigest()
     listed = hashlib.sha256(f"{digest}  made_set.py\n".encode()).hexdigest()
     assert re.fullmatch(rf"made_set:Set, code SHA-256 {listed}, numpy [0-9.]+", tags["data.origin"])
