@@ -268,6 +268,13 @@ def test_timms_resnet_is_torchvisions(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_layers_after_the_features_are_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("lcnet_035").state_dict(), weights)
+    build_backbone("timm:lcnet_035", 16, str(weights))
+    assert not caplog.records
+
+
 def test_timm_refuses_the_file_of_another_network(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "weights.pth")
     with pytest.raises(

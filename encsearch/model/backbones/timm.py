@@ -1,7 +1,9 @@
 """Any network of timm through one adapter; timm is optional (`pip install encsearch[timm]`)."""
 
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -88,7 +90,8 @@ def timm_backbone(name: str, output_stride: int, weights: Path | None, *, publis
     if not published:
         _check_fit(name, tensors, weights)
     overlay = {"file": str(weights), "custom_load": False}
-    net = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options[output_stride])
+    with _quiet_loading():
+        net = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options[output_stride])
     return TimmBackbone(net, output_stride)
 
 
@@ -138,6 +141,18 @@ def _check_fit(name: str, tensors: Mapping[str, Tensor], path: Path) -> None:
     found = {key: value for key, value in tensors.items() if key not in computed}
     names = [classifier] if isinstance(classifier, str) else classifier
     select_fitting(found, wanted, owner=f"timm's {name}", path=path, classifiers=names)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without timm's warning of unused keys: all are of layers after the last feature level."""
+    log = logging.getLogger("timm.models._builder")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _create(name: str, **options: Any) -> Any:
