@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from encsearch.cli.console import emit, json_option, say, table
 from encsearch.text import (
@@ -204,6 +205,8 @@ def sync(folders: tuple[Path, ...], wait_s: float, to: tuple[str, Path] | None, 
     what was written there before. MLflow is not asked.
     """
     if to:
+        if click.get_current_context().get_parameter_source("wait_s") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--to sends nothing, so there is no store to wait for; leave out --wait")
         _write_tensorboard(folders, to[1], as_json)
         return
     from encsearch.workflow.sync import sync as run

@@ -241,6 +241,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     )
     assert "does not exist" in refuse(str(tmp_path / "nowhere"), "--to", "tensorboard", tb)
     assert "'wandb' is not 'tensorboard'" in refuse(str(sweep), "--to", "wandb", tb)
+    assert "leave out --wait" in refuse(str(sweep), "--to", "tensorboard", tb, "--wait", "3")
     # The job's own folder would be replaced.
     assert "would be replaced" in refuse(str(sweep), "--to", "tensorboard", str(sweep.parent))
     assert "2 jobs have this name" in refuse(
