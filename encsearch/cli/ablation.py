@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from encsearch.cli.console import absolute, emit, json_option, say, table
-from encsearch.cli.training import out_option, overrides_argument, recipe_argument
+from encsearch.cli.console import emit, json_option, say, table
+from encsearch.cli.training import name_option, out_option, overrides_argument, recipe_argument
 from encsearch.text import format_count
 
 if TYPE_CHECKING:
@@ -20,17 +20,11 @@ if TYPE_CHECKING:
 @recipe_argument
 @overrides_argument
 @out_option
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    callback=absolute,
-    help="Go on with an interrupted ablation of the same recipe.",
-)
+@name_option
 @click.option("--dry-run", is_flag=True, help="Check every row and list the trainings, without training.")
 @json_option
 def ablate(
-    recipe: str, overrides: tuple[str, ...], out: Path, resume: Path | None, dry_run: bool, as_json: bool
+    recipe: str, overrides: tuple[str, ...], out: Path, name: str | None, dry_run: bool, as_json: bool
 ) -> None:
     """Train the paper's ablation of RECIPE side by side, and compare the rows.
 
@@ -40,18 +34,21 @@ def ablate(
     find in an image, beside a dictionary of visual words.
     """
     from encsearch.cli.progress import progress
+    from encsearch.cli.resuming import resume_named
     from encsearch.config import load_config
 
     config = load_config(recipe, overrides)
+    if resume_named(out, name, "ablation", config, as_json, only_new=["--dry-run"] if dry_run else []):
+        return
     from encsearch.workflow.ablate.run import ablate as run
     from encsearch.workflow.ablate.run import dry_run as rehearse
 
     if dry_run:
-        plan = rehearse(config, out, resume=resume)
+        plan = rehearse(config, out)
         emit(_plan_json(plan), as_json, _plan_text(config, plan))
         return
     with progress("checking the recipe and its data") as shown:
-        done = run(config, out, shown, resume=resume)
+        done = run(config, out, shown, name=name)
     report_ablated(done, as_json)
 
 

@@ -25,9 +25,9 @@ address_option = click.option(
     "--address", help="Job server, as http://HOST:8265; default: RAY_ADDRESS, else a cluster on this machine."
 )
 COMMANDS = ("train", "sweep", "ablate", "resume", "promote", "eval", "predict", "export", "data")
-NAMED = ("train", "sweep")  # whose folder has the job's name
+NAMED = ("train", "sweep", "ablate")  # whose folder has the job's name
 # Parameters of these commands that are paths, beside what a recipe names.
-PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "resume", "also")
+PATHS = ("folder", "source", "model", "store", "out", "prior_from", "warm_start_from", "also")
 FILES = ("model.weights", "train.init_from")  # of a recipe; no address will do
 RECIPE_PATHS = ("data.store", *FILES)
 MAX_COMMAND = 60  # characters of a job's command in a table
@@ -59,8 +59,8 @@ def submit(
     MLFLOW_TRACKING_URI, _USERNAME, _PASSWORD and _TOKEN, MLFLOW_EXPERIMENT_NAME and ENCSEARCH_NOTIFY_URL are,
     and Ray shows them to whoever may use its job server.
 
-    A train or sweep with --name has its folder of that name below --out. Submitted again under it, the job is
-    followed if it runs, and else goes on from what it has saved.
+    A train, sweep or ablate with --name has its folder of that name below --out. Submitted again under it,
+    the job is followed if it runs, and else goes on from what it has saved.
     """
     from encsearch.submit.client import follow, job_environment
     from encsearch.submit.client import submit as run

@@ -31,7 +31,7 @@ def new_folder(out: Path, recipe: str, name: str | None = None) -> Path:
     folder = out / (name or f"{recipe}-{stamp}-{secrets.token_hex(2)}")
     # One of a given name may be left of a job that was killed before it began.
     if name and {path.name for path in folder.glob("[!.]*")} - {CONFIG_FILE}:
-        raise UserError(f"{folder}: holds something else than a training or sweep; give another --name")
+        raise UserError(f"{folder}: holds something else than a job; give another --name")
     try:
         folder.mkdir(parents=True, exist_ok=bool(name))
     except OSError as error:

@@ -40,7 +40,8 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
         )
         return done
 
-    first = ablated()
+    first = ablated("--name", "rows")
+    assert first["folder"] == str(shell.folder / "runs" / "rows")
     assert first["failures"] == {}
     labels: dict[str, list[str]] = {}
     for figures in first["figures"]:
@@ -67,7 +68,7 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
     assert record.find(trained)
     record.append(Ended(trained, now_ms(), "KILLED"))
 
-    again = ablated("--resume", first["folder"])
+    again = ablated("--name", "rows")
     state = Record(folder).find(trained)
     assert state
     assert state.status == "FINISHED"
@@ -109,14 +110,14 @@ def test_weights_stay_until_everything_is_scored_with_them(shell: Shell, ray_her
     lost = next(line for line in lines if '"9-words-of-features' in line)
     results.write_text("".join(line for line in lines if line != lost))
 
-    again = json.loads(shell.encsearch(*options, "--resume", first["folder"]).stdout)
+    again = json.loads(shell.encsearch("resume", first["folder"], "--json").stdout)
     assert again["failures"] == {}
     assert [f["estimates"] for f in again["figures"]] == [f["estimates"] for f in first["figures"]]
 
     # As a version that kept fewer weights would have left it.
     shutil.rmtree(folder / "models" / "FCN-1-epochs-seed0")
     results.write_text("".join(line for line in lines if line != lost))
-    without = json.loads(shell.encsearch(*options, "--resume", first["folder"]).stdout)
+    without = json.loads(shell.encsearch("resume", first["folder"], "--json").stdout)
     name = json.loads(lost)["name"]
     assert without["failures"] == {name: "the weights of FCN-1-epochs-seed0 were not kept"}
 

@@ -190,7 +190,6 @@ SEARCHING = "search.space={{optim.lr: {{choice: [0.01]}}}}"  # to be formatted
         (["sweep", "{recipe}", SEARCHING], {"MLFLOW_TRACKING_URI": "x"}, 3, "not one that MLflow can use"),
         (["sweep", "{recipe}", SEARCHING], {"ENCSEARCH_STORAGE": "x"}, 3, "is not a database URL"),
         (["ablate", "{recipe}", "--out", "{recipe}"], {}, 2, "cannot make a run folder"),
-        (["ablate", "{recipe}", "--resume", "."], {}, 2, "not the folder of an ablation"),
         (["ablate", "{recipe}"], {"MLFLOW_TRACKING_URI": "x"}, 3, "not one that MLflow can use"),
     ],
 )

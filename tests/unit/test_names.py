@@ -65,5 +65,5 @@ def test_a_folder_of_a_name_may_be_left_of_a_job_that_did_not_begin(tmp_path: Pa
     (left / CONFIG_FILE).touch()
     assert new_folder(tmp_path, "recipe", "a") == left
     (left / "other").touch()
-    with pytest.raises(UserError, match="a: holds something else than a training or sweep"):
+    with pytest.raises(UserError, match="a: holds something else than a job"):
         new_folder(tmp_path, "recipe", "a")

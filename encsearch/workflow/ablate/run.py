@@ -82,29 +82,34 @@ class Ablated:
     report: Path
 
 
-def dry_run(config: Config, out: Path, *, resume: Path | None = None) -> Ablation:
+def dry_run(config: Config, out: Path) -> Ablation:
     """Plan the recipe's ablation and check that each training can run here now; nothing is started.
 
     MLflow is not contacted. Raises what `ablate` does.
     """
-    ablation, _ = _planned(with_own_store(config, out), out, resume)
+    ablation, _ = _planned(with_own_store(config, out), out)
     with rehearse_session(needs=config.scaling):
         return ablation
 
 
-def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None = None) -> Ablated:
+def ablate(
+    config: Config, out: Path, progress: Progress, *, name: str | None = None, resume: Path | None = None
+) -> Ablated:
     """Train every row and curve of `config.ablate` side by side, compare their last epochs, write the report.
 
-    Files go to a new folder below `out`, or to `resume`, the folder of an interrupted ablation of the same
-    recipe, whose finished trainings are kept. Raises UserError or PreflightError before anything is started,
-    and TrainingError when no EncNet could be trained, after writing the report of the others.
+    Files go to a new folder below `out`, called `name` if given, or to `resume`, the folder of an interrupted
+    ablation of the same recipe, whose finished trainings are kept. Raises UserError or PreflightError before
+    anything is started, and TrainingError when no EncNet could be trained, after writing the report of the
+    others.
     """
     config = with_own_store(config, out)
-    ablation, store = _planned(config, out, resume)
+    ablation, store = _planned(config, out)
+    if resume:
+        _check_same(config, resume)
     with run_sender() as sender, ExitStack() as session:
         session.enter_context(ray_session(needs=config.scaling))
         tracking = sender.store()
-        folder = resume or new_folder(out, config.name)
+        folder = resume or new_folder(out, config.name, name)
         if not resume:
             write_whole(folder / CONFIG_FILE, to_yaml(config))
             (folder / RESULTS_FILE).touch()
@@ -121,7 +126,7 @@ def ablate(config: Config, out: Path, progress: Progress, *, resume: Path | None
     return Ablated(folder, summary, story, report)
 
 
-def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, Store]:
+def _planned(config: Config, out: Path) -> tuple[Ablation, Store]:
     """Plan the trainings and open the store.
 
     Raises UserError for a row without a valid configuration, PreflightError for one that cannot run; both
@@ -140,8 +145,6 @@ def _planned(config: Config, out: Path, resume: Path | None) -> tuple[Ablation, 
             preflight(training.config, store, out)
         except UserError as error:
             raise type(error)(f"ablation row {row!r}: {error}") from None
-    if resume:
-        _check_same(config, resume)
     return ablation, store
 
 
@@ -292,7 +295,7 @@ def _check_same(config: Config, folder: Path) -> None:
         if before.get(name) != now.get(name):
             raise UserError(
                 f"{folder}: was started with {name}={before.get(name)}, but the recipe has {now.get(name)}; "
-                "give the same value, or start again without --resume"
+                "give the same value, or begin a new ablation"
             )
 
 
