@@ -85,7 +85,7 @@ def _reporter(kind: JobKind) -> Callable[[Any, bool], None]:
 def _report_finished(folder: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Without torch, since a job's script may call `resume` until it is finished."""
     if overrides:
-        from encsearch.workflow.train import changed_config
+        from encsearch.workflow.job import changed_config
 
         changed_config(folder, overrides)
     summary = read_summary(folder)

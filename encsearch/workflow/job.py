@@ -2,14 +2,14 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from encsearch.config import CONFIG_FILE, Config, named_parts
+from encsearch.config import CONFIG_FILE, Config, load_config, named_parts, with_overrides
 from encsearch.errors import NoticeError, PreflightError, StorageError, UserError
 from encsearch.files import write_whole
 from encsearch.parts import CODE_FOLDER, NoModuleError, code_from, find_code
@@ -76,6 +76,22 @@ def kept_code(config: Config, folder: Path) -> Config:
                 f"restore it from {kept}, or start a new job"
             )
     return config.model_copy(update={"code": str(kept)})
+
+
+def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """The recipe of a training or an ablation with `overrides`.
+
+    Raises UserError for one that would make it another job.
+    """
+    before = load_config(folder / CONFIG_FILE)
+    config = with_overrides(before, overrides)
+    train = config.train.model_copy(update={"checkpoint_every": before.train.checkpoint_every})
+    if config.model_copy(update={"scaling": before.scaling, "train": train}) != before:
+        raise UserError(
+            f"{format_list(list(overrides))}: the job has begun; only scaling. and "
+            "train.checkpoint_every. can be changed now"
+        )
+    return config
 
 
 def find_kind(folder: Path) -> JobKind:

@@ -40,10 +40,9 @@ def resume(
 
             return resume_sweep(folder, overrides, extend, progress)
         case "ablation":
-            from encsearch.workflow.ablate.run import ablate
+            from encsearch.workflow.ablate.run import resume as resume_ablation
 
-            config = load_config(folder / CONFIG_FILE, overrides)
-            return ablate(config, folder.parent, progress, resume=folder)
+            return resume_ablation(folder, overrides, progress)
         case "training":
             from encsearch.workflow.train import resume as resume_training
 
@@ -73,7 +72,7 @@ def find_changes(
     config = with_own_store(config, out)
     before, now = (flatten(one) for one in (load_config(folder / CONFIG_FILE), config))
     changed = {path: value for path, value in now.items() if before.get(path, value) != value}
-    if kind == "training":  # it kept what it needed
+    if kind != "sweep":  # nothing of it is used
         changed = {path: value for path, value in changed.items() if not path.startswith("search.")}
     if changed.get(TRIALS, math.inf) < before.get(TRIALS, 0):
         del changed[TRIALS]

@@ -6,10 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml, trial_config, with_overrides
+from encsearch.config import CONFIG_FILE, Config, to_yaml, trial_config
 from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
-from encsearch.errors import UserError
 from encsearch.files import read_object, write_whole
 from encsearch.inference.bundle import checkpoint_model, write_bundle
 from encsearch.redaction import without_user
@@ -31,7 +30,7 @@ from encsearch.runner.local import run_local
 from encsearch.runner.monitor import say_dashboard
 from encsearch.runner.notice import sigterm_notice
 from encsearch.runner.ray_session import ray_session
-from encsearch.text import format_count, format_list, format_score
+from encsearch.text import format_count, format_score
 from encsearch.tracking.outbox.record import Record, own_record
 from encsearch.tracking.outbox.sender import Sender, run_sender
 from encsearch.train.checkpoint_files import CHECKPOINTS, drop_checkpoints, find_best
@@ -40,6 +39,7 @@ from encsearch.workflow.artifacts import write_context, write_panels
 from encsearch.workflow.job import (
     BUNDLE,
     Progress,
+    changed_config,
     keep_code,
     kept_code,
     new_folder,
@@ -139,19 +139,6 @@ def _read_finished(folder: Path, metric: str) -> Trained:
     seconds = sum(report.seconds for report in reports)
     result = TrainingResult(reports, best_report(reports, metric), find_best(place), seconds)
     return Trained(folder, read_summary(folder), result)
-
-
-def changed_config(folder: Path, overrides: Sequence[str]) -> Config:
-    """A training's recipe with `overrides`. Raises UserError for one that would make it another training."""
-    before = load_config(folder / CONFIG_FILE)
-    config = with_overrides(before, overrides)
-    train = config.train.model_copy(update={"checkpoint_every": before.train.checkpoint_every})
-    if config.model_copy(update={"scaling": before.scaling, "train": train}) != before:
-        raise UserError(
-            f"{format_list(list(overrides))}: the training has begun; only scaling. and "
-            "train.checkpoint_every. can be changed now"
-        )
-    return config
 
 
 def _run(

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from encsearch.cli.console import say
-from encsearch.config import Config, to_yaml, with_values
-from encsearch.errors import UserError
-from encsearch.tracking.outbox.events import Ended
-from encsearch.tracking.outbox.record import Record, now_ms
-from encsearch.workflow.ablate.run import ablate
+from encsearch.config import CONFIG_FILE, Config, load_config, to_yaml
+from encsearch.errors import PreflightError, UserError
+from encsearch.reports import RESULTS_FILE
+from encsearch.tracking.outbox.events import Dataset, Ended
+from encsearch.tracking.outbox.record import Record, now_ms, own_record
 from encsearch.workflow.progress import LineProgress
+from encsearch.workflow.resume import resume
 from tests.e2e.shell import Shell
 
 pytestmark = pytest.mark.ray
@@ -68,36 +69,41 @@ def test_an_ablation_compares_its_rows_and_is_not_trained_again_when_resumed(
     assert record.find(trained)
     record.append(Ended(trained, now_ms(), "KILLED"))
 
-    again = ablated("--name", "rows")
+    again = ablated("--name", "rows", "scaling.timeout_s=90")
     state = Record(folder).find(trained)
     assert state
     assert state.status == "FINISHED"
     assert again["figures"] == first["figures"]
+    assert load_config(folder / CONFIG_FILE).scaling.timeout_s == 90
     assert again["parent_run_id"] == first["parent_run_id"]
     assert (folder / "trainings.jsonl").read_text() == lines
 
 
 @pytest.mark.parametrize(
-    ("files", "values", "message"),
+    ("overrides", "fingerprint", "error", "message"),
     [
-        ([], {}, "not the folder of an ablation \\(config.yaml is missing"),
-        (["config.yaml"], {}, "not the folder of an ablation \\(trainings.jsonl is missing"),
-        (
-            ["config.yaml", "trainings.jsonl"],
-            {"optim.lr": 0.5},
-            "was started with optim.lr=0.02, but .* has 0.5",
-        ),
+        (["optim.lr=0.5"], None, UserError, "optim.lr=0.5: the job has begun; only scaling"),
+        ([], "another", PreflightError, "holds other data than at the start of the job"),
     ],
 )
-def test_only_an_ablation_of_the_same_recipe_is_resumed(
-    toy_config: Config, tmp_path: Path, files: list[str], values: dict[str, float], message: str
+def test_only_an_ablation_of_the_same_recipe_and_data_goes_on(
+    toy_config: Config,
+    tmp_path: Path,
+    overrides: list[str],
+    fingerprint: str | None,
+    error: type[UserError],
+    message: str,
 ) -> None:
-    """The folder of a training or a sweep has the recipe too, and must not be written into."""
-    for name in files:
-        (tmp_path / name).write_text(to_yaml(toy_config), encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        ablate(with_values(toy_config, values), tmp_path, LineProgress(say), resume=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    """Rows of two recipes, or of two data sets, would stand side by side."""
+    (tmp_path / CONFIG_FILE).write_text(to_yaml(toy_config), encoding="utf-8")
+    (tmp_path / RESULTS_FILE).touch()
+    if fingerprint:
+        with own_record(tmp_path) as record:
+            record.start("toy", params={}, tags={}, dataset=Dataset("toy", fingerprint, "", {}))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(error, match=message):
+        resume(tmp_path, overrides, LineProgress(say))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_weights_stay_until_everything_is_scored_with_them(shell: Shell, ray_here: None) -> None:

@@ -132,7 +132,7 @@ def test_a_stopped_job_that_is_submitted_again_goes_on(
     again = submitter.run("submit", "--id", "stopped", "train", *longer)
     assert "the training is finished" in again.stdout
     other = submitter.run("submit", "--id", "stopped", "train", *longer, "optim.lr=0.5", code=2)
-    assert "optim.lr=0.5: the training has begun" in other.stdout
+    assert "optim.lr=0.5: the job has begun" in other.stdout
 
 
 def test_who_has_no_token_or_a_wrong_one_is_told_so(submitter: Shell, tmp_path: Path) -> None:

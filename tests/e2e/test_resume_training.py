@@ -64,8 +64,7 @@ def test_in_this_process_the_same_weights_arrive(shell: Shell) -> None:
     assert not list((folder / "checkpoints").glob("checkpoint-*"))
     line = shell.refusal("resume", str(folder), "optim.lr=9", code=2)
     assert (
-        "optim.lr=9: the training has begun; only scaling. and train.checkpoint_every. can be changed now"
-        in line
+        "optim.lr=9: the job has begun; only scaling. and train.checkpoint_every. can be changed now" in line
     )
     shell.encsearch("resume", str(folder), *SHORT)
 
@@ -92,7 +91,7 @@ def test_what_would_make_it_another_training_is_refused(shell: Shell) -> None:
     folder = kill_after(shell, "epoch 1/", "--in-process")
     line = shell.refusal("resume", str(folder), "optim.lr=0.5", code=2)
     assert (
-        "optim.lr=0.5: the training has begun; only scaling. and train.checkpoint_every. can be changed now"
+        "optim.lr=0.5: the job has begun; only scaling. and train.checkpoint_every. can be changed now"
         in line
     )
     line = shell.refusal("resume", str(folder), "--extend", "2", code=2)

@@ -145,14 +145,17 @@ def _check_fit(name: str, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Without timm's warning of unused keys: all are of layers after the last feature level."""
+    """Without timm's warning of unused keys: a file has those of the layers after the last feature level."""
     log = logging.getLogger("timm.models._builder")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    log.addFilter(_is_of_use)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.removeFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Unexpected keys")
 
 
 def _create(name: str, **options: Any) -> Any:

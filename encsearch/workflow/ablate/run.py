@@ -12,14 +12,14 @@ Files in the folder, in addition to those of every job:
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from encsearch.config import CONFIG_FILE, Config, flatten, load_config, to_yaml
+from encsearch.config import CONFIG_FILE, Config, to_yaml
 from encsearch.data.own import with_own_store
 from encsearch.data.store import Store
 from encsearch.errors import TrainingError, UserError
@@ -56,13 +56,14 @@ from encsearch.search.trials import TrialEvent
 from encsearch.search.tune.side_by_side import run_side_by_side
 from encsearch.text import format_count
 from encsearch.tracking.outbox.record import Record, own_record
-from encsearch.tracking.outbox.sender import TrackingStore, run_sender
+from encsearch.tracking.outbox.sender import Sender, TrackingStore, run_sender
 from encsearch.tracking.uris import resolve_uri
 from encsearch.train.checkpoint_files import drop_checkpoints, find_newest
-from encsearch.train.preflight import open_store, preflight
+from encsearch.train.preflight import check_same_data, open_store, preflight
 from encsearch.workflow.ablate.gains import write_gains
 from encsearch.workflow.job import (
     Progress,
+    changed_config,
     keep_code,
     kept_code,
     new_folder,
@@ -92,37 +93,64 @@ def dry_run(config: Config, out: Path) -> Ablation:
         return ablation
 
 
-def ablate(
-    config: Config, out: Path, progress: Progress, *, name: str | None = None, resume: Path | None = None
-) -> Ablated:
+def ablate(config: Config, out: Path, progress: Progress, *, name: str | None = None) -> Ablated:
     """Train every row and curve of `config.ablate` side by side, compare their last epochs, write the report.
 
-    Files go to a new folder below `out`, called `name` if given, or to `resume`, the folder of an interrupted
-    ablation of the same recipe, whose finished trainings are kept. Raises UserError or PreflightError before
-    anything is started, and TrainingError when no EncNet could be trained, after writing the report of the
-    others.
+    Files go to a new folder below `out`, called `name`, or after the recipe and the time. Raises UserError or
+    PreflightError before anything is started, and TrainingError when no EncNet could be trained, after
+    writing the report of the others.
     """
     config = with_own_store(config, out)
-    ablation, store = _planned(config, out)
-    if resume:
-        _check_same(config, resume)
+    _, store = _planned(config, out)
     with run_sender() as sender, ExitStack() as session:
         session.enter_context(ray_session(needs=config.scaling))
         tracking = sender.store()
-        folder = resume or new_folder(out, config.name, name)
-        if not resume:
-            write_whole(folder / CONFIG_FILE, to_yaml(config))
-            (folder / RESULTS_FILE).touch()
-        config = kept_code(config, folder) if resume else keep_code(config, folder)
-        ablation = plan_ablation(config)  # its trainings find own parts in the folder
-        with own_record(folder, sender.root) as record:
-            sender.follow(folder)
-            say_dashboard(progress.say)
-            observer = _Observer(config, store, ablation, record, folder, progress)
-            story, report = _train_and_compare(config, store, ablation, record, observer, session, folder)
-        sender.notify("finished", f"report: {report}")
-        summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
-        write_summary(folder, summary)
+        folder = new_folder(out, config.name, name)
+        write_whole(folder / CONFIG_FILE, to_yaml(config))
+        own = keep_code(config, folder)
+        (folder / RESULTS_FILE).touch()  # last: with it the folder is an ablation's
+        return _run(config, own, store, folder, sender, tracking, session, progress)
+
+
+def resume(folder: Path, overrides: Sequence[str], progress: Progress) -> Ablated:
+    """Go on with an ablation that was killed or interrupted; its finished trainings are kept.
+
+    Raises UserError for a change that would make it another ablation, and while another process runs it;
+    PreflightError when the data has changed.
+    """
+    recipe = changed_config(folder, overrides)
+    config = kept_code(recipe, folder)
+    _, store = _planned(config, folder)
+    record = Record(folder)
+    begun = record.find(record.main) if record.main else None
+    if begun and begun.started.dataset:
+        check_same_data(config, store, begun.started.dataset.fingerprint)
+    with run_sender() as sender, ExitStack() as session:
+        session.enter_context(ray_session(needs=config.scaling))
+        return _run(recipe, config, store, folder, sender, sender.store(), session, progress)
+
+
+def _run(
+    recipe: Config,
+    config: Config,
+    store: Store,
+    folder: Path,
+    sender: Sender,
+    tracking: TrackingStore,
+    session: ExitStack,
+    progress: Progress,
+) -> Ablated:
+    """Run what is left of an ablation; `config` is the recipe with own parts from the folder."""
+    ablation = plan_ablation(config)
+    with own_record(folder, sender.root) as record:
+        write_whole(folder / CONFIG_FILE, to_yaml(recipe))  # a resume may have changed its scaling
+        sender.follow(folder)
+        say_dashboard(progress.say)
+        observer = _Observer(config, store, ablation, record, folder, progress)
+        story, report = _train_and_compare(config, store, ablation, record, observer, session, folder)
+    sender.notify("finished", f"report: {report}")
+    summary = _summary(config, store, ablation, observer, tracking, sender.run_ids())
+    write_summary(folder, summary)
     return Ablated(folder, summary, story, report)
 
 
@@ -283,20 +311,6 @@ class _Observer:
 
     def say(self, line: str) -> None:
         self._progress.say(line)
-
-
-def _check_same(config: Config, folder: Path) -> None:
-    """Check that the recipe is unchanged: results of another recipe cannot be continued."""
-    for name in (CONFIG_FILE, RESULTS_FILE):  # every job has the first, an ablation alone the second
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: not the folder of an ablation ({name} is missing)")
-    before, now = flatten(load_config(folder / CONFIG_FILE)), flatten(config)
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise UserError(
-                f"{folder}: was started with {name}={before.get(name)}, but the recipe has {now.get(name)}; "
-                "give the same value, or begin a new ablation"
-            )
 
 
 def _score_weights(
