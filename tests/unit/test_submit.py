@@ -315,6 +315,32 @@ def test_what_only_this_machine_has_is_refused_before_anything_travels(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("train camvid", ["train", "--name", "first", "camvid"]),
+        ("sweep camvid", ["sweep", "--name", "first", "camvid"]),
+        ("ablate ablation", ["ablate", "--name", "first", "ablation"]),
+        ("ablate --name other ablation", ["ablate", "--name", "other", "ablation"]),
+    ],
+)
+def test_a_named_job_goes_on_in_the_folder_of_its_name(
+    line: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[list[str]] = []
+
+    def submit(entrypoint: list[str], **_: object) -> tuple[str, bool]:
+        sent.append(entrypoint)
+        return "first", True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(client, "submit", submit)
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--no-wait", "--name", "first", *line.split(), *ABSOLUTE])
+    assert ended.value.code == 0
+    assert sent == [["python", "-m", "encsearch", *command, *ABSOLUTE]]
+
+
 class Answering:
     """A job server that has these jobs, and takes more."""
 
